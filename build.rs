@@ -1,0 +1,40 @@
+//! Compiles the protos without a system `protoc`, and writes libtorch's folder into the binaries' rpath.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+const PROTOS: &[&str] = &[
+    "google/longrunning/operations.proto",
+    "visage/v1/errors.proto",
+    "visage/v1/face_service.proto",
+    "visage/v1/model_service.proto",
+    "visage/v1/prediction.proto",
+    "visage/v1/recipe.proto",
+    "visage/v1/training_service.proto",
+    "visage/v1/visage_service.proto",
+    "visage/store/v1/records.proto",
+    "visage/worker/v1/worker.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    // The public contract alone is what reflection shows.
+    let mut public = descriptors.clone();
+    public.file.retain(|f| !matches!(f.package(), "visage.store.v1" | "visage.worker.v1"));
+    fs::write(out.join("visage_v1.bin"), public.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .bytes(".visage.v1.PredictRequest.image")
+        .bytes(".visage.v1.FindSimilarRequest.query.image")
+        .bytes(".visage.v1.EnrollFaceRequest.source.image")
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .compile_fds(descriptors)?;
+    if let Ok(libtorch) = env::var("LIBTORCH") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! (skeleton)
+
+/// Runs the command.
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,5 @@
+//! The `visage` command.
+
+fn main() -> std::process::ExitCode {
+    visage::cli::main()
+}

@@ -1,0 +1,56 @@
+//! What can go wrong with networks and weights.
+
+use std::path::PathBuf;
+
+use crate::error::Kind;
+
+/// An error of the network layer.
+#[derive(Debug, thiserror::Error)]
+pub enum NnError {
+    /// The weights do not fit the network.
+    #[error("the weights do not fit the network: {detail}")]
+    WeightsMismatch {
+        /// Which tensors, with got and expected.
+        detail: String,
+    },
+    /// A weights file cannot be read.
+    #[error("{}: not a readable weights file: {detail}", path.display())]
+    WeightsUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+    /// The device named in the configuration is not there.
+    #[error("device {device} is not available: {detail}")]
+    DeviceUnavailable {
+        /// As configured.
+        device: String,
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// An allocation failed.
+    #[error("the device has no memory for this: {detail}")]
+    OutOfMemory {
+        /// libtorch's words.
+        detail: String,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch: {detail}")]
+    Torch {
+        /// Its words.
+        detail: String,
+    },
+}
+
+impl NnError {
+    /// Who must act.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::WeightsMismatch { .. } | Self::WeightsUnreadable { .. } => Kind::Invalid,
+            Self::OutOfMemory { .. } => Kind::Overloaded,
+            Self::DeviceUnavailable { .. } | Self::Torch { .. } => Kind::Internal,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Networks and weight readers: tensors.
+//!
+//! One file a network. Parameter names equal PyTorch's, so that published weights fit. Knows no store and no
+//! pixels' origin; the types that leave it ([`NetworkSpec`], [`TensorData`]) are free of `tch`.
+
+mod error;
+
+pub use error::NnError;
+
+/// The body's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// 11 M parameters, 512 features.
+    ResNet18,
+    /// 21 M parameters, 512 features.
+    ResNet34,
+    /// 24 M parameters, 2048 features.
+    ResNet50,
+}
+
+/// What a head's raw output means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// One number.
+    Regression,
+    /// As many logits as labels.
+    Classification {
+        /// At least 2.
+        n_labels: usize,
+    },
+}
+
+impl HeadKind {
+    /// Outputs of the head's linear layer.
+    #[must_use]
+    pub fn n_outputs(self) -> usize {
+        match self {
+            Self::Regression => 1,
+            Self::Classification { n_labels } => n_labels,
+        }
+    }
+}
+
+/// All that fixes a network's shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkSpec {
+    /// The body.
+    pub architecture: Architecture,
+    /// Head name and kind, in the order of the outputs.
+    pub heads: Vec<(String, HeadKind)>,
+    /// Dropout in training, 0 to below 1.
+    pub dropout: f64,
+}
+
+/// The element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// 32-bit float, little-endian.
+    F32,
+    /// 64-bit signed integer, little-endian.
+    I64,
+}
+
+/// A tensor as bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorData {
+    /// PyTorch's parameter name.
+    pub name: String,
+    /// Dimensions; empty for a scalar.
+    pub shape: Vec<i64>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Contiguous, little-endian.
+    pub bytes: Vec<u8>,
+}

@@ -1,0 +1,42 @@
+//! The generated messages and services: the public contract ([`v1`]), the stored records ([`store`]), what a
+//! server and its training process say to each other ([`worker`]), and long-running operations ([`longrunning`]).
+//!
+//! Holds no logic. The sources, with their documentation, are under `proto/`.
+
+pub use google::longrunning;
+pub use visage::{store::v1 as store, v1, worker::v1 as worker};
+
+/// The packages of `google.*`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod google {
+    /// `google.longrunning`.
+    pub mod longrunning {
+        tonic::include_proto!("google.longrunning");
+    }
+}
+
+/// The packages of `visage.*`, nested as their generated paths expect.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod visage {
+    /// The public contract.
+    pub mod v1 {
+        tonic::include_proto!("visage.v1");
+    }
+    /// The stored records.
+    pub mod store {
+        /// Format version 1.
+        pub mod v1 {
+            tonic::include_proto!("visage.store.v1");
+        }
+    }
+    /// The worker's pipe.
+    pub mod worker {
+        /// Version 1.
+        pub mod v1 {
+            tonic::include_proto!("visage.worker.v1");
+        }
+    }
+}
+
+/// The descriptors of the public contract, for reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/visage_v1.bin"));

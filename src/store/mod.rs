@@ -1,0 +1,102 @@
+//! Bytes that survive: records, blobs, migrations.
+//!
+//! Owns durability, atomicity and checksums. Knows nothing of what the records mean, nor of any transport. A
+//! [`Store`] holds ordered tables of byte keys and values; `Records` puts protobuf messages with a format version
+//! and a checksum into them; `BlobStore` holds big values by their SHA-256 in chunks. `SledStore` is the store of
+//! a server, `MemoryStore` that of small tests; both pass one suite of tests. Only `sled.rs` names the engine.
+
+mod error;
+
+pub use error::StoreError;
+
+/// The tables. The number is part of the stored key: never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Table {
+    /// Facts of the store itself: `StoreRecord`.
+    Meta = 0,
+    /// `ModelRecord`.
+    Models = 1,
+    /// `VersionRecord`.
+    Versions = 2,
+    /// `AliasRecord`.
+    Aliases = 3,
+    /// `RunRecord`.
+    Runs = 4,
+    /// `RunEventRecord`.
+    RunEvents = 5,
+    /// `CollectionRecord`.
+    Collections = 6,
+    /// `FaceRecord`.
+    Faces = 7,
+    /// `RequestRecord`.
+    Requests = 8,
+    /// `BlobRecord`.
+    Blobs = 9,
+    /// Raw chunks: digest, chunk index (4 bytes, big endian).
+    BlobChunks = 10,
+}
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// Which keys a scan visits, in key order.
+#[derive(Clone, Debug, Default)]
+pub struct Range {
+    /// Only keys that start with this.
+    pub prefix: Vec<u8>,
+    /// Only keys beyond this one, in the direction of the scan.
+    pub after: Option<Vec<u8>>,
+    /// From the last key to the first.
+    pub descending: bool,
+}
+
+/// What must hold for a batch to be applied.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// The key has no value.
+    Absent(Table, Vec<u8>),
+    /// The key has exactly this value.
+    Equals(Table, Vec<u8>, Vec<u8>),
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// Sets the key's value.
+    Put(Table, Vec<u8>, Vec<u8>),
+    /// Removes the key, if it is there.
+    Delete(Table, Vec<u8>),
+}
+
+/// Changes that are applied together or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Checked first, together with the writes' application.
+    pub conditions: Vec<Condition>,
+    /// Applied in order.
+    pub writes: Vec<Write>,
+}
+
+/// Ordered tables of bytes.
+///
+/// Calls block and belong on blocking threads.
+pub trait Store: Send + Sync + 'static {
+    /// The key's value.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the engine finds damage, [`StoreError::Io`] when the disk fails.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Up to `limit` entries of the range.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError>;
+
+    /// Applies a batch; when it returns, the batch survives a kill.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a condition does not hold: nothing was changed.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+}
