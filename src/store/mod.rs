@@ -5,9 +5,18 @@
 //! and a checksum into them; `BlobStore` holds big values by their SHA-256 in chunks. `SledStore` is the store of
 //! a server, `MemoryStore` that of small tests; both pass one suite of tests. Only `sled.rs` names the engine.
 
+mod blobs;
 mod error;
+mod memory;
+mod records;
+
+use std::ops::Bound;
+
+pub use blobs::{BlobStore, Digest, NotADigest, SweepReport};
 
 pub use error::StoreError;
+pub use memory::MemoryStore;
+pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
 
 /// The tables. The number is part of the stored key: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +58,38 @@ pub struct Range {
     pub after: Option<Vec<u8>>,
     /// From the last key to the first.
     pub descending: bool,
+}
+
+impl Range {
+    /// The keys it visits, or `None` when there can be none.
+    pub(crate) fn bounds(&self) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+        let mut low = Bound::Included(self.prefix.clone());
+        let mut high = successor(&self.prefix).map_or(Bound::Unbounded, Bound::Excluded);
+        if let Some(after) = &self.after {
+            if self.descending {
+                if *after <= self.prefix {
+                    return None;
+                }
+                if !matches!(&high, Bound::Excluded(end) if end <= after) {
+                    high = Bound::Excluded(after.clone());
+                }
+            } else if *after >= self.prefix {
+                if matches!(&high, Bound::Excluded(end) if end <= after) {
+                    return None;
+                }
+                low = Bound::Excluded(after.clone());
+            }
+        }
+        Some((low, high))
+    }
+}
+
+/// The first key beyond all that start with `prefix`, or `None` when there is none.
+fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let kept = prefix.iter().rposition(|b| *b != u8::MAX)?;
+    let mut next = prefix[..=kept].to_vec();
+    next[kept] += 1;
+    Some(next)
 }
 
 /// What must hold for a batch to be applied.
