@@ -32,6 +32,9 @@ pub fn init(config: &LogConfig) -> Result<(), BadFilter> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     panic::set_hook(Box::new(|info| {
+        if crate::store::panic_is_guarded() {
+            return;
+        }
         let message = info.payload_as_str().unwrap_or("a panic without words");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(%place, thread = std::thread::current().name().unwrap_or("?"), "panic: {message}");
