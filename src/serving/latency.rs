@@ -2,8 +2,9 @@
 //!
 //! Warming gives each bucket's first figure, the base. Serving moves the figure of the bucket it runs by an
 //! exponentially weighted average, and with it a common factor, since what makes one bucket slow (a training run
-//! beside it, a throttled clock) makes all slow. A bucket that is not run drifts to its base times that factor, so that
-//! a bucket once seen slow is not avoided for ever.
+//! beside it, a throttled clock) makes all slow. A bucket that is not run drifts to its base times that factor, or to
+//! what the bucket that is run makes plausible, if that is less: a smaller one takes no longer, a larger one no longer
+//! than in proportion. So a bucket that was once measured in a bad moment is not avoided for ever.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use super::BUCKETS;
 
 /// The weight of a new measurement.
 const GAIN: f64 = 0.2;
-/// How far a bucket that was not run moves to its base times the factor, with each run of another.
+/// How far a bucket that was not run drifts with each run of another.
 const DRIFT: f64 = 0.02;
 
 /// Expected seconds by version and bucket.
@@ -36,11 +37,11 @@ impl LatencyTable {
         let speeds = self.versions.entry(version.clone()).or_insert_with(empty);
         let base = *speeds.base[at].get_or_insert(took / speeds.factor);
         speeds.factor += GAIN * (took / base - speeds.factor);
+        let run = *speeds.current[at].insert(speeds.current[at].map_or(took, |c| c + GAIN * (took - c)));
         for (other, (current, base)) in speeds.current.iter_mut().zip(speeds.base).enumerate() {
-            match (current, base) {
-                (current, _) if other == at => *current = Some(current.map_or(took, |c| c + GAIN * (took - c))),
-                (Some(current), Some(base)) => *current += DRIFT * (base * speeds.factor - *current),
-                _ => {}
+            if let (Some(current), Some(base), true) = (current, base, other != at) {
+                let plausible = run * (BUCKETS[other] as f64 / bucket as f64).max(1.0);
+                *current += DRIFT * (plausible.min(base * speeds.factor) - *current);
             }
         }
     }
@@ -113,5 +114,16 @@ mod tests {
         assert!(table.expected("v", 8) > Some(ms(390)));
         (0..300).for_each(|_| table.record(&v, 1, ms(10)));
         assert!(table.expected("v", 8) < Some(ms(50)), "{:?}", table.expected("v", 8));
+    }
+
+    #[test]
+    fn a_bucket_that_was_warmed_in_a_bad_moment_becomes_plausible() {
+        let (mut table, v) = (LatencyTable::default(), Arc::from("v"));
+        table.record(&v, 1, ms(500));
+        table.record(&v, 2, ms(12));
+        table.record(&v, 4, ms(900));
+        (0..400).for_each(|_| table.record(&v, 2, ms(12)));
+        assert!(close(table.expected("v", 1), ms(12)), "{:?}", table.expected("v", 1));
+        assert!(close(table.expected("v", 4), ms(24)), "{:?}", table.expected("v", 4));
     }
 }

@@ -75,9 +75,9 @@ async fn answers_with_what_the_engine_says() {
 }
 
 #[tokio::test]
-async fn what_waits_goes_together_by_deadline() {
+async fn the_earliest_deadline_reaches_the_device_first() {
     let fake = FakeEngineLoader::new();
-    let pool = loaded(&fake, ServingSettings { max_batch: 2, ..Default::default() }).await;
+    let pool = loaded(&fake, ServingSettings { max_batch: 1, ..Default::default() }).await;
     fake.close();
     let first = begin(run(&pool, 1));
     fake.wait_until_held();
@@ -92,9 +92,8 @@ async fn what_waits_goes_together_by_deadline() {
     assert!(answered(1, &first.await));
     for (marker, served) in (2..).zip(join_all(rest).await) {
         assert!(answered(marker, &served), "{marker}: {served:?}");
-        assert_eq!(served.unwrap().batch_size, 2);
     }
-    assert_eq!(fake.calls(), [vec![1], vec![4, 5], vec![3, 2]]);
+    assert_eq!(fake.calls(), [[1], [4], [5], [3], [2]]);
 }
 
 #[tokio::test]
@@ -144,8 +143,12 @@ async fn a_deadline_shorter_than_what_is_measured_is_refused_at_once() {
     assert!(answered(2, &run_by(&pool, 2, Instant::now() + Duration::from_secs(60)).await));
 }
 
-/// Submits the markers so that they go to the device as one batch.
-async fn in_one_batch(fake: &FakeEngineLoader, pool: &ServingPool, markers: &[u8]) -> Vec<Result<Served, ServeError>> {
+/// Submits the markers while the device is busy, so that they wait together; the runs they made come with the answers.
+async fn together(
+    fake: &FakeEngineLoader,
+    pool: &ServingPool,
+    markers: &[u8],
+) -> (Vec<Result<Served, ServeError>>, Vec<Vec<u8>>) {
     fake.close();
     let holding = begin(run(pool, 0));
     fake.wait_until_held();
@@ -153,26 +156,38 @@ async fn in_one_batch(fake: &FakeEngineLoader, pool: &ServingPool, markers: &[u8
     fake.forget_calls();
     fake.open();
     assert!(answered(0, &holding.await));
-    join_all(all).await
+    (join_all(all).await, fake.calls())
+}
+
+/// A device that is as fast with many images as with one, so that the scheduler comes to prefer large batches.
+fn sluggish() -> FakeEngineLoader {
+    FakeEngineLoader::new().with_delay(Duration::from_millis(1), Duration::ZERO)
 }
 
 #[tokio::test]
 async fn a_bad_image_fails_alone() {
-    for fake in [FakeEngineLoader::new().failing_on(66), FakeEngineLoader::new().panicking_on(66)] {
+    for fake in [sluggish().failing_on(66), sluggish().panicking_on(66)] {
         let pool = loaded(&fake, ServingSettings::default()).await;
         let markers = [1, 2, 66, 4, 5, 6, 7, 8];
-        let results = in_one_batch(&fake, &pool, &markers).await;
-        for (marker, result) in markers.into_iter().zip(&results) {
-            match marker {
-                66 => {
-                    assert!(matches!(result, Err(ServeError::EngineFailed { detail, .. }) if detail.contains("told")))
+        // Batches are cut by measured times; after a few rounds one surely had the bad image among others.
+        for round in 0.. {
+            let (results, calls) = together(&fake, &pool, &markers).await;
+            for (marker, result) in markers.into_iter().zip(&results) {
+                match marker {
+                    66 => {
+                        assert!(
+                            matches!(result, Err(ServeError::EngineFailed { detail, .. }) if detail.contains("told"))
+                        );
+                    }
+                    _ => assert!(answered(marker, result), "{marker}: {result:?}"),
                 }
-                _ => assert!(answered(marker, result), "{marker}: {result:?}"),
             }
+            assert_eq!(calls.iter().filter(|call| **call == [66]).count(), 1);
+            if calls.iter().any(|call| call.len() > 1 && call.contains(&66)) {
+                break;
+            }
+            assert!(round < 500, "{calls:?}");
         }
-        let calls = fake.calls();
-        assert!(calls.iter().any(|call| call.len() > 1 && call.contains(&66)), "{calls:?}");
-        assert_eq!(calls.iter().filter(|call| **call == [66]).count(), 1);
         assert!(answered(9, &run(&pool, 9).await));
     }
 }
@@ -208,13 +223,22 @@ async fn an_engine_that_fails_everything_is_failed_and_can_be_loaded_again() {
 
 #[tokio::test]
 async fn without_memory_batches_are_halved_and_stay_small() {
-    let fake = FakeEngineLoader::new();
+    let fake = sluggish();
     let pool = loaded(&fake, ServingSettings::default()).await;
     let _ = fake.clone().with_memory_for(2);
-    let results = in_one_batch(&fake, &pool, &[1, 2, 3, 4, 5, 6, 7, 8]).await;
-    assert!((1..).zip(&results).all(|(marker, result)| answered(marker, result)), "{results:?}");
-    in_one_batch(&fake, &pool, &[1, 2, 3, 4, 5, 6, 7, 8]).await;
-    assert!(fake.calls().iter().all(|call| call.len() <= 2), "{:?}", fake.calls());
+    let markers = [1, 2, 3, 4, 5, 6, 7, 8];
+    for round in 0.. {
+        let (results, calls) = together(&fake, &pool, &markers).await;
+        assert!(markers.into_iter().zip(&results).all(|(marker, result)| answered(marker, result)), "{results:?}");
+        if calls.iter().any(|call| call.len() > 2) {
+            break;
+        }
+        assert!(round < 500, "{calls:?}");
+    }
+    for _ in 0..5 {
+        let (_, calls) = together(&fake, &pool, &markers).await;
+        assert!(calls.iter().all(|call| call.len() <= 2), "{calls:?}");
+    }
     let _ = fake.clone().with_memory_for(0);
     assert!(matches!(run(&pool, 1).await, Err(ServeError::DeviceMemory { .. })));
     let _ = fake.clone().with_memory_for(9);
@@ -225,8 +249,8 @@ async fn without_memory_batches_are_halved_and_stay_small() {
 async fn warming_finds_the_largest_batch_that_fits() {
     let fake = FakeEngineLoader::new().with_memory_for(5);
     let pool = loaded(&fake, ServingSettings::default()).await;
-    in_one_batch(&fake, &pool, &[1, 2, 3, 4, 5, 6, 7, 8]).await;
-    assert!(fake.calls().iter().all(|call| call.len() <= 4), "{:?}", fake.calls());
+    let (_, calls) = together(&fake, &pool, &[1, 2, 3, 4, 5, 6, 7, 8]).await;
+    assert!(calls.iter().all(|call| call.len() <= 4), "{calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
