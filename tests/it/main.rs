@@ -1,1 +1,4 @@
+//! Whole-system tests, in one binary.
 
+mod support;
+mod training_data;

@@ -1,0 +1,3 @@
+//! What whole-system tests share.
+
+pub(crate) mod faces;
