@@ -40,18 +40,23 @@ serve: build ## Start a server on the data folder (VISAGE_DATA=, ARGS=)
 	@exec $(BINARY) serve --data-dir "$(VISAGE_DATA)" $(ARGS)
 
 test: tools ## Run every test
-	@VISAGE_PYTHON="$$($(PYTHON) clients/python/venv.py)"; export VISAGE_PYTHON; \
+	@$(PYTHON) -m unittest discover -s deploy/tests
+	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
 	$(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
 
 lint: tools ## Check format, clippy, documentation and dependencies
 	@cargo fmt --check
 	@$(WITH_LIBTORCH); cargo clippy --all-targets --locked -- -D warnings
 	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
-	@if cargo deny --version >/dev/null 2>&1; then \
-	  cargo deny --offline --log-level error check bans licenses sources; \
+	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
+	$$python clients/python/generate.py >/dev/null; \
+	$$python -m mypy --config-file clients/python/pyproject.toml deploy clients/python; \
+	export PATH="$$(dirname $$python):$$PATH"; \
+	if cargo deny --version >/dev/null 2>&1; then \
+	  cargo deny --log-level warn check bans licenses sources; \
 	else \
-	  echo "lint: cargo-deny is not installed, so licences and duplicate dependencies were NOT checked."; \
-	  echo "      To check them: cargo install cargo-deny --locked"; \
+	  echo "lint: there is no cargo-deny for this machine, so licences and sources of dependencies were NOT checked."; \
+	  echo "      To check them: cargo install cargo-deny --locked, then make lint"; \
 	fi
 
 fmt: tools ## Format the code
@@ -65,7 +70,7 @@ eval: build ## Measure quality (DATA=FOLDER, SUITE=faces): target/evidence/<suit
 	done
 
 bench: build ## Measure speed (SUITE=training, serve or similar; all without it)
-	@VISAGE_PYTHON="$$($(PYTHON) clients/python/venv.py --with benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
+	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
 	mkdir -p $(EVIDENCE); \
 	for suite in $(or $(SUITE),training serve similar); do \
 	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/bench-$$suite.json" $(ARGS); \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares a Python that has what the client's tests need, and prints its path.
+"""Prepares a Python that has the packages of the given requirements files, and prints its path.
 
 The virtual environment is kept in the cache folder, not in the tree, and is named after the requirements' digest: a
 changed requirement makes another one, an unchanged one costs nothing. A file written last marks it complete, so that
@@ -7,7 +7,6 @@ an interrupted run is made again.
 """
 
 import argparse
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -18,31 +17,28 @@ import sys
 from pathlib import Path
 from typing import List
 
-HERE = Path(__file__).resolve().parent
-
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Prepare the virtual environment of the tests and print its Python.")
-    parser.add_argument("--with", dest="more", metavar="FILE", action="append", default=[], help="a further requirements file")
-    requirements = [HERE / "requirements.txt"] + [Path(f).resolve() for f in parser.parse_args().more]
+    """Prints the Python's path; 1 with a message when there is none."""
+    parser = argparse.ArgumentParser(description="Prepare a cached virtual environment and print its Python.")
+    parser.add_argument("requirements", metavar="REQUIREMENTS", nargs="+", type=Path, help="pip requirements files")
+    requirements: List[Path] = parser.parse_args().requirements
+    key = hashlib.sha256(f"{platform.python_version()} {sys.executable}".encode())
     for file in requirements:
         if not file.is_file():
             print(f"venv: there is no {file}.", file=sys.stderr)
             return 1
+        key.update(file.read_bytes())
     cache = Path(os.environ.get("VISAGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "visage")
     cache = cache.expanduser().absolute()
-    key = hashlib.sha256("\0".join([platform.python_version(), sys.executable]).encode())
-    for file in requirements:
-        key.update(file.read_bytes())
     target = cache / f"venv-{key.hexdigest()[:16]}"
-    python = target / "bin" / "python"
     if not (target / "complete").is_file():
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / f"{target.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (target / "complete").is_file() and not make(target, requirements):
                 return 1
-    print(python)
+    print(target / "bin" / "python")
     return 0
 
 
@@ -51,8 +47,7 @@ def make(target: Path, requirements: List[Path]) -> bool:
     print(f"venv: preparing {target} (once)", file=sys.stderr)
     shutil.rmtree(target, ignore_errors=True)
     if subprocess.run([sys.executable, "-m", "venv", str(target)], stdout=sys.stderr).returncode != 0:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         print("venv: this Python cannot make virtual environments. Debian: apt install python3-venv", file=sys.stderr)
         return False
     install = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
