@@ -42,15 +42,16 @@ serve: build ## Start a server on the data folder (VISAGE_DATA=, ARGS=)
 test: tools ## Run every test
 	@$(PYTHON) -m unittest discover -s deploy/tests
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
+	$$VISAGE_PYTHON -m unittest discover -s clients/python/tests; \
 	$(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
 
-lint: tools ## Check format, clippy, documentation and dependencies
+lint: tools ## Check format, clippy, documentation, dependencies and Python types
 	@cargo fmt --check
 	@$(WITH_LIBTORCH); cargo clippy --all-targets --locked -- -D warnings
 	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
-	$$python clients/python/generate.py >/dev/null; \
-	$$python -m mypy --config-file clients/python/pyproject.toml deploy clients/python; \
+	MYPYPATH="$$($$python clients/python/generate.py)" $$python -m mypy --config-file clients/python/pyproject.toml \
+	  --cache-dir target/mypy clients/python/generate.py clients/python/src clients/python/tests deploy; \
 	export PATH="$$(dirname $$python):$$PATH"; \
 	if cargo deny --version >/dev/null 2>&1; then \
 	  cargo deny --log-level warn check bans licenses sources; \
