@@ -63,18 +63,18 @@ lint: tools ## Check format, clippy, documentation, dependencies and Python type
 fmt: tools ## Format the code
 	@cargo fmt
 
-eval: build ## Measure quality (DATA=FOLDER, SUITE=faces): target/evidence/<suite>.json
+eval: build ## Measure quality on a folder (DATA=) into target/evidence/<suite>.json
 	@$(if $(DATA),,echo 'eval needs a folder: make eval DATA=FOLDER (it holds faces.csv)' >&2; exit 2;) \
 	mkdir -p $(EVIDENCE); \
-	for suite in $(or $(SUITE),faces training); do \
-	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/eval-$$suite.json" $(ARGS); \
+	for suite in $(or $(SUITE),faces); do \
+	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
 	done
 
-bench: build ## Measure speed (SUITE=training, serve or similar; all without it)
+bench: build ## Measure speed (SUITE=training, serve or similar; all without it), likewise
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
 	mkdir -p $(EVIDENCE); \
 	for suite in $(or $(SUITE),training serve similar); do \
-	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/bench-$$suite.json" $(ARGS); \
+	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
 	done
 
 clean: ## Remove what was built (not the fetched cache, not the data folder)
