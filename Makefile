@@ -49,6 +49,7 @@ lint: tools ## Check format, clippy, documentation, dependencies and Python type
 	@cargo fmt --check
 	@$(WITH_LIBTORCH); cargo clippy --all-targets --locked -- -D warnings
 	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@$(PYTHON) docs/check.py
 	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
 	MYPYPATH="$$($$python clients/python/generate.py)" $$python -m mypy --config-file clients/python/pyproject.toml \
 	  --cache-dir target/mypy clients/python/generate.py clients/python/src clients/python/tests deploy; \
