@@ -30,6 +30,8 @@ CHUNK_BYTES = 1 << 20
 MAX_FAILURES = 8
 TIMEOUT_S = 60
 FIRST_WAIT_S = 1.0
+# Below this a log needs no progress.
+QUIET_BYTES = 50_000_000
 NETWORK_ERRORS = (urllib.error.URLError, OSError, http.client.HTTPException)
 
 
@@ -333,7 +335,7 @@ class Bar:
         if self.terminal:
             if now - self.last_shown < 0.2 and have < self.n_bytes:
                 return
-        elif have * 10 // self.n_bytes < self.next_tenth:
+        elif have * 10 // self.n_bytes < self.next_tenth or self.n_bytes < QUIET_BYTES:
             return
         self.last_shown, self.next_tenth = now, have * 10 // self.n_bytes + 1
         speed = (have - self.from_bytes) / max(now - self.from_time, 1e-3)
