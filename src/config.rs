@@ -1,1 +1,438 @@
-//! (skeleton)
+//! Every setting of a server, from one documented file, the environment and flags, later ones winning.
+//!
+//! A key that is not here is an error that says where it stands. [`Config::sources`] tells where each value came from.
+//! The environment's names are `VISAGE_` and the key with `__` between its levels: `VISAGE_SERVER__LISTEN`.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Figment, Metadata, Profile, Provider, Source,
+    providers::{Env, Format, Serialized, Toml},
+    value::{Dict, Map, Value},
+};
+use serde::{Deserialize, Serialize};
+
+/// The documented file with every default, as `visage config --default` prints it.
+pub const DOCUMENTED_DEFAULTS: &str = include_str!("../deploy/visage.toml");
+
+/// The environment's prefix.
+const ENV_PREFIX: &str = "VISAGE_";
+
+/// Every setting of a server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The gRPC server.
+    pub server: ServerConfig,
+    /// Reading pictures.
+    pub images: ImagesConfig,
+    /// Running networks.
+    pub serving: ServingConfig,
+    /// Training runs.
+    pub training: TrainingConfig,
+    /// Collections of faces.
+    pub similarity: SimilarityConfig,
+    /// The store.
+    pub store: StoreConfig,
+    /// Lists.
+    pub pages: PagesConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("visage-data"),
+            server: ServerConfig::default(),
+            images: ImagesConfig::default(),
+            serving: ServingConfig::default(),
+            training: TrainingConfig::default(),
+            similarity: SimilarityConfig::default(),
+            store: StoreConfig::default(),
+            pages: PagesConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// The gRPC server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The largest message that is read, in bytes.
+    pub max_message_bytes: usize,
+    /// Unary calls in work at once.
+    pub max_concurrent_requests: usize,
+    /// For unary calls that bring no deadline, in milliseconds.
+    pub default_deadline_ms: u64,
+    /// Longer deadlines are cut to this, in milliseconds.
+    pub max_deadline_ms: u64,
+    /// Requests of one stream in work at once.
+    pub stream_window: usize,
+    /// Between HTTP/2 pings, in seconds.
+    pub keepalive_s: u64,
+    /// Connections are closed in peace after this, in seconds, so that load balancers can rebalance.
+    pub max_connection_age_s: u64,
+    /// For calls in work when the server is told to stop, in seconds.
+    pub drain_timeout_s: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
+            max_message_bytes: 16 << 20,
+            max_concurrent_requests: 256,
+            default_deadline_ms: 30_000,
+            max_deadline_ms: 300_000,
+            stream_window: 8,
+            keepalive_s: 30,
+            max_connection_age_s: 3_600,
+            drain_timeout_s: 10,
+        }
+    }
+}
+
+/// Reading pictures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Width times height that are decoded at most.
+    pub max_pixels: u64,
+    /// Decoding threads; 0: the number of cores.
+    pub decode_threads: usize,
+    /// Pictures that may wait for a decoding thread.
+    pub decode_queue: usize,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self { max_pixels: 50_000_000, decode_threads: 0, decode_queue: 256 }
+    }
+}
+
+/// Running networks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServingConfig {
+    /// auto, cpu or cuda:N.
+    pub device: String,
+    /// Threads of a forward pass; 0: the number of cores.
+    pub threads: usize,
+    /// Pictures that may wait for a version.
+    pub queue_capacity: usize,
+    /// Pictures that go through a network together, 1 to 32.
+    pub max_batch: usize,
+    /// The model of calls that name none, such as models/face; empty: the only one there is.
+    pub default_model: String,
+}
+
+impl Default for ServingConfig {
+    fn default() -> Self {
+        Self { device: "auto".to_owned(), threads: 0, queue_capacity: 128, max_batch: 32, default_model: String::new() }
+    }
+}
+
+/// Training runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingConfig {
+    /// Folders below which training data and weights may lie; empty: none may be named.
+    pub roots: Vec<PathBuf>,
+    /// Runs that train at once.
+    pub max_concurrent_runs: usize,
+    /// Runs that may wait.
+    pub max_queued_runs: usize,
+    /// Threads of a training process; 0: the number of cores.
+    pub threads: u32,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self { roots: Vec::new(), max_concurrent_runs: 1, max_queued_runs: 16, threads: 0 }
+    }
+}
+
+/// Collections of faces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SimilarityConfig {
+    /// The largest `k` of a search.
+    pub max_k: usize,
+    /// Collections up to this many faces are searched exactly.
+    pub exact_up_to: usize,
+}
+
+impl Default for SimilarityConfig {
+    fn default() -> Self {
+        Self { max_k: 1_000, exact_up_to: 5_000 }
+    }
+}
+
+/// The store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Of the engine's page cache, in bytes; the engine treats it as a wish.
+    pub cache_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20 }
+    }
+}
+
+/// Lists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PagesConfig {
+    /// Entries when the caller does not say.
+    pub default_size: usize,
+    /// The most entries on a page.
+    pub max_size: usize,
+}
+
+impl Default for PagesConfig {
+    fn default() -> Self {
+        Self { default_size: 50, max_size: 1_000 }
+    }
+}
+
+/// Logs, on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// One line an event: text or json.
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `tracing`: a level, or target=level pairs.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or cannot be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Its reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key is unknown or a value has the wrong type; the text says which and where.
+    #[error("the configuration is refused: {0}")]
+    Refused(Box<figment::Error>),
+    /// A value is out of its range.
+    #[error("the configuration is refused: {key} {rule}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// What is allowed.
+        rule: &'static str,
+    },
+}
+
+/// One setting and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Setting {
+    /// Such as `server.listen`.
+    pub key: String,
+    /// As it would stand in the file.
+    pub value: String,
+    /// `default`, the file's path, the variable's name, or `flag`.
+    pub source: String,
+}
+
+/// Flags that were given, by key: `server.listen` to its value.
+#[derive(Clone, Debug, Default)]
+pub struct Flags(Vec<(String, Value)>);
+
+impl Flags {
+    /// Adds a flag's value, if the flag was given.
+    #[must_use]
+    pub fn with<T: Into<Value>>(mut self, key: &str, value: Option<T>) -> Self {
+        self.0.extend(value.map(|value| (key.to_owned(), value.into())));
+        self
+    }
+}
+
+/// One flag as a source of configuration.
+struct Flag(String, Value);
+
+impl Provider for Flag {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("flag")
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = figment::util::nest(&self.0, self.1.clone());
+        Ok(Profile::Default.collect(nested.into_dict().unwrap_or_default()))
+    }
+}
+
+/// A configuration together with what it was made from.
+pub struct Loaded {
+    /// The effective values.
+    pub config: Config,
+    figment: Figment,
+}
+
+impl Config {
+    /// Reads the file, the environment and the flags, later ones winning, and checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key, and where it stands.
+    pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = file {
+            // figment takes a missing file for an empty one; a caller who names a file means it.
+            std::fs::metadata(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        // Variables of the program's tools and tests begin alike: only keys of a section or the data folder count.
+        figment = figment
+            .merge(Env::prefixed(ENV_PREFIX).split("__").filter(|key| key.as_str().contains('.') || key == "data_dir"));
+        for (key, value) in flags.0 {
+            figment = figment.merge(Flag(key, value));
+        }
+        let config: Self = figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
+        config.check()?;
+        Ok(Loaded { config, figment })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let rules = [
+            ("server.max_message_bytes", self.server.max_message_bytes >= 1 << 10, "must be at least 1024"),
+            ("server.max_concurrent_requests", self.server.max_concurrent_requests >= 1, "must be at least 1"),
+            ("server.default_deadline_ms", self.server.default_deadline_ms >= 1, "must be at least 1"),
+            (
+                "server.max_deadline_ms",
+                self.server.max_deadline_ms >= self.server.default_deadline_ms,
+                "must not be below server.default_deadline_ms",
+            ),
+            ("server.stream_window", (1..=256).contains(&self.server.stream_window), "must be 1 to 256"),
+            ("server.keepalive_s", self.server.keepalive_s >= 1, "must be at least 1"),
+            ("server.max_connection_age_s", self.server.max_connection_age_s >= 1, "must be at least 1"),
+            ("images.max_pixels", (1..=1_000_000_000).contains(&self.images.max_pixels), "must be 1 to 10^9"),
+            ("images.decode_queue", self.images.decode_queue >= 1, "must be at least 1"),
+            ("serving.queue_capacity", self.serving.queue_capacity >= 1, "must be at least 1"),
+            ("serving.max_batch", (1..=32).contains(&self.serving.max_batch), "must be 1 to 32"),
+            ("training.max_concurrent_runs", self.training.max_concurrent_runs >= 1, "must be at least 1"),
+            ("similarity.max_k", (1..=100_000).contains(&self.similarity.max_k), "must be 1 to 100000"),
+            ("pages.default_size", self.pages.default_size >= 1, "must be at least 1"),
+            ("pages.max_size", self.pages.max_size >= self.pages.default_size, "must not be below pages.default_size"),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((key, _, rule)) => Err(ConfigError::OutOfRange { key, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Loaded {
+    /// Every setting with its effective value and where that came from.
+    ///
+    /// # Errors
+    /// When a value cannot be shown, a defect.
+    pub fn sources(&self) -> Result<Vec<Setting>, ConfigError> {
+        let values: Dict = self.figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
+        let mut settings = Vec::new();
+        self.walk("", &values, &mut settings);
+        Ok(settings)
+    }
+
+    fn walk(&self, prefix: &str, values: &Dict, settings: &mut Vec<Setting>) {
+        for (name, value) in values {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            if let Value::Dict(_, inner) = value {
+                self.walk(&key, inner, settings);
+                continue;
+            }
+            let source = self.figment.find_metadata(&key).map_or_else(|| "default".to_owned(), |m| source(m, &key));
+            let value = serde_json::to_string(value).unwrap_or_default();
+            settings.push(Setting { key, value, source });
+        }
+    }
+}
+
+fn source(metadata: &Metadata, key: &str) -> String {
+    match (&metadata.source, metadata.name.as_ref()) {
+        (Some(Source::File(path)), _) => path.display().to_string(),
+        (_, "flag") => "flag".to_owned(),
+        (_, name) if name.contains("environment") => format!("{ENV_PREFIX}{}", key.to_uppercase().replace('.', "__")),
+        _ => "default".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn load(text: &str, flags: Flags) -> Result<Loaded, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("visage.toml");
+        fs::write(&file, text).unwrap();
+        Config::load(Some(&file), flags)
+    }
+
+    #[test]
+    fn the_documented_file_is_the_defaults() {
+        let loaded = load(DOCUMENTED_DEFAULTS, Flags::default()).unwrap();
+        assert_eq!(loaded.config, Config::default());
+        for setting in loaded.sources().unwrap() {
+            assert!(setting.source.ends_with("visage.toml"), "{} is not in the documented file", setting.key);
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_each_value_knows_its_source() {
+        let flags = Flags::default().with("server.listen", Some("127.0.0.1:7")).with("data_dir", None::<String>);
+        let loaded = load("[server]\nlisten = \"127.0.0.1:9\"\nstream_window = 3\n", flags).unwrap();
+        assert_eq!(loaded.config.server.listen.port(), 7);
+        let sources = loaded.sources().unwrap();
+        let of = |key: &str| sources.iter().find(|s| s.key == key).unwrap().source.clone();
+        assert_eq!(of("server.listen"), "flag");
+        assert!(of("server.stream_window").ends_with("visage.toml"));
+        assert_eq!(of("images.max_pixels"), "default");
+    }
+
+    #[test]
+    fn unknown_keys_and_values_out_of_range_are_named() {
+        let unknown = load("[server]\nlisten_on = 1\n", Flags::default()).err().unwrap().to_string();
+        assert!(unknown.contains("listen_on") && unknown.contains("visage.toml"), "{unknown}");
+        let range = load("[serving]\nmax_batch = 33\n", Flags::default()).err().unwrap().to_string();
+        assert!(range.contains("serving.max_batch"), "{range}");
+        let wrong = load("[server]\nlisten = \"nowhere\"\n", Flags::default()).err().unwrap().to_string();
+        assert!(wrong.contains("server.listen"), "{wrong}");
+        let missing = Config::load(Some(Path::new("/nonexistent/visage.toml")), Flags::default());
+        assert!(matches!(missing, Err(ConfigError::File { .. })));
+    }
+}

@@ -3,9 +3,23 @@
 //! One file a network. Parameter names equal PyTorch's, so that published weights fit. Knows no store and no
 //! pixels' origin; the types that leave it ([`NetworkSpec`], [`TensorData`]) are free of `tch`.
 
+mod device;
 mod error;
+mod head;
+mod inference;
+mod network;
+mod resnet;
+mod weights;
 
+pub use device::{Device, set_num_threads};
 pub use error::NnError;
+pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
+pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
+pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last, check_against};
+pub use weights::{parse_safetensors, read_safetensors, write_safetensors};
+
+/// Photos whose shorter side has fewer pixels say too little to be answered.
+pub const MIN_SIDE_PX: u32 = 16;
 
 /// The body's kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,1 +1,179 @@
-//! (skeleton)
+//! Models, their immutable versions, and the aliases that point at them.
+//!
+//! A version is a manifest that names everything that makes its answer; its tensors are blobs, shared by all versions
+//! that have the same ones. Knows no device: loading onto one is the serving layer's.
+
+mod error;
+mod manifest;
+mod names;
+mod versions;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock},
+    time::SystemTime,
+};
+
+pub use error::RegistryError;
+pub use manifest::{NewVersion, weight_bytes};
+pub use names::{AliasName, ModelId, ModelRef, VersionName};
+
+use crate::{
+    proto::store::{AliasRecord, ModelRecord},
+    store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, encode_record, join_key},
+};
+
+/// A model with its aliases.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelView {
+    /// As stored.
+    pub record: ModelRecord,
+    /// Alias to version number.
+    pub aliases: BTreeMap<AliasName, u64>,
+}
+
+/// The registry of a store. Its calls block.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    blobs: BlobStore,
+    /// Read while blobs are written for a manifest to come, written while a sweep looks for those without one.
+    sweeping: RwLock<()>,
+}
+
+impl Registry {
+    /// The registry of `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { blobs: BlobStore::new(Arc::clone(&store)), store, sweeping: RwLock::new(()) }
+    }
+
+    /// The store underneath.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// A model with its aliases.
+    ///
+    /// # Errors
+    /// [`RegistryError::ModelNotFound`].
+    pub fn get_model(&self, model: &ModelId) -> Result<ModelView, RegistryError> {
+        let record = self
+            .store
+            .get_record::<ModelRecord>(Table::Models, model.as_bytes())?
+            .ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
+        self.view(record)
+    }
+
+    fn view(&self, record: ModelRecord) -> Result<ModelView, RegistryError> {
+        let prefix = join_key(&[record.id.as_bytes(), b""]);
+        let range = Range { prefix: prefix.clone(), ..Range::default() };
+        let mut aliases = BTreeMap::new();
+        for (key, alias) in self.store.scan_records::<AliasRecord>(Table::Aliases, &range, usize::MAX)? {
+            let name = String::from_utf8_lossy(&key[prefix.len()..]);
+            aliases.insert(AliasName::parse("alias", &name)?, alias.version);
+        }
+        Ok(ModelView { record, aliases })
+    }
+
+    /// Up to `limit` models by id, from beyond the id `after`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn list_models(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ModelView>, RegistryError> {
+        let range = Range { after: after.map(<[u8]>::to_vec), ..Range::default() };
+        let rows = self.store.scan_records::<ModelRecord>(Table::Models, &range, limit)?;
+        rows.into_iter().map(|(_, record)| self.view(record)).collect()
+    }
+
+    /// Points an alias at a version, or removes it.
+    ///
+    /// With `expected`, only if it points there now (`Some(None)`: only if it does not exist). `extra` adds writes to
+    /// the same commit.
+    ///
+    /// # Errors
+    /// [`RegistryError::AliasMoved`] when it points elsewhere; `NotFound` for model, version or, when it should be
+    /// removed, alias.
+    pub fn set_alias(
+        &self,
+        model: &ModelId,
+        alias: &AliasName,
+        version: Option<u64>,
+        expected: Option<Option<u64>>,
+        extra: impl Fn(&ModelView) -> Batch,
+    ) -> Result<ModelView, RegistryError> {
+        let key = join_key(&[model.as_bytes(), alias.as_bytes()]);
+        loop {
+            let mut view = self.get_model(model)?;
+            let stored = self.store.get(Table::Aliases, &key)?;
+            let found = view.aliases.get(alias).copied();
+            if let Some(expected) = expected.filter(|expected| *expected != found) {
+                return Err(RegistryError::AliasMoved { model: model.clone(), alias: alias.clone(), expected, found });
+            }
+            let mut batch = Batch::default();
+            match &stored {
+                Some(value) => batch.require_equals(Table::Aliases, &key, value.clone()),
+                None => batch.require_absent(Table::Aliases, &key),
+            };
+            match version {
+                Some(number) => {
+                    // The version must still be there when the alias is written.
+                    let name = VersionName { model: model.clone(), number };
+                    let manifest = self.version_bytes(&name)?;
+                    batch.require_equals(Table::Versions, &name.key(), manifest);
+                    let record = AliasRecord { version: number, update_time: Some(SystemTime::now().into()) };
+                    batch.put_record(Table::Aliases, &key, &record);
+                    view.aliases.insert(alias.clone(), number);
+                }
+                None => {
+                    if found.is_none() {
+                        return Err(RegistryError::AliasNotFound { model: model.clone(), alias: alias.clone() });
+                    }
+                    batch.delete(Table::Aliases, &key);
+                    view.aliases.remove(alias);
+                }
+            }
+            batch.extend(extra(&view));
+            match self.store.commit(batch) {
+                Ok(()) => return Ok(view),
+                // Somebody moved it between the look and the commit: look again.
+                Err(StoreError::Conflict { table: Table::Aliases | Table::Versions, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The writes that make a model if it is absent, and raise its latest version to `number`.
+    fn model_writes(&self, model: &ModelId, number: Option<u64>) -> Result<(Batch, ModelRecord), RegistryError> {
+        let stored = self.store.get(Table::Models, model.as_bytes())?;
+        let mut batch = Batch::default();
+        let mut record = match &stored {
+            Some(value) => {
+                batch.require_equals(Table::Models, model.as_bytes(), value.clone());
+                crate::store::decode_record(Table::Models, model.as_bytes(), value)?
+            }
+            None => {
+                batch.require_absent(Table::Models, model.as_bytes());
+                ModelRecord { id: model.to_string(), create_time: Some(SystemTime::now().into()), latest_version: 0 }
+            }
+        };
+        record.latest_version = number.unwrap_or(record.latest_version + 1);
+        batch.put_record(Table::Models, model.as_bytes(), &record);
+        Ok((batch, record))
+    }
+
+    /// The writes that make version `number` the champion, if the model has none.
+    fn champion_writes(&self, model: &ModelId, number: u64) -> Result<Batch, RegistryError> {
+        let key = join_key(&[model.as_bytes(), AliasName::champion().as_bytes()]);
+        let mut batch = Batch::default();
+        if self.store.get(Table::Aliases, &key)?.is_none() {
+            let record = AliasRecord { version: number, update_time: Some(SystemTime::now().into()) };
+            batch.require_absent(Table::Aliases, &key);
+            batch.writes.push(crate::store::Write::Put(Table::Aliases, key, encode_record(&record)));
+        }
+        Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,28 @@
 //! and a checksum into them; `BlobStore` holds big values by their SHA-256 in chunks. `SledStore` is the store of
 //! a server, `MemoryStore` that of small tests; both pass one suite of tests. Only `sled.rs` names the engine.
 
+mod blobs;
+mod doctor;
 mod error;
+mod export;
+mod memory;
+mod migrate;
+mod records;
+mod sidecar;
+mod sled;
+mod tally;
 
+use std::{ops::Bound, path::Path, sync::Arc};
+
+pub use blobs::{BlobStore, Digest, NotADigest, SweepReport};
+
+pub use doctor::{DoctorReport, Finding, examine};
 pub use error::StoreError;
+pub use export::{export, import, verify_export};
+pub use memory::MemoryStore;
+pub use migrate::{Migrated, migrate, newest_format};
+pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
+pub use sled::{SledSettings, SledStore, panic_is_guarded};
 
 /// The tables. The number is part of the stored key: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +68,38 @@ pub struct Range {
     pub after: Option<Vec<u8>>,
     /// From the last key to the first.
     pub descending: bool,
+}
+
+impl Range {
+    /// The keys it visits, or `None` when there can be none.
+    pub(crate) fn bounds(&self) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+        let mut low = Bound::Included(self.prefix.clone());
+        let mut high = successor(&self.prefix).map_or(Bound::Unbounded, Bound::Excluded);
+        if let Some(after) = &self.after {
+            if self.descending {
+                if *after <= self.prefix {
+                    return None;
+                }
+                if !matches!(&high, Bound::Excluded(end) if end <= after) {
+                    high = Bound::Excluded(after.clone());
+                }
+            } else if *after >= self.prefix {
+                if matches!(&high, Bound::Excluded(end) if end <= after) {
+                    return None;
+                }
+                low = Bound::Excluded(after.clone());
+            }
+        }
+        Some((low, high))
+    }
+}
+
+/// The first key beyond all that start with `prefix`, or `None` when there is none.
+fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
+    let kept = prefix.iter().rposition(|b| *b != u8::MAX)?;
+    let mut next = prefix[..=kept].to_vec();
+    next[kept] += 1;
+    Some(next)
 }
 
 /// What must hold for a batch to be applied.
@@ -99,4 +150,25 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Conflict`] when a condition does not hold: nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Verifies what opening leaves out, as far as the engine keeps account of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] naming what is missing.
+    fn verify_all(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
+
+/// Opens the store of a folder, made if absent: verifies it and brings it to this program's format.
+///
+/// # Errors
+/// [`StoreError::Locked`], [`StoreError::NewerFormat`], or [`StoreError::Corrupt`] naming what is damaged.
+pub fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>, StoreError> {
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(dir, settings)?);
+    migrate(&store)?;
+    Ok(store)
+}
+
+#[cfg(test)]
+mod tests;

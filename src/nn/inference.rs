@@ -1,0 +1,225 @@
+//! A network that only answers, free of tch's types.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::{
+    Device, HeadKind, NetworkSpec, NnError, TensorData,
+    head::{EMBEDDING_16, EMBEDDING_512},
+    network::{Network, channels_last},
+};
+
+/// The batch sizes that networks are run with; others are filled up to the next. Kernels are prepared and kept by
+/// shape, so free sizes would cost memory and time without end.
+pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// What a network says about one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawOutput {
+    /// By head: the number of a regression, or the probabilities of a classification.
+    pub heads: Vec<Vec<f32>>,
+    /// By layer, as the network gives them.
+    pub embeddings: BTreeMap<String, Vec<f32>>,
+}
+
+/// A network with fixed weights on one device. It may move between threads, and belongs to one at a time.
+#[derive(Debug)]
+pub struct InferenceNetwork {
+    network: Network,
+    heads: Vec<HeadKind>,
+    normalisation: Normalisation,
+}
+
+/// Bytes of RGB to the network's input.
+#[derive(Debug)]
+pub struct Normalisation {
+    /// 1 / (255 std), by channel.
+    scale: Tensor,
+    /// -mean / std, by channel.
+    shift: Tensor,
+    device: tch::Device,
+}
+
+impl Normalisation {
+    /// For this mean and standard deviation of RGB in 0..1.
+    #[must_use]
+    pub fn new(mean: [f32; 3], std: [f32; 3], device: Device) -> Self {
+        let scale: Vec<f32> = std.iter().map(|s| 1.0 / (255.0 * s)).collect();
+        let shift: Vec<f32> = mean.iter().zip(&std).map(|(m, s)| -m / s).collect();
+        let channel = |values: &[f32]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device.tch());
+        Self { scale: channel(&scale), shift: channel(&shift), device: device.tch() }
+    }
+
+    /// `n` interleaved RGB squares, one after another, to `[n, 3, side, side]`, channels-last.
+    ///
+    /// # Errors
+    /// [`NnError::Torch`] when the bytes are not that many.
+    pub fn apply(&self, rgb: &[u8], n: usize, side_px: u32) -> Result<Tensor, NnError> {
+        let side = i64::from(side_px);
+        let expected = n * side_px as usize * side_px as usize * 3;
+        if rgb.len() != expected {
+            return Err(NnError::Torch { detail: format!("{} bytes of pixels, expected {expected}", rgb.len()) });
+        }
+        // Interleaved bytes are channels-last already: the permuted view keeps that layout.
+        let bytes = Tensor::f_from_slice(rgb)?.f_view([n as i64, side, side, 3])?.f_to_device(self.device)?;
+        let mut image = bytes.f_to_kind(Kind::Float)?.f_permute([0, 3, 1, 2])?;
+        Ok(image.f_mul_(&self.scale)?.f_add_(&self.shift)?)
+    }
+}
+
+impl InferenceNetwork {
+    /// The network of these tensors, which must be all of its own.
+    ///
+    /// # Errors
+    /// [`NnError::WeightsMismatch`], [`NnError::OutOfMemory`].
+    pub fn load(
+        spec: &NetworkSpec,
+        tensors: &[TensorData],
+        mean: [f32; 3],
+        std: [f32; 3],
+        device: Device,
+    ) -> Result<Self, NnError> {
+        let mut network = Network::new(spec, device);
+        network.load(tensors)?;
+        for tensor in network.variables().variables().values() {
+            let _ = tensor.set_requires_grad(false);
+        }
+        let heads = spec.heads.iter().map(|(_, kind)| *kind).collect();
+        Ok(Self { network, heads, normalisation: Normalisation::new(mean, std, device) })
+    }
+
+    /// Answers interleaved RGB squares of `side_px`, up to the largest bucket.
+    ///
+    /// # Errors
+    /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
+    pub fn infer(&mut self, rgb: &[&[u8]], side_px: u32) -> Result<Vec<RawOutput>, NnError> {
+        if rgb.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bucket = BUCKETS
+            .into_iter()
+            .find(|b| *b >= rgb.len())
+            .ok_or_else(|| NnError::Torch { detail: format!("a batch of {} is over the largest bucket", rgb.len()) })?;
+        let n_bytes = side_px as usize * side_px as usize * 3;
+        if let Some(wrong) = rgb.iter().find(|image| image.len() != n_bytes) {
+            return Err(NnError::Torch { detail: format!("{} bytes of pixels, expected {n_bytes}", wrong.len()) });
+        }
+        let mut bytes = rgb.concat();
+        bytes.resize(bucket * n_bytes, 0);
+        tch::no_grad(|| {
+            let images = self.normalisation.apply(&bytes, bucket, side_px)?;
+            let output = self.network.forward_t(&channels_last(&images), false)?;
+            let heads = self.heads.iter().zip(&output.heads).map(|(kind, raw)| {
+                let values = match kind {
+                    HeadKind::Regression => raw.shallow_clone(),
+                    HeadKind::Classification { .. } => raw.f_softmax(-1, Kind::Float)?,
+                };
+                rows(&values)
+            });
+            let heads = heads.collect::<Result<Vec<_>, NnError>>()?;
+            let (wide, narrow) = (rows(&output.embedding512)?, rows(&output.embedding16)?);
+            let image = |i: usize| RawOutput {
+                heads: heads.iter().map(|rows| rows[i].clone()).collect(),
+                embeddings: BTreeMap::from([
+                    (EMBEDDING_512.to_owned(), wide[i].clone()),
+                    (EMBEDDING_16.to_owned(), narrow[i].clone()),
+                ]),
+            };
+            Ok((0..rgb.len()).map(image).collect())
+        })
+    }
+}
+
+/// The rows of `[N, n]`.
+fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
+    let width = usize::try_from(*tensor.size().last().unwrap_or(&1)).unwrap_or(1).max(1);
+    let flat = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+    let values = Vec::<f32>::try_from(&flat)?;
+    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+/// A picture to try networks on: noise over a gradient, the same for the same seed on every machine.
+#[must_use]
+pub fn golden_input(seed: u64, side_px: u32) -> Vec<u8> {
+    let side = u64::from(side_px);
+    // SplitMix64 (Steele, Lea, Flood 2014): a few operations, no dependence on a library's version.
+    let noise = |i: u64| {
+        let mut z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % 64
+    };
+    let pixel = |i: u64| {
+        let (x, y, channel) = (i / 3 % side, i / 3 / side, i % 3);
+        let gradient = match channel {
+            0 => x * 191 / side,
+            1 => y * 191 / side,
+            _ => (x + y) * 95 / side,
+        };
+        (gradient + noise(i)) as u8
+    };
+    (0..side * side * 3).map(pixel).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Architecture;
+
+    fn spec() -> NetworkSpec {
+        NetworkSpec {
+            architecture: Architecture::ResNet18,
+            heads: vec![
+                ("age".to_owned(), HeadKind::Regression),
+                ("gender".to_owned(), HeadKind::Classification { n_labels: 2 }),
+            ],
+            dropout: 0.5,
+        }
+    }
+
+    fn network() -> InferenceNetwork {
+        let tensors = Network::new(&spec(), Device::Cpu).export().unwrap();
+        InferenceNetwork::load(&spec(), &tensors, [0.5; 3], [0.25; 3], Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn an_answer_does_not_depend_on_its_neighbours_in_the_batch() {
+        let mut network = network();
+        let images: Vec<_> = (0..3).map(|seed| golden_input(seed, 64)).collect();
+        let views: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
+        let together = network.infer(&views, 64).unwrap();
+        for (i, view) in views.iter().enumerate() {
+            let alone = &network.infer(&[view], 64).unwrap()[0];
+            assert!((alone.heads[0][0] - together[i].heads[0][0]).abs() < 1e-4);
+            assert!((alone.heads[1].iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            assert_eq!(alone.embeddings[EMBEDDING_512].len(), 512);
+            assert_eq!(alone.embeddings[EMBEDDING_16].len(), 16);
+        }
+        assert_ne!(together[0].embeddings, together[1].embeddings);
+    }
+
+    #[test]
+    fn wrong_sizes_and_weights_are_errors_not_panics() {
+        let mut network = network();
+        assert!(network.infer(&[&[0; 5]], 64).is_err());
+        assert!(network.infer(&[&golden_input(0, 32)], 64).is_err());
+        assert!(network.infer(&vec![golden_input(0, 32).as_slice(); 33], 32).is_err());
+        let mut tensors = Network::new(&spec(), Device::Cpu).export().unwrap();
+        tensors[0].shape.push(1);
+        let last = tensors.pop().unwrap();
+        tensors.push(TensorData { name: "stranger".to_owned(), ..last.clone() });
+        let error = InferenceNetwork::load(&spec(), &tensors, [0.5; 3], [0.5; 3], Device::Cpu).unwrap_err().to_string();
+        for named in [tensors[0].name.as_str(), last.name.as_str(), "stranger"] {
+            assert!(error.contains(named), "{error} does not name {named}");
+        }
+    }
+
+    #[test]
+    fn the_golden_input_is_the_same_everywhere() {
+        let image = golden_input(1, 32);
+        assert_eq!(crc32fast::hash(&image), crc32fast::hash(&golden_input(1, 32)));
+        assert_ne!(image, golden_input(2, 32));
+        assert_eq!(image[..6], golden_input(1, 32)[..6]);
+    }
+}

@@ -1,0 +1,250 @@
+//! A whole network, body and head, that can be trained.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tch::{Kind, TchError, Tensor, nn::VarStore};
+
+use super::{
+    Device, Dtype, NetworkSpec, NnError, TensorData,
+    head::{Head, HeadOutput},
+    resnet::Body,
+};
+
+/// The mean of ImageNet's RGB in 0..1, from which published bodies start.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// The standard deviation of ImageNet's RGB in 0..1.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Which part of a network a parameter belongs to, for the optimiser's groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Convolutions of the body.
+    BodyWeights,
+    /// Batch norm of the body.
+    BodyNorms,
+    /// Weights of the head's linear layers.
+    HeadWeights,
+    /// Batch norm and biases of the head.
+    HeadNorms,
+}
+
+impl Part {
+    fn of(name: &str, tensor: &Tensor) -> Self {
+        // Batch norm and biases have one dimension.
+        match (name.starts_with("head"), tensor.dim() > 1) {
+            (false, true) => Self::BodyWeights,
+            (false, false) => Self::BodyNorms,
+            (true, true) => Self::HeadWeights,
+            (true, false) => Self::HeadNorms,
+        }
+    }
+}
+
+/// A network with its variables.
+#[derive(Debug)]
+pub struct Network {
+    vs: VarStore,
+    body: Body,
+    head: Head,
+    frozen_body: bool,
+}
+
+impl Network {
+    /// A network of random weights, drawn from libtorch's generator (see [`tch::manual_seed`]).
+    #[must_use]
+    pub fn new(spec: &NetworkSpec, device: Device) -> Self {
+        let vs = VarStore::new(device.tch());
+        let body = Body::new(&vs.root(), spec.architecture);
+        let head = Head::new(&vs.root(), spec);
+        let mut network = Self { vs, body, head, frozen_body: false };
+        network.use_channels_last();
+        network
+    }
+
+    /// Lays convolution weights out channels-last, which oneDNN runs faster; names and values stay.
+    fn use_channels_last(&mut self) {
+        tch::no_grad(|| {
+            for mut tensor in self.vs.variables().into_values().filter(|t| t.dim() == 4) {
+                let laid_out = channels_last(&tensor);
+                tensor.set_data(&laid_out);
+            }
+        });
+    }
+
+    /// Answers for `[N, 3, H, W]` normalised images.
+    ///
+    /// # Errors
+    /// When libtorch refuses: no memory, or images smaller than the body's 32 pixels.
+    pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<HeadOutput, NnError> {
+        let features = if self.frozen_body {
+            tch::no_grad(|| self.body.forward_t(images, false))?
+        } else {
+            self.body.forward_t(images, train)?
+        };
+        Ok(self.head.forward_t(&features, train)?)
+    }
+
+    /// Freezes the body, batch norm included, or lets it learn again.
+    pub fn freeze_body(&mut self, freeze: bool) {
+        self.frozen_body = freeze;
+        for (name, tensor) in self.vs.variables() {
+            if !name.starts_with("head") && !is_buffer(&name) {
+                let _ = tensor.set_requires_grad(!freeze);
+            }
+        }
+    }
+
+    /// Starts a regression at the mean of its labels instead of near zero, which spares the first steps.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn set_head_bias(&mut self, head_idx: usize, value: f64) -> Result<(), NnError> {
+        Ok(self.head.set_bias(head_idx, value)?)
+    }
+
+    /// The parameters that learn, by part, each with its gradient once there is one.
+    #[must_use]
+    pub fn parameters(&self) -> BTreeMap<Part, Vec<Tensor>> {
+        let mut parts: BTreeMap<Part, Vec<(String, Tensor)>> = BTreeMap::new();
+        for (name, tensor) in self.vs.variables() {
+            if tensor.requires_grad() {
+                parts.entry(Part::of(&name, &tensor)).or_default().push((name, tensor));
+            }
+        }
+        // A map's order is random; the optimiser's must not be.
+        let in_order = |mut named: Vec<(String, Tensor)>| {
+            named.sort_by(|a, b| a.0.cmp(&b.0));
+            named.into_iter().map(|(_, tensor)| tensor).collect()
+        };
+        parts.into_iter().map(|(part, named)| (part, in_order(named))).collect()
+    }
+
+    /// Every parameter and buffer, by name.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn export(&self) -> Result<Vec<TensorData>, NnError> {
+        let mut tensors = Vec::new();
+        for (name, tensor) in self.vs.variables() {
+            tensors.push(to_data(name, &tensor)?);
+        }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(tensors)
+    }
+
+    /// Takes every tensor of the same name and shape; gives the names taken.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn take_matching(&mut self, tensors: &[TensorData]) -> Result<Vec<String>, NnError> {
+        let mut variables = self.vs.variables();
+        let mut taken = Vec::new();
+        for data in tensors {
+            let Some(variable) = variables.get_mut(&data.name) else { continue };
+            if variable.size() == data.shape && data.dtype == Dtype::F32 {
+                copy_into(variable, data)?;
+                taken.push(data.name.clone());
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes all tensors, which must be those of the network.
+    ///
+    /// # Errors
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    pub fn load(&mut self, tensors: &[TensorData]) -> Result<(), NnError> {
+        check(&self.shapes(), tensors)?;
+        self.take_matching(tensors)?;
+        Ok(())
+    }
+
+    /// The variables behind the network.
+    #[must_use]
+    pub fn variables(&self) -> &VarStore {
+        &self.vs
+    }
+
+    fn shapes(&self) -> HashMap<String, Vec<i64>> {
+        self.vs.variables().into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
+    }
+}
+
+/// Whether tensors are exactly those of a network.
+///
+/// # Errors
+/// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+pub fn check_against(spec: &NetworkSpec, tensors: &[TensorData]) -> Result<(), NnError> {
+    check(&Network::new(spec, Device::Cpu).shapes(), tensors)
+}
+
+/// How many names a message lists.
+const NAMES_SHOWN: usize = 8;
+
+fn check(expected: &HashMap<String, Vec<i64>>, tensors: &[TensorData]) -> Result<(), NnError> {
+    let given: HashMap<&str, &TensorData> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let mut wrong = Vec::new();
+    for (name, shape) in expected {
+        match given.get(name.as_str()) {
+            None => wrong.push(format!("{name} is missing")),
+            Some(t) if t.shape != *shape => wrong.push(format!("{name} has shape {:?}, not {shape:?}", t.shape)),
+            Some(t) if t.dtype != Dtype::F32 => wrong.push(format!("{name} is not f32")),
+            Some(_) => {}
+        }
+    }
+    // Counters of batch norm's batches come with PyTorch's files and are of no use here.
+    wrong.extend(
+        tensors
+            .iter()
+            .filter(|t| !expected.contains_key(&t.name) && !t.name.ends_with("num_batches_tracked"))
+            .map(|t| format!("{} is not part of it", t.name)),
+    );
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    wrong.sort();
+    let more = wrong.len().saturating_sub(NAMES_SHOWN);
+    wrong.truncate(NAMES_SHOWN);
+    let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(NnError::WeightsMismatch { detail: format!("{}{rest}", wrong.join("; ")) })
+}
+
+fn is_buffer(name: &str) -> bool {
+    name.ends_with("running_mean") || name.ends_with("running_var")
+}
+
+/// The same values with the channels innermost in memory. tch has no argument for it: the permuted tensor is made
+/// contiguous and permuted back.
+#[must_use]
+pub fn channels_last(tensor: &Tensor) -> Tensor {
+    tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+fn to_data(name: String, tensor: &Tensor) -> Result<TensorData, NnError> {
+    let shape = tensor.size();
+    let flat = tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+    let values = Vec::<f32>::try_from(&flat)?;
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Ok(TensorData { name, shape, dtype: Dtype::F32, bytes })
+}
+
+fn copy_into(variable: &mut Tensor, data: &TensorData) -> Result<(), NnError> {
+    let source = Tensor::f_from_data_size(&data.bytes, &data.shape, Kind::Float)?;
+    tch::no_grad(|| variable.f_copy_(&source))?;
+    Ok(())
+}
+
+impl From<TchError> for NnError {
+    fn from(error: TchError) -> Self {
+        let detail = error.to_string();
+        // The C++ backtrace is for nobody here.
+        let detail = detail.lines().next().unwrap_or_default().to_owned();
+        let out_of_memory = ["out of memory", "not enough memory", "can't allocate memory"];
+        if out_of_memory.iter().any(|words| detail.to_lowercase().contains(words)) {
+            Self::OutOfMemory { detail }
+        } else {
+            Self::Torch { detail }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Weights files of other programs and of our own.
+
+use std::{fs, path::Path};
+
+use safetensors::{SafeTensors, tensor::TensorView};
+
+use super::{Dtype, NnError, TensorData};
+
+/// Reads a safetensors file: all tensors must be f32 or i64.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
+pub fn read_safetensors(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
+    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+    parse_safetensors(&bytes).map_err(unreadable)
+}
+
+/// The tensors in a safetensors file's bytes.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn parse_safetensors(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    let mut tensors = Vec::with_capacity(file.len());
+    for (name, view) in file.iter() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::I64 => Dtype::I64,
+            other => return Err(format!("tensor {name} is {other:?}; only F32 and I64 are read")),
+        };
+        let shape = view.shape().iter().map(|d| i64::try_from(*d)).collect::<Result<_, _>>();
+        tensors.push(TensorData {
+            name: name.to_owned(),
+            shape: shape.map_err(|e| format!("tensor {name}: {e}"))?,
+            dtype,
+            bytes: view.data().to_vec(),
+        });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+/// Writes a safetensors file.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file.
+pub fn write_safetensors(path: &Path, tensors: &[TensorData]) -> Result<(), NnError> {
+    let unwritable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
+    let mut views = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let dtype = match tensor.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::I64 => safetensors::Dtype::I64,
+        };
+        let shape = tensor.shape.iter().map(|d| usize::try_from(*d)).collect::<Result<Vec<_>, _>>();
+        let shape = shape.map_err(|e| unwritable(format!("tensor {}: {e}", tensor.name)))?;
+        let view = TensorView::new(dtype, shape, &tensor.bytes).map_err(|e| unwritable(e.to_string()))?;
+        views.push((tensor.name.as_str(), view));
+    }
+    safetensors::serialize_to_file(views, None, path).map_err(|e| unwritable(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensors() -> Vec<TensorData> {
+        let tensor = |name: &str, shape: Vec<i64>, dtype, width: usize| {
+            let n = shape.iter().product::<i64>() as usize;
+            TensorData { name: name.to_owned(), shape, dtype, bytes: (0..n * width).map(|i| i as u8).collect() }
+        };
+        vec![tensor("a.weight", vec![2, 3], Dtype::F32, 4), tensor("b", vec![], Dtype::I64, 8)]
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        write_safetensors(&path, &tensors()).unwrap();
+        assert_eq!(read_safetensors(&path).unwrap(), tensors());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_are_errors(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("w.safetensors");
+            write_safetensors(&path, &tensors()).unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = parse_safetensors(&bytes);
+            prop_assert!(parse_safetensors(&bytes[..cut.index(bytes.len())]).is_err());
+        }
+    }
+}

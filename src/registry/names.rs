@@ -1,0 +1,191 @@
+//! The names of models, versions and aliases.
+
+use std::fmt;
+
+use super::RegistryError;
+use crate::{proto::store::VersionRecord, store::join_key};
+
+/// The longest model id or alias, as DNS labels have it.
+const MAX_ID_BYTES: usize = 63;
+
+const ID_RULE: &str = "must be 1 to 63 lower-case letters, digits and hyphens, starting with a letter or digit";
+
+fn parse_id(field: &str, text: &str) -> Result<String, RegistryError> {
+    let ok = !text.is_empty()
+        && text.len() <= MAX_ID_BYTES
+        && !text.starts_with('-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if ok {
+        Ok(text.to_owned())
+    } else {
+        Err(RegistryError::InvalidName { field: field.to_owned(), value: text.to_owned(), rule: ID_RULE })
+    }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks an id; `field` is where a request gave it.
+            ///
+            /// # Errors
+            /// [`RegistryError::InvalidName`].
+            pub fn parse(field: &str, text: &str) -> Result<Self, RegistryError> {
+                parse_id(field, text).map(Self)
+            }
+
+            pub(crate) fn as_bytes(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// A model's id: the `age` of `models/age`.
+    ModelId
+}
+
+id! {
+    /// An alias of a version: the `champion` of `models/age@champion`.
+    AliasName
+}
+
+impl AliasName {
+    /// The alias that is meant where none is named.
+    #[must_use]
+    pub fn champion() -> Self {
+        Self("champion".to_owned())
+    }
+}
+
+/// `models/{model}/versions/{n}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VersionName {
+    /// The model.
+    pub model: ModelId,
+    /// 1 and up.
+    pub number: u64,
+}
+
+impl VersionName {
+    /// The name of a stored version.
+    #[must_use]
+    pub fn of(record: &VersionRecord) -> Self {
+        Self { model: ModelId(record.model.clone()), number: record.number }
+    }
+
+    pub(super) fn key(&self) -> Vec<u8> {
+        join_key(&[self.model.as_bytes(), &self.number.to_be_bytes()])
+    }
+}
+
+impl fmt::Display for VersionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "models/{}/versions/{}", self.model, self.number)
+    }
+}
+
+/// What a caller calls a version: by number, or through an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelRef {
+    /// `models/{model}/versions/{n}`.
+    Version(VersionName),
+    /// `models/{model}@{alias}`; `models/{model}` is its champion.
+    Alias {
+        /// The model.
+        model: ModelId,
+        /// The alias.
+        alias: AliasName,
+    },
+}
+
+impl ModelRef {
+    /// Reads a reference; `field` is where a request gave it.
+    ///
+    /// # Errors
+    /// [`RegistryError::InvalidName`].
+    pub fn parse(field: &str, text: &str) -> Result<Self, RegistryError> {
+        let invalid = || RegistryError::InvalidName {
+            field: field.to_owned(),
+            value: text.to_owned(),
+            rule: "must be models/{model}, models/{model}/versions/{n} or models/{model}@{alias}",
+        };
+        let rest = text.strip_prefix("models/").ok_or_else(invalid)?;
+        if let Some((model, number)) = rest.split_once("/versions/") {
+            let plain = !number.is_empty() && !number.starts_with('0') && number.bytes().all(|b| b.is_ascii_digit());
+            let number = number.parse().ok().filter(|_| plain).ok_or_else(invalid)?;
+            return Ok(Self::Version(VersionName { model: ModelId::parse(field, model)?, number }));
+        }
+        let (model, alias) = match rest.split_once('@') {
+            Some((model, alias)) => (model, AliasName::parse(field, alias)?),
+            None => (rest, AliasName::champion()),
+        };
+        Ok(Self::Alias { model: ModelId::parse(field, model)?, alias })
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => version.fmt(f),
+            Self::Alias { model, alias } => write!(f, "models/{model}@{alias}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn references_are_strict() {
+        let parse = |text| ModelRef::parse("model", text);
+        assert_eq!(parse("models/age").unwrap().to_string(), "models/age@champion");
+        for wrong in [
+            "",
+            "age",
+            "models/",
+            "models/Age",
+            "models/-a",
+            "models/age/versions/",
+            "models/age/versions/0",
+            "models/age/versions/01",
+            "models/age/versions/+1",
+            "models/age/versions/99999999999999999999",
+            "models/age@",
+            "models/age@a b",
+            "models/a/b",
+            "models/age/versions/1/x",
+            "models/\u{e4}",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_read_back(model in "[a-z0-9][a-z0-9-]{0,62}", alias in "[a-z0-9][a-z0-9-]{0,62}", number in 1u64..) {
+            let version = ModelRef::parse("m", &format!("models/{model}/versions/{number}")).unwrap();
+            prop_assert_eq!(ModelRef::parse("m", &version.to_string()).unwrap(), version);
+            let aliased = ModelRef::parse("m", &format!("models/{model}@{alias}")).unwrap();
+            prop_assert_eq!(ModelRef::parse("m", &aliased.to_string()).unwrap(), aliased);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,80}") {
+            let _ = ModelRef::parse("m", &text);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+use std::{collections::HashSet, thread};
+
+use super::*;
+use crate::{
+    nn::{Dtype, TensorData},
+    store::{MemoryStore, Write},
+};
+
+fn new_version(model: &str, fill: u8) -> NewVersion {
+    let tensor = |name: &str, fill: u8| TensorData {
+        name: name.to_owned(),
+        shape: vec![4],
+        dtype: Dtype::F32,
+        bytes: vec![fill; 16],
+    };
+    NewVersion {
+        model: ModelId::parse("model", model).unwrap(),
+        architecture: crate::proto::v1::Architecture::Resnet18,
+        heads: Vec::new(),
+        preprocessing: crate::proto::store::Preprocessing::default(),
+        tensors: vec![tensor("shared", 0), tensor("own", fill)],
+        calibrations: Vec::new(),
+        embedding_layers: Vec::new(),
+        metrics: BTreeMap::new(),
+        golden: None,
+        training_run: String::new(),
+        recipe: None,
+        data_fingerprint: String::new(),
+        imported_from: String::new(),
+        parent_version: String::new(),
+    }
+}
+
+fn registry() -> (Arc<MemoryStore>, Registry) {
+    let store = Arc::new(MemoryStore::new());
+    (Arc::clone(&store), Registry::new(store))
+}
+
+fn none<T>(_: &T) -> Batch {
+    Batch::default()
+}
+
+fn n_blobs(store: &MemoryStore) -> usize {
+    store.scan(Table::Blobs, &Range::default(), usize::MAX).unwrap().len()
+}
+
+#[test]
+fn versions_share_tensors_and_the_first_is_champion() {
+    let (store, registry) = registry();
+    let first = registry.register(new_version("age", 1), none).unwrap();
+    let second = registry.register(new_version("age", 2), none).unwrap();
+    assert_eq!((first.number, second.number), (1, 2));
+    assert_eq!(n_blobs(&store), 3, "one shared, two own");
+    let model = registry.get_model(&ModelId::parse("m", "age").unwrap()).unwrap();
+    assert_eq!(model.aliases, BTreeMap::from([(AliasName::champion(), 1)]));
+    assert_eq!(registry.load_tensors(&second).unwrap(), new_version("age", 2).tensors);
+    assert_eq!(registry.get_version(&VersionName::of(&first)).unwrap(), first);
+    let numbers: Vec<_> = registry
+        .list_versions(&ModelId::parse("m", "age").unwrap(), None, 9)
+        .unwrap()
+        .iter()
+        .map(|v| v.number)
+        .collect();
+    assert_eq!(numbers, [2, 1]);
+}
+
+#[test]
+fn concurrent_registers_get_distinct_numbers() {
+    let (_, registry) = registry();
+    let numbers: HashSet<u64> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..8u8)
+            .map(|i| {
+                scope.spawn({
+                    let registry = &registry;
+                    move || registry.register(new_version("age", i), none).unwrap().number
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap()).collect()
+    });
+    assert_eq!(numbers, (1..=8).collect());
+}
+
+#[test]
+fn one_of_racing_alias_moves_wins() {
+    let (_, registry) = registry();
+    for i in 1..=8 {
+        registry.register(new_version("age", i), none).unwrap();
+    }
+    let model = ModelId::parse("m", "age").unwrap();
+    let wins = thread::scope(|scope| {
+        let workers: Vec<_> = (2..=8u64)
+            .map(|n| {
+                scope.spawn({
+                    let (registry, model) = (&registry, &model);
+                    move || registry.set_alias(model, &AliasName::champion(), Some(n), Some(Some(1)), none).is_ok()
+                })
+            })
+            .collect();
+        workers.into_iter().filter(|_| true).map(|w| w.join().unwrap()).filter(|won| *won).count()
+    });
+    assert_eq!(wins, 1);
+    let moved = registry.set_alias(&model, &AliasName::champion(), Some(2), Some(None), none).unwrap_err();
+    assert!(matches!(moved, RegistryError::AliasMoved { expected: None, found: Some(_), .. }), "{moved}");
+    let absent = registry.set_alias(&model, &AliasName::champion(), Some(99), None, none).unwrap_err();
+    assert!(matches!(absent, RegistryError::VersionNotFound { .. }), "{absent}");
+}
+
+#[test]
+fn a_deleted_version_takes_only_its_own_tensors_and_its_number_is_not_reused() {
+    let (store, registry) = registry();
+    for i in 1..=2 {
+        registry.register(new_version("age", i), none).unwrap();
+    }
+    let model = ModelId::parse("m", "age").unwrap();
+    let champion = VersionName { model: model.clone(), number: 1 };
+    assert!(matches!(registry.delete_version(&champion), Err(RegistryError::InUse { .. })));
+    let second = VersionName { model: model.clone(), number: 2 };
+    registry.delete_version(&second).unwrap();
+    assert_eq!(n_blobs(&store), 2);
+    assert!(matches!(registry.get_version(&second), Err(RegistryError::VersionNotFound { .. })));
+    assert_eq!(registry.register(new_version("age", 3), none).unwrap().number, 3);
+}
+
+#[test]
+fn a_damaged_tensor_or_manifest_refuses_the_version_by_name() {
+    let (store, registry) = registry();
+    let record = registry.register(new_version("age", 1), none).unwrap();
+    let (key, mut chunk) = store.scan(Table::BlobChunks, &Range::default(), 1).unwrap().remove(0);
+    chunk[6] ^= 1;
+    store.commit(Batch { writes: vec![Write::Put(Table::BlobChunks, key, chunk)], ..Batch::default() }).unwrap();
+    let error = registry.load_tensors(&record).unwrap_err().to_string();
+    assert!(error.contains("models/age/versions/1") && error.contains("tensor "), "{error}");
+
+    let altered = crate::proto::store::VersionRecord { data_fingerprint: "altered".to_owned(), ..record.clone() };
+    let mut batch = Batch::default();
+    batch.put_record(Table::Versions, &VersionName::of(&record).key(), &altered);
+    store.commit(batch).unwrap();
+    let error = registry.get_version(&VersionName::of(&record)).unwrap_err();
+    assert!(matches!(error, RegistryError::CorruptVersion { .. }), "{error}");
+}

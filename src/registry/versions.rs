@@ -1,0 +1,167 @@
+//! Registering, reading and forgetting versions.
+
+use std::{collections::HashSet, sync::PoisonError};
+
+use super::{
+    ModelId, NewVersion, Registry, RegistryError, VersionName,
+    manifest::{dtype, manifest_digest, tensor_ref},
+};
+use crate::{
+    nn::TensorData,
+    proto::store::VersionRecord,
+    store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key},
+};
+
+/// Manifests read at once.
+const PAGE: usize = 256;
+
+impl Registry {
+    /// Registers a version: tensors first, then manifest, number, and `extra`'s writes in one commit. The first version
+    /// of a model without a champion becomes it.
+    ///
+    /// # Errors
+    /// When the store fails; nothing is registered then.
+    pub fn register(
+        &self,
+        new: NewVersion,
+        mut extra: impl FnMut(&VersionRecord) -> Batch,
+    ) -> Result<VersionRecord, RegistryError> {
+        let _no_sweep = self.sweeping.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tensors = Vec::with_capacity(new.tensors.len());
+        for tensor in &new.tensors {
+            tensors.push(tensor_ref(tensor, &self.blobs.put(&tensor.bytes)?));
+        }
+        loop {
+            let (mut batch, model) = self.model_writes(&new.model, None)?;
+            let record = new.manifest(model.latest_version, tensors.clone());
+            let key = VersionName::of(&record).key();
+            batch.require_absent(Table::Versions, &key).put_record(Table::Versions, &key, &record);
+            batch.extend(self.champion_writes(&new.model, record.number)?);
+            batch.extend(extra(&record));
+            match self.store.commit(batch) {
+                Ok(()) => return Ok(record),
+                // Another version took the number or the alias meanwhile: the next number, then.
+                Err(StoreError::Conflict { table: Table::Models | Table::Versions | Table::Aliases, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// A version's manifest, its digest verified.
+    ///
+    /// # Errors
+    /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`].
+    pub fn get_version(&self, version: &VersionName) -> Result<VersionRecord, RegistryError> {
+        let bytes = self.version_bytes(version)?;
+        let record: VersionRecord = decode_record(Table::Versions, &version.key(), &bytes)
+            .map_err(|e| RegistryError::CorruptVersion { version: version.clone(), detail: e.to_string() })?;
+        if record.digest != manifest_digest(&record) {
+            let detail = "its manifest differs from its digest".to_owned();
+            return Err(RegistryError::CorruptVersion { version: version.clone(), detail });
+        }
+        Ok(record)
+    }
+
+    pub(super) fn version_bytes(&self, version: &VersionName) -> Result<Vec<u8>, RegistryError> {
+        match self.store.get(Table::Versions, &version.key())? {
+            Some(bytes) => Ok(bytes),
+            None => {
+                self.get_model(&version.model)?;
+                Err(RegistryError::VersionNotFound { version: version.clone() })
+            }
+        }
+    }
+
+    /// Up to `limit` of a model's versions, newest first, below number `before`.
+    ///
+    /// # Errors
+    /// [`RegistryError::ModelNotFound`].
+    pub fn list_versions(
+        &self,
+        model: &ModelId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<VersionRecord>, RegistryError> {
+        self.get_model(model)?;
+        let after = before.map(|number| VersionName { model: model.clone(), number }.key());
+        let range = Range { prefix: join_key(&[model.as_bytes(), b""]), after, descending: true };
+        let rows = self.store.scan_records(Table::Versions, &range, limit)?;
+        Ok(rows.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// A version's tensors, each verified.
+    ///
+    /// # Errors
+    /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
+    pub fn load_tensors(&self, record: &VersionRecord) -> Result<Vec<TensorData>, RegistryError> {
+        let version = VersionName::of(record);
+        let load = |tensor: &crate::proto::store::TensorRef| {
+            let corrupt = |why: String| RegistryError::CorruptVersion {
+                version: version.clone(),
+                detail: format!("tensor {}: {why}", tensor.name),
+            };
+            let digest = Digest::try_from(tensor.blob.as_slice()).map_err(|e| corrupt(e.to_string()))?;
+            let bytes = self.blobs.get(&digest).map_err(|e| match e {
+                StoreError::Corrupt { .. } => corrupt(e.to_string()),
+                other => other.into(),
+            })?;
+            Ok(TensorData {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                dtype: dtype(&version, tensor)?,
+                bytes,
+            })
+        };
+        record.tensors.iter().map(load).collect()
+    }
+
+    /// Forgets a version, and the tensors that no other has.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] while an alias points at it.
+    pub fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
+        loop {
+            let view = self.get_model(&version.model)?;
+            if let Some((alias, _)) = view.aliases.iter().find(|(_, number)| **number == version.number) {
+                let by = format!("the alias {alias}");
+                return Err(RegistryError::InUse { what: version.to_string(), by });
+            }
+            let bytes = self.version_bytes(version)?;
+            let mut batch = Batch::default();
+            // `set_alias` demands the manifest in its commit, so an alias cannot come to point at a deleted version.
+            batch.require_equals(Table::Versions, &version.key(), bytes).delete(Table::Versions, &version.key());
+            for alias in view.aliases.keys() {
+                let key = join_key(&[version.model.as_bytes(), alias.as_bytes()]);
+                if let Some(value) = self.store.get(Table::Aliases, &key)? {
+                    batch.require_equals(Table::Aliases, &key, value);
+                }
+            }
+            match self.store.commit(batch) {
+                Ok(()) => break,
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.sweep_orphans()?;
+        Ok(())
+    }
+
+    /// Removes the blobs that no manifest names.
+    ///
+    /// # Errors
+    /// When the store fails, or a manifest is damaged: then nothing is removed, for it may have named anything.
+    pub fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
+        let _no_register = self.sweeping.write().unwrap_or_else(PoisonError::into_inner);
+        let mut live = HashSet::new();
+        let mut after = None;
+        loop {
+            let range = Range { after, ..Range::default() };
+            let rows = self.store.scan_records::<VersionRecord>(Table::Versions, &range, PAGE)?;
+            let Some((last, _)) = rows.last() else { break };
+            after = Some(last.clone());
+            let blobs = rows.iter().flat_map(|(_, record)| &record.tensors);
+            live.extend(blobs.filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));
+        }
+        Ok(self.blobs.sweep(&live)?)
+    }
+}

@@ -1,0 +1,263 @@
+//! Big values by their SHA-256, in chunks.
+//!
+//! Chunks are at most 16 KiB, since sled pays for larger values with several times their size on disk and in memory.
+//! A blob exists once its [`BlobRecord`] does, which is written after its chunks; what a crash leaves before that is
+//! swept.
+
+use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Batch, Range, Store, StoreError, StoreExt, Table, Write};
+use crate::proto::store::BlobRecord;
+
+/// The most bytes of a chunk.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Chunks of one commit.
+const CHUNKS_PER_COMMIT: usize = 256;
+
+/// CRC-32 before a chunk's bytes.
+const CRC_BYTES: usize = 4;
+
+/// A SHA-256: a blob's name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Bytes or text that are no SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a SHA-256: {0}")]
+pub struct NotADigest(String);
+
+impl TryFrom<&[u8]> for Digest {
+    type Error = NotADigest;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, NotADigest> {
+        bytes.try_into().map(Self).map_err(|_| NotADigest(format!("{} bytes", bytes.len())))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let wrong = || NotADigest(format!("{text:?}"));
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Blobs that nothing names.
+    pub n_blobs: usize,
+    /// Chunks, those of blobs that were never finished included.
+    pub n_chunks: usize,
+}
+
+/// The blobs of a store.
+#[derive(Clone)]
+pub struct BlobStore {
+    store: Arc<dyn Store>,
+}
+
+impl BlobStore {
+    /// The blobs of `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// Stores bytes under their digest; bytes that are there already are not written again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if self.contains(&digest)? {
+            return Ok(digest);
+        }
+        let chunks: Vec<&[u8]> = bytes.chunks(CHUNK_BYTES).collect();
+        for (group_idx, group) in chunks.chunks(CHUNKS_PER_COMMIT).enumerate() {
+            let mut batch = Batch::default();
+            for (i, chunk) in group.iter().enumerate() {
+                let key = chunk_key(&digest, (group_idx * CHUNKS_PER_COMMIT + i) as u32);
+                let mut value = crc32fast::hash(chunk).to_be_bytes().to_vec();
+                value.extend_from_slice(chunk);
+                batch.writes.push(Write::Put(Table::BlobChunks, key, value));
+            }
+            self.store.commit(batch)?;
+        }
+        let record = BlobRecord { length: bytes.len() as u64, n_chunks: chunks.len() as u32 };
+        let mut batch = Batch::default();
+        batch.put_record(Table::Blobs, digest.as_bytes(), &record);
+        self.store.commit(batch)?;
+        Ok(digest)
+    }
+
+    /// The bytes of a digest, verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] naming the blob when it is missing or damaged.
+    pub fn get(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        let corrupt = |why: String| StoreError::Corrupt {
+            what: format!("the blob {digest} ({why})"),
+            affects: "what is made of it cannot be loaded; restore it from an export".to_owned(),
+        };
+        let record = self
+            .store
+            .get_record::<BlobRecord>(Table::Blobs, digest.as_bytes())?
+            .ok_or_else(|| corrupt("it is missing".to_owned()))?;
+        let range = Range { prefix: digest.as_bytes().to_vec(), ..Range::default() };
+        let chunks = self.store.scan(Table::BlobChunks, &range, record.n_chunks as usize + 1)?;
+        let mut bytes = Vec::with_capacity(chunks.len() * CHUNK_BYTES);
+        for (i, (key, value)) in chunks.iter().enumerate() {
+            let (crc, chunk) =
+                value.split_at_checked(CRC_BYTES).ok_or_else(|| corrupt(format!("chunk {i} is cut short")))?;
+            if *key != chunk_key(digest, i as u32) {
+                return Err(corrupt(format!("chunk {i} is missing")));
+            }
+            if crc != crc32fast::hash(chunk).to_be_bytes() {
+                return Err(corrupt(format!("the checksum of chunk {i} fails")));
+            }
+            bytes.extend_from_slice(chunk);
+        }
+        if chunks.len() != record.n_chunks as usize || bytes.len() as u64 != record.length {
+            return Err(corrupt(format!("{} of {} bytes are there", bytes.len(), record.length)));
+        }
+        if Digest::of(&bytes) != *digest {
+            return Err(corrupt("its SHA-256 is another".to_owned()));
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a digest's bytes are stored.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.store.get(Table::Blobs, digest.as_bytes())?.is_some())
+    }
+
+    /// Removes every blob that `live` does not name, and the chunks of blobs that were never finished.
+    ///
+    /// The caller makes sure that no blob is being written meanwhile.
+    ///
+    /// # Errors
+    /// When the store fails; what was removed so far stays removed.
+    pub fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
+        let mut report = SweepReport::default();
+        let is_live =
+            |key: &[u8]| key.get(..32).and_then(|k| Digest::try_from(k).ok()).is_some_and(|d| live.contains(&d));
+        // The records first: a crash in between leaves chunks without a record, which the next sweep takes.
+        for (table, count) in [(Table::Blobs, &mut report.n_blobs), (Table::BlobChunks, &mut report.n_chunks)] {
+            let mut after = None;
+            loop {
+                let rows = self.store.scan(table, &Range { after, ..Range::default() }, CHUNKS_PER_COMMIT)?;
+                let Some((last, _)) = rows.last() else { break };
+                after = Some(last.clone());
+                let mut batch = Batch::default();
+                for (key, _) in rows.iter().filter(|(key, _)| !is_live(key)) {
+                    batch.delete(table, key);
+                }
+                *count += batch.writes.len();
+                if !batch.writes.is_empty() {
+                    self.store.commit(batch)?;
+                }
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn chunk_key(digest: &Digest, chunk_idx: u32) -> Vec<u8> {
+    [digest.as_bytes().as_slice(), &chunk_idx.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    fn blobs() -> (Arc<MemoryStore>, BlobStore) {
+        let store = Arc::new(MemoryStore::new());
+        (Arc::clone(&store), BlobStore::new(store))
+    }
+
+    #[test]
+    fn blobs_of_every_size_come_back() {
+        let (_, blobs) = blobs();
+        for length in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 300 * CHUNK_BYTES + 5] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i * 31 % 251) as u8).collect();
+            let digest = blobs.put(&bytes).unwrap();
+            assert_eq!(blobs.get(&digest).unwrap(), bytes, "{length} bytes");
+            assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+        }
+    }
+
+    #[test]
+    fn damage_and_loss_name_the_blob() {
+        let (store, blobs) = blobs();
+        let digest = blobs.put(&vec![7; 3 * CHUNK_BYTES]).unwrap();
+        let key = chunk_key(&digest, 1);
+        let value = store.get(Table::BlobChunks, &key).unwrap().unwrap();
+        for damaged in [Some([&value[..9], &[8], &value[10..]].concat()), Some(value[..2].to_vec()), None] {
+            let mut batch = Batch::default();
+            match damaged {
+                Some(bytes) => batch.writes.push(Write::Put(Table::BlobChunks, key.clone(), bytes)),
+                None => batch.writes.push(Write::Delete(Table::BlobChunks, key.clone())),
+            }
+            store.commit(batch).unwrap();
+            let error = blobs.get(&digest).unwrap_err().to_string();
+            assert!(error.contains(&digest.to_string()) && error.contains("chunk 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_takes_what_nothing_names_and_no_more() {
+        let (store, blobs) = blobs();
+        let kept = blobs.put(b"kept").unwrap();
+        let gone = blobs.put(b"gone").unwrap();
+        let unfinished = chunk_key(&Digest::of(b"unfinished"), 0);
+        store
+            .commit(Batch { writes: vec![Write::Put(Table::BlobChunks, unfinished, vec![0; 9])], ..Batch::default() })
+            .unwrap();
+        let report = blobs.sweep(&HashSet::from([kept])).unwrap();
+        assert_eq!(report, SweepReport { n_blobs: 1, n_chunks: 2 });
+        assert_eq!(blobs.get(&kept).unwrap(), b"kept");
+        assert!(blobs.get(&gone).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Verifies everything in a store, and says what is damaged and what that affects.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use prost::Message;
+
+use super::{BlobStore, Digest, Range, Store, StoreError, Table, decode_record, export::TABLES, printable};
+use crate::proto::store::{
+    AliasRecord, BlobRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
+    StoreRecord, VersionRecord,
+};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which record, blob or reference.
+    pub what: String,
+    /// What that means for whom.
+    pub affects: String,
+}
+
+/// What a doctor found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoctorReport {
+    /// Entries by table.
+    pub entries: BTreeMap<String, u64>,
+    /// Blobs whose every byte was verified.
+    pub n_blobs: u64,
+    /// What is wrong; empty: nothing.
+    pub findings: Vec<Finding>,
+}
+
+impl DoctorReport {
+    fn find(&mut self, what: impl Into<String>, affects: impl Into<String>) {
+        self.findings.push(Finding { what: what.into(), affects: affects.into() });
+    }
+}
+
+/// Verifies every record, blob and reference; `progress` is told what is done and what there is, in entries.
+///
+/// # Errors
+/// Only when the doctor cannot work at all; damage is in the report.
+pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Result<DoctorReport, StoreError> {
+    let mut report = DoctorReport::default();
+    let mut seen = Seen::default();
+    let mut done = 0;
+    for table in TABLES {
+        let mut n_entries = 0;
+        if let Err(error) = each(&**store, table, |key, value| {
+            n_entries += 1;
+            done += 1;
+            seen.look(table, key, value, &mut report);
+            if done % 256 == 0 {
+                progress(done, done);
+            }
+        }) {
+            damaged(&mut report, error);
+        }
+        report.entries.insert(format!("{table:?}"), n_entries);
+    }
+    if let Err(error) = store.verify_all() {
+        damaged(&mut report, error);
+    }
+    let blobs = BlobStore::new(Arc::clone(store));
+    let total = seen.blobs.len() as u64;
+    let mut broken = HashSet::new();
+    for (i, digest) in seen.blobs.iter().enumerate() {
+        match blobs.get(digest) {
+            Ok(_) => report.n_blobs += 1,
+            Err(error) => {
+                broken.insert(*digest);
+                damaged(&mut report, error);
+            }
+        }
+        progress(done + i as u64 + 1, done + total);
+    }
+    seen.references(&broken, &mut report);
+    Ok(report)
+}
+
+fn damaged(report: &mut DoctorReport, error: StoreError) {
+    match error {
+        StoreError::Corrupt { what, affects } => report.find(what, affects),
+        other => report.find(other.to_string(), "what could not be read cannot be used"),
+    }
+}
+
+fn each(store: &dyn Store, table: Table, mut look: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let rows = store.scan(table, &Range { after, ..Range::default() }, 256)?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        after = Some(last.clone());
+        rows.iter().for_each(|(key, value)| look(key, value));
+    }
+}
+
+/// What refers to what.
+#[derive(Default)]
+struct Seen {
+    blobs: HashSet<Digest>,
+    chunks_of: HashSet<Digest>,
+    models: HashSet<String>,
+    versions: BTreeMap<String, Vec<(String, Option<Digest>)>>,
+    aliases: Vec<(String, String)>,
+    collections: HashSet<String>,
+    faces_of: HashSet<String>,
+}
+
+impl Seen {
+    fn look(&mut self, table: Table, key: &[u8], value: &[u8], report: &mut DoctorReport) {
+        let name = printable(key);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let first = text(key.split(|b| *b == 0).next().unwrap_or_default());
+        match table {
+            Table::Meta => drop(record::<StoreRecord>(table, key, value, "the store's format", report)),
+            Table::Models => {
+                self.models.insert(first);
+                record::<ModelRecord>(table, key, value, &format!("models/{name}"), report);
+            }
+            Table::Versions => {
+                let Some(v) = record::<VersionRecord>(table, key, value, &format!("the version {name}"), report) else {
+                    return;
+                };
+                let blob = |t: &crate::proto::store::TensorRef| Digest::try_from(t.blob.as_slice()).ok();
+                let tensors = v.tensors.iter().map(|t| (t.name.clone(), blob(t))).collect();
+                self.versions.insert(format!("models/{}/versions/{}", v.model, v.number), tensors);
+            }
+            Table::Aliases => {
+                let alias = text(&key[(first.len() + 1).min(key.len())..]);
+                let whole = format!("models/{first}@{alias}");
+                if let Some(a) = record::<AliasRecord>(table, key, value, &whole, report) {
+                    self.aliases.push((whole, format!("models/{first}/versions/{}", a.version)));
+                }
+            }
+            Table::Runs => drop(record::<RunRecord>(table, key, value, &format!("trainingRuns/{name}"), report)),
+            Table::RunEvents => {
+                record::<RunEventRecord>(table, key, value, &format!("an event of trainingRuns/{first}"), report);
+            }
+            Table::Collections => {
+                self.collections.insert(first);
+                record::<CollectionRecord>(table, key, value, &format!("collections/{name}"), report);
+            }
+            Table::Faces => {
+                record::<FaceRecord>(table, key, value, &format!("a face of collections/{first}"), report);
+                self.faces_of.insert(first);
+            }
+            Table::Requests => {
+                record::<RequestRecord>(table, key, value, "the answer to a repeated request", report);
+            }
+            Table::Blobs => match Digest::try_from(key) {
+                Ok(digest) => {
+                    self.blobs.insert(digest);
+                    record::<BlobRecord>(table, key, value, &format!("the blob {digest}"), report);
+                }
+                Err(e) => report.find(format!("a blob's key ({e})"), "nothing: no version can name it"),
+            },
+            Table::BlobChunks => {
+                self.chunks_of.extend(key.get(..32).and_then(|k| Digest::try_from(k).ok()));
+            }
+        }
+    }
+
+    fn references(&self, broken: &HashSet<Digest>, report: &mut DoctorReport) {
+        for (version, tensors) in &self.versions {
+            for (tensor, blob) in tensors {
+                let why = match blob {
+                    None => "names no blob",
+                    Some(blob) if !self.blobs.contains(blob) => "is missing",
+                    Some(blob) if broken.contains(blob) => "fails its checksum",
+                    Some(_) => continue,
+                };
+                report.find(format!("tensor {tensor} of {version} {why}"), format!("{version} cannot be loaded"));
+            }
+        }
+        for (alias, version) in &self.aliases {
+            if !self.versions.contains_key(version) {
+                report.find(format!("{alias} points at {version}, which is missing"), format!("calls to {alias} fail"));
+            }
+        }
+        for collection in self.faces_of.difference(&self.collections) {
+            report.find(
+                format!("faces of collections/{collection}, which is missing"),
+                "they are not searched; deleting the collection was interrupted or its record is lost",
+            );
+        }
+        for version in self.versions.keys() {
+            let model = version.trim_start_matches("models/").split('/').next().unwrap_or_default();
+            if !self.models.contains(model) {
+                report.find(format!("models/{model}, of which there is {version}, is missing"), "it is not listed");
+            }
+        }
+    }
+}
+
+fn record<M: Message + Default>(
+    table: Table,
+    key: &[u8],
+    value: &[u8],
+    affects: &str,
+    report: &mut DoctorReport,
+) -> Option<M> {
+    match decode_record(table, key, value) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            let what = match error {
+                StoreError::Corrupt { what, .. } => what,
+                other => other.to_string(),
+            };
+            report.find(what, format!("{affects} cannot be used"));
+            None
+        }
+    }
+}

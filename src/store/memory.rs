@@ -1,0 +1,75 @@
+//! A store in memory: for tests, and for what need not survive.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{PoisonError, RwLock},
+};
+
+use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable};
+
+/// A store that ends with its process.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    tables: RwLock<BTreeMap<(Table, Vec<u8>), Vec<u8>>>,
+}
+
+impl MemoryStore {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Store for MemoryStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(tables.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let Some((low, high)) = range.bounds() else { return Ok(Vec::new()) };
+        let of_table = |bound: Bound<Vec<u8>>, unbounded| match bound {
+            Bound::Included(key) => Bound::Included((table, key)),
+            Bound::Excluded(key) => Bound::Excluded((table, key)),
+            Bound::Unbounded => unbounded,
+        };
+        let low = of_table(low, Bound::Included((table, Vec::new())));
+        let high = of_table(high, Bound::Unbounded);
+        let rows = tables
+            .range((low, high))
+            .take_while(|((t, _), _)| range.descending || *t == table)
+            .filter(|((t, _), _)| *t == table)
+            .map(|((_, key), value)| (key.clone(), value.clone()));
+        if range.descending {
+            let mut rows: Vec<_> = rows.collect();
+            rows.reverse();
+            rows.truncate(limit);
+            Ok(rows)
+        } else {
+            Ok(rows.take(limit).collect())
+        }
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        for condition in &batch.conditions {
+            let (table, key, wanted) = match condition {
+                Condition::Absent(table, key) => (*table, key, None),
+                Condition::Equals(table, key, value) => (*table, key, Some(value)),
+            };
+            if tables.get(&(table, key.clone())) != wanted {
+                return Err(StoreError::Conflict { table, key: printable(key) });
+            }
+        }
+        for write in batch.writes {
+            match write {
+                Write::Put(table, key, value) => tables.insert((table, key), value),
+                Write::Delete(table, key) => tables.remove(&(table, key)),
+            };
+        }
+        Ok(())
+    }
+}

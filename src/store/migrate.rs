@@ -1,0 +1,107 @@
+//! Brings a store to the format of this program, one numbered migration after another.
+//!
+//! Each migration and the format it leads to are one commit, so a crash leaves the store at one format or the next.
+
+use std::sync::Arc;
+
+use super::{Batch, Store, StoreError, StoreExt, Table};
+use crate::proto::store::StoreRecord;
+
+#[path = "../../migrations/m0001_initial.rs"]
+mod m0001_initial;
+
+/// A step from one format to the next.
+pub(super) struct Migration {
+    /// The format it leads to.
+    pub(super) format: u32,
+    /// For people.
+    pub(super) name: &'static str,
+    /// The writes that make it so, without the format's own.
+    pub(super) writes: fn(&dyn Store) -> Result<Batch, StoreError>,
+}
+
+const MIGRATIONS: &[Migration] = &[m0001_initial::MIGRATION];
+
+/// The newest format that this program knows.
+#[must_use]
+pub fn newest_format() -> u32 {
+    MIGRATIONS.last().map_or(0, |m| m.format)
+}
+
+/// What a migration run did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// The format found; 0 for an empty store.
+    pub from: u32,
+    /// The format now.
+    pub to: u32,
+    /// The names of the migrations applied.
+    pub applied: Vec<&'static str>,
+}
+
+pub(super) const STORE_KEY: &[u8] = b"store";
+
+/// Applies the migrations that a store lacks.
+///
+/// # Errors
+/// [`StoreError::NewerFormat`] for a store that a newer program wrote; nothing is changed then.
+pub fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
+    run(store, MIGRATIONS)
+}
+
+fn run(store: &Arc<dyn Store>, migrations: &[Migration]) -> Result<Migrated, StoreError> {
+    let supported = migrations.last().map_or(0, |m| m.format);
+    let mut record = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.unwrap_or_default();
+    let from = record.format;
+    if from > supported {
+        return Err(StoreError::NewerFormat { found: from, supported });
+    }
+    let mut applied = Vec::new();
+    for migration in migrations.iter().filter(|m| m.format > from) {
+        let mut batch = (migration.writes)(&**store)?;
+        record.format = migration.format;
+        if record.store_id.is_empty() {
+            record.store_id = uuid::Uuid::new_v4().to_string();
+        }
+        batch.put_record(Table::Meta, STORE_KEY, &record);
+        store.commit(batch)?;
+        tracing::info!(migration = migration.name, format = migration.format, "migrated the store");
+        applied.push(migration.name);
+    }
+    Ok(Migrated { from, to: record.format, applied })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{MemoryStore, Write};
+
+    const STEPS: &[Migration] = &[
+        m0001_initial::MIGRATION,
+        Migration {
+            format: 2,
+            name: "0002 doubles",
+            writes: |store| {
+                let old = store.get(Table::Models, b"x")?.unwrap_or_default();
+                Ok(Batch { writes: vec![Write::Put(Table::Models, b"x".to_vec(), old.repeat(2))], ..Batch::default() })
+            },
+        },
+    ];
+
+    #[test]
+    fn pending_migrations_run_once_and_keep_the_stores_id() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        assert_eq!(run(&store, &STEPS[..1]).unwrap().applied.len(), 1);
+        let write = Write::Put(Table::Models, b"x".to_vec(), b"ab".to_vec());
+        store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
+        let id =
+            |store: &Arc<dyn Store>| store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
+        let before = id(&store);
+        assert_eq!(run(&store, STEPS).unwrap(), Migrated { from: 1, to: 2, applied: vec!["0002 doubles"] });
+        assert_eq!(run(&store, STEPS).unwrap().applied, Vec::<&str>::new());
+        assert_eq!(store.get(Table::Models, b"x").unwrap().unwrap(), b"abab");
+        assert_eq!(id(&store), before);
+        let error = run(&store, &STEPS[..1]).unwrap_err();
+        assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1 }), "{error}");
+    }
+}

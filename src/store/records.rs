@@ -1,0 +1,147 @@
+//! Protobuf records in tables: an envelope of format, checksum and payload around each.
+
+use prost::Message;
+
+use super::{Batch, Condition, Range, Store, StoreError, Table, Write};
+
+/// The envelope's own format.
+const FORMAT: u8 = 1;
+
+/// Format byte and CRC-32.
+const HEADER_BYTES: usize = 5;
+
+/// A message in its envelope: format, CRC-32 of the payload (big endian), payload.
+#[must_use]
+pub fn encode_record<M: Message>(message: &M) -> Vec<u8> {
+    let payload = message.encode_to_vec();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+    bytes.push(FORMAT);
+    bytes.extend_from_slice(&crc32fast::hash(&payload).to_be_bytes());
+    bytes.extend_from_slice(&payload);
+    bytes
+}
+
+/// The message in an envelope, once its checksum is verified.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] naming the record.
+pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, StoreError> {
+    let corrupt = |why: &str| StoreError::Corrupt {
+        what: format!("the record {table:?}/{} ({why})", printable(key)),
+        affects: "what it described cannot be used; restore it from an export".to_owned(),
+    };
+    let (header, payload) = value.split_at_checked(HEADER_BYTES).ok_or_else(|| corrupt("too short"))?;
+    if header[0] != FORMAT {
+        return Err(corrupt("its envelope has an unknown format"));
+    }
+    if header[1..] != crc32fast::hash(payload).to_be_bytes() {
+        return Err(corrupt("its checksum fails"));
+    }
+    M::decode(payload).map_err(|_| corrupt("it is no such message"))
+}
+
+/// A key as people read it: zero bytes separate its parts, and bytes that are no text are in hex.
+#[must_use]
+pub fn printable(key: &[u8]) -> String {
+    let part = |part: &[u8]| match std::str::from_utf8(part) {
+        Ok(text) if !text.is_empty() && !text.contains(char::is_control) => text.to_owned(),
+        _ => part.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    // A number's eight bytes may hold zeros of their own, so only the first separator splits.
+    match key.iter().position(|b| *b == 0) {
+        None => part(key),
+        Some(at) => format!("{}/{}", part(&key[..at]), part(&key[at + 1..])),
+    }
+}
+
+/// The parts of a key, separated by zero bytes; no part but the last may hold one.
+#[must_use]
+pub fn join_key(parts: &[&[u8]]) -> Vec<u8> {
+    parts.join(&0)
+}
+
+/// Records of a store.
+pub trait StoreExt: Store {
+    /// The record of a key.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when it is damaged.
+    fn get_record<M: Message + Default>(&self, table: Table, key: &[u8]) -> Result<Option<M>, StoreError> {
+        self.get(table, key)?.map(|value| decode_record(table, key, &value)).transpose()
+    }
+
+    /// Up to `limit` records of a range, with their keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] for the first damaged one.
+    fn scan_records<M: Message + Default>(
+        &self,
+        table: Table,
+        range: &Range,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, M)>, StoreError> {
+        let decode = |(key, value): (Vec<u8>, Vec<u8>)| decode_record(table, &key, &value).map(|record| (key, record));
+        self.scan(table, range, limit)?.into_iter().map(decode).collect()
+    }
+}
+
+impl<S: Store + ?Sized> StoreExt for S {}
+
+impl Batch {
+    /// Sets a record.
+    pub fn put_record<M: Message>(&mut self, table: Table, key: &[u8], record: &M) -> &mut Self {
+        self.writes.push(Write::Put(table, key.to_vec(), encode_record(record)));
+        self
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, table: Table, key: &[u8]) -> &mut Self {
+        self.writes.push(Write::Delete(table, key.to_vec()));
+        self
+    }
+
+    /// Demands that the key has no value.
+    pub fn require_absent(&mut self, table: Table, key: &[u8]) -> &mut Self {
+        self.conditions.push(Condition::Absent(table, key.to_vec()));
+        self
+    }
+
+    /// Demands that the key has exactly this value, as [`Store::get`] gave it.
+    pub fn require_equals(&mut self, table: Table, key: &[u8], value: Vec<u8>) -> &mut Self {
+        self.conditions.push(Condition::Equals(table, key.to_vec(), value));
+        self
+    }
+
+    /// Adds another batch's conditions and writes.
+    pub fn extend(&mut self, other: Self) -> &mut Self {
+        self.conditions.extend(other.conditions);
+        self.writes.extend(other.writes);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::store::AliasRecord;
+
+    #[test]
+    fn keys_are_shown_with_their_parts() {
+        assert_eq!(printable(&join_key(&[b"face", b"champion"])), "face/champion");
+        assert_eq!(printable(&join_key(&[b"face", &3u64.to_be_bytes()])), "face/0000000000000003");
+    }
+
+    proptest! {
+        #[test]
+        fn any_flipped_bit_is_found(version in 1u64.., at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let record = AliasRecord { version, update_time: None };
+            let mut bytes = encode_record(&record);
+            prop_assert_eq!(decode_record::<AliasRecord>(Table::Aliases, b"k", &bytes).unwrap(), record);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert!(decode_record::<AliasRecord>(Table::Aliases, b"k", &bytes).is_err());
+        }
+    }
+}

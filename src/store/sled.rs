@@ -1,0 +1,354 @@
+//! The store of a server: sled behind the [`Store`] trait.
+//!
+//! One thread commits: it takes what waits, checks conditions, applies each batch atomically, flushes once for all of
+//! them, and acknowledges. sled is not trusted to notice damage: it cuts a damaged log short, and panics on a damaged
+//! page. So every call is guarded against panics, every batch carries a [`Tally`], and a [`Sidecar`] remembers the last
+//! acknowledged batch. Damage ends in [`StoreError::Corrupt`], never in a silently smaller store.
+
+use std::{
+    cell::Cell,
+    fs, io,
+    ops::Bound,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable, sidecar::Sidecar, tally::Tally,
+};
+
+/// Batches that may wait for the committing thread; callers beyond wait to hand theirs over.
+const QUEUE: usize = 1024;
+
+/// Batches flushed together at most.
+const GROUP: usize = 256;
+
+/// sled's folder within the store's.
+const ENGINE_DIR: &str = "db";
+
+/// The sidecar within the store's folder.
+const SIDECAR_FILE: &str = "sequence";
+
+/// The tally's key; no table has this number.
+const TALLY_KEY: &[u8] = &[u8::MAX];
+
+/// Tables that are read whole at open to hold them against the tally; chunks are verified when they are used.
+const VERIFIED_AT_OPEN: [Table; 10] = [
+    Table::Meta,
+    Table::Models,
+    Table::Versions,
+    Table::Aliases,
+    Table::Runs,
+    Table::RunEvents,
+    Table::Collections,
+    Table::Faces,
+    Table::Requests,
+    Table::Blobs,
+];
+
+thread_local! {
+    /// Set while sled runs: the panic hook then stays silent, for the panic becomes an error that names its place.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread's panic is caught and becomes an error; a panic hook asks this before it prints.
+#[must_use]
+pub fn panic_is_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// How sled is run.
+#[derive(Clone, Debug)]
+pub struct SledSettings {
+    /// Of the page cache, in bytes; sled treats it as a wish.
+    pub cache_bytes: u64,
+}
+
+impl Default for SledSettings {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20 }
+    }
+}
+
+/// A store in a folder, open in this process alone.
+pub struct SledStore {
+    db: sled::Db,
+    dir: PathBuf,
+    queue: Option<SyncSender<Commit>>,
+    committer: Option<JoinHandle<()>>,
+}
+
+struct Commit {
+    batch: Batch,
+    done: SyncSender<Result<(), StoreError>>,
+}
+
+impl SledStore {
+    /// Opens the store of a folder, made if absent, and verifies that it is whole.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
+    pub fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let io = |path: &Path, source: io::Error| StoreError::Io { path: path.to_owned(), source };
+        let engine_dir = dir.join(ENGINE_DIR);
+        let sidecar_path = dir.join(SIDECAR_FILE);
+        fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+        let engine_was_there = engine_dir.exists();
+        if engine_was_there && !sidecar_path.exists() {
+            return Err(StoreError::Corrupt {
+                what: format!("{} is missing", sidecar_path.display()),
+                affects: "it cannot be shown that no acknowledged write is missing; import the last export".to_owned(),
+            });
+        }
+        let sidecar = Sidecar::open(&sidecar_path)?;
+        let acknowledged = sidecar.read()?;
+        if acknowledged.is_some() && !engine_dir.join("conf").exists() {
+            return Err(StoreError::Corrupt {
+                what: format!("{} is missing", engine_dir.join("conf").display()),
+                affects: "the store's records are gone; import the last export".to_owned(),
+            });
+        }
+        let db = guard(&engine_dir, || {
+            sled::Config::new().path(&engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
+        })?;
+        let stored = guard(&engine_dir, || db.get(TALLY_KEY))?;
+        let tally = stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default();
+        let acknowledged = acknowledged.unwrap_or(0);
+        if tally.sequence < acknowledged {
+            return Err(StoreError::Corrupt {
+                what: format!("the log under {} ends early", engine_dir.display()),
+                affects: format!(
+                    "its last {} acknowledged writes are gone; import the last export",
+                    acknowledged - tally.sequence
+                ),
+            });
+        }
+        let (queue, commits) = mpsc::sync_channel(QUEUE);
+        let mut store = Self { db: db.clone(), dir: engine_dir.clone(), queue: None, committer: None };
+        store.verify(&tally, &VERIFIED_AT_OPEN)?;
+        sidecar.write(tally.sequence)?;
+        let committer = Committer { db, dir: engine_dir, sidecar, tally, failed: None };
+        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
+        store.queue = Some(queue);
+        store.committer = Some(thread.map_err(|e| io(dir, e))?);
+        Ok(store)
+    }
+
+    /// Holds tables against the tally.
+    fn verify(&self, tally: &Tally, tables: &[Table]) -> Result<(), StoreError> {
+        for &table in tables {
+            let mut found = super::tally::TableTally::default();
+            let mut after = None;
+            loop {
+                let rows = self.scan(table, &Range { after, ..Range::default() }, 1024)?;
+                let Some((last, _)) = rows.last() else { break };
+                after = Some(last.clone());
+                for (key, value) in &rows {
+                    found.add(key, value);
+                }
+            }
+            let expected = tally.of(table);
+            if found != expected {
+                let (n_found, n_expected) = (found.n_entries, expected.n_entries);
+                let what = if n_found == n_expected {
+                    format!("the table {table:?}: one of its {n_found} records was altered")
+                } else {
+                    format!("the table {table:?}: {n_found} of {n_expected} records are there")
+                };
+                let affects = "what the missing records described is gone; import the last export".to_owned();
+                return Err(StoreError::Corrupt { what, affects });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs sled and turns its errors and panics into the store's own.
+fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+    let corrupt = |why: String| StoreError::Corrupt {
+        what: format!("{}: {why}", path.display()),
+        affects: "the records on the damaged page cannot be read; import the last export".to_owned(),
+    };
+    let was = GUARDED.replace(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(was);
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(source))) if source.kind() == io::ErrorKind::WouldBlock => {
+            Err(StoreError::Locked { path: path.to_owned() })
+        }
+        Ok(Err(sled::Error::Io(source))) => Err(match source.to_string() {
+            text if text.contains("lock") => StoreError::Locked { path: path.to_owned() },
+            // Bytes that make no sense are damage; the disk's own refusals are not.
+            text if matches!(
+                source.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other
+            ) =>
+            {
+                corrupt(text)
+            }
+            _ => StoreError::Io { path: path.to_owned(), source },
+        }),
+        Ok(Err(error)) => Err(corrupt(error.to_string())),
+        Err(panic) => {
+            let words = panic.downcast_ref::<String>().map(String::as_str);
+            let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the engine gave up");
+            Err(corrupt(words.to_owned()))
+        }
+    }
+}
+
+fn engine_key(table: Table, key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + key.len());
+    bytes.push(table as u8);
+    bytes.extend_from_slice(key);
+    bytes
+}
+
+impl Store for SledStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = guard(&self.dir, || self.db.get(engine_key(table, key)))?;
+        Ok(value.map(|bytes| bytes.to_vec()))
+    }
+
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let Some((low, high)) = range.bounds() else { return Ok(Vec::new()) };
+        let bound = |bound: Bound<Vec<u8>>, unbounded: Vec<u8>| match bound {
+            Bound::Included(key) => Bound::Included(engine_key(table, &key)),
+            Bound::Excluded(key) => Bound::Excluded(engine_key(table, &key)),
+            Bound::Unbounded => Bound::Excluded(unbounded),
+        };
+        let (low, high) = (bound(low, Vec::new()), bound(high, vec![table as u8 + 1]));
+        let entry = |row: sled::Result<(sled::IVec, sled::IVec)>| row.map(|(k, v)| (k[1..].to_vec(), v.to_vec()));
+        guard(&self.dir, || {
+            let rows = self.db.range((low, high));
+            if range.descending {
+                rows.rev().take(limit).map(entry).collect()
+            } else {
+                rows.take(limit).map(entry).collect()
+            }
+        })
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        let (done, answer) = mpsc::sync_channel(1);
+        let gone = || StoreError::Io { path: self.dir.clone(), source: io::Error::other("the store is closed") };
+        let queue = self.queue.as_ref().ok_or_else(gone)?;
+        queue.send(Commit { batch, done }).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+
+    fn verify_all(&self) -> Result<(), StoreError> {
+        let stored = guard(&self.dir, || self.db.get(TALLY_KEY))?;
+        let tally = stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default();
+        self.verify(&tally, &[Table::BlobChunks])
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        // The committing thread ends when its queue does, everything in it committed.
+        drop(self.queue.take());
+        if let Some(thread) = self.committer.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The one thread that writes.
+struct Committer {
+    db: sled::Db,
+    dir: PathBuf,
+    sidecar: Sidecar,
+    tally: Tally,
+    /// Once a flush has failed nothing more is acknowledged: what is on disk is not known any more.
+    failed: Option<Arc<str>>,
+}
+
+impl Committer {
+    fn run(mut self, commits: &Receiver<Commit>) {
+        while let Ok(first) = commits.recv() {
+            let group = std::iter::once(first).chain(commits.try_iter().take(GROUP - 1));
+            let mut applied = Vec::new();
+            for commit in group {
+                match self.apply(&commit.batch) {
+                    Ok(()) => applied.push(commit.done),
+                    Err(error) => {
+                        let _ = commit.done.send(Err(error));
+                    }
+                }
+            }
+            if applied.is_empty() {
+                continue;
+            }
+            let flushed = guard(&self.dir, || self.db.flush()).and_then(|_| self.sidecar.write(self.tally.sequence));
+            if let Err(error) = &flushed {
+                self.failed = Some(error.to_string().into());
+            }
+            for done in applied {
+                // A caller that does not wait any more needs no answer.
+                let _ = done.send(match &flushed {
+                    Ok(()) => Ok(()),
+                    Err(_) => Err(self.refusal()),
+                });
+            }
+        }
+    }
+
+    fn refusal(&self) -> StoreError {
+        let why = self.failed.as_deref().unwrap_or("closed");
+        StoreError::Io {
+            path: self.dir.clone(),
+            source: io::Error::other(format!("nothing is written any more since a flush failed: {why}")),
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        if self.failed.is_some() {
+            return Err(self.refusal());
+        }
+        for condition in &batch.conditions {
+            let (table, key, wanted) = match condition {
+                Condition::Absent(table, key) => (*table, key, None),
+                Condition::Equals(table, key, value) => (*table, key, Some(value.as_slice())),
+            };
+            let found = guard(&self.dir, || self.db.get(engine_key(table, key)))?;
+            if found.as_deref() != wanted {
+                return Err(StoreError::Conflict { table, key: printable(key) });
+            }
+        }
+        // What a batch writes twice counts as it ends.
+        let mut last = std::collections::BTreeMap::new();
+        for write in &batch.writes {
+            match write {
+                Write::Put(table, key, value) => last.insert((*table, key.as_slice()), Some(value.as_slice())),
+                Write::Delete(table, key) => last.insert((*table, key.as_slice()), None),
+            };
+        }
+        let mut tally = self.tally.clone();
+        tally.sequence += 1;
+        let mut writes = sled::Batch::default();
+        for ((table, key), value) in last {
+            let engine_key = engine_key(table, key);
+            if let Some(old) = guard(&self.dir, || self.db.get(&engine_key))? {
+                tally.of_mut(table).remove(key, &old);
+            }
+            match value {
+                Some(value) => {
+                    tally.of_mut(table).add(key, value);
+                    writes.insert(engine_key, value);
+                }
+                None => writes.remove(engine_key),
+            }
+        }
+        writes.insert(TALLY_KEY, tally.encode());
+        guard(&self.dir, || self.db.apply_batch(writes))?;
+        self.tally = tally;
+        Ok(())
+    }
+}

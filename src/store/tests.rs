@@ -1,0 +1,237 @@
+//! What every store promises, held against a plain map; and what damage to sled's files may lead to.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn put(table: Table, key: &[u8], value: &[u8]) -> Batch {
+    Batch { writes: vec![Write::Put(table, key.to_vec(), value.to_vec())], ..Batch::default() }
+}
+
+fn conformance(store: &dyn Store) {
+    assert_eq!(store.get(Table::Faces, b"a").unwrap(), None);
+    for key in [b"a".as_slice(), b"ab", b"b", b"\xff", b"\xff\xff", b""] {
+        store.commit(put(Table::Faces, key, key)).unwrap();
+    }
+    store.commit(put(Table::Requests, b"a", b"of another table")).unwrap();
+    let keys = |range: &Range, limit| -> Vec<Vec<u8>> {
+        store.scan(Table::Faces, range, limit).unwrap().into_iter().map(|(k, _)| k).collect()
+    };
+    let range = |prefix: &[u8], after: Option<&[u8]>, descending| Range {
+        prefix: prefix.to_vec(),
+        after: after.map(<[u8]>::to_vec),
+        descending,
+    };
+    assert_eq!(keys(&range(b"", None, false), 99).len(), 6);
+    assert_eq!(keys(&range(b"", None, false), 2), [b"".as_slice(), b"a"]);
+    assert_eq!(keys(&range(b"a", None, false), 99), [b"a".as_slice(), b"ab"]);
+    assert_eq!(keys(&range(b"a", Some(b"a"), false), 99), [b"ab"]);
+    assert_eq!(keys(&range(b"a", Some(b"b"), false), 99), [b"".as_slice(); 0]);
+    assert_eq!(keys(&range(b"\xff", None, true), 99), [b"\xff\xff".as_slice(), b"\xff"]);
+    assert_eq!(keys(&range(b"", Some(b"b"), true), 99), [b"ab".as_slice(), b"a", b""]);
+    assert_eq!(keys(&range(b"a", Some(b"a"), true), 99), [b"".as_slice(); 0]);
+
+    let mut refused = put(Table::Faces, b"c", b"c");
+    refused.require_absent(Table::Faces, b"a");
+    assert!(matches!(store.commit(refused), Err(StoreError::Conflict { table: Table::Faces, .. })));
+    assert_eq!(store.get(Table::Faces, b"c").unwrap(), None, "all or nothing");
+    let mut swap = put(Table::Faces, b"a", b"new");
+    swap.require_equals(Table::Faces, b"a", b"a".to_vec()).delete(Table::Faces, b"b");
+    store.commit(swap.clone()).unwrap();
+    assert_eq!(store.get(Table::Faces, b"a").unwrap().unwrap(), b"new");
+    assert_eq!(store.get(Table::Faces, b"b").unwrap(), None);
+    assert!(store.commit(swap).is_err(), "the condition holds once");
+    assert_eq!(store.get(Table::Requests, b"a").unwrap().unwrap(), b"of another table");
+}
+
+#[test]
+fn both_stores_keep_the_promises() {
+    conformance(&MemoryStore::new());
+    let dir = tempfile::tempdir().unwrap();
+    conformance(&SledStore::open(dir.path(), &SledSettings::default()).unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sled_is_a_map_that_survives_reopening(
+        steps in prop::collection::vec((0u8..4, 0u8..20, prop::option::of(prop::collection::vec(any::<u8>(), 0..30))), 1..60)
+    ) {
+        let tables = [Table::Faces, Table::Models, Table::BlobChunks, Table::Meta];
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = BTreeMap::new();
+        for part in steps.chunks(20) {
+            let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+            for (table, key, value) in part {
+                let table = tables[*table as usize];
+                let mut batch = Batch::default();
+                match value {
+                    Some(value) => batch.writes.push(Write::Put(table, vec![*key], value.clone())),
+                    None => batch.writes.push(Write::Delete(table, vec![*key])),
+                }
+                store.commit(batch).unwrap();
+                match value {
+                    Some(value) => model.insert((table, vec![*key]), value.clone()),
+                    None => model.remove(&(table, vec![*key])),
+                };
+            }
+        }
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        store.verify_all().unwrap();
+        for table in tables {
+            let found = store.scan(table, &Range::default(), usize::MAX).unwrap();
+            let expected: Vec<_> =
+                model.iter().filter(|((t, _), _)| *t == table).map(|((_, k), v)| (k.clone(), v.clone())).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn many_writers_share_flushes_and_none_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..16u8 {
+            let store = &store;
+            scope.spawn(move || {
+                for i in 0..20u8 {
+                    store.commit(put(Table::Faces, &[writer, i], &[i])).unwrap();
+                }
+            });
+        }
+    });
+    drop(store);
+    let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+    assert_eq!(store.scan(Table::Faces, &Range::default(), usize::MAX).unwrap().len(), 320);
+}
+
+#[test]
+fn a_second_opener_is_told_who_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+    let error = SledStore::open(dir.path(), &SledSettings::default()).err().unwrap();
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    drop(store);
+    SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+}
+
+/// A store with records in every kind of place, and its contents.
+fn filled(dir: &Path) -> Vec<Vec<Entry>> {
+    let store: Arc<dyn Store> = open(dir, &SledSettings::default()).unwrap();
+    for i in 0..200u32 {
+        let key = [b"people\0".as_slice(), &i.to_be_bytes()].concat();
+        let face =
+            crate::proto::store::FaceRecord { id: i.to_string(), vector: vec![i as u8; 600], ..Default::default() };
+        let mut batch = Batch::default();
+        batch.put_record(Table::Faces, &key, &face);
+        store.commit(batch).unwrap();
+    }
+    let collection = crate::proto::store::CollectionRecord { id: "people".to_owned(), ..Default::default() };
+    let mut batch = Batch::default();
+    batch.put_record(Table::Collections, b"people", &collection);
+    store.commit(batch).unwrap();
+    let blobs = BlobStore::new(Arc::clone(&store));
+    for i in 0..4u8 {
+        blobs
+            .put(&(0..90_000u32).map(|j| (j.wrapping_mul(2_654_435_761) >> 24) as u8 ^ i).collect::<Vec<_>>())
+            .unwrap();
+    }
+    contents(&*store).unwrap()
+}
+
+fn contents(store: &dyn Store) -> Result<Vec<Vec<Entry>>, StoreError> {
+    export::TABLES.iter().map(|t| store.scan(*t, &Range::default(), usize::MAX)).collect()
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() { copy(&path, &target) } else { let _ = fs::copy(&path, target).unwrap(); }
+    }
+}
+
+/// Opens a damaged copy: it must be refused with words, or be whole, or its doctor must find something.
+fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
+    let store = match open(dir, &SledSettings::default()) {
+        Err(error) => {
+            assert!(error.to_string().len() > 20, "{damage}: {error}");
+            return true;
+        }
+        Ok(store) => store,
+    };
+    let report = examine(&store, |_, _| {}).unwrap();
+    let found = contents(&*store);
+    let intact = found.as_ref().is_ok_and(|found| found == whole);
+    assert!(intact || !report.findings.is_empty(), "{damage}: something is gone and nobody says so");
+    !report.findings.is_empty()
+}
+
+#[test]
+fn damage_is_named_or_harmless_never_silent() {
+    let original = tempfile::tempdir().unwrap();
+    let whole = filled(original.path());
+    let mut named = 0;
+    let mut try_with = |damage: &str, inflict: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        copy(original.path(), dir.path());
+        inflict(dir.path());
+        named += usize::from(judge(dir.path(), &whole, damage));
+    };
+    for file in files(original.path()) {
+        let name = file.strip_prefix(original.path()).unwrap().to_owned();
+        let length = fs::metadata(&file).unwrap().len() as usize;
+        let is_log = name.ends_with("db/db");
+        for i in 0..if is_log { 40 } else { 8 } {
+            if length == 0 {
+                continue;
+            }
+            let at = (i * 7919 + i * length / 41) % length;
+            try_with(&format!("a byte flipped at {at} of {}", name.display()), &|dir| {
+                let mut bytes = fs::read(dir.join(&name)).unwrap();
+                bytes[at] ^= 0x5a;
+                fs::write(dir.join(&name), bytes).unwrap();
+            });
+        }
+        for keep in [0, length / 3, length * 9 / 10, length.saturating_sub(1)] {
+            try_with(&format!("{} cut to {keep} bytes", name.display()), &|dir| {
+                let bytes = fs::read(dir.join(&name)).unwrap();
+                fs::write(dir.join(&name), &bytes[..keep]).unwrap();
+            });
+        }
+        try_with(&format!("{} gone", name.display()), &|dir| fs::remove_file(dir.join(&name)).unwrap());
+    }
+    assert!(named >= 20, "only {named} damages were seen at all");
+}
+
+#[test]
+fn a_newer_store_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), &SledSettings::default()).unwrap();
+    let mut batch = Batch::default();
+    let newer = crate::proto::store::StoreRecord { format: newest_format() + 1, store_id: "x".to_owned() };
+    batch.put_record(Table::Meta, migrate::STORE_KEY, &newer);
+    store.commit(batch).unwrap();
+    drop(store);
+    let error = open(dir.path(), &SledSettings::default()).err().unwrap();
+    assert!(matches!(error, StoreError::NewerFormat { .. }), "{error}");
+}
