@@ -1,0 +1,93 @@
+# Two commands matter: `make serve` and `make test`. Each fetches what it needs by itself.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+# Set by the caller when wanted; see `make help`.
+PYTHON ?= python3
+ARGS ?=
+DATA ?=
+SUITE ?=
+VISAGE_DATA ?= $(CURDIR)/visage-data
+
+CACHE := $(or $(VISAGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/visage)
+EVIDENCE := target/evidence
+BINARY := target/release/visage
+
+export VISAGE_CACHE := $(CACHE)
+export PYTHON
+
+# Begins a recipe that compiles: LIBTORCH is the machine's own or the fetched one.
+WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
+
+.PHONY: help build serve test lint fmt bench eval clean tools
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} \
+	  /^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '%s\n' '' \
+	  '  ARGS="--listen 127.0.0.1:7000"   more arguments for serve, eval and bench' \
+	  '  VISAGE_DATA=DIR                  where serve keeps its store (visage-data)' \
+	  '  VISAGE_CACHE=DIR                 where fetched things are kept (~/.cache/visage)' \
+	  '  LIBTORCH=DIR                     a libtorch 2.11.0 of your own; LIBTORCH_USE_PYTORCH=1: that of your python3'
+
+build: tools ## Compile the release binary, target/release/visage
+	@$(WITH_LIBTORCH); cargo build --release --locked
+
+serve: build ## Start a server on the data folder (VISAGE_DATA=, ARGS=)
+	@exec $(BINARY) serve --data-dir "$(VISAGE_DATA)" $(ARGS)
+
+test: tools ## Run every test
+	@$(PYTHON) -m unittest discover -s deploy/tests
+	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
+	$$VISAGE_PYTHON -m unittest discover -s clients/python/tests; \
+	$(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
+
+lint: tools ## Check format, clippy, documentation, dependencies and Python types
+	@cargo fmt --check
+	@$(WITH_LIBTORCH); cargo clippy --all-targets --locked -- -D warnings
+	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@$(PYTHON) docs/check.py
+	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
+	MYPYPATH="$$($$python clients/python/generate.py)" $$python -m mypy --config-file clients/python/pyproject.toml \
+	  --cache-dir target/mypy clients/python/generate.py clients/python/src clients/python/tests deploy; \
+	export PATH="$$(dirname $$python):$$PATH"; \
+	if cargo deny --version >/dev/null 2>&1; then \
+	  cargo deny --log-level warn check bans licenses sources; \
+	else \
+	  echo "lint: there is no cargo-deny for this machine, so licences and sources of dependencies were NOT checked."; \
+	  echo "      To check them: cargo install cargo-deny --locked, then make lint"; \
+	fi
+
+fmt: tools ## Format the code
+	@cargo fmt
+
+eval: build ## Measure quality on a folder (DATA=) into target/evidence/<suite>.json
+	@$(if $(DATA),,echo 'eval needs a folder: make eval DATA=FOLDER (it holds faces.csv)' >&2; exit 2;) \
+	mkdir -p $(EVIDENCE); \
+	for suite in $(or $(SUITE),faces); do \
+	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
+	done
+
+bench: build ## Measure speed (SUITE=training, serve or similar; all without it), likewise
+	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
+	mkdir -p $(EVIDENCE); \
+	for suite in $(or $(SUITE),training serve similar); do \
+	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
+	done
+
+clean: ## Remove what was built (not the fetched cache, not the data folder)
+	@rm -rf target clients/python/build
+	@echo "The fetched libtorch stays in $(CACHE)."
+
+# A missing tool is named with the way to get it, before a compiler says something less clear.
+tools:
+	@missing=0; need() { echo "make: $$1 is missing. $$2" >&2; missing=1; }; \
+	command -v cargo >/dev/null || need "the Rust toolchain" "Get it from https://rustup.rs, then open a new shell."; \
+	command -v c++ >/dev/null || need "a C++ compiler" "Debian: apt install g++"; \
+	command -v "$(PYTHON)" >/dev/null || need "Python 3 ($(PYTHON))" "Debian: apt install python3 python3-venv"; \
+	[ "$$missing" -eq 0 ]; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
+	  || { echo "make: $(PYTHON) is older than 3.9. Set PYTHON to a newer one." >&2; exit 1; }

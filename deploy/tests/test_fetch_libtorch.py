@@ -1,0 +1,225 @@
+"""The fetching of libtorch against a small package index on this machine: what a first build must survive."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import unittest
+import zipfile
+from pathlib import Path
+from typing import Dict, List, Optional
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fetch_libtorch  # noqa: E402
+import package_index  # noqa: E402
+
+
+def wheel_bytes(members: Dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+CONTENT = {"libc10.so": b"c10" * 1000, "libtorch_cpu.so": os.urandom(400_000), "libgomp.so.1": b"gomp"}
+MEMBERS = {f"torch/lib/{name}": content for name, content in CONTENT.items()}
+MEMBERS["torch/include/torch/csrc/api/include/torch/torch.h"] = b"#pragma once\n"
+MEMBERS["torch/nn/module.py"] = b"not needed"
+WHEEL_BYTES = wheel_bytes(MEMBERS)
+WHEEL = package_index.Wheel(
+    "torch", "torch-9-py3-none-any.whl", len(WHEEL_BYTES), hashlib.sha256(WHEEL_BYTES).hexdigest()
+)
+LIBRARIES = tuple(fetch_libtorch.Library(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in CONTENT.items())
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """A package index with one project, and faults to order."""
+
+    as_html = False
+    digest: Optional[str] = None
+    body = WHEEL_BYTES
+    drop_after: List[int] = []
+    ranges: List[Optional[str]] = []
+    obey_range = True
+
+    def do_GET(self) -> None:
+        if self.path == "/simple/torch/":
+            digest = type(self).digest or WHEEL.sha256
+            if self.as_html:
+                page = f'<a href="/files/{WHEEL.filename}#sha256={digest}">x</a>'.encode()
+                kind = "text/html"
+            else:
+                file = {
+                    "filename": WHEEL.filename,
+                    "url": f"../../files/{WHEEL.filename}",
+                    "hashes": {"sha256": digest},
+                }
+                page, kind = json.dumps({"files": [file]}).encode(), "application/vnd.pypi.simple.v1+json"
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(page)
+        elif self.path == f"/files/{WHEEL.filename}":
+            asked = self.headers.get("Range")
+            self.ranges.append(asked)
+            start = int(asked.split("=")[1].rstrip("-")) if asked and self.obey_range else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(self.body) - start))
+            self.end_headers()
+            end = start + self.drop_after.pop(0) if self.drop_after else len(self.body)
+            self.wfile.write(self.body[start:end])
+        else:
+            self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class FetchTest(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.cache = Path(folder.name)
+
+        class Handler(Index):
+            drop_after: List[int] = []
+            ranges: List[Optional[str]] = []
+
+        self.handler = Handler
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        environment = {
+            "VISAGE_CACHE": folder.name,
+            "PIP_INDEX_URL": f"http://127.0.0.1:{self.server.server_port}/simple",
+            "PIP_CONFIG_FILE": os.devnull,
+            "HOME": folder.name,
+            "no_proxy": "127.0.0.1",
+        }
+        for patch in (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(fetch_libtorch, "LIBRARIES", {WHEEL: LIBRARIES}),
+            mock.patch.object(fetch_libtorch, "TORCH", WHEEL),
+            mock.patch.object(platform, "machine", lambda: "x86_64"),
+            mock.patch.object(package_index, "FIRST_WAIT_S", 0.0),
+            mock.patch.object(sys, "stderr", io.StringIO()),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def fetch(self) -> Path:
+        return fetch_libtorch.libtorch([], keep_wheels=False)
+
+    def assert_complete(self, folder: Path) -> None:
+        self.assertEqual({p.name for p in (folder / "lib").iterdir()}, {*CONTENT, "libtorch.so"})
+        self.assertEqual((folder / "lib" / "libtorch_cpu.so").read_bytes(), CONTENT["libtorch_cpu.so"])
+        self.assertTrue((folder / fetch_libtorch.HEADERS_PROBE).is_file())
+        self.assertEqual((folder / "lib" / "libtorch.so").read_text(), "INPUT(libtorch_cpu.so)\n")
+
+    def test_fetches_once_and_leaves_only_the_folder(self) -> None:
+        self.assert_complete(self.fetch())
+        self.server.shutdown()
+        self.assert_complete(self.fetch())
+        self.assertEqual(len(self.handler.ranges), 1)
+        left = {p.name for p in self.cache.iterdir() if p.suffix != ".lock"}
+        self.assertEqual(left, {"libtorch-2.11.0"})
+
+    def test_reads_an_html_index(self) -> None:
+        self.handler.as_html = True
+        self.assert_complete(self.fetch())
+
+    def test_goes_on_after_a_dropped_connection(self) -> None:
+        self.handler.drop_after = [100_000, 0, 50_000]
+        self.assert_complete(self.fetch())
+        self.assertEqual(self.handler.ranges, [None, "bytes=100000-", "bytes=100000-", "bytes=150000-"])
+
+    def test_goes_on_where_an_earlier_run_stopped(self) -> None:
+        (self.cache / "downloads").mkdir()
+        (self.cache / "downloads" / f"{WHEEL.filename}.part").write_bytes(WHEEL_BYTES[:70_000])
+        self.assert_complete(self.fetch())
+        self.assertEqual(self.handler.ranges, ["bytes=70000-"])
+
+    def test_starts_over_where_ranges_are_ignored(self) -> None:
+        self.handler.obey_range = False
+        self.handler.drop_after = [100_000]
+        self.assert_complete(self.fetch())
+
+    def test_gives_up_with_a_message(self) -> None:
+        self.handler.drop_after = [100_000] + [0] * 50
+        with self.assertRaisesRegex(package_index.FetchError, "goes on from"):
+            self.fetch()
+
+    def test_refuses_a_file_of_another_digest(self) -> None:
+        self.handler.body = WHEEL_BYTES[:-1] + b"?"
+        with self.assertRaisesRegex(package_index.FetchError, "digest"):
+            self.fetch()
+        self.assertFalse((self.cache / "libtorch-2.11.0").exists())
+        self.assertEqual(list((self.cache / "downloads").iterdir()), [])
+
+    def test_refuses_an_index_that_lists_another_digest(self) -> None:
+        self.handler.digest = "0" * 64
+        with self.assertRaisesRegex(package_index.FetchError, "another digest"):
+            self.fetch()
+        self.assertEqual(self.handler.ranges, [])
+
+    def test_a_missing_wheel_says_what_to_do(self) -> None:
+        os.environ["PIP_INDEX_URL"] += "/elsewhere"
+        with self.assertRaisesRegex(package_index.FetchError, "PIP_FIND_LINKS"):
+            self.fetch()
+
+    def test_takes_a_wheel_from_a_folder(self) -> None:
+        wheels = self.cache / "wheels"
+        wheels.mkdir()
+        (wheels / WHEEL.filename).write_bytes(WHEEL_BYTES)
+        os.environ.update(PIP_FIND_LINKS=str(wheels), PIP_NO_INDEX="1")
+        self.assert_complete(self.fetch())
+        self.assertTrue((wheels / WHEEL.filename).is_file(), "the user's own wheel stays")
+        self.assertEqual(self.handler.ranges, [])
+
+    def test_adopts_a_folder_made_by_hand_and_mends_a_damaged_one(self) -> None:
+        folder = self.fetch()
+        stamp = folder / fetch_libtorch.STAMP
+        stamp.unlink()
+        self.assert_complete(self.fetch())
+        self.assertTrue(stamp.is_file())
+        self.assertEqual(len(self.handler.ranges), 1)
+        stamp.unlink()
+        (folder / "lib" / "libc10.so").write_bytes(b"x" * len(CONTENT["libc10.so"]))
+        self.assert_complete(self.fetch())
+        self.assertEqual((folder / "lib" / "libc10.so").read_bytes(), CONTENT["libc10.so"])
+        (folder / "lib" / "libgomp.so.1").unlink()
+        self.assert_complete(self.fetch())
+
+    def test_honours_a_libtorch_of_the_machine(self) -> None:
+        own = self.cache / "own"
+        (own / "lib").mkdir(parents=True)
+        os.environ["LIBTORCH"] = str(own)
+        self.assertEqual(self.fetch(), own)
+        os.environ["LIBTORCH"] = str(self.cache / "nowhere")
+        with self.assertRaisesRegex(package_index.FetchError, "LIBTORCH"):
+            self.fetch()
+        self.assertEqual(self.handler.ranges, [])
+
+    def test_another_architecture_is_told_to_set_libtorch(self) -> None:
+        with mock.patch.object(platform, "machine", lambda: "riscv64"):
+            with self.assertRaisesRegex(package_index.FetchError, "riscv64.*LIBTORCH"):
+                self.fetch()
+
+    def test_reads_the_index_from_pips_files(self) -> None:
+        conf = self.cache / ".config" / "pip" / "pip.conf"
+        conf.parent.mkdir(parents=True)
+        conf.write_text(f"[global]\nindex-url = {os.environ.pop('PIP_INDEX_URL')}\n")
+        self.assert_complete(self.fetch())
+
+
+if __name__ == "__main__":
+    unittest.main()
