@@ -7,7 +7,7 @@ use csv::{ByteRecord, ReaderBuilder};
 use super::{
     Roots, TrainingError,
     dataset::Row,
-    rejections::{Reason, Rejected, path_reason},
+    rejections::{Reason, Rejected, path_refused},
     source::CsvSource,
     split::Split,
 };
@@ -124,8 +124,7 @@ impl Columns {
             .iter()
             .map(|column_idx| column_idx.map_or(Ok(""), field).map(str::to_owned))
             .collect::<Result<_, _>>()?;
-        let path =
-            roots.resolve_from(&source.image_root, name).map_err(|error| (path_reason(&error), error.to_string()))?;
+        let path = roots.resolve_from(&source.image_root, name).map_err(|refusal| path_refused(refusal, name))?;
         Ok(Row { name: name.to_owned(), path, split, labels })
     }
 }

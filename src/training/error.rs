@@ -21,14 +21,18 @@ pub enum TrainingError {
     },
     /// A path leads outside the configured roots, by its text or through a link. Whether anything is there is not
     /// looked at.
-    #[error("{path} is not below a configured data root")]
+    #[error("{field}: {path} is not below a configured data root")]
     PathOutsideRoots {
+        /// Where the path stood, such as `sources[0].csv.path`.
+        field: String,
         /// As it was given.
         path: String,
     },
     /// Nothing is at a path that lies below a root.
-    #[error("{path} does not exist below the configured data roots")]
+    #[error("{field}: {path} does not exist below the configured data roots")]
     FileNotFound {
+        /// Where the path stood.
+        field: String,
         /// As it was given.
         path: String,
     },

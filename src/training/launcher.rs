@@ -43,15 +43,21 @@ pub struct ProcessLauncher {
 }
 
 impl ProcessLauncher {
-    /// This very binary as `visage worker`, with half a minute to stop.
+    /// `program worker`, with ten seconds to stop.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self { program, args: vec!["worker".into()], env: Vec::new(), stop_grace: Duration::from_secs(10) }
+    }
+
+    /// This very binary.
     ///
     /// # Errors
-    /// [`TrainingError::Launch`] when the system does not say where the binary is.
+    /// [`TrainingError::Launch`] when the system does not say where it is.
     pub fn this_binary() -> Result<Self, TrainingError> {
-        let program = std::env::current_exe()
-            .map_err(|source| TrainingError::Launch { program: PathBuf::from("visage"), source })?;
-        let stop_grace = Duration::from_secs(30);
-        Ok(Self { program, args: vec!["worker".into()], env: Vec::new(), stop_grace })
+        match std::env::current_exe() {
+            Ok(program) => Ok(Self::new(program)),
+            Err(source) => Err(TrainingError::Launch { program: PathBuf::from("visage"), source }),
+        }
     }
 }
 
@@ -107,6 +113,7 @@ pub struct RunningWorker {
     events: mpsc::Receiver<WorkerEvent>,
     control: WorkerControl,
     exit: oneshot::Receiver<WorkerExit>,
+    ended: Option<WorkerExit>,
 }
 
 impl RunningWorker {
@@ -117,7 +124,7 @@ impl RunningWorker {
         control: WorkerControl,
         exit: oneshot::Receiver<WorkerExit>,
     ) -> Self {
-        Self { events, control, exit }
+        Self { events, control, exit, ended: None }
     }
 
     /// The next data report or progress; `None` once there will be no more. A process whose events are not taken is
@@ -142,16 +149,20 @@ impl RunningWorker {
         self.control.kill();
     }
 
-    /// How it ended, once it has and is reaped. Events that were not taken are lost.
-    pub async fn wait(mut self) -> WorkerExit {
+    /// How it ended, once it has and is reaped. Events that were not taken are lost. May be given up and called again.
+    pub async fn wait(&mut self) -> WorkerExit {
         while self.events.recv().await.is_some() {}
-        (&mut self.exit).await.unwrap_or_else(|_| WorkerExit {
+        if let Some(exit) = &self.ended {
+            return exit.clone();
+        }
+        let exit = (&mut self.exit).await.unwrap_or_else(|_| WorkerExit {
             result: Err(worker::Failed {
                 kind: worker::FailureKind::Internal.into(),
                 message: "the thread that supervised the training process panicked".to_owned(),
             }),
             stderr_tail: String::new(),
-        })
+        });
+        self.ended.insert(exit).clone()
     }
 }
 

@@ -27,7 +27,7 @@ pub use dataset::Dataset;
 pub use error::TrainingError;
 pub use launcher::{Launcher, ProcessLauncher, RunningWorker, WorkerExit};
 pub use loader::{LabelledBatch, Loader};
-pub use recipe::{Head, Recipe, Stage, Target, WarmStart};
+pub use recipe::{Head, Recipe, Stage, Target, WarmStart, architecture, architecture_to_proto, network_spec};
 pub use roots::Roots;
 pub use source::Source;
 pub use split::{ImageDigest, Split};

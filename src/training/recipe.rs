@@ -117,7 +117,7 @@ impl Recipe {
     /// # Errors
     /// [`TrainingError::FieldInvalid`] with the path of the first field that is missing or out of range.
     pub fn from_proto(recipe: &v1::Recipe) -> Result<Self, TrainingError> {
-        let heads = heads_from_proto("recipe.heads", &recipe.heads)?;
+        let heads = Head::parse_all("recipe.heads", &recipe.heads)?;
         n_items("recipe.stages", recipe.stages.len(), 1..=MAX_STAGES)?;
         let stages = recipe
             .stages
@@ -128,7 +128,7 @@ impl Recipe {
         let valid_fraction =
             number("recipe.valid_fraction", recipe.valid_fraction, 0.1, (Bound::Excluded(0.0), Bound::Included(0.5)))?;
         Ok(Self {
-            architecture: architecture_from_proto("recipe.architecture", recipe.architecture)?,
+            architecture: architecture("recipe.architecture", recipe.architecture)?,
             heads,
             stages,
             batch_size: whole("recipe.batch_size", recipe.batch_size, Some(32), 2..=4096)?,
@@ -171,19 +171,28 @@ impl Recipe {
             crop_fraction: Some(self.crop_fraction),
         }
     }
-
-    /// The network to be trained, for heads whose labels are resolved.
-    #[must_use]
-    pub fn network(&self, heads: &[Head]) -> NetworkSpec {
-        NetworkSpec {
-            architecture: self.architecture,
-            heads: heads.iter().map(|head| (head.name.clone(), head.kind())).collect(),
-            dropout: self.dropout,
-        }
-    }
 }
 
 impl Head {
+    /// Checks heads, in a recipe or on their own.
+    ///
+    /// # Errors
+    /// [`TrainingError::FieldInvalid`] with a path below `field`.
+    pub fn parse_all(field: &str, heads: &[v1::Head]) -> Result<Vec<Self>, TrainingError> {
+        n_items(field, heads.len(), 1..=MAX_HEADS)?;
+        let mut names = BTreeSet::new();
+        let mut checked = Vec::with_capacity(heads.len());
+        for (head_idx, head) in heads.iter().enumerate() {
+            let head = Self::from_proto(&format!("{field}[{head_idx}]"), head)?;
+            if !names.insert(head.name.clone()) {
+                let detail = format!("{:?} is another head's name already", head.name);
+                return Err(TrainingError::field(format!("{field}[{head_idx}].name"), detail));
+            }
+            checked.push(head);
+        }
+        Ok(checked)
+    }
+
     fn from_proto(field: &str, head: &v1::Head) -> Result<Self, TrainingError> {
         let starts_well = head.name.starts_with(|first: char| first.is_ascii_lowercase());
         let is_name = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
@@ -221,6 +230,12 @@ impl Head {
         }
     }
 
+    /// Whether its labels are still to be found in the data.
+    #[must_use]
+    pub fn has_open_labels(&self) -> bool {
+        matches!(&self.target, Target::Classification { labels } if labels.is_empty())
+    }
+
     /// The network's kind of head; its labels must be resolved.
     #[must_use]
     pub fn kind(&self) -> HeadKind {
@@ -229,25 +244,6 @@ impl Head {
             Target::Classification { labels } => HeadKind::Classification { n_labels: labels.len() },
         }
     }
-}
-
-/// Checks heads, in a recipe or on their own.
-///
-/// # Errors
-/// [`TrainingError::FieldInvalid`] with a path below `field`.
-pub fn heads_from_proto(field: &str, heads: &[v1::Head]) -> Result<Vec<Head>, TrainingError> {
-    n_items(field, heads.len(), 1..=MAX_HEADS)?;
-    let mut names = BTreeSet::new();
-    let mut checked = Vec::with_capacity(heads.len());
-    for (head_idx, head) in heads.iter().enumerate() {
-        let head = Head::from_proto(&format!("{field}[{head_idx}]"), head)?;
-        if !names.insert(head.name.clone()) {
-            let detail = format!("{:?} is another head's name already", head.name);
-            return Err(TrainingError::field(format!("{field}[{head_idx}].name"), detail));
-        }
-        checked.push(head);
-    }
-    Ok(checked)
 }
 
 impl Target {
@@ -327,11 +323,18 @@ impl WarmStart {
     }
 }
 
+/// The network of these heads, whose labels must be resolved.
+#[must_use]
+pub fn network_spec(architecture: Architecture, heads: &[Head], dropout: f64) -> NetworkSpec {
+    NetworkSpec { architecture, heads: heads.iter().map(|head| (head.name.clone(), head.kind())).collect(), dropout }
+}
+
 /// The body that a contract's number names; the default is ResNet34.
 ///
 /// # Errors
 /// [`TrainingError::FieldInvalid`] for a number that this version does not know.
-pub fn architecture_from_proto(field: &str, architecture: i32) -> Result<Architecture, TrainingError> {
+pub fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Architecture, TrainingError> {
+    let architecture = architecture.into();
     match v1::Architecture::try_from(architecture) {
         Ok(v1::Architecture::Resnet18) => Ok(Architecture::ResNet18),
         Ok(v1::Architecture::Unspecified | v1::Architecture::Resnet34) => Ok(Architecture::ResNet34),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::TrainingError;
+use super::roots::Refusal;
 use crate::proto::v1;
 
 /// How many rows a report names.
@@ -128,11 +128,11 @@ impl Rejections {
     }
 }
 
-/// What a row is rejected for, from the error of its path.
-pub(crate) fn path_reason(error: &TrainingError) -> Reason {
-    match error {
-        TrainingError::PathOutsideRoots { .. } => Reason::PathOutsideRoots,
-        _ => Reason::FileNotFound,
+/// What a row is rejected for, and in which words, when its image's path is refused.
+pub(super) fn path_refused(refusal: Refusal, path: &str) -> (Reason, String) {
+    match refusal {
+        Refusal::Outside => (Reason::PathOutsideRoots, format!("{path} is not below a configured data root")),
+        Refusal::Missing => (Reason::FileNotFound, format!("{path} does not exist")),
     }
 }
 

@@ -38,9 +38,10 @@ impl Roots {
     ///
     /// # Errors
     /// [`TrainingError::RootUnusable`] naming the first that is not.
-    pub fn new(folders: Vec<PathBuf>) -> Result<Self, TrainingError> {
+    pub fn new(folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, TrainingError> {
         let roots = folders
             .into_iter()
+            .map(Into::into)
             .map(|path| Root::new(&path).map_err(|source| TrainingError::RootUnusable { path, source }))
             .collect::<Result<_, _>>()?;
         Ok(Self { roots })
@@ -48,41 +49,48 @@ impl Roots {
 
     /// The folders without links, for a process that shall use the same ones.
     #[must_use]
-    pub fn folders(&self) -> Vec<PathBuf> {
+    pub fn paths(&self) -> Vec<PathBuf> {
         self.roots.iter().map(|root| root.canonical.clone()).collect()
     }
 
     /// The file or folder that a caller's path names, without links. A relative path is tried below each root in
-    /// their order.
+    /// their order. `field` is where the path stood in the request, for the error.
     ///
     /// # Errors
-    /// [`TrainingError::PathOutsideRoots`] when it leads outside every root, whether or not anything is there, and
-    /// [`TrainingError::FileNotFound`] when nothing is there inside.
-    pub fn resolve(&self, path: &str) -> Result<PathBuf, TrainingError> {
+    /// [`TrainingError::PathOutsideRoots`] when it leads outside every root, whether or not anything is there,
+    /// [`TrainingError::FileNotFound`] when nothing is there inside, and [`TrainingError::FieldInvalid`] when it is
+    /// empty.
+    pub fn resolve(&self, field: &str, path: &str) -> Result<PathBuf, TrainingError> {
         if path.is_empty() {
-            return Err(TrainingError::FileNotFound { path: "(an empty path)".to_owned() });
+            return Err(TrainingError::field(field, "must be given"));
         }
-        if Path::new(path).is_absolute() {
-            return self.walk_absolute(Path::new(path)).map_err(|refusal| refusal.named(path));
+        let (field, text) = (field.to_owned(), path.to_owned());
+        self.find(Path::new(path)).map_err(|refusal| match refusal {
+            Refusal::Outside => TrainingError::PathOutsideRoots { field, path: text },
+            Refusal::Missing => TrainingError::FileNotFound { field, path: text },
+        })
+    }
+
+    fn find(&self, path: &Path) -> Result<PathBuf, Refusal> {
+        if path.is_absolute() {
+            return self.walk_absolute(path);
         }
         let mut worst = Refusal::Outside;
         for (root_idx, root) in self.roots.iter().enumerate() {
-            match self.walk(root.canonical.clone(), Path::new(path)) {
+            match self.walk(root.canonical.clone(), path) {
                 Ok(found) => return Ok(found),
                 Err(refusal) if root_idx == 0 => worst = refusal,
                 Err(Refusal::Outside) => worst = Refusal::Outside,
                 Err(Refusal::Missing) => {}
             }
         }
-        Err(worst.named(path))
+        Err(worst)
     }
 
-    /// As [`Roots::resolve`], but a relative path starts from `folder`, which this object resolved before.
-    ///
-    /// # Errors
-    /// As [`Roots::resolve`].
-    pub fn resolve_from(&self, folder: &Path, path: &str) -> Result<PathBuf, TrainingError> {
-        let found = if !self.contains(folder) {
+    /// As [`Roots::resolve`], but a relative path starts from `folder`, which this object resolved before. For the
+    /// many files that a table or folder names: only what the path adds to the folder is looked at.
+    pub(super) fn resolve_from(&self, folder: &Path, path: &str) -> Result<PathBuf, Refusal> {
+        if !self.contains(folder) {
             Err(Refusal::Outside)
         } else if path.is_empty() {
             Err(Refusal::Missing)
@@ -90,8 +98,7 @@ impl Roots {
             self.walk_absolute(Path::new(path))
         } else {
             self.walk(folder.to_owned(), Path::new(path))
-        };
-        found.map_err(|refusal| refusal.named(path))
+        }
     }
 
     /// Whether a path without links lies in a root.
@@ -160,18 +167,12 @@ impl Root {
 }
 
 /// Why a walk ended early.
-enum Refusal {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It would leave the roots.
     Outside,
+    /// Nothing is there.
     Missing,
-}
-
-impl Refusal {
-    fn named(self, path: &str) -> TrainingError {
-        match self {
-            Self::Outside => TrainingError::PathOutsideRoots { path: path.to_owned() },
-            Self::Missing => TrainingError::FileNotFound { path: path.to_owned() },
-        }
-    }
 }
 
 /// The names of a relative path, `..` among them.
@@ -232,14 +233,14 @@ mod tests {
         let (tmp, roots) = tree(false);
         let root = fs::canonicalize(tmp.path()).unwrap().join("in");
         for path in ["f", "./f", "a/../f", "to_a/../f", "a/b/../../f"] {
-            assert_eq!(roots.resolve(path).unwrap(), root.join("f"), "{path}");
+            assert_eq!(roots.resolve("field", path).unwrap(), root.join("f"), "{path}");
         }
         for path in ["chain", "to_b/f", "to_a/b/f", "a//b/f"] {
-            assert_eq!(roots.resolve(path).unwrap(), root.join("a/b/f"), "{path}");
+            assert_eq!(roots.resolve("field", path).unwrap(), root.join("a/b/f"), "{path}");
         }
         let absolute = root.join("a/f");
-        assert_eq!(roots.resolve(absolute.to_str().unwrap()).unwrap(), absolute);
-        assert_eq!(roots.resolve(".").unwrap(), root);
+        assert_eq!(roots.resolve("field", absolute.to_str().unwrap()).unwrap(), absolute);
+        assert_eq!(roots.resolve("field", ".").unwrap(), root);
         assert_eq!(roots.resolve_from(&root.join("a"), "../f").unwrap(), root.join("f"));
     }
 
@@ -265,17 +266,17 @@ mod tests {
             &absolute("in/../out/secret"),
             &absolute("out/nothing"),
         ] {
-            assert!(is_outside(roots.resolve(path)), "{path}");
+            assert!(is_outside(roots.resolve("field", path)), "{path}");
         }
-        assert!(is_outside(roots.resolve_from(&base.join("out"), "secret")));
-        assert!(is_outside(roots.resolve_from(&base.join("in/a"), "../../out/secret")));
+        assert_eq!(roots.resolve_from(&base.join("out"), "secret"), Err(Refusal::Outside));
+        assert_eq!(roots.resolve_from(&base.join("in/a"), "../../out/secret"), Err(Refusal::Outside));
     }
 
     #[test]
     fn what_is_missing_inside_is_not_found() {
         let (_tmp, roots) = tree(false);
-        for path in ["nothing", "a/nothing", "f/x", "f/../f", "loop", "", "nothing/../../out", "nul\0"] {
-            assert!(is_missing(roots.resolve(path)), "{path}");
+        for path in ["nothing", "a/nothing", "f/x", "f/../f", "loop", "nothing/../../out", "nul\0"] {
+            assert!(is_missing(roots.resolve("field", path)), "{path}");
         }
     }
 
@@ -284,10 +285,10 @@ mod tests {
         let (tmp, _) = tree(false);
         let base = tmp.path();
         let roots = Roots::new(vec![base.join("in/a/b"), base.join("in-twin")]).unwrap();
-        assert!(roots.resolve("f").unwrap().ends_with("in/a/b/f"));
+        assert!(roots.resolve("field", "f").unwrap().ends_with("in/a/b/f"));
         fs::remove_file(base.join("in/a/b/f")).unwrap();
-        assert!(roots.resolve("f").unwrap().ends_with("in-twin/f"));
-        assert!(is_outside(Roots::new(Vec::new()).unwrap().resolve("f")));
+        assert!(roots.resolve("field", "f").unwrap().ends_with("in-twin/f"));
+        assert!(is_outside(Roots::new(Vec::<PathBuf>::new()).unwrap().resolve("field", "f")));
         let error = Roots::new(vec![base.join("nothing")]).unwrap_err();
         assert!(matches!(error, TrainingError::RootUnusable { .. }), "{error}");
     }
@@ -298,9 +299,9 @@ mod tests {
         let alias = tmp.path().join("alias");
         symlink(tmp.path().join("in"), &alias).unwrap();
         let roots = Roots::new(vec![alias.clone()]).unwrap();
-        let found = roots.resolve(alias.join("f").to_str().unwrap()).unwrap();
+        let found = roots.resolve("field", alias.join("f").to_str().unwrap()).unwrap();
         assert_eq!(found, fs::canonicalize(tmp.path()).unwrap().join("in/f"));
-        assert_eq!(roots.resolve(found.to_str().unwrap()).unwrap(), found);
+        assert_eq!(roots.resolve("field", found.to_str().unwrap()).unwrap(), found);
     }
 
     fn any_path() -> impl Strategy<Value = String> {
@@ -335,7 +336,7 @@ mod tests {
             let given = if absolute { format!("{}/{path}", root.display()) } else { path.clone() };
             // Without the `.`s, of which the system alone says that a file has none.
             let system = fs::canonicalize(root.join(&path).components().collect::<PathBuf>());
-            match roots.resolve(&given) {
+            match roots.resolve("field", &given) {
                 Ok(found) => {
                     prop_assert!(found.starts_with(&root));
                     prop_assert_eq!(&found, &system.unwrap());
@@ -351,7 +352,7 @@ mod tests {
         fn the_answer_does_not_tell_what_lies_outside(path in any_path()) {
             let answer = |with_twin| {
                 let (_tmp, roots) = tree(with_twin);
-                roots.resolve(&path).map(|_| ()).map_err(|error| error.to_string())
+                roots.resolve("field", &path).map(|_| ()).map_err(|error| error.to_string())
             };
             prop_assert_eq!(answer(true), answer(false));
         }

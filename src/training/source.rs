@@ -54,7 +54,7 @@ impl Source {
             }
             Some(v1::data_source::Source::Csv(source)) => {
                 let table_field = format!("{field}.csv.path");
-                let table = required(&table_field, &source.path, roots)?;
+                let table = roots.resolve(&table_field, &source.path)?;
                 if !table.is_file() {
                     return Err(TrainingError::field(table_field, format!("{} is not a file", source.path)));
                 }
@@ -92,15 +92,8 @@ impl Source {
     }
 }
 
-fn required(field: &str, path: &str, roots: &Roots) -> Result<PathBuf, TrainingError> {
-    if path.is_empty() {
-        return Err(TrainingError::field(field, "must be given"));
-    }
-    roots.resolve(path)
-}
-
 fn folder(field: &str, path: &str, roots: &Roots) -> Result<PathBuf, TrainingError> {
-    let found = required(field, path, roots)?;
+    let found = roots.resolve(field, path)?;
     if found.is_dir() { Ok(found) } else { Err(TrainingError::field(field, format!("{path} is not a folder"))) }
 }
 

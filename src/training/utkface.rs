@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 use super::{
     Roots, TrainingError,
     dataset::Row,
-    rejections::{Reason, Rejected, path_reason},
+    rejections::{Reason, Rejected, path_refused},
 };
 
 /// The columns of such a folder.
@@ -89,7 +89,10 @@ pub(super) fn read(
         let path = if kind.is_file() {
             Ok(entry.path().to_owned())
         } else {
-            roots.resolve_from(folder, &name).map_err(|error| reject(path_reason(&error), error.to_string()))
+            roots.resolve_from(folder, &name).map_err(|refusal| {
+                let (reason, detail) = path_refused(refusal, &name);
+                reject(reason, detail)
+            })
         };
         visit(path.and_then(|path| {
             let labels = parse_name(&file_name).map_err(|detail| reject(Reason::MalformedName, detail))?;

@@ -152,7 +152,7 @@ async fn a_cancelled_process_has_the_last_word() {
     let n_bytes = prost::Message::encode_length_delimited_to_vec(&command).len();
     let script = format!("head -c {n_bytes} > /dev/null; head -c 1 > /dev/null; cat \"$OUT\"");
     let shell = Shell::new(&script, [failed(FailureKind::Cancelled)]);
-    let running = shell.start();
+    let mut running = shell.start();
     running.control().cancel();
     let failed = running.wait().await.result.unwrap_err();
     assert_eq!((failed.message.as_str(), failed.kind()), ("its own words", FailureKind::Cancelled));
@@ -162,7 +162,7 @@ async fn a_cancelled_process_has_the_last_word() {
 async fn a_process_that_does_not_stop_is_killed() {
     let mut shell = Shell::new("trap '' INT TERM; sleep 1000", []);
     shell.launcher.stop_grace = Duration::from_millis(50);
-    let running = shell.start();
+    let mut running = shell.start();
     running.cancel();
     let failed = running.wait().await.result.unwrap_err();
     assert_eq!(failed.kind(), FailureKind::Cancelled);
@@ -178,7 +178,7 @@ async fn a_process_that_finishes_but_does_not_end_is_killed_and_has_finished() {
 
 #[tokio::test]
 async fn a_kill_on_request_is_a_cancelled_run() {
-    let running = Shell::new("sleep 1000", []).start();
+    let mut running = Shell::new("sleep 1000", []).start();
     running.kill();
     assert_eq!(running.wait().await.result.unwrap_err().kind(), FailureKind::Cancelled);
 }
