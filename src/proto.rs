@@ -40,3 +40,8 @@ pub mod visage {
 
 /// The descriptors of the public contract, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/visage_v1.bin"));
+
+/// `google.rpc`: the wire form of an error.
+pub mod rpc {
+    pub use tonic_types::pb::{ErrorInfo, Status};
+}

@@ -1,1 +1,176 @@
-//! (skeleton)
+//! Use cases: each joins the domains for one thing that callers want. Knows no transport.
+//!
+//! [`App`] is the assembly: the store is opened, and everything else stands on it. Handlers call [`predict`],
+//! [`Faces`], [`Models`], [`Runs`]; each takes the [`CallContext`] that says who calls and until when.
+
+mod context;
+mod error;
+mod faces;
+mod idempotency;
+mod import;
+mod models;
+mod paging;
+mod photos;
+mod predict;
+mod runs;
+
+use std::{sync::Arc, time::Duration};
+
+pub use context::{CallContext, Caller};
+pub use error::AppError;
+pub use faces::{Enrolment, Faces, Source, Wanted};
+pub use idempotency::Idempotent;
+pub use models::Models;
+pub use paging::{Page, PageLimits, PageRequest, Paged};
+pub use photos::{Outcome, Photos, Read};
+pub use predict::predict;
+pub use runs::{NewRun, RunSettings, Runs, Watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    registry::{ModelRef, Registry, VersionName},
+    serving::{DecodePool, DecodePoolSettings, EngineLoader, ServingPool, ServingSettings, TorchEngineLoader},
+    similarity::{SimilarityIndex, SimilaritySettings},
+    store::{self, SledSettings, Store},
+    training::{Launcher, ProcessLauncher, Roots},
+    vision::DecodeLimits,
+};
+
+/// Everything a server is, apart from its transport.
+pub struct App {
+    /// Models, versions, aliases.
+    pub models: Models,
+    /// Photos through the pipeline.
+    pub photos: Photos,
+    /// Collections and faces.
+    pub faces: Faces,
+    /// Training runs.
+    pub runs: Runs,
+    /// The bounds of every list.
+    pub page_limits: PageLimits,
+    /// Cancelled when the server begins to stop.
+    pub stopping: CancellationToken,
+    roots: Roots,
+    index: Arc<SimilarityIndex>,
+    serving: ServingPool,
+}
+
+/// What an [`App`] runs on; tests bring others.
+pub struct Backends {
+    /// Makes engines of versions.
+    pub engines: Arc<dyn EngineLoader>,
+    /// Starts training processes.
+    pub launcher: Arc<dyn Launcher>,
+}
+
+impl App {
+    /// Opens the configured data folder, with libtorch for engines and child processes for training.
+    ///
+    /// # Errors
+    /// When the store, the device or a root cannot be opened; the message says what to do.
+    pub async fn open(config: &Config) -> Result<Self, AppError> {
+        let program = std::env::current_exe().map_err(|e| AppError::Internal(format!("this program's path: {e}")))?;
+        let backends = Backends {
+            engines: Arc::new(TorchEngineLoader::new(&config.serving.device)?),
+            launcher: Arc::new(ProcessLauncher::new(program)),
+        };
+        Self::open_with(config, backends).await
+    }
+
+    /// Opens the configured data folder on these backends.
+    ///
+    /// # Errors
+    /// As [`App::open`].
+    pub async fn open_with(config: &Config, backends: Backends) -> Result<Self, AppError> {
+        let config = config.clone();
+        // Opening reads and verifies the whole store.
+        blocking(move || Self::open_blocking(&config, backends)).await
+    }
+
+    fn open_blocking(config: &Config, backends: Backends) -> Result<Self, AppError> {
+        let data_dir = &config.data_dir;
+        let store: Arc<dyn Store> = store::open(
+            &data_dir.join("store"),
+            SledSettings { cache_bytes: config.store.cache_bytes, ..SledSettings::default() },
+        )?;
+        let registry = Arc::new(Registry::new(Arc::clone(&store)));
+        let swept = registry.sweep_orphans()?;
+        tracing::info!(?swept, "swept the blobs that no version names");
+        let roots = Roots::new(&config.training.roots)?;
+        let serving = ServingPool::start(
+            ServingSettings {
+                n_threads: config.serving.threads,
+                queue_capacity: config.serving.queue_capacity,
+                max_batch: config.serving.max_batch,
+                ..ServingSettings::default()
+            },
+            backends.engines,
+        );
+        let decoder = DecodePool::start(DecodePoolSettings {
+            n_threads: config.images.decode_threads,
+            queue_capacity: config.images.decode_queue,
+            limits: DecodeLimits { max_pixels: config.images.max_pixels, ..DecodeLimits::default() },
+        });
+        let default_model = match config.serving.default_model.as_str() {
+            "" => None,
+            name => Some(ModelRef::parse("serving.default_model", name)?),
+        };
+        let models = Models::open(registry, serving.clone(), default_model)?;
+        let photos = Photos::new(models.clone(), decoder, serving.clone());
+        let index = Arc::new(SimilarityIndex::open(
+            Arc::clone(&store),
+            SimilaritySettings { max_k: config.similarity.max_k, ..SimilaritySettings::default() },
+        )?);
+        let faces = Faces::new(Arc::clone(&store), Arc::clone(&index), models.clone(), photos.clone());
+        let runs = Runs::open(
+            Arc::clone(&store),
+            models.clone(),
+            backends.launcher,
+            roots.clone(),
+            RunSettings {
+                max_concurrent: config.training.max_concurrent_runs,
+                max_queued: config.training.max_queued_runs,
+                device: config.serving.device.clone(),
+                n_threads: config.training.threads,
+                scratch_dir: data_dir.join("scratch"),
+                max_pixels: config.images.max_pixels,
+            },
+        )?;
+        let page_limits = PageLimits { default_size: config.pages.default_size, max_size: config.pages.max_size };
+        let stopping = CancellationToken::new();
+        Ok(Self { models, photos, faces, runs, page_limits, stopping, roots, index, serving })
+    }
+
+    /// Forgets a version and its weights.
+    ///
+    /// # Errors
+    /// When there is no such version, or an alias or a collection uses it.
+    pub async fn delete_version(&self, version: &VersionName) -> Result<(), AppError> {
+        let index = Arc::clone(&self.index);
+        self.models
+            .delete(version, move |version| {
+                let used = index.collection_of_version(&version.to_string())?;
+                Ok(used.map(|collection| format!("collections/{collection}")))
+            })
+            .await
+    }
+
+    /// Ends the runs, writes their ends, and waits for the device's work in hand.
+    pub async fn close(&self, timeout: Duration) {
+        self.stopping.cancel();
+        if tokio::time::timeout(timeout, self.runs.stop()).await.is_err() {
+            tracing::warn!("a training run did not end in time; it is marked as interrupted at the next start");
+        }
+        self.serving.drain(timeout).await;
+    }
+}
+
+/// Runs blocking work away from the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AppError> + Send + 'static,
+) -> Result<T, AppError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's blocking work ended early: {e}"))))
+}

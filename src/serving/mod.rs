@@ -2,14 +2,47 @@
 //!
 //! Owns the bounded queues and the threads that own the models. The [`Engine`] is all it knows of a network, so that
 //! the scheduler is tested with a fake one. Knows no transport and no store.
+//!
+//! A photo's way: [`DecodePool`] makes its pixels; [`ServingPool::run`] lets it wait in its version's queue
+//! (`scheduler`, which also refuses what cannot be met, by what `latency` has measured); the device's one thread
+//! (`executor`) forms a batch when it is free and runs the version's [`Engine`]; [`answer::predictions`] makes the
+//! contract's types of the output. A version's way: [`ServingPool::load`] has the device's second thread (`loader`)
+//! build the engine, compare it with the version's golden outputs and warm it, while the first goes on serving;
+//! [`ServingPool::unload`] lets what waits be answered first. What the threads and the handles share is `device`.
 
+pub mod answer;
+mod decode_pool;
+mod device;
 mod error;
+mod executor;
+mod golden;
+mod latency;
+mod loader;
+mod pool;
+mod scheduler;
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use decode_pool::{DecodeError, DecodePool, DecodePoolSettings, DecodedPhoto};
+pub use device::{LoadState, LoadedVersion};
 pub use error::ServeError;
+pub use golden::golden_pixels;
+pub use pool::{Served, ServingPool, ServingSettings};
+pub use scheduler::Priority;
 
-use crate::vision::Pixels;
+use crate::{nn::TensorData, proto::store::VersionRecord, vision::Pixels};
+
+/// The batch sizes that a network sees; what is less is padded. Kernels keep a plan for each shape they have seen, so
+/// free sizes would grow their caches without end.
+pub(crate) const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// The smallest bucket that holds `n_images`, or the largest there is.
+pub(crate) fn bucket_for(n_images: usize) -> usize {
+    BUCKETS.into_iter().find(|&b| b >= n_images).unwrap_or(BUCKETS[BUCKETS.len() - 1])
+}
 
 /// What a network says about one image.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +61,36 @@ pub trait Engine: Send {
     /// # Errors
     /// When the batch as a whole cannot be answered; the caller then tries smaller ones.
     fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError>;
+
+    /// The heads' raw outputs for one image, concatenated in order: what a version's golden outputs hold. For a
+    /// classification these are the numbers before the softmax.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    fn raw_heads(&mut self, image: &Arc<Pixels>) -> Result<Vec<f32>, EngineError>;
+}
+
+/// Builds engines. Called on the loader thread only.
+pub trait EngineLoader: Send + Sync {
+    /// Builds a version's engine on the device.
+    ///
+    /// # Errors
+    /// When the tensors do not fit the network, the device is not there or has no memory.
+    fn load(&self, source: &EngineSource) -> Result<Box<dyn Engine>, EngineError>;
+
+    /// Called once at the start of each thread that will touch engines, to set how many cores its kernels may use.
+    fn enter_thread(&self, _n_threads: usize) {}
+}
+
+/// All that makes a version's engine. Free of any handle to the store, so that it can be dropped once it is built.
+#[derive(Clone, Debug)]
+pub struct EngineSource {
+    /// The version's name, `models/{model}/versions/{n}`.
+    pub version: String,
+    /// Its manifest.
+    pub record: VersionRecord,
+    /// Its tensors, checksums verified.
+    pub tensors: Vec<TensorData>,
 }
 
 /// Why an engine did not answer.
@@ -39,4 +102,11 @@ pub enum EngineError {
     /// Anything else.
     #[error("{0}")]
     Failed(String),
+}
+
+/// The words of a caught panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panicked: {}", words.unwrap_or_else(|| "without a message".to_owned()))
 }

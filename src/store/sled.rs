@@ -225,14 +225,30 @@ impl Store for SledStore {
         };
         let (low, high) = (bound(low, Vec::new()), bound(high, vec![table as u8 + 1]));
         let entry = |row: sled::Result<(sled::IVec, sled::IVec)>| row.map(|(k, v)| (k[1..].to_vec(), v.to_vec()));
-        guard(&self.dir, || {
-            let rows = self.db.range((low, high));
+        let (mut low, mut high) = (low, high);
+        let mut found: Vec<Entry> = Vec::new();
+        // Over a damaged tree an iterator of sled was seen to end early, and one that starts behind its last key to go
+        // on. So the end is an iterator that finds nothing.
+        while found.len() < limit {
+            let part: Vec<Entry> = guard(&self.dir, || {
+                let rows = self.db.range((low.clone(), high.clone()));
+                let n = limit - found.len();
+                if range.descending {
+                    rows.rev().take(n).map(entry).collect()
+                } else {
+                    rows.take(n).map(entry).collect()
+                }
+            })?;
+            let Some((last, _)) = part.last() else { break };
+            let last = Bound::Excluded(engine_key(table, last));
             if range.descending {
-                rows.rev().take(limit).map(entry).collect()
+                high = last
             } else {
-                rows.take(limit).map(entry).collect()
+                low = last
             }
-        })
+            found.extend(part);
+        }
+        Ok(found)
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
@@ -246,7 +262,7 @@ impl Store for SledStore {
     fn verify_all(&self) -> Result<(), StoreError> {
         let stored = guard(&self.dir, || self.db.get(TALLY_KEY))?;
         let tally = stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default();
-        self.verify(&tally, &[Table::BlobChunks])
+        self.verify(&tally, &super::export::TABLES)
     }
 }
 

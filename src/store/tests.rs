@@ -166,7 +166,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { let _ = fs::copy(&path, target).unwrap(); }
+        if path.is_dir() {
+            copy(&path, &target)
+        } else {
+            let _ = fs::copy(&path, target).unwrap();
+        }
     }
 }
 
@@ -182,7 +186,11 @@ fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let report = examine(&store, |_, _| {}).unwrap();
     let found = contents(&*store);
     let intact = found.as_ref().is_ok_and(|found| found == whole);
-    assert!(intact || !report.findings.is_empty(), "{damage}: something is gone and nobody says so");
+    assert!(
+        intact || !report.findings.is_empty(),
+        "{damage}: something is gone and nobody says so: {:?}",
+        found.map(|f| f.iter().zip(whole).map(|(f, w)| (f.len(), w.len(), f == w)).collect::<Vec<_>>())
+    );
     !report.findings.is_empty()
 }
 

@@ -1,1 +1,33 @@
-//! (skeleton)
+//! Training: recipes, data, the worker process and what it learns.
+//!
+//! Two sides share this module. The server's side checks a request ([`Recipe`], [`Source`], [`Roots`]) and starts a
+//! child process of the same binary ([`Launcher`]); the child reads the data ([`Dataset`], [`Loader`]), trains and
+//! reports over its pipes ([`frames`]). A crash, an out-of-memory or a hang of the child is a failed run and nothing
+//! more. Knows no transport, no store and no other domain.
+//!
+//! Read next: [`recipe`] for what can be asked, [`dataset`] for what is read, [`launcher`] for how the child lives.
+
+pub mod dataset;
+pub mod error;
+pub mod frames;
+pub mod launcher;
+pub mod loader;
+pub mod priority;
+pub mod recipe;
+pub mod roots;
+pub mod source;
+
+mod csv_table;
+mod image_file;
+mod rejections;
+mod split;
+mod utkface;
+
+pub use dataset::Dataset;
+pub use error::TrainingError;
+pub use launcher::{Launcher, ProcessLauncher, RunningWorker, WorkerExit};
+pub use loader::{LabelledBatch, Loader};
+pub use recipe::{Head, Recipe, Stage, Target, WarmStart};
+pub use roots::Roots;
+pub use source::Source;
+pub use split::{ImageDigest, Split};

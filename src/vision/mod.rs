@@ -1,11 +1,17 @@
 //! Pixels: encoded bytes to the network's input.
 //!
 //! Owns decoding (with its caps), EXIF orientation and preprocessing. Training and serving call the same functions,
-//! so they cannot drift apart. Knows no tensors, no store, no transport.
+//! so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container` checks that
+//! the file is whole and what it claims, [`decode()`] makes an upright RGB picture, [`to_pixels`] the network's input.
 
+mod container;
+mod decode;
 mod error;
+mod preprocess;
 
+pub use decode::{DecodeLimits, DecodedImage, decode};
 pub use error::ImageError;
+pub use preprocess::to_pixels;
 
 /// A square RGB picture, ready for the network but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,45 @@
+//! What every use case knows of the call it serves.
+
+use std::time::{Duration, Instant};
+
+/// Who calls. Every handler receives one, and later rights hang on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The caller's name, as the edge established it.
+    pub id: String,
+}
+
+impl Caller {
+    /// A caller that showed no credentials.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self { id: "anonymous".to_owned() }
+    }
+}
+
+/// A call: who, which, until when.
+#[derive(Clone, Debug)]
+pub struct CallContext {
+    /// Who calls.
+    pub caller: Caller,
+    /// Names this call in logs; the caller's `x-request-id`, or made at the edge.
+    pub call_id: String,
+    /// When the call arrived.
+    pub arrived: Instant,
+    /// When the answer is worthless.
+    pub deadline: Option<Instant>,
+}
+
+impl CallContext {
+    /// The same call, for an item of its stream that arrives now.
+    #[must_use]
+    pub fn item(&self) -> Self {
+        Self { arrived: Instant::now(), ..self.clone() }
+    }
+
+    /// Time left, or `None` without a deadline; zero when it has passed.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|d| d.saturating_duration_since(Instant::now()))
+    }
+}

@@ -1,0 +1,145 @@
+//! Every way a use case can fail.
+
+use crate::{
+    error::Kind, nn::NnError, registry::RegistryError, serving::ServeError, similarity::SimilarityError,
+    store::{StoreError, Table}, training::TrainingError, vision::ImageError,
+};
+
+/// An error of a use case: its own, or a layer's.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A request field is missing, malformed or out of range.
+    #[error("{field}: {description}")]
+    FieldInvalid {
+        /// The field's path in the request.
+        field: String,
+        /// What is wrong, and what is allowed.
+        description: String,
+    },
+    /// A page token that this list did not give out.
+    #[error("the page token was not given out by the list {list}; start again with an empty token")]
+    PageTokenInvalid {
+        /// The list's name.
+        list: String,
+    },
+    /// The request id was used with another body.
+    #[error("request_id {request_id:?} was used with another request; choose a new one")]
+    RequestIdReused {
+        /// The id.
+        request_id: String,
+    },
+    /// No such training run.
+    #[error("there is no training run {name}")]
+    RunNotFound {
+        /// As asked for.
+        name: String,
+    },
+    /// No such operation.
+    #[error("there is no operation {name}")]
+    OperationNotFound {
+        /// As asked for.
+        name: String,
+    },
+    /// The run has already ended.
+    #[error("{name} has already ended: {state}")]
+    RunFinal {
+        /// The run's name.
+        name: String,
+        /// Its final state.
+        state: String,
+    },
+    /// The operation has not ended yet.
+    #[error("{name} is still running; cancel it or wait for its end")]
+    OperationRunning {
+        /// The operation's name.
+        name: String,
+    },
+    /// As many runs wait as may wait.
+    #[error("{n_waiting} training runs are waiting, the limit; try again when one has started")]
+    TrainingQueueFull {
+        /// Runs that wait.
+        n_waiting: usize,
+    },
+    /// The version cannot do what was asked of it.
+    #[error("{version} {what}")]
+    UnsupportedByModel {
+        /// The version's name.
+        version: String,
+        /// What it lacks.
+        what: String,
+    },
+    /// The call's deadline passed outside the device's queue.
+    #[error("the deadline passed during {during}")]
+    DeadlineExceeded {
+        /// What was going on.
+        during: &'static str,
+    },
+    /// The server is stopping.
+    #[error("the server is stopping; another one, or the same in a moment, will answer")]
+    Stopping,
+    /// A defect of the server.
+    #[error("{0}")]
+    Internal(String),
+    /// Of the registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Of the serving layer.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Of the picture.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Of the similarity layer.
+    #[error(transparent)]
+    Similarity(#[from] SimilarityError),
+    /// Of the training layer.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    /// Of networks and weights.
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    /// Of the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AppError {
+    /// A wrong request field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::FieldInvalid { field: field.into(), description: description.into() }
+    }
+
+    /// Whether it is a store's condition on `table` that did not hold.
+    pub(super) fn is_conflict_in(&self, table: Table) -> bool {
+        let store = match self {
+            Self::Store(e)
+            | Self::Registry(RegistryError::Store(e))
+            | Self::Similarity(SimilarityError::Store(e)) => e,
+            _ => return false,
+        };
+        matches!(store, StoreError::Conflict { table: t, .. } if *t == table)
+    }
+
+    /// Who must act.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
+            Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
+            Self::RequestIdReused { .. }
+            | Self::RunFinal { .. }
+            | Self::OperationRunning { .. }
+            | Self::UnsupportedByModel { .. } => Kind::Conflict,
+            Self::TrainingQueueFull { .. } | Self::Stopping => Kind::Overloaded,
+            Self::DeadlineExceeded { .. } => Kind::Cancelled,
+            Self::Internal(_) => Kind::Internal,
+            Self::Registry(e) => e.kind(),
+            Self::Serve(e) => e.kind(),
+            Self::Image(e) => e.kind(),
+            Self::Similarity(e) => e.kind(),
+            Self::Training(e) => e.kind(),
+            Self::Nn(e) => e.kind(),
+            Self::Store(e) => e.kind(),
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Collections and enrolled faces, and the search among them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, blocking};
+use crate::{
+    proto::{
+        store::{CollectionRecord, FaceRecord},
+        v1,
+    },
+    similarity::{
+        CollectionId, Embedding, EmbeddingSpace, FaceId, NewCollection, NewFace, Query, SimilarityError,
+        SimilarityIndex, Target,
+    },
+    store::Store,
+};
+
+/// The layer of a collection whose creator names none.
+const DEFAULT_LAYER: &str = "embedding512";
+
+/// The collections of a server.
+#[derive(Clone)]
+pub struct Faces {
+    store: Arc<dyn Store>,
+    index: Arc<SimilarityIndex>,
+    models: Models,
+    photos: Photos,
+}
+
+/// What a face is found or enrolled by.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An encoded photo.
+    Image(Bytes),
+    /// A vector, and the space it claims to be of (empty: the collection's).
+    Vector {
+        /// One number a dimension.
+        values: Vec<f32>,
+        /// The space's name, or empty.
+        space: String,
+    },
+}
+
+/// A face to enrol.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// The collection.
+    pub collection: CollectionId,
+    /// Chosen by the caller, or made by the server.
+    pub face: Option<FaceId>,
+    /// The photo or vector.
+    pub source: Source,
+    /// The caller's key of the person.
+    pub subject: String,
+    /// Small facts to find it by.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What to look for.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// Faces like this photo or vector.
+    Like(Source),
+    /// Faces like this enrolled one.
+    LikeFace(FaceId),
+}
+
+impl Faces {
+    /// The collections of `index`.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
+        Self { store, index, models, photos }
+    }
+
+    /// Makes a collection that compares in the space that `space` means now.
+    ///
+    /// # Errors
+    /// When the id is taken, or there is no such version or layer.
+    pub async fn create_collection(
+        &self,
+        id: CollectionId,
+        space: &str,
+        display_name: String,
+        once: Idempotent,
+    ) -> Result<v1::Collection, AppError> {
+        let (model, layer) = space.split_once('#').unwrap_or((space, DEFAULT_LAYER));
+        let version = self.models.resolve(model)?;
+        let manifest = self.models.manifest(&version).await?;
+        let Some(known) = manifest.embedding_layers.iter().find(|l| l.layer == layer) else {
+            let layers: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
+            return Err(AppError::UnsupportedByModel {
+                version: version.to_string(),
+                what: format!("has no embedding layer {layer:?}; it has: {}", layers.join(", ")),
+            });
+        };
+        let new = NewCollection {
+            id,
+            space: EmbeddingSpace::parse(&format!("{version}#{layer}"))?,
+            dimensions: known.dimensions as usize,
+            display_name,
+        };
+        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        blocking(move || {
+            once.once(&*store, || {
+                let record =
+                    index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
+                Ok(collection_to_proto(&record, 0))
+            })
+        })
+        .await
+    }
+
+    /// A collection and how many faces it has.
+    ///
+    /// # Errors
+    /// When there is no such collection.
+    pub async fn get_collection(&self, id: CollectionId) -> Result<v1::Collection, AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || {
+            let (record, n_faces) = index.get_collection(&id)?;
+            Ok(collection_to_proto(&record, n_faces))
+        })
+        .await
+    }
+
+    /// A page of the collections, by id.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list_collections(&self, page: Page, list: &'static str) -> Result<Paged<v1::Collection>, AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || {
+            let rows = index.list_collections(page.after.as_deref(), page.limit())?;
+            let paged = page.finish(rows, list, |(record, _)| record.id.clone().into_bytes());
+            Ok(paged.map(|(record, n_faces)| collection_to_proto(&record, n_faces)))
+        })
+        .await
+    }
+
+    /// Forgets a collection with its faces.
+    ///
+    /// # Errors
+    /// When there is no such collection.
+    pub async fn delete_collection(&self, id: CollectionId) -> Result<(), AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || Ok(index.delete_collection(&id)?)).await
+    }
+
+    /// Stores a face; acknowledged means found after any crash.
+    ///
+    /// # Errors
+    /// When there is no such collection, the id is taken, or the photo or vector cannot be used.
+    pub async fn enroll(&self, call: &CallContext, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
+        // An earlier answer spares the network its work.
+        let (store, earlier) = (Arc::clone(&self.store), once.clone());
+        if let Some(face) = blocking(move || earlier.earlier_answer(&*store)).await? {
+            return Ok(face);
+        }
+        let (embedding, space) = self.embed(call, &new.collection, new.source).await?;
+        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        let face = NewFace { id: new.face, subject: new.subject, labels: new.labels };
+        let collection = new.collection;
+        blocking(move || {
+            once.once(&*store, || {
+                let record = index.enroll(&collection, face, embedding, &space, |record| {
+                    once.remember(&face_to_proto(&collection, record))
+                })?;
+                Ok(face_to_proto(&collection, &record))
+            })
+        })
+        .await
+    }
+
+    /// An enrolled face.
+    ///
+    /// # Errors
+    /// When there is no such collection or face.
+    pub async fn get(&self, collection: CollectionId, face: FaceId) -> Result<v1::Face, AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || Ok(face_to_proto(&collection, &index.get_face(&collection, &face)?))).await
+    }
+
+    /// A page of a collection's faces, by id.
+    ///
+    /// # Errors
+    /// When there is no such collection.
+    pub async fn list(&self, collection: CollectionId, page: Page, list: String) -> Result<Paged<v1::Face>, AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || {
+            let rows = index.list_faces(&collection, page.after.as_deref(), page.limit())?;
+            let paged = page.finish(rows, &list, |record| record.id.clone().into_bytes());
+            Ok(paged.map(|record| face_to_proto(&collection, &record)))
+        })
+        .await
+    }
+
+    /// Forgets a face; acknowledged means never returned again.
+    ///
+    /// # Errors
+    /// When there is no such collection or face.
+    pub async fn delete(&self, collection: CollectionId, face: FaceId) -> Result<(), AppError> {
+        let index = Arc::clone(&self.index);
+        blocking(move || Ok(index.delete_face(&collection, &face)?)).await
+    }
+
+    /// The faces of a collection nearest to what is wanted.
+    ///
+    /// # Errors
+    /// When there is no such collection or face, the photo or vector cannot be used, or `k` is out of range.
+    pub async fn find_similar(
+        &self,
+        call: &CallContext,
+        collection: CollectionId,
+        wanted: Wanted,
+        k: usize,
+        min_score: Option<f32>,
+        exact: bool,
+    ) -> Result<v1::FindSimilarResponse, AppError> {
+        let target = match wanted {
+            Wanted::Like(source) => Target::Vector(self.embed(call, &collection, source).await?.0),
+            Wanted::LikeFace(face) => Target::Face(face),
+        };
+        let index = Arc::clone(&self.index);
+        let id = collection.clone();
+        let found = blocking(move || Ok(index.search(&id, Query { target, k, min_score, exact })?)).await?;
+        let matches = found
+            .matches
+            .iter()
+            .map(|(record, score)| v1::SimilarFace {
+                face: Some(face_to_proto(&collection, record)),
+                score: score.value(),
+            })
+            .collect();
+        Ok(v1::FindSimilarResponse {
+            matches,
+            exact: found.exact,
+            embedding_space: found.space.to_string(),
+            timing: Some(v1::Timing {
+                total: super::photos::proto_duration(call.arrived.elapsed()),
+                ..v1::Timing::default()
+            }),
+        })
+    }
+
+    /// A photo's or vector's embedding in the collection's space.
+    async fn embed(
+        &self,
+        call: &CallContext,
+        collection: &CollectionId,
+        source: Source,
+    ) -> Result<(Embedding, EmbeddingSpace), AppError> {
+        let (index, id) = (Arc::clone(&self.index), collection.clone());
+        let (record, _) = blocking(move || Ok(index.get_collection(&id)?)).await?;
+        let own = EmbeddingSpace::parse(&record.embedding_space)?;
+        let values = match source {
+            Source::Vector { values, space } => {
+                if !space.is_empty() && space != record.embedding_space {
+                    return Err(SimilarityError::SpaceMismatch { got: space, expected: record.embedding_space }.into());
+                }
+                values
+            }
+            Source::Image(image) => {
+                let version = own.version();
+                let read = self.photos.read(call, version, image).await?;
+                match read.outcome {
+                    Outcome::TooSmall { width, height, min_side_px } => {
+                        return Err(AppError::field(
+                            "image",
+                            format!("{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}"),
+                        ));
+                    }
+                    Outcome::Answered(mut output) => {
+                        output.embeddings.remove(own.layer()).ok_or_else(|| AppError::UnsupportedByModel {
+                            version: version.to_owned(),
+                            what: format!("gave no embedding {}", own.layer()),
+                        })?
+                    }
+                }
+            }
+        };
+        Ok((Embedding::new("vector", values, record.dimensions as usize)?, own))
+    }
+}
+
+fn collection_to_proto(record: &CollectionRecord, n_faces: usize) -> v1::Collection {
+    v1::Collection {
+        name: format!("collections/{}", record.id),
+        create_time: record.create_time,
+        embedding_space: record.embedding_space.clone(),
+        dimensions: record.dimensions as i32,
+        n_faces: n_faces as i64,
+        display_name: record.display_name.clone(),
+    }
+}
+
+fn face_to_proto(collection: &CollectionId, record: &FaceRecord) -> v1::Face {
+    v1::Face {
+        name: format!("collections/{collection}/faces/{}", record.id),
+        create_time: record.create_time,
+        subject: record.subject.clone(),
+        labels: record.labels.clone(),
+        embedding_space: record.embedding_space.clone(),
+    }
+}

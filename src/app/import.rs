@@ -1,0 +1,108 @@
+//! Registers a weights file as a version.
+
+use std::path::Path;
+
+use super::{App, AppError, Idempotent, blocking};
+use crate::{
+    nn::{NnError, TensorData, check_against, read_safetensors, read_state_dict},
+    proto::{
+        store::{Golden, Preprocessing},
+        v1,
+    },
+    registry::{ModelId, NewVersion, VersionName},
+    training::Head,
+};
+
+/// The seed of an import's golden input.
+const GOLDEN_SEED: u64 = 1;
+
+impl App {
+    /// Registers the weights of a file under the roots; refuses tensors that do not fit the network, by name.
+    ///
+    /// # Errors
+    /// When the path leads outside the roots, the file is no weights file, or it does not fit the heads.
+    pub async fn import_version(
+        &self,
+        model: ModelId,
+        request: v1::ImportModelVersionRequest,
+        once: Idempotent,
+    ) -> Result<v1::ModelVersion, AppError> {
+        let registry = std::sync::Arc::clone(self.models.registry());
+        let earlier = once.clone();
+        if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
+            return Ok(answer);
+        }
+        let heads = Head::parse_all("heads", &request.heads)?;
+        if let Some(open) = heads.iter().find(|h| h.has_open_labels()) {
+            return Err(AppError::field("heads", format!("the labels of {:?} must be given for an import", open.name)));
+        }
+        let image_size_px = u32::try_from(request.image_size_px)
+            .ok()
+            .filter(|px| (32..=512).contains(px) && px % 32 == 0)
+            .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
+        let architecture = crate::training::architecture("architecture", request.architecture())?;
+        let spec = crate::training::network_spec(architecture, &heads, 0.0);
+        let file = self.roots.resolve("weights_path", &request.weights_path)?;
+        let tensors = blocking(move || {
+            let tensors = read_weights(&file)?;
+            check_against(&spec, &tensors)?;
+            Ok(tensors)
+        })
+        .await?;
+        let new = NewVersion {
+            model,
+            architecture: request.architecture(),
+            heads: heads.iter().map(Head::to_proto).collect(),
+            preprocessing: preprocessing(image_size_px),
+            tensors,
+            calibrations: Vec::new(),
+            metrics: std::collections::BTreeMap::new(),
+            golden: None,
+            training_run: String::new(),
+            recipe: None,
+            data_fingerprint: String::new(),
+            imported_from: request.weights_path,
+            parent_version: String::new(),
+        };
+        self.register_verified(new, once).await
+    }
+
+    /// Runs a version once, so that its golden outputs are known, and registers it.
+    async fn register_verified(&self, mut new: NewVersion, once: Idempotent) -> Result<v1::ModelVersion, AppError> {
+        let registry = std::sync::Arc::clone(self.models.registry());
+        let (unregistered, tensors) = (new.unregistered(), new.tensors.clone());
+        let outputs = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await?;
+        new.golden = Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: 1e-3 });
+        let models = self.models.clone();
+        let answer: v1::ModelVersion = blocking(move || {
+            once.once(registry.store(), || {
+                let record = registry.register(new, |record| once.remember(&models.version_to_proto(record)))?;
+                Ok(models.version_to_proto(&record))
+            })
+        })
+        .await?;
+        self.models.refresh().await?;
+        Ok(answer)
+    }
+}
+
+/// The preprocessing of networks that start from ImageNet's statistics, which all of this project's do.
+fn preprocessing(image_size_px: u32) -> Preprocessing {
+    Preprocessing {
+        image_size_px,
+        mean: crate::nn::IMAGENET_MEAN.to_vec(),
+        std: crate::nn::IMAGENET_STD.to_vec(),
+        min_side_px: crate::nn::MIN_SIDE_PX,
+    }
+}
+
+fn read_weights(file: &Path) -> Result<Vec<TensorData>, NnError> {
+    match file.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => read_safetensors(file),
+        Some("pth" | "pt") => read_state_dict(file),
+        _ => Err(NnError::WeightsUnreadable {
+            path: file.to_owned(),
+            detail: "the name must end in .safetensors or .pth".to_owned(),
+        }),
+    }
+}

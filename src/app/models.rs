@@ -1,0 +1,395 @@
+//! Models, versions and aliases: which version answers, and that it is loaded before anyone is sent to it.
+//!
+//! Resolving an alias on the hot path reads a map that is swapped whole, never the store. A swap drops nothing: the
+//! new version is loaded, warmed and verified, then the alias flips, then the old version drains and is unloaded; a
+//! call that was sent to the old one just before finds its answer there or is sent to the new one.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{AppError, Idempotent, Page, Paged, blocking};
+use crate::{
+    proto::{store::VersionRecord, v1},
+    registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName},
+    serving::{EngineSource, LoadState, ServingPool},
+};
+
+/// Model to alias to version number.
+type Aliases = BTreeMap<ModelId, BTreeMap<AliasName, u64>>;
+
+/// The models of a server.
+#[derive(Clone)]
+pub struct Models {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Arc<Registry>,
+    serving: ServingPool,
+    default_model: Option<ModelRef>,
+    aliases: ArcSwap<Aliases>,
+    /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
+    refreshing: tokio::sync::Mutex<()>,
+    manifests: Mutex<HashMap<VersionName, Arc<VersionRecord>>>,
+    /// One load of a version at a time; the others wait for it.
+    loads: Mutex<HashMap<VersionName, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Models {
+    /// The registry's models, answered by `serving`.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub fn open(
+        registry: Arc<Registry>,
+        serving: ServingPool,
+        default_model: Option<ModelRef>,
+    ) -> Result<Self, AppError> {
+        let aliases = read_aliases(&registry)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                registry,
+                serving,
+                default_model,
+                aliases: ArcSwap::from_pointee(aliases),
+                refreshing: tokio::sync::Mutex::new(()),
+                manifests: Mutex::default(),
+                loads: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The registry underneath.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.shared.registry
+    }
+
+    /// Loads every version that an alias points at. A version that cannot be loaded is logged and left out: the
+    /// others answer.
+    pub async fn load_aliased(&self) {
+        let aliases = self.shared.aliases.load_full();
+        for (model, aliases) in aliases.iter() {
+            for &number in aliases.values() {
+                let version = VersionName { model: model.clone(), number };
+                if let Err(error) = self.ready(&version).await {
+                    tracing::error!(%version, %error, "cannot load a version that an alias points at");
+                }
+            }
+        }
+    }
+
+    /// The version that a reference means now; an empty one means the default model's champion.
+    ///
+    /// # Errors
+    /// [`RegistryError`] for a name that is malformed or means nothing.
+    pub fn resolve(&self, reference: &str) -> Result<VersionName, AppError> {
+        let reference = if reference.is_empty() { self.default_ref()? } else { ModelRef::parse("model", reference)? };
+        match reference {
+            ModelRef::Version(version) => Ok(version),
+            ModelRef::Alias { model, alias } => {
+                let aliases = self.shared.aliases.load();
+                let of_model = aliases
+                    .get(&model)
+                    .ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
+                let number = *of_model
+                    .get(&alias)
+                    .ok_or_else(|| RegistryError::AliasNotFound { model: model.clone(), alias: alias.clone() })?;
+                Ok(VersionName { model, number })
+            }
+        }
+    }
+
+    fn default_ref(&self) -> Result<ModelRef, AppError> {
+        if let Some(configured) = &self.shared.default_model {
+            return Ok(configured.clone());
+        }
+        let aliases = self.shared.aliases.load();
+        match aliases.keys().collect::<Vec<_>>().as_slice() {
+            [only] => Ok(ModelRef::Alias { model: (*only).clone(), alias: AliasName::champion() }),
+            [] => Err(AppError::field(
+                "model",
+                "this server has no model yet: train one (visage train --help) or import one, then name it here",
+            )),
+            several => Err(AppError::field(
+                "model",
+                format!("name one of this server's {} models, such as models/{}", several.len(), several[0]),
+            )),
+        }
+    }
+
+    /// A version's manifest.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub async fn manifest(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
+        if let Some(known) = lock(&self.shared.manifests).get(version) {
+            return Ok(Arc::clone(known));
+        }
+        let (registry, name) = (Arc::clone(&self.shared.registry), version.clone());
+        let record = Arc::new(blocking(move || Ok(registry.get_version(&name)?)).await?);
+        lock(&self.shared.manifests).insert(version.clone(), Arc::clone(&record));
+        Ok(record)
+    }
+
+    /// A version's manifest, once it is loaded, warm and verified.
+    ///
+    /// # Errors
+    /// When there is no such version, its weights are damaged, or the device refuses it.
+    pub async fn ready(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
+        let manifest = self.manifest(version).await?;
+        let name = version.to_string();
+        if self.shared.serving.state(&name) == LoadState::Loaded {
+            return Ok(manifest);
+        }
+        let one_at_a_time = Arc::clone(lock(&self.shared.loads).entry(version.clone()).or_default());
+        let _turn = one_at_a_time.lock().await;
+        if self.shared.serving.state(&name) == LoadState::Loaded {
+            return Ok(manifest);
+        }
+        let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
+        let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
+        let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
+        self.shared.serving.load(&name, source).await?;
+        tracing::info!(version = %name, "loaded");
+        Ok(manifest)
+    }
+
+    /// Points an alias at a version, or removes it.
+    ///
+    /// # Errors
+    /// [`RegistryError::AliasMoved`] when the alias is not where the caller expected it; what [`Models::ready`] says
+    /// of the version, before anything has changed.
+    pub async fn set_alias(
+        &self,
+        model: ModelId,
+        alias: AliasName,
+        target: Option<VersionName>,
+        expected: Option<Option<u64>>,
+        once: Idempotent,
+    ) -> Result<v1::Model, AppError> {
+        if let Some(version) = &target {
+            self.ready(version).await?;
+        }
+        let before = self.shared.aliases.load().get(&model).and_then(|a| a.get(&alias)).copied();
+        let (models, id) = (self.clone(), model.clone());
+        let number = target.map(|v| v.number);
+        let answer = blocking(move || {
+            let registry = &models.shared.registry;
+            once.once(registry.store(), || {
+                let view = registry.set_alias(&id, &alias, number, expected, |view| {
+                    once.remember(&model_to_proto(view))
+                })?;
+                Ok(model_to_proto(&view))
+            })
+        })
+        .await?;
+        self.refresh().await?;
+        if let Some(old) = before.filter(|old| Some(*old) != number) {
+            self.retire(VersionName { model, number: old });
+        }
+        Ok(answer)
+    }
+
+    /// A model with its aliases.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn get(&self, model: ModelId) -> Result<v1::Model, AppError> {
+        let registry = Arc::clone(&self.shared.registry);
+        blocking(move || Ok(model_to_proto(&registry.get_model(&model)?))).await
+    }
+
+    /// A page of the models, by id.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self, page: Page, list: &'static str) -> Result<Paged<v1::Model>, AppError> {
+        let registry = Arc::clone(&self.shared.registry);
+        blocking(move || {
+            let rows = registry.list_models(page.after.as_deref(), page.limit())?;
+            let paged = page.finish(rows, list, |view| view.record.id.clone().into_bytes());
+            Ok(paged.map(|view| model_to_proto(&view)))
+        })
+        .await
+    }
+
+    /// A page of a model's versions, newest first.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn list_versions(
+        &self,
+        model: ModelId,
+        page: Page,
+        list: String,
+    ) -> Result<Paged<v1::ModelVersion>, AppError> {
+        let before = match &page.after {
+            None => None,
+            Some(key) => Some(u64::from_be_bytes(
+                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: list.clone() })?,
+            )),
+        };
+        let registry = Arc::clone(&self.shared.registry);
+        let paged = blocking(move || {
+            let rows = registry.list_versions(&model, before, page.limit())?;
+            Ok(page.finish(rows, &list, |record| record.number.to_be_bytes().to_vec()))
+        })
+        .await?;
+        Ok(paged.map(|record| self.version_to_proto(&record)))
+    }
+
+    /// Reads the aliases anew, after a change in the registry.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub async fn refresh(&self) -> Result<(), AppError> {
+        let _turn = self.shared.refreshing.lock().await;
+        let registry = Arc::clone(&self.shared.registry);
+        let aliases = blocking(move || read_aliases(&registry)).await?;
+        self.shared.aliases.store(Arc::new(aliases));
+        Ok(())
+    }
+
+    /// Unloads a version that no alias points at any more, once its calls have ended.
+    fn retire(&self, version: VersionName) {
+        let models = self.clone();
+        tokio::spawn(async move {
+            if models.aliases_of(&version).is_empty() {
+                models.shared.serving.unload(&version.to_string()).await;
+                tracing::info!(%version, "unloaded: no alias points at it");
+            }
+        });
+    }
+
+    /// The aliases that point at a version now.
+    #[must_use]
+    pub fn aliases_of(&self, version: &VersionName) -> Vec<String> {
+        let aliases = self.shared.aliases.load();
+        let of_model = aliases.get(&version.model);
+        of_model
+            .into_iter()
+            .flatten()
+            .filter(|(_, number)| **number == version.number)
+            .map(|(alias, _)| alias.to_string())
+            .collect()
+    }
+
+    /// Frees a version's memory.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] while an alias points at it.
+    pub async fn unload(&self, version: &VersionName) -> Result<(), AppError> {
+        self.manifest(version).await?;
+        if let Some(alias) = self.aliases_of(version).first() {
+            return Err(in_use(version, format!("the alias {alias}")));
+        }
+        self.shared.serving.unload(&version.to_string()).await;
+        Ok(())
+    }
+
+    /// Forgets a version; `collection_in_use` tells whether a collection compares in one of its spaces.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] while an alias or a collection needs it.
+    pub async fn delete(
+        &self,
+        version: &VersionName,
+        collection_in_use: impl Fn(&VersionName) -> Result<Option<String>, AppError> + Send + 'static,
+    ) -> Result<(), AppError> {
+        self.manifest(version).await?;
+        let (registry, name) = (Arc::clone(&self.shared.registry), version.clone());
+        blocking(move || {
+            if let Some(collection) = collection_in_use(&name)? {
+                return Err(in_use(&name, collection));
+            }
+            Ok(registry.delete_version(&name)?)
+        })
+        .await?;
+        lock(&self.shared.manifests).remove(version);
+        self.shared.serving.unload(&version.to_string()).await;
+        Ok(())
+    }
+
+    /// What a version is, for callers.
+    #[must_use]
+    pub fn version_to_proto(&self, record: &VersionRecord) -> v1::ModelVersion {
+        let version = VersionName::of(record);
+        let name = version.to_string();
+        v1::ModelVersion {
+            create_time: record.create_time,
+            architecture: record.architecture,
+            heads: record.heads.clone(),
+            image_size_px: record.preprocessing.as_ref().map_or(0, |p| p.image_size_px as i32),
+            metrics: record.metrics.clone(),
+            embedding_spaces: record
+                .embedding_layers
+                .iter()
+                .map(|layer| v1::EmbeddingSpace {
+                    name: format!("{name}#{}", layer.layer),
+                    dimensions: layer.dimensions as i32,
+                })
+                .collect(),
+            provenance: Some(v1::Provenance {
+                training_run: record.training_run.clone(),
+                recipe: record.recipe.clone(),
+                data_fingerprint: record.data_fingerprint.clone(),
+                seed: record.recipe.as_ref().map_or(0, |r| r.seed),
+                code_version: record.code_version.clone(),
+                imported_from: record.imported_from.clone(),
+                parent_version: record.parent_version.clone(),
+            }),
+            digest: hex(&record.digest),
+            load_state: match self.shared.serving.state(&name) {
+                LoadState::Unloaded => v1::LoadState::Unloaded,
+                LoadState::Loading => v1::LoadState::Loading,
+                LoadState::Loaded => v1::LoadState::Loaded,
+                LoadState::Failed => v1::LoadState::Failed,
+            }
+            .into(),
+            weight_bytes: crate::registry::weight_bytes(record) as i64,
+            aliases: self.aliases_of(&version),
+            name,
+        }
+    }
+}
+
+fn read_aliases(registry: &Registry) -> Result<Aliases, AppError> {
+    let mut aliases = Aliases::new();
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let views = registry.list_models(after.as_deref(), 256)?;
+        let Some(last) = views.last() else { return Ok(aliases) };
+        after = Some(last.record.id.clone().into_bytes());
+        for view in views {
+            aliases.insert(ModelId::parse("model", &view.record.id)?, view.aliases);
+        }
+    }
+}
+
+fn model_to_proto(view: &ModelView) -> v1::Model {
+    let name = format!("models/{}", view.record.id);
+    v1::Model {
+        create_time: view.record.create_time,
+        aliases: view.aliases.iter().map(|(alias, n)| (alias.to_string(), format!("{name}/versions/{n}"))).collect(),
+        latest_version: view.record.latest_version as i64,
+        name,
+    }
+}
+
+fn in_use(version: &VersionName, by: String) -> AppError {
+    RegistryError::InUse { what: version.to_string(), by }.into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The maps behind these locks are whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

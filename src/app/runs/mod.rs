@@ -1,0 +1,472 @@
+//! Training runs: started, followed, cancelled, recovered after a restart.
+//!
+//! A run is a record in the store and, while it lasts, a task that owns its child process. The task alone changes the
+//! record. A finished run and the version it made are written in one commit, so there is never one without the other.
+//! `feed.rs` tells watchers what happens, `task.rs` leads one run from the queue to its end.
+
+mod feed;
+mod task;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+pub use feed::Watch;
+use feed::{Event, Feed};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use super::{AppError, Idempotent, Models, Page, Paged, blocking};
+use crate::{
+    proto::{
+        rpc,
+        store::{RunEventRecord, RunRecord},
+        v1::{self, watch_training_run_response::Event as Kind},
+    },
+    registry::{ModelId, ModelRef, VersionName},
+    store::{Batch, Range, Store, StoreExt, Table, join_key},
+    training::{Launcher, Recipe, Roots},
+};
+
+/// The bounds of training on this server.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// Runs that train at once; more wait.
+    pub max_concurrent: usize,
+    /// Runs that may wait.
+    pub max_queued: usize,
+    /// auto, cpu or cuda:N
+    pub device: String,
+    /// Threads of a training process; 0: the number of cores.
+    pub n_threads: u32,
+    /// Where training processes may write; made if absent.
+    pub scratch_dir: PathBuf,
+    /// Pixel cap of a training image.
+    pub max_pixels: u64,
+}
+
+/// The training runs of a server.
+#[derive(Clone)]
+pub struct Runs {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    models: Models,
+    launcher: Arc<dyn Launcher>,
+    roots: Roots,
+    settings: RunSettings,
+    slots: Arc<Semaphore>,
+    active: Mutex<HashMap<String, Arc<Active>>>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// A run that has not ended.
+struct Active {
+    feed: Feed,
+    cancel: CancellationToken,
+}
+
+/// What to train.
+#[derive(Clone, Debug)]
+pub struct NewRun {
+    /// The model that gets a version; made if it does not exist.
+    pub model: ModelId,
+    /// As the caller sent it.
+    pub recipe: v1::Recipe,
+    /// As the caller sent them.
+    pub sources: Vec<v1::DataSource>,
+}
+
+impl Runs {
+    /// Opens the runs; those that waited when the server stopped wait again, those that trained have failed.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn open(
+        store: Arc<dyn Store>,
+        models: Models,
+        launcher: Arc<dyn Launcher>,
+        roots: Roots,
+        settings: RunSettings,
+    ) -> Result<Self, AppError> {
+        let slots = Arc::new(Semaphore::new(settings.max_concurrent));
+        let runs = Self {
+            shared: Arc::new(Shared {
+                store,
+                models,
+                launcher,
+                roots,
+                settings,
+                slots,
+                active: Mutex::default(),
+                tasks: TaskTracker::new(),
+                stopping: CancellationToken::new(),
+            }),
+        };
+        runs.recover()?;
+        Ok(runs)
+    }
+
+    fn recover(&self) -> Result<(), AppError> {
+        let mut after = None;
+        loop {
+            let range = Range { after, ..Range::default() };
+            let rows = self.shared.store.scan_records::<RunRecord>(Table::Runs, &range, 256)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (_, mut record) in rows {
+                match record.state() {
+                    v1::RunState::Queued => {
+                        tracing::info!(run = %record.id, "a training run waits again after a restart");
+                        let last_sequence = self.last_sequence(&record.id)?;
+                        self.spawn(record, last_sequence);
+                    }
+                    v1::RunState::Running => {
+                        record.set_state(v1::RunState::Failed);
+                        record.end_time = Some(SystemTime::now().into());
+                        record.error = Some(run_error(
+                            RunErrorKind::Interrupted,
+                            "the server stopped while the run was training; start it again",
+                        ));
+                        tracing::warn!(run = %record.id, "a training run was interrupted by the server's end");
+                        let sequence = self.last_sequence(&record.id)? + 1;
+                        let event = feed::event(sequence, feed::ended(&record));
+                        self.shared.store.commit(record_batch(&record, Some(&event)))?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn last_sequence(&self, id: &str) -> Result<i64, AppError> {
+        let range = Range { prefix: join_key(&[id.as_bytes(), b""]), after: None, descending: true };
+        let rows = self.shared.store.scan_records::<RunEventRecord>(Table::RunEvents, &range, 1)?;
+        Ok(rows.first().and_then(|(_, r)| r.event.as_ref()).map_or(0, |e| e.sequence))
+    }
+
+    /// Starts a run; it goes on when the caller leaves.
+    ///
+    /// # Errors
+    /// When the recipe or a source is wrong, a path leads outside the roots, or too many runs wait.
+    pub async fn start(&self, new: NewRun, once: Idempotent) -> Result<v1::TrainingRun, AppError> {
+        let (store, earlier) = (Arc::clone(&self.shared.store), once.clone());
+        if let Some(started) = blocking(move || earlier.earlier_answer::<v1::TrainingRun>(&*store)).await? {
+            return self.get(run_id(&started.name)?).await;
+        }
+        let mut recipe = Recipe::from_proto(&new.recipe)?.to_proto();
+        if let Some(v1::recipe::WarmStart::Version(reference)) = &recipe.warm_start {
+            // What an alias means is settled now, and the record says it.
+            ModelRef::parse("recipe.version", reference)?;
+            let version = self.shared.models.resolve(reference)?;
+            self.shared.models.manifest(&version).await?;
+            recipe.warm_start = Some(v1::recipe::WarmStart::Version(version.to_string()));
+        }
+        let record = RunRecord {
+            id: Uuid::now_v7().simple().to_string(),
+            model: new.model.to_string(),
+            state: v1::RunState::Queued.into(),
+            create_time: Some(SystemTime::now().into()),
+            recipe: Some(recipe),
+            sources: new.sources,
+            ..RunRecord::default()
+        };
+        let runs = self.clone();
+        let started = blocking(move || {
+            runs.check_paths(&record)?;
+            once.once(&*runs.shared.store, || {
+                let queued = lock(&runs.shared.active).len();
+                let settings = &runs.shared.settings;
+                if queued >= settings.max_concurrent + settings.max_queued {
+                    return Err(AppError::TrainingQueueFull { n_waiting: queued - settings.max_concurrent });
+                }
+                let event = feed::event(1, Kind::State(v1::RunState::Queued.into()));
+                let mut batch = record_batch(&record, Some(&event));
+                let started = run_to_proto(&record);
+                let remembered = once.remember(&v1::TrainingRun { name: started.name.clone(), ..Default::default() });
+                batch.conditions.extend(remembered.conditions);
+                batch.writes.extend(remembered.writes);
+                runs.shared.store.commit(batch)?;
+                runs.spawn(record.clone(), 1);
+                Ok(started)
+            })
+        })
+        .await?;
+        self.get(run_id(&started.name)?).await
+    }
+
+    /// Every path that a run names must be under a root, now and again when the child opens it.
+    fn check_paths(&self, record: &RunRecord) -> Result<(), AppError> {
+        if record.sources.is_empty() {
+            return Err(AppError::field("sources", "must name at least one folder or table"));
+        }
+        self.resolved_sources(record)?;
+        if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
+            record.recipe.as_ref().and_then(|r| r.warm_start.as_ref())
+        {
+            self.shared.roots.resolve("recipe.weights_path", path)?;
+        }
+        Ok(())
+    }
+
+    fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
+        let resolve = |field: String, path: &str| -> Result<String, AppError> {
+            let path = self.shared.roots.resolve(&field, path)?;
+            path.into_os_string().into_string().map_err(|_| AppError::field(field, "must be valid UTF-8"))
+        };
+        let resolve_one = |(i, source): (usize, &v1::DataSource)| {
+            let source = match &source.source {
+                Some(v1::data_source::Source::Utkface(folder)) => {
+                    let path = resolve(format!("sources[{i}].utkface.path"), &folder.path)?;
+                    v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })
+                }
+                Some(v1::data_source::Source::Csv(table)) => {
+                    let mut table = table.clone();
+                    table.path = resolve(format!("sources[{i}].csv.path"), &table.path)?;
+                    if !table.image_root.is_empty() {
+                        table.image_root = resolve(format!("sources[{i}].csv.image_root"), &table.image_root)?;
+                    }
+                    v1::data_source::Source::Csv(table)
+                }
+                None => return Err(AppError::field(format!("sources[{i}]"), "must be utkface or csv")),
+            };
+            Ok(v1::DataSource { source: Some(source) })
+        };
+        record.sources.iter().enumerate().map(resolve_one).collect()
+    }
+
+    fn spawn(&self, record: RunRecord, last_sequence: i64) {
+        let active = Arc::new(Active {
+            feed: Feed::new(last_sequence),
+            cancel: self.shared.stopping.child_token(),
+        });
+        lock(&self.shared.active).insert(record.id.clone(), Arc::clone(&active));
+        let runs = self.clone();
+        self.shared.tasks.spawn(async move {
+            let id = record.id.clone();
+            task::lead(&runs, &active, record).await;
+            lock(&runs.shared.active).remove(&id);
+            // Watchers see the end of the feed when its last holder goes, after the run is no longer active.
+            drop(active);
+        });
+    }
+
+    /// A run as it stands.
+    ///
+    /// # Errors
+    /// [`AppError::RunNotFound`].
+    pub async fn get(&self, id: String) -> Result<v1::TrainingRun, AppError> {
+        let record = self.record(id).await?;
+        Ok(self.with_latest_progress(run_to_proto(&record)))
+    }
+
+    async fn record(&self, id: String) -> Result<RunRecord, AppError> {
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || {
+            store
+                .get_record::<RunRecord>(Table::Runs, id.as_bytes())?
+                .ok_or_else(|| AppError::RunNotFound { name: format!("trainingRuns/{id}") })
+        })
+        .await
+    }
+
+    /// Progress is stored now and then; the feed knows it to the step.
+    fn with_latest_progress(&self, mut run: v1::TrainingRun) -> v1::TrainingRun {
+        let active = run_id(&run.name).ok().and_then(|id| lock(&self.shared.active).get(&id).cloned());
+        if let Some(progress) = active.and_then(|a| a.feed.latest_progress()) {
+            run.progress = Some(progress);
+        }
+        run
+    }
+
+    /// A page of the runs, newest first; of one model, if given.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(
+        &self,
+        page: Page,
+        list: String,
+        wanted: impl Fn(&RunRecord) -> bool + Send + 'static,
+    ) -> Result<Paged<v1::TrainingRun>, AppError> {
+        let store = Arc::clone(&self.shared.store);
+        let paged = blocking(move || {
+            let mut found: Vec<RunRecord> = Vec::new();
+            let mut after = page.after.clone();
+            while found.len() < page.limit() {
+                let range = Range { prefix: Vec::new(), after, descending: true };
+                let rows = store.scan_records::<RunRecord>(Table::Runs, &range, 256)?;
+                let Some((last, _)) = rows.last() else { break };
+                after = Some(last.clone());
+                found.extend(rows.into_iter().map(|(_, record)| record).filter(&wanted));
+            }
+            Ok(page.finish(found, &list, |record| record.id.clone().into_bytes()))
+        })
+        .await?;
+        Ok(paged.map(|record| self.with_latest_progress(run_to_proto(&record))))
+    }
+
+    /// What happened to a run after event `after`, and what happens until it ends.
+    ///
+    /// # Errors
+    /// [`AppError::RunNotFound`].
+    pub async fn watch(&self, id: String, after: i64) -> Result<Watch, AppError> {
+        // Subscribed before the stored events are read: what happens meanwhile is in both, and comes once.
+        let live = lock(&self.shared.active).get(&id).map(|active| active.feed.subscribe());
+        self.record(id.clone()).await?;
+        let store = Arc::clone(&self.shared.store);
+        let kept = blocking(move || {
+            let prefix = join_key(&[id.as_bytes(), b""]);
+            let range = Range { after: Some(event_key(&id, after.max(0))), prefix, descending: false };
+            let rows = store.scan_records::<RunEventRecord>(Table::RunEvents, &range, usize::MAX)?;
+            Ok(rows.into_iter().filter_map(|(_, r)| r.event).collect::<Vec<Event>>())
+        })
+        .await?;
+        Ok(Watch::new(kept, live, after))
+    }
+
+    /// Asks a run to stop.
+    ///
+    /// # Errors
+    /// [`AppError::RunNotFound`], [`AppError::RunFinal`].
+    pub async fn cancel(&self, id: String) -> Result<(), AppError> {
+        let record = self.record(id.clone()).await?;
+        match lock(&self.shared.active).get(&id) {
+            Some(active) => {
+                active.cancel.cancel();
+                Ok(())
+            }
+            None => Err(AppError::RunFinal {
+                name: format!("trainingRuns/{id}"),
+                state: record.state().as_str_name().trim_start_matches("RUN_STATE_").to_owned(),
+            }),
+        }
+    }
+
+    /// Marks an ended run's operation as deleted; the run itself stays.
+    ///
+    /// # Errors
+    /// [`AppError::OperationNotFound`], [`AppError::OperationRunning`].
+    pub async fn delete_operation(&self, id: String) -> Result<(), AppError> {
+        let name = format!("operations/{id}");
+        if lock(&self.shared.active).contains_key(&id) {
+            return Err(AppError::OperationRunning { name });
+        }
+        let store = Arc::clone(&self.shared.store);
+        blocking(move || {
+            let mut record = store
+                .get_record::<RunRecord>(Table::Runs, id.as_bytes())?
+                .filter(|r| !r.operation_deleted)
+                .ok_or(AppError::OperationNotFound { name })?;
+            record.operation_deleted = true;
+            Ok(store.commit(record_batch(&record, None))?)
+        })
+        .await
+    }
+
+    /// Whether the run's operation was deleted, with the run.
+    ///
+    /// # Errors
+    /// [`AppError::OperationNotFound`] for both no run and a deleted operation.
+    pub async fn operation(&self, id: String) -> Result<v1::TrainingRun, AppError> {
+        let name = format!("operations/{id}");
+        match self.record(id).await {
+            Ok(record) if !record.operation_deleted => Ok(self.with_latest_progress(run_to_proto(&record))),
+            Ok(_) | Err(AppError::RunNotFound { .. }) => Err(AppError::OperationNotFound { name }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stops every run and waits until each has written its end.
+    pub async fn stop(&self) {
+        self.shared.tasks.close();
+        self.shared.stopping.cancel();
+        self.shared.tasks.wait().await;
+    }
+}
+
+/// Why a run did not make a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunErrorKind {
+    /// The data, recipe or weights: the caller must act.
+    Invalid,
+    /// Memory ran out.
+    Memory,
+    /// The loss became infinite or no number.
+    Diverged,
+    /// The caller asked for it.
+    Cancelled,
+    /// The server stopped.
+    Interrupted,
+    /// The process died or broke its protocol.
+    Internal,
+}
+
+/// A run's end as an error, in the form in which it is stored and answered.
+fn run_error(kind: RunErrorKind, message: &str) -> rpc::Status {
+    // The numbers of google.rpc.Code.
+    let code = match kind {
+        RunErrorKind::Cancelled => 1,
+        RunErrorKind::Invalid => 3,
+        RunErrorKind::Memory => 8,
+        RunErrorKind::Diverged => 9,
+        RunErrorKind::Internal => 13,
+        RunErrorKind::Interrupted => 14,
+    };
+    rpc::Status { code, message: message.to_owned(), details: Vec::new() }
+}
+
+fn run_to_proto(record: &RunRecord) -> v1::TrainingRun {
+    let version = ModelId::parse("model", &record.model)
+        .ok()
+        .filter(|_| record.version > 0)
+        .map(|model| VersionName { model, number: record.version }.to_string());
+    v1::TrainingRun {
+        name: format!("trainingRuns/{}", record.id),
+        model: format!("models/{}", record.model),
+        state: record.state,
+        create_time: record.create_time,
+        end_time: record.end_time,
+        recipe: record.recipe.clone(),
+        sources: record.sources.clone(),
+        data: record.data.clone(),
+        progress: record.progress.clone(),
+        version: version.unwrap_or_default(),
+        error: record.error.clone(),
+        metrics: record.metrics.clone(),
+    }
+}
+
+fn run_id(name: &str) -> Result<String, AppError> {
+    name.strip_prefix("trainingRuns/")
+        .filter(|id| !id.is_empty())
+        .map(str::to_owned)
+        .ok_or_else(|| AppError::field("name", format!("must be trainingRuns/{{id}}, not {name:?}")))
+}
+
+fn event_key(id: &str, sequence: i64) -> Vec<u8> {
+    join_key(&[id.as_bytes(), &sequence.to_be_bytes()])
+}
+
+/// The writes of a run's record, with the event that goes with it.
+fn record_batch(record: &RunRecord, event: Option<&Event>) -> Batch {
+    let mut batch = Batch::default();
+    batch.put_record(Table::Runs, record.id.as_bytes(), record);
+    if let Some(event) = event {
+        let key = event_key(&record.id, event.sequence);
+        batch.put_record(Table::RunEvents, &key, &RunEventRecord { event: Some(event.clone()) });
+    }
+    batch
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The map behind the lock is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

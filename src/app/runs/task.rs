@@ -1,0 +1,287 @@
+//! Leads one run: waits for a place, starts the child, records what it says, registers what it made.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error};
+use crate::{
+    app::AppError,
+    nn::{TensorData, read_safetensors, write_safetensors},
+    proto::{
+        rpc,
+        store::RunRecord,
+        v1::{self, watch_training_run_response::Event as Kind},
+        worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
+    },
+    registry::{ModelId, ModelRef, NewVersion, VersionName},
+    training::{RunningWorker, WorkerExit},
+};
+
+/// Progress is stored at each epoch's end and at least this often.
+const KEEP_PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a cancelled child may take to leave by itself.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
+/// Leads a run to its end; whatever happens, the end is written.
+pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
+    let end = match train(runs, active, &mut record).await {
+        Ok(End::Registered) => return,
+        Ok(End::Failed(error)) => error,
+        Err(error) => {
+            let kind = match error.kind() {
+                crate::error::Kind::Invalid | crate::error::Kind::NotFound | crate::error::Kind::Conflict => {
+                    RunErrorKind::Invalid
+                }
+                crate::error::Kind::Overloaded => RunErrorKind::Memory,
+                crate::error::Kind::Cancelled => RunErrorKind::Cancelled,
+                crate::error::Kind::Corrupt | crate::error::Kind::Internal => RunErrorKind::Internal,
+            };
+            run_error(kind, &error.to_string())
+        }
+    };
+    let cancelled = end.code == run_error(RunErrorKind::Cancelled, "").code;
+    tracing::warn!(run = %record.id, reason = %end.message, cancelled, "the training run made no version");
+    record.set_state(if cancelled { v1::RunState::Cancelled } else { v1::RunState::Failed });
+    record.end_time = Some(SystemTime::now().into());
+    record.error = Some(end);
+    if let Err(error) = write(runs, active, &record, feed::ended(&record)).await {
+        tracing::error!(run = %record.id, %error, "cannot write the end of a training run; it is written at the next start");
+    }
+}
+
+/// How a run's task ended.
+enum End {
+    /// The version and the run's end are stored and told.
+    Registered,
+    /// No version; the end is still to be written.
+    Failed(rpc::Status),
+}
+
+async fn train(runs: &Runs, active: &Active, record: &mut RunRecord) -> Result<End, AppError> {
+    let slots = std::sync::Arc::clone(&runs.shared.slots);
+    let _slot = tokio::select! {
+        biased;
+        () = active.cancel.cancelled() => return Ok(stopped(runs)),
+        slot = slots.acquire_owned() => slot.map_err(|_| AppError::Stopping)?,
+    };
+    record.set_state(v1::RunState::Running);
+    write(runs, active, record, Kind::State(v1::RunState::Running.into())).await?;
+
+    let scratch_root = runs.shared.settings.scratch_dir.clone();
+    let scratch = blocking(move || {
+        std::fs::create_dir_all(&scratch_root)
+            .and_then(|()| tempfile::Builder::new().prefix("run-").tempdir_in(&scratch_root))
+            .map_err(|e| AppError::Internal(format!("{}: {e}", scratch_root.display())))
+    })
+    .await?;
+    let job = prepare(runs, record, scratch.path()).await?;
+    let mut worker = runs.shared.launcher.start(job)?;
+    match follow(runs, active, record, &mut worker).await? {
+        Said::Finished(finished) => register(runs, active, record, finished, scratch.path()).await,
+        Said::Failed(failed) => Ok(End::Failed(failure(runs, &failed))),
+        Said::Data(_) | Said::Progress(_) => Err(AppError::Internal("the run ended without an end".to_owned())),
+    }
+}
+
+/// What the child must know; what it may not read from the store is written to its scratch folder.
+async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job, AppError> {
+    let settings = &runs.shared.settings;
+    let mut job = Job {
+        run_id: record.id.clone(),
+        recipe: record.recipe.clone(),
+        sources: runs.resolved_sources(record)?,
+        scratch_dir: scratch.to_string_lossy().into_owned(),
+        device: settings.device.clone(),
+        n_threads: settings.n_threads,
+        max_pixels: settings.max_pixels,
+        roots: runs.shared.roots.paths().iter().map(|p| p.to_string_lossy().into_owned()).collect(),
+        ..Job::default()
+    };
+    match record.recipe.as_ref().and_then(|r| r.warm_start.as_ref()) {
+        Some(v1::recipe::WarmStart::Version(name)) => {
+            let ModelRef::Version(version) = ModelRef::parse("recipe.version", name)? else {
+                return Err(AppError::Internal(format!("the run's warm start {name} was not settled")));
+            };
+            let manifest = runs.shared.models.manifest(&version).await?;
+            let registry = std::sync::Arc::clone(runs.shared.models.registry());
+            let file = scratch.join("warm_start.safetensors");
+            job.warm_start_file = file.to_string_lossy().into_owned();
+            blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&manifest)?)?)).await?;
+        }
+        Some(v1::recipe::WarmStart::WeightsPath(path)) => {
+            let file = runs.shared.roots.resolve("recipe.weights_path", path)?;
+            job.torchvision_file = file.to_string_lossy().into_owned();
+        }
+        None => {}
+    }
+    Ok(job)
+}
+
+/// Records what the child says until its last word; a child that dies without one has failed.
+async fn follow(
+    runs: &Runs,
+    active: &Active,
+    record: &mut RunRecord,
+    worker: &mut RunningWorker,
+) -> Result<Said, AppError> {
+    let mut kept = (0, Instant::now());
+    loop {
+        let said = tokio::select! {
+            biased;
+            () = active.cancel.cancelled() => return cancel(runs, worker).await,
+            said = worker.events.recv() => said,
+        };
+        match said.and_then(|event| event.event) {
+            Some(Said::Data(data)) => {
+                record.data = Some(data.clone());
+                write(runs, active, record, Kind::Data(data)).await?;
+            }
+            Some(Said::Progress(progress)) => {
+                let epoch = progress.stage * 1_000_000 + progress.epoch;
+                record.progress = Some(progress.clone());
+                if epoch != kept.0 || kept.1.elapsed() > KEEP_PROGRESS_EVERY {
+                    kept = (epoch, Instant::now());
+                    write(runs, active, record, Kind::Progress(progress)).await?;
+                } else {
+                    active.feed.tell(feed::event(active.feed.next_sequence(), Kind::Progress(progress)));
+                }
+            }
+            Some(last @ (Said::Finished(_) | Said::Failed(_))) => {
+                worker.wait().await;
+                return Ok(last);
+            }
+            None => return Ok(Said::Failed(died(&worker.wait().await))),
+        }
+    }
+}
+
+async fn cancel(runs: &Runs, worker: &mut RunningWorker) -> Result<Said, AppError> {
+    worker.cancel();
+    if tokio::time::timeout(CANCEL_GRACE, worker.wait()).await.is_err() {
+        worker.kill();
+        worker.wait().await;
+    }
+    let End::Failed(status) = stopped(runs) else {
+        return Err(AppError::Stopping);
+    };
+    let kind = if status.code == 1 { FailureKind::Cancelled } else { FailureKind::Unspecified };
+    Ok(Said::Failed(Failed { kind: kind.into(), message: status.message }))
+}
+
+/// The end of a run that was told to stop: by its caller, or with the server.
+fn stopped(runs: &Runs) -> End {
+    End::Failed(if runs.shared.stopping.is_cancelled() {
+        run_error(RunErrorKind::Interrupted, "the server stopped while the run was training; start it again")
+    } else {
+        run_error(RunErrorKind::Cancelled, "the run was cancelled")
+    })
+}
+
+fn died(exit: &WorkerExit) -> Failed {
+    Failed { kind: FailureKind::Internal.into(), message: format!("the training process ended early: {exit}") }
+}
+
+fn failure(runs: &Runs, failed: &Failed) -> rpc::Status {
+    let kind = match failed.kind() {
+        FailureKind::BadData | FailureKind::BadRecipe => RunErrorKind::Invalid,
+        FailureKind::OutOfMemory => RunErrorKind::Memory,
+        FailureKind::Diverged => RunErrorKind::Diverged,
+        FailureKind::Cancelled => RunErrorKind::Cancelled,
+        FailureKind::Unspecified if runs.shared.stopping.is_cancelled() => RunErrorKind::Interrupted,
+        FailureKind::Unspecified | FailureKind::Internal => RunErrorKind::Internal,
+    };
+    run_error(kind, &failed.message)
+}
+
+/// Registers what the child made, the run's end in the same commit.
+async fn register(
+    runs: &Runs,
+    active: &Active,
+    record: &mut RunRecord,
+    finished: Finished,
+    scratch: &Path,
+) -> Result<End, AppError> {
+    let tensors = read_weights(&finished, scratch).await?;
+    record.metrics = finished.metrics.clone();
+    let model = ModelId::parse("model", &record.model)?;
+    let recipe = record.recipe.clone().unwrap_or_default();
+    let parent_version = match &recipe.warm_start {
+        Some(v1::recipe::WarmStart::Version(name)) => name.clone(),
+        _ => String::new(),
+    };
+    let new = NewVersion {
+        model: model.clone(),
+        architecture: recipe.architecture(),
+        heads: finished.heads,
+        preprocessing: finished.preprocessing.unwrap_or_default(),
+        tensors,
+        calibrations: finished.calibrations,
+        metrics: finished.metrics,
+        golden: finished.golden,
+        training_run: format!("trainingRuns/{}", record.id),
+        recipe: Some(recipe),
+        data_fingerprint: record.data.as_ref().map(|d| d.fingerprint.clone()).unwrap_or_default(),
+        imported_from: String::new(),
+        parent_version,
+    };
+    let mut ended = record.clone();
+    ended.set_state(v1::RunState::Succeeded);
+    ended.end_time = Some(SystemTime::now().into());
+    let sequence = active.feed.next_sequence();
+    let registry = std::sync::Arc::clone(runs.shared.models.registry());
+    let (version, event) = blocking(move || {
+        let mut event = None;
+        let version = registry.register(new, |version| {
+            ended.version = version.number;
+            let end = feed::event(sequence, feed::ended(&ended));
+            let batch = record_batch(&ended, Some(&end));
+            event = Some(end);
+            batch
+        })?;
+        Ok((VersionName::of(&version), event))
+    })
+    .await?;
+    runs.shared.models.refresh().await?;
+    if !runs.shared.models.aliases_of(&version).is_empty() {
+        // The first version of a model is its champion at once; a load that fails is told to who calls it.
+        if let Err(error) = runs.shared.models.ready(&version).await {
+            tracing::error!(%version, %error, "the new version cannot be loaded");
+        }
+    }
+    tracing::info!(run = %record.id, %version, "the training run made a version");
+    if let Some(event) = event {
+        active.feed.tell(event);
+    }
+    Ok(End::Registered)
+}
+
+/// The child's tensors, once the file is shown to be the one it wrote, in its own folder.
+async fn read_weights(finished: &Finished, scratch: &Path) -> Result<Vec<TensorData>, AppError> {
+    let file = Path::new(&finished.weights_file).to_owned();
+    let (digest, scratch) = (finished.weights_digest.clone(), scratch.to_owned());
+    blocking(move || {
+        use sha2::{Digest as _, Sha256};
+        if !file.starts_with(&scratch) {
+            return Err(AppError::Internal("the training process wrote its weights elsewhere".to_owned()));
+        }
+        let bytes = std::fs::read(&file).map_err(|e| AppError::Internal(format!("{}: {e}", file.display())))?;
+        if Sha256::digest(&bytes).as_slice() != digest {
+            return Err(AppError::Internal("the training process's weights differ from what it announced".to_owned()));
+        }
+        Ok(read_safetensors(&file)?)
+    })
+    .await
+}
+
+/// Stores first, tells then: what a watcher was told is there after a crash.
+async fn write(runs: &Runs, active: &Active, record: &RunRecord, kind: Kind) -> Result<(), AppError> {
+    let event = feed::event(active.feed.next_sequence(), kind);
+    let store = std::sync::Arc::clone(&runs.shared.store);
+    let batch = record_batch(record, Some(&event));
+    blocking(move || Ok(store.commit(batch)?)).await?;
+    active.feed.tell(event);
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! What every call passes before its handler: identity, deadline, a place among the calls in work, a span, and the
+//! mending of answers that the transport makes by itself.
+//!
+//! A call with a deadline is answered a moment before it, so that the caller gets the typed error and not its own
+//! timer. A handler that panics costs its caller an `INTERNAL`, and nobody else anything.
+
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use http::{HeaderValue, Request, Response};
+use tokio::sync::Semaphore;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use super::status::{self, Reason};
+use crate::app::{CallContext, Caller};
+
+const REQUEST_ID: &str = "x-request-id";
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// The bounds that the edge keeps.
+#[derive(Clone, Debug)]
+pub struct EdgeSettings {
+    /// Calls in work at once, streams not counted.
+    pub max_concurrent_calls: usize,
+    /// For unary calls that bring no deadline.
+    pub default_deadline: Duration,
+    /// Longer deadlines are cut to this.
+    pub max_deadline: Duration,
+}
+
+/// Makes [`Edge`] services.
+#[derive(Clone)]
+pub struct EdgeLayer {
+    settings: EdgeSettings,
+    places: Arc<Semaphore>,
+}
+
+impl EdgeLayer {
+    /// An edge with these bounds.
+    #[must_use]
+    pub fn new(settings: EdgeSettings) -> Self {
+        let places = Arc::new(Semaphore::new(settings.max_concurrent_calls));
+        Self { settings, places }
+    }
+}
+
+impl<S> Layer<S> for EdgeLayer {
+    type Service = Edge<S>;
+
+    fn layer(&self, inner: S) -> Edge<S> {
+        Edge { inner, edge: self.clone() }
+    }
+}
+
+/// The edge around a service.
+#[derive(Clone)]
+pub struct Edge<S> {
+    inner: S,
+    edge: EdgeLayer,
+}
+
+/// Calls whose answer or request is a stream: they hold no place, and their handlers watch the deadline.
+fn is_streaming(path: &str) -> bool {
+    matches!(
+        path.rsplit('/').next(),
+        Some(
+            "StreamPredict"
+                | "StreamEnrollFaces"
+                | "WatchTrainingRun"
+                | "WaitOperation"
+                | "Watch"
+                | "ServerReflectionInfo"
+        )
+    )
+}
+
+impl<S> Service<Request<Body>> for Edge<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The service that was polled ready is the one to use; its clone takes the next call.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let edge = self.edge.clone();
+        let path = request.uri().path().to_owned();
+        let context = edge.context(&request, is_streaming(&path));
+        let call_id = context.call_id.clone();
+        let deadline = context.deadline;
+        let span = tracing::info_span!("rpc", method = %path, call_id = %call_id, caller = %context.caller.id);
+        request.extensions_mut().insert(context);
+        let answer = async move {
+            let started = Instant::now();
+            let _place = if is_streaming(&path) {
+                None
+            } else {
+                match edge.places.try_acquire_owned() {
+                    Ok(place) => Some(place),
+                    Err(_) => return Ok(status::server_overloaded().into_http()),
+                }
+            };
+            let handled = AssertUnwindSafe(inner.call(request)).catch_unwind();
+            let response = match with_deadline(handled, deadline.filter(|_| !is_streaming(&path))).await {
+                None => status::deadline_exceeded("the call").into_http(),
+                Some(Err(_panic)) => status::internal(&call_id).into_http(),
+                Some(Ok(response)) => mend(response?),
+            };
+            let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
+            tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
+            Ok(response)
+        };
+        Box::pin(
+            async move {
+                let mut response = answer.await?;
+                if let Ok(value) = HeaderValue::from_str(&call_id) {
+                    response.headers_mut().insert(REQUEST_ID, value);
+                }
+                Ok(response)
+            }
+            .instrument(span),
+        )
+    }
+}
+
+impl EdgeLayer {
+    fn context(&self, request: &Request<Body>, streaming: bool) -> CallContext {
+        let arrived = Instant::now();
+        let asked = request.headers().get(GRPC_TIMEOUT).and_then(|v| v.to_str().ok()).and_then(parse_timeout);
+        let bounded = match asked {
+            Some(timeout) => Some(timeout.min(self.settings.max_deadline)),
+            None if streaming => None,
+            None => Some(self.settings.default_deadline),
+        };
+        let call_id = request
+            .headers()
+            .get(REQUEST_ID)
+            .and_then(|v| v.to_str().ok())
+            .filter(|v| !v.is_empty() && v.len() <= 128)
+            .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
+        CallContext {
+            caller: Caller::anonymous(),
+            call_id,
+            arrived,
+            deadline: bounded.map(|timeout| arrived + timeout - answer_margin(timeout)),
+        }
+    }
+}
+
+/// How long before the caller's own timer the server answers.
+fn answer_margin(timeout: Duration) -> Duration {
+    (timeout / 10).min(Duration::from_millis(10))
+}
+
+async fn with_deadline<F: Future>(work: F, deadline: Option<Instant>) -> Option<F::Output> {
+    match deadline {
+        None => Some(work.await),
+        Some(at) => tokio::time::timeout_at(at.into(), work).await.ok(),
+    }
+}
+
+/// Gives the transport's own refusals the code and the details of the contract.
+fn mend(response: Response<Body>) -> Response<Body> {
+    // The one place where OUT_OF_RANGE arises is the decoder's limit on a message's size.
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::OutOfRange => status::message_too_large(status.message()).into_http(),
+        _ => response,
+    }
+}
+
+/// As [`mend`], for a message of a request stream.
+pub(super) fn mend_inbound(status: Status) -> Status {
+    if status.code() == Code::OutOfRange { status::message_too_large(status.message()) } else { status }
+}
+
+/// The gRPC wire form of a timeout: up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+/// The call's context, as the edge left it with the request.
+///
+/// # Errors
+/// `INTERNAL` when a service is used without the edge, a defect of the server's assembly.
+pub(super) fn context<T>(request: &tonic::Request<T>) -> Result<CallContext, Status> {
+    request
+        .extensions()
+        .get::<CallContext>()
+        .cloned()
+        .ok_or_else(|| status::with_reason(Code::Internal, Reason::Internal, "the call passed no edge", &[]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        assert_eq!(parse_timeout("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(parse_timeout("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(parse_timeout("1H"), Some(Duration::from_secs(3600)));
+        for wrong in ["", "m", "100", "-1S", "123456789S", "1x", "1 S"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_answer_comes_before_the_callers_timer() {
+        assert_eq!(answer_margin(Duration::from_millis(50)), Duration::from_millis(5));
+        assert_eq!(answer_margin(Duration::from_secs(5)), Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,274 @@
+//! The one table from errors to gRPC codes, reasons and details.
+//!
+//! Every error carries `google.rpc.ErrorInfo` with a reason of `visage.v1.ErrorReason` and the domain "visage", and
+//! where it helps `BadRequest`, `RetryInfo` or `ResourceInfo`. An internal error shows its caller a fixed phrase and
+//! the call's id; the log has the chain, once.
+
+use std::{collections::HashMap, time::Duration};
+
+use prost::Message as _;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+pub(super) use crate::proto::v1::ErrorReason as Reason;
+use crate::{
+    app::{AppError, CallContext},
+    nn::NnError,
+    proto::rpc,
+    registry::RegistryError,
+    serving::ServeError,
+    similarity::SimilarityError,
+    store::StoreError,
+    training::TrainingError,
+    vision::ImageError,
+};
+
+const DOMAIN: &str = "visage";
+
+/// When a caller should try again if nothing better is known.
+const RETRY_SOON: Duration = Duration::from_millis(200);
+
+/// What an error is on the wire.
+struct Row {
+    code: Code,
+    reason: Reason,
+    message: String,
+    metadata: Vec<(&'static str, String)>,
+    field: Option<(String, String)>,
+    resource: Option<(&'static str, String)>,
+    retry_after: Option<Duration>,
+}
+
+impl Row {
+    fn new(code: Code, reason: Reason, error: &impl std::fmt::Display) -> Self {
+        Self {
+            code,
+            reason,
+            message: error.to_string(),
+            metadata: Vec::new(),
+            field: None,
+            resource: None,
+            retry_after: None,
+        }
+    }
+
+    fn with(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((key, value.to_string()));
+        self
+    }
+
+    fn field(mut self, field: impl ToString, description: impl ToString) -> Self {
+        self.field = Some((field.to_string(), description.to_string()));
+        self
+    }
+
+    fn resource(mut self, kind: &'static str, name: impl ToString) -> Self {
+        self.resource = Some((kind, name.to_string()));
+        self
+    }
+
+    fn retry(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    fn into_status(self) -> Status {
+        let metadata: HashMap<String, String> =
+            self.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let mut details = ErrorDetails::with_error_info(reason_name(self.reason), DOMAIN, metadata);
+        if let Some((field, description)) = self.field {
+            details.add_bad_request_violation(field, description);
+        }
+        if let Some((kind, name)) = self.resource {
+            details.set_resource_info(kind, name, "", "");
+        }
+        if let Some(after) = self.retry_after {
+            details.set_retry_info(Some(after));
+        }
+        Status::with_error_details(self.code, self.message, details)
+    }
+}
+
+/// A reason as it travels: without the enum's prefix.
+fn reason_name(reason: Reason) -> &'static str {
+    reason.as_str_name().trim_start_matches("ERROR_REASON_")
+}
+
+/// The status of a use case's error; internal ones are logged here, once.
+pub(super) fn from_app(call: &CallContext, error: AppError) -> Status {
+    let row = app_row(&error);
+    match row.code {
+        Code::Internal => {
+            tracing::error!(call_id = %call.call_id, error = %chain(&error), "internal error");
+            internal(&call.call_id)
+        }
+        Code::DataLoss => {
+            tracing::error!(call_id = %call.call_id, error = %chain(&error), "stored data is damaged");
+            row.into_status()
+        }
+        _ => row.into_status(),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn app_row(error: &AppError) -> Row {
+    match error {
+        AppError::FieldInvalid { field, description } => {
+            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, description)
+        }
+        AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
+            .field("page_token", "was not given out by this list")
+            .with("list", list),
+        AppError::RequestIdReused { request_id } => {
+            Row::new(Code::AlreadyExists, Reason::RequestIdReused, error).with("request_id", request_id)
+        }
+        AppError::RunNotFound { name } => {
+            Row::new(Code::NotFound, Reason::TrainingRunNotFound, error).resource("TrainingRun", name)
+        }
+        AppError::OperationNotFound { name } => {
+            Row::new(Code::NotFound, Reason::OperationNotFound, error).resource("Operation", name)
+        }
+        AppError::RunFinal { name, state } => Row::new(Code::FailedPrecondition, Reason::RunFinal, error)
+            .resource("TrainingRun", name)
+            .with("state", state),
+        AppError::OperationRunning { name } => {
+            Row::new(Code::FailedPrecondition, Reason::OperationRunning, error).resource("Operation", name)
+        }
+        AppError::TrainingQueueFull { n_waiting } => Row::new(Code::ResourceExhausted, Reason::Overloaded, error)
+            .with("waiting", n_waiting)
+            .retry(Duration::from_secs(60)),
+        AppError::UnsupportedByModel { version, .. } => {
+            Row::new(Code::FailedPrecondition, Reason::UnsupportedByModel, error).resource("ModelVersion", version)
+        }
+        AppError::DeadlineExceeded { during } => {
+            Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).with("during", during)
+        }
+        AppError::Stopping => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1)),
+        AppError::Internal(_) => Row::new(Code::Internal, Reason::Internal, error),
+        AppError::Registry(e) => registry_row(e),
+        AppError::Serve(e) => serve_row(e),
+        AppError::Image(e) => image_row(e),
+        AppError::Similarity(e) => similarity_row(e),
+        AppError::Training(e) => training_row(e),
+        AppError::Nn(e) => nn_row(e),
+        AppError::Store(e) => store_row(e),
+    }
+}
+
+fn image_row(error: &ImageError) -> Row {
+    let row = |reason| Row::new(Code::InvalidArgument, reason, error).field("image", error);
+    match error {
+        ImageError::UnsupportedFormat { .. } => row(Reason::ImageFormatUnsupported),
+        ImageError::Unreadable { format, .. } => row(Reason::ImageUnreadable).with("format", format),
+        ImageError::TooLarge { width, height, max_pixels } => row(Reason::ImageTooLarge)
+            .with("width", width)
+            .with("height", height)
+            .with("max_pixels", max_pixels),
+    }
+}
+
+fn serve_row(error: &ServeError) -> Row {
+    match error {
+        ServeError::Overloaded { version, retry_after, .. } => {
+            Row::new(Code::ResourceExhausted, Reason::Overloaded, error)
+                .with("version", version)
+                .retry(*retry_after)
+        }
+        ServeError::DeadlineExceeded { version } => {
+            Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).with("version", version)
+        }
+        ServeError::DeadlineUnmeetable { version, needed, left } => {
+            Row::new(Code::DeadlineExceeded, Reason::DeadlineUnmeetable, error)
+                .with("version", version)
+                .with("needed_ms", needed.as_millis())
+                .with("left_ms", left.as_millis())
+        }
+        ServeError::Cancelled => Row::new(Code::Cancelled, Reason::Cancelled, error),
+        ServeError::NotLoaded { version } => {
+            Row::new(Code::Unavailable, Reason::Unavailable, error).with("version", version).retry(RETRY_SOON)
+        }
+        ServeError::DeviceMemory { version, .. } => {
+            Row::new(Code::ResourceExhausted, Reason::DeviceMemory, error).with("version", version)
+        }
+        ServeError::EngineFailed { .. } => Row::new(Code::Internal, Reason::Internal, error),
+        ServeError::GoldenMismatch { version, .. } => {
+            Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
+        }
+        ServeError::Stopping => {
+            Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1))
+        }
+    }
+}
+
+fn nn_row(error: &NnError) -> Row {
+    match error {
+        NnError::WeightsMismatch { .. } | NnError::WeightsUnreadable { .. } => {
+            Row::new(Code::InvalidArgument, Reason::WeightsMismatch, error).field("weights_path", error)
+        }
+        NnError::OutOfMemory { .. } => Row::new(Code::ResourceExhausted, Reason::DeviceMemory, error),
+        NnError::DeviceUnavailable { .. } | NnError::Torch { .. } => {
+            Row::new(Code::Internal, Reason::Internal, error)
+        }
+    }
+}
+
+fn store_row(error: &StoreError) -> Row {
+    match error {
+        StoreError::Corrupt { .. } => Row::new(Code::DataLoss, Reason::DataCorrupt, error),
+        StoreError::Conflict { .. } => Row::new(Code::Aborted, Reason::Unavailable, error).retry(RETRY_SOON),
+        StoreError::Locked { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::Io { .. }
+        | StoreError::BadExport(_) => Row::new(Code::Internal, Reason::Internal, error),
+    }
+}
+
+/// A refusal of the transport's own: a message over the size limit.
+pub(super) fn message_too_large(detail: &str) -> Status {
+    let message = format!("the message is over the server's size limit: {detail}");
+    Row::new(Code::ResourceExhausted, Reason::MessageTooLarge, &message).into_status()
+}
+
+/// As many calls are in work as the server takes.
+pub(super) fn server_overloaded() -> Status {
+    Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server has as many calls in work as it takes")
+        .retry(RETRY_SOON)
+        .into_status()
+}
+
+/// The deadline passed during `during`.
+pub(super) fn deadline_exceeded(during: &'static str) -> Status {
+    app_row(&AppError::DeadlineExceeded { during }).into_status()
+}
+
+/// The server is stopping.
+pub(super) fn stopping() -> Status {
+    app_row(&AppError::Stopping).into_status()
+}
+
+/// What a caller sees of a defect: a phrase and the id by which the log is searched.
+pub(super) fn internal(call_id: &str) -> Status {
+    Row::new(Code::Internal, Reason::Internal, &format!("an internal error; the server's log has it under {call_id}"))
+        .with("call_id", call_id)
+        .into_status()
+}
+
+/// A status in the form that travels inside a message.
+pub(super) fn to_message(status: &Status) -> rpc::Status {
+    // A status without details has nothing to decode; code and message are the outer status's either way.
+    let details = rpc::Status::decode(status.details()).map(|s| s.details).unwrap_or_default();
+    rpc::Status { code: status.code().into(), message: status.message().to_owned(), details }
+}

@@ -1,0 +1,511 @@
+//! What the handles, the executor and the loader of one device share: the scheduler, the versions and their engines.
+//!
+//! One mutex guards it, held for moments only: no engine runs, no engine is built or dropped, and no waiter is
+//! answered under it. The two threads sleep on a condition variable each.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Engine, EngineSource, ServeError,
+    pool::{Served, ServingSettings},
+    scheduler::{Batch, Priority, Scheduler, Ticket, Waiting},
+};
+use crate::vision::Pixels;
+
+/// How many versions may wait to be loaded on one device.
+const MAX_WAITING_LOADS: usize = 16;
+
+/// What a version is on this device.
+#[derive(Clone, Debug, Default)]
+pub enum LoadState {
+    /// Not there.
+    #[default]
+    NotLoaded,
+    /// Being built, compared with its golden outputs, and warmed.
+    Loading,
+    /// Answers.
+    Loaded,
+    /// Answers what waits and takes nothing more; then it is gone.
+    Draining,
+    /// Could not be loaded, or fails every image; another load may mend it.
+    Failed(ServeError),
+}
+
+/// A version on the device, for listings.
+#[derive(Clone, Debug)]
+pub struct LoadedVersion {
+    /// `models/{model}/versions/{n}`.
+    pub version: String,
+    /// Never [`LoadState::NotLoaded`].
+    pub state: LoadState,
+    /// Its tensors' size; what its activations take comes on top.
+    pub memory_bytes: u64,
+    /// Images that wait.
+    pub n_waiting: usize,
+    /// When it was loaded or last asked.
+    pub last_used: Instant,
+}
+
+/// An image in the queue.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) image: Arc<Pixels>,
+    pub(super) reply: oneshot::Sender<Result<Served, ServeError>>,
+}
+
+/// An engine with what the executor must know of it.
+pub(super) struct LoadedEngine {
+    pub(super) engine: Box<dyn Engine>,
+    /// An image that it has answered before: tells a bad engine from bad images.
+    pub(super) probe: Arc<Pixels>,
+    /// Single images that failed since the last success.
+    pub(super) n_failed: u32,
+}
+
+/// What the loader found out about a version.
+pub(super) struct Warmed {
+    pub(super) engine: LoadedEngine,
+    /// Bucket and time of each warm run, in the order of the buckets; the last is the largest that fits the memory.
+    pub(super) took: Vec<(usize, Duration)>,
+}
+
+/// What the executor found out in a batch.
+#[derive(Default)]
+pub(super) struct Report {
+    /// Images and time of each successful run.
+    pub(super) took: Vec<(usize, Duration)>,
+    /// The largest batch that the memory allows, when one was too large.
+    pub(super) max_batch: Option<usize>,
+    /// The engine fails what it answered before.
+    pub(super) broken: Option<ServeError>,
+}
+
+/// An answer to give once the lock is released.
+pub(super) enum Reply {
+    Image(oneshot::Sender<Result<Served, ServeError>>, ServeError),
+    Change(oneshot::Sender<Result<(), ServeError>>, Result<(), ServeError>),
+    Stopped(oneshot::Sender<usize>, usize),
+}
+
+impl Reply {
+    /// A waiter that has gone away needs none.
+    pub(super) fn send(self) {
+        match self {
+            Self::Image(to, error) => drop(to.send(Err(error))),
+            Self::Change(to, result) => drop(to.send(result)),
+            Self::Stopped(to, n_left) => drop(to.send(n_left)),
+        }
+    }
+}
+
+/// The executor's next thing to do.
+pub(super) enum Turn {
+    /// Run this; the engine comes back with [`Device::give_back`].
+    Run(Batch<Job>, LoadedEngine),
+    /// Only answers.
+    Answer,
+    /// The end.
+    Stop,
+}
+
+/// The loader's next thing to do.
+pub(super) enum Errand {
+    Load(Box<EngineSource>),
+    /// Engines whose memory is to be given back, which takes its time.
+    Drop(Vec<LoadedEngine>),
+    Stop,
+}
+
+struct Slot {
+    state: LoadState,
+    /// Absent while the executor runs it.
+    engine: Option<LoadedEngine>,
+    side_px: u32,
+    memory_bytes: u64,
+    last_used: Instant,
+    /// Whoever waits for the present change to end.
+    waiters: Vec<oneshot::Sender<Result<(), ServeError>>>,
+}
+
+struct State {
+    scheduler: Scheduler<Job>,
+    slots: BTreeMap<Arc<str>, Slot>,
+    loads: VecDeque<Box<EngineSource>>,
+    retired: Vec<LoadedEngine>,
+    /// Once set, nothing new is taken; what waits is served until then.
+    stop_by: Option<Instant>,
+    /// The executor has ended.
+    stopped: bool,
+    stop_waiters: Vec<oneshot::Sender<usize>>,
+}
+
+/// The state of one device.
+pub(super) struct Device {
+    pub(super) settings: ServingSettings,
+    state: Mutex<State>,
+    /// For the executor.
+    work: Condvar,
+    /// For the loader.
+    errands: Condvar,
+}
+
+impl Device {
+    pub(super) fn new(settings: ServingSettings) -> Self {
+        let state = State {
+            scheduler: Scheduler::new(),
+            slots: BTreeMap::new(),
+            loads: VecDeque::new(),
+            retired: Vec::new(),
+            stop_by: None,
+            stopped: false,
+            stop_waiters: Vec::new(),
+        };
+        Self { settings, state: Mutex::new(state), work: Condvar::new(), errands: Condvar::new() }
+    }
+
+    /// No code that can panic half-way through a change runs under the lock, so a poisoned state is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // For the handles.
+
+    pub(super) fn enqueue(
+        &self,
+        version: &str,
+        image: Arc<Pixels>,
+        deadline: Option<Instant>,
+        priority: Priority,
+    ) -> Result<(Ticket, oneshot::Receiver<Result<Served, ServeError>>), ServeError> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.stop_by.is_some() {
+            return Err(ServeError::Stopping);
+        }
+        let State { scheduler, slots, .. } = &mut *state;
+        let Some(slot) = slots.get_mut(version) else {
+            return Err(ServeError::NotLoaded { version: version.to_owned() });
+        };
+        match &slot.state {
+            LoadState::Failed(error) => return Err(error.clone()),
+            LoadState::Loaded => {}
+            _ => return Err(ServeError::NotLoaded { version: version.to_owned() }),
+        }
+        if image.side_px != slot.side_px || image.rgb.len() as u64 != u64::from(slot.side_px).pow(2) * 3 {
+            let detail = format!("an image of side {} px came, {} is expected", image.side_px, slot.side_px);
+            return Err(ServeError::EngineFailed { version: version.to_owned(), detail });
+        }
+        slot.last_used = now;
+        let (reply, answer) = oneshot::channel();
+        let ticket = scheduler.enqueue(version, priority, deadline, Job { image, reply }, now)?;
+        drop(state);
+        self.work.notify_one();
+        Ok((ticket, answer))
+    }
+
+    pub(super) fn cancel(&self, ticket: &Ticket) {
+        let cancelled = self.lock().scheduler.cancel(ticket);
+        if cancelled.is_some() {
+            // It may have been the last that a drain waited for.
+            self.work.notify_one();
+        }
+    }
+
+    /// Asks for a version. `Ok(None)`: it is loaded; otherwise the receiver hears of the end.
+    pub(super) fn load(&self, source: EngineSource) -> Result<Option<Change>, ServeError> {
+        let memory_bytes: u64 = source.tensors.iter().map(|t| t.bytes.len() as u64).sum();
+        let version: Arc<str> = source.version.as_str().into();
+        let mut state = self.lock();
+        if state.stop_by.is_some() {
+            return Err(ServeError::Stopping);
+        }
+        let (waiter, change) = oneshot::channel();
+        match state.slots.get_mut(&version) {
+            Some(Slot { state: LoadState::Loaded, .. }) => return Ok(None),
+            Some(slot @ Slot { state: LoadState::Loading, .. }) => {
+                slot.waiters.push(waiter);
+                return Ok(Some(Change::Loaded(change)));
+            }
+            Some(slot @ Slot { state: LoadState::Draining, .. }) => {
+                slot.waiters.push(waiter);
+                return Ok(Some(Change::Gone(change, Box::new(source))));
+            }
+            Some(Slot { state: LoadState::Failed(_) | LoadState::NotLoaded, .. }) | None => {}
+        }
+        if state.loads.len() >= MAX_WAITING_LOADS {
+            let (n_waiting, retry_after) = (state.loads.len(), Duration::from_secs(1));
+            return Err(ServeError::Overloaded { version: source.version, n_waiting, retry_after });
+        }
+        let used: u64 = state.slots.values().map(|slot| slot.memory_bytes).sum();
+        if let Some(budget) = self.settings.memory_budget_bytes.filter(|&budget| used + memory_bytes > budget) {
+            let detail = format!(
+                "it needs {memory_bytes} bytes, {used} of the budget's {budget} are taken; unload another version first"
+            );
+            return Err(ServeError::DeviceMemory { version: source.version, detail });
+        }
+        let side_px = source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px);
+        let last_used = Instant::now();
+        let waiters = vec![waiter];
+        let slot = Slot { state: LoadState::Loading, engine: None, side_px, memory_bytes, last_used, waiters };
+        state.slots.insert(version, slot);
+        state.loads.push_back(Box::new(source));
+        drop(state);
+        self.errands.notify_one();
+        Ok(Some(Change::Loaded(change)))
+    }
+
+    /// Asks for a version to go. `None`: it is not there.
+    pub(super) fn unload(&self, version: &str) -> Option<Change> {
+        let mut state = self.lock();
+        let State { scheduler, slots, .. } = &mut *state;
+        let slot = slots.get_mut(version)?;
+        let (waiter, change) = oneshot::channel();
+        let change = match &slot.state {
+            LoadState::Failed(_) | LoadState::NotLoaded => {
+                slots.remove(version);
+                return None;
+            }
+            LoadState::Loading => Change::Loaded(change),
+            LoadState::Loaded | LoadState::Draining => {
+                slot.state = LoadState::Draining;
+                scheduler.drain_version(version);
+                Change::Unloaded(change)
+            }
+        };
+        slot.waiters.push(waiter);
+        drop(state);
+        self.work.notify_one();
+        Some(change)
+    }
+
+    pub(super) fn state(&self, version: &str) -> LoadState {
+        self.lock().slots.get(version).map_or(LoadState::NotLoaded, |slot| slot.state.clone())
+    }
+
+    pub(super) fn versions(&self) -> Vec<LoadedVersion> {
+        let state = self.lock();
+        let list = |(version, slot): (&Arc<str>, &Slot)| LoadedVersion {
+            version: version.to_string(),
+            state: slot.state.clone(),
+            memory_bytes: slot.memory_bytes,
+            n_waiting: state.scheduler.n_waiting(version),
+            last_used: slot.last_used,
+        };
+        state.slots.iter().map(list).collect()
+    }
+
+    pub(super) fn is_taking(&self) -> bool {
+        let state = self.lock();
+        state.stop_by.is_none() && !state.stopped
+    }
+
+    /// Takes nothing more, and ends the threads once all is served or `by` has come. The receiver hears how many
+    /// images were left then; none where the end has come already.
+    pub(super) fn stop(&self, by: Instant) -> Option<oneshot::Receiver<usize>> {
+        let mut state = self.lock();
+        state.stop_by = Some(state.stop_by.map_or(by, |earlier| earlier.min(by)));
+        let (waiter, ended) = oneshot::channel();
+        let ended = (!state.stopped).then(|| {
+            state.stop_waiters.push(waiter);
+            ended
+        });
+        drop(state);
+        self.work.notify_one();
+        self.errands.notify_one();
+        ended
+    }
+
+    // For the executor.
+
+    /// Sleeps until there is something to do. The answers are for the caller to send.
+    pub(super) fn next_turn(&self, replies: &mut Vec<Reply>) -> Turn {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if state.stop_by.is_some_and(|by| by <= now || state.scheduler.is_empty()) {
+                state.stop(replies);
+                drop(state);
+                self.errands.notify_one();
+                return Turn::Stop;
+            }
+            let next = state.scheduler.next_batch(now);
+            for (version, waiting) in next.expired {
+                let error = ServeError::DeadlineExceeded { version: version.to_string() };
+                replies.push(Reply::Image(waiting.payload.reply, error));
+            }
+            if let Some(batch) = next.batch {
+                let Some(engine) = state.slots.get_mut(&batch.version).and_then(|slot| slot.engine.take()) else {
+                    let version = batch.version.to_string();
+                    replies.extend(refuse(batch.entries, &ServeError::NotLoaded { version }));
+                    state.scheduler.finished();
+                    return Turn::Answer;
+                };
+                return Turn::Run(batch, engine);
+            }
+            if state.settle_drains(replies) {
+                self.errands.notify_one();
+            }
+            if !replies.is_empty() {
+                return Turn::Answer;
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes the engine back after a batch.
+    pub(super) fn give_back(&self, version: &Arc<str>, engine: LoadedEngine, report: Report, replies: &mut Vec<Reply>) {
+        let mut state = self.lock();
+        state.scheduler.finished();
+        for (n_images, took) in report.took {
+            state.scheduler.record(version, n_images, took);
+        }
+        if let Some(max_batch) = report.max_batch {
+            state.scheduler.limit_batch(version, max_batch);
+        }
+        match report.broken {
+            Some(error) => {
+                state.retired.push(engine);
+                state.fail(version, &error, replies);
+                self.errands.notify_one();
+            }
+            None => match state.slots.get_mut(version) {
+                Some(slot) => slot.engine = Some(engine),
+                None => state.retired.push(engine),
+            },
+        }
+    }
+
+    /// After a defect of the executor itself: versions whose engine was lost with it are failed.
+    pub(super) fn recover(&self, detail: &str, replies: &mut Vec<Reply>) {
+        let mut state = self.lock();
+        state.scheduler.finished();
+        let lost = |(version, slot): (&Arc<str>, &Slot)| {
+            let serving = matches!(slot.state, LoadState::Loaded | LoadState::Draining);
+            (serving && slot.engine.is_none()).then(|| version.clone())
+        };
+        let lost: Vec<_> = state.slots.iter().filter_map(lost).collect();
+        for version in lost {
+            let error = ServeError::EngineFailed { version: version.to_string(), detail: detail.to_owned() };
+            state.fail(&version, &error, replies);
+        }
+    }
+
+    // For the loader.
+
+    pub(super) fn next_errand(&self) -> Errand {
+        let mut state = self.lock();
+        loop {
+            if !state.retired.is_empty() {
+                return Errand::Drop(mem::take(&mut state.retired));
+            }
+            if state.stopped {
+                return Errand::Stop;
+            }
+            if state.stop_by.is_none()
+                && let Some(source) = state.loads.pop_front()
+            {
+                return Errand::Load(source);
+            }
+            state = self.errands.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The loader is done with a version: it serves from now on, or has failed.
+    pub(super) fn loaded(&self, version: &str, result: Result<Warmed, ServeError>) {
+        let mut state = self.lock();
+        let State { scheduler, slots, retired, .. } = &mut *state;
+        let Some((name, slot)) = slots.get_key_value(version).map(|(name, _)| name.clone()).zip(slots.get_mut(version))
+        else {
+            retired.extend(result.map(|warmed| warmed.engine));
+            return;
+        };
+        let waiters = mem::take(&mut slot.waiters);
+        let outcome = match result {
+            Ok(warmed) => {
+                let fits = warmed.took.last().map_or(1, |&(bucket, _)| bucket);
+                scheduler.add_version(&name, self.settings.queue_capacity, self.settings.max_batch.min(fits));
+                warmed.took.into_iter().for_each(|(bucket, took)| scheduler.record(&name, bucket, took));
+                slot.engine = Some(warmed.engine);
+                (slot.state, slot.last_used) = (LoadState::Loaded, Instant::now());
+                Ok(())
+            }
+            Err(error) => {
+                (slot.state, slot.memory_bytes) = (LoadState::Failed(error.clone()), 0);
+                Err(error)
+            }
+        };
+        drop(state);
+        waiters.into_iter().for_each(|waiter| Reply::Change(waiter, outcome.clone()).send());
+    }
+}
+
+/// What the caller of a load or an unload waits for.
+pub(super) enum Change {
+    /// The version's load ends.
+    Loaded(oneshot::Receiver<Result<(), ServeError>>),
+    /// The version's unload ends.
+    Unloaded(oneshot::Receiver<Result<(), ServeError>>),
+    /// The version's unload ends; then this may be loaded.
+    Gone(oneshot::Receiver<Result<(), ServeError>>, Box<EngineSource>),
+}
+
+impl State {
+    /// Lets go of the draining versions of which nothing waits or runs. Whether there are engines to drop.
+    fn settle_drains(&mut self, replies: &mut Vec<Reply>) -> bool {
+        let idle = |(version, slot): (&Arc<str>, &Slot)| {
+            (matches!(slot.state, LoadState::Draining) && self.scheduler.is_idle(version)).then(|| version.clone())
+        };
+        let idle: Vec<_> = self.slots.iter().filter_map(idle).collect();
+        for version in &idle {
+            let left = self.scheduler.remove_version(version);
+            replies.extend(refuse(left, &ServeError::NotLoaded { version: version.to_string() }));
+            if let Some(slot) = self.slots.remove(version) {
+                self.retired.extend(slot.engine);
+                replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, Ok(()))));
+            }
+        }
+        !idle.is_empty()
+    }
+
+    /// Closes a version whose engine cannot be used any more. One that was draining is simply gone.
+    fn fail(&mut self, version: &Arc<str>, error: &ServeError, replies: &mut Vec<Reply>) {
+        replies.extend(refuse(self.scheduler.remove_version(version), error));
+        let Some(slot) = self.slots.get_mut(version) else { return };
+        replies.extend(mem::take(&mut slot.waiters).into_iter().map(|waiter| Reply::Change(waiter, Ok(()))));
+        if matches!(slot.state, LoadState::Draining) {
+            self.slots.remove(version);
+        } else {
+            (slot.state, slot.memory_bytes) = (LoadState::Failed(error.clone()), 0);
+        }
+    }
+
+    /// Answers everything that waits, images and changes alike, and gives up the engines.
+    fn stop(&mut self, replies: &mut Vec<Reply>) {
+        let left = self.scheduler.take_all();
+        let n_left = left.len();
+        replies.extend(refuse(left.into_iter().map(|(_, waiting)| waiting), &ServeError::Stopping));
+        for slot in mem::take(&mut self.slots).into_values() {
+            self.retired.extend(slot.engine);
+            // An unload that a stop overtakes has what it wanted.
+            let outcome = if matches!(slot.state, LoadState::Draining) { Ok(()) } else { Err(ServeError::Stopping) };
+            replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, outcome.clone())));
+        }
+        self.loads.clear();
+        self.stopped = true;
+        replies.extend(self.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, n_left)));
+    }
+}
+
+fn refuse<'a>(
+    entries: impl IntoIterator<Item = Waiting<Job>> + 'a,
+    error: &'a ServeError,
+) -> impl Iterator<Item = Reply> + 'a {
+    entries.into_iter().map(|waiting| Reply::Image(waiting.payload.reply, error.clone()))
+}

@@ -1,0 +1,156 @@
+//! The device's thread: runs batches, contains what goes wrong in one to the image that causes it.
+//!
+//! A batch that fails is halved until the bad image is alone, so that its neighbours are answered. When images keep
+//! failing alone, the engine is asked for one that it has answered before: if it answers, the images were bad, and it
+//! goes on; if not, the engine is, and its version is failed.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use tracing::{error, warn};
+
+use super::{
+    EngineError, EngineLoader, ImageOutput, ServeError,
+    device::{Device, Job, LoadedEngine, Reply, Report, Turn},
+    panic_message,
+    pool::Served,
+    scheduler::{Batch, Waiting},
+};
+use crate::vision::Pixels;
+
+/// Single images that may fail in a row before the engine itself is doubted.
+const MAX_FAILED_IN_A_ROW: u32 = 3;
+
+/// The thread's body; ends when the device is stopped.
+pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
+    loader.enter_thread(device.settings.n_threads);
+    let mut replies = Vec::new();
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| serve(device, &mut replies))) {
+            Ok(()) => return,
+            Err(panic) => {
+                let detail = panic_message(&*panic);
+                error!(%detail, "the executor failed and goes on");
+                device.recover(&detail, &mut replies);
+                replies.drain(..).for_each(Reply::send);
+            }
+        }
+    }
+}
+
+fn serve(device: &Device, replies: &mut Vec<Reply>) {
+    loop {
+        let turn = device.next_turn(replies);
+        replies.drain(..).for_each(Reply::send);
+        match turn {
+            Turn::Run(batch, mut engine) => {
+                let Batch { version, entries } = batch;
+                let report = Run { version: &version, engine: &mut engine, report: Report::default() }.all(entries);
+                device.give_back(&version, engine, report, replies);
+                replies.drain(..).for_each(Reply::send);
+            }
+            Turn::Answer => {}
+            Turn::Stop => return,
+        }
+    }
+}
+
+struct Run<'a> {
+    version: &'a Arc<str>,
+    engine: &'a mut LoadedEngine,
+    report: Report,
+}
+
+impl Run<'_> {
+    fn all(mut self, entries: Vec<Waiting<Job>>) -> Report {
+        self.some(entries);
+        self.report
+    }
+
+    /// Answers the entries, together if possible, else in halves.
+    fn some(&mut self, mut entries: Vec<Waiting<Job>>) {
+        if let Some(error) = &self.report.broken {
+            entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
+            return;
+        }
+        let start = Instant::now();
+        // Halving takes time, in which callers go away and deadlines pass.
+        let version = self.version;
+        for late in entries.extract_if(.., |entry| entry.deadline.is_some_and(|due| due <= start)) {
+            answer(late, Err(ServeError::DeadlineExceeded { version: version.to_string() }));
+        }
+        entries.retain(|entry| !entry.payload.reply.is_closed());
+        if entries.is_empty() {
+            return;
+        }
+        let images: Vec<_> = entries.iter().map(|entry| entry.payload.image.clone()).collect();
+        let n_images = images.len();
+        match (attempt(self.engine, &images), n_images) {
+            (Ok(outputs), batch_size) => {
+                let inference = start.elapsed();
+                self.engine.n_failed = 0;
+                self.report.took.push((batch_size, inference));
+                for (entry, output) in entries.into_iter().zip(outputs) {
+                    let queue = start.saturating_duration_since(entry.since);
+                    answer(entry, Ok(Served { output, queue, inference, batch_size }));
+                }
+            }
+            (Err(EngineError::OutOfMemory(detail)), 1) => {
+                let error = ServeError::DeviceMemory { version: version.to_string(), detail };
+                entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
+            }
+            (Err(EngineError::Failed(detail)), 1) => {
+                warn!(version = &**version, detail, "an image failed alone");
+                let error = ServeError::EngineFailed { version: version.to_string(), detail };
+                entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
+                self.doubt();
+            }
+            (Err(cause), _) => {
+                warn!(version = &**version, %cause, n_images, "a batch failed and is tried in halves");
+                let half = entries.split_off(n_images / 2);
+                if matches!(cause, EngineError::OutOfMemory(_)) {
+                    let max_batch = self.report.max_batch.map_or(n_images / 2, |max| max.min(n_images / 2));
+                    self.report.max_batch = Some(max_batch);
+                }
+                self.some(entries);
+                self.some(half);
+            }
+        }
+    }
+
+    /// After another image that failed alone: is it the engine?
+    fn doubt(&mut self) {
+        self.engine.n_failed += 1;
+        if self.engine.n_failed < MAX_FAILED_IN_A_ROW {
+            return;
+        }
+        let probe = [self.engine.probe.clone()];
+        match attempt(self.engine, &probe) {
+            Ok(_) => self.engine.n_failed = 0,
+            Err(cause) => {
+                let detail = format!("it fails the image it was warmed with: {cause}");
+                error!(version = &**self.version, detail, "the version is failed; load it again");
+                self.report.broken = Some(ServeError::EngineFailed { version: self.version.to_string(), detail });
+            }
+        }
+    }
+}
+
+/// Runs the engine; a panic is an error, and so are too few answers.
+fn attempt(engine: &mut LoadedEngine, images: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError> {
+    // An engine that is left half-way by a panic shows in the images that follow; see `doubt`.
+    let outputs = catch_unwind(AssertUnwindSafe(|| engine.engine.run(images)))
+        .map_err(|panic| EngineError::Failed(panic_message(&*panic)))??;
+    if outputs.len() != images.len() {
+        return Err(EngineError::Failed(format!("{} answers for {} images", outputs.len(), images.len())));
+    }
+    Ok(outputs)
+}
+
+/// A caller that has gone away needs no answer.
+fn answer(entry: Waiting<Job>, result: Result<Served, ServeError>) {
+    drop(entry.payload.reply.send(result));
+}

@@ -1,0 +1,95 @@
+//! The device's second thread: builds, checks and warms engines, and drops them, while the first goes on serving.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use super::{
+    BUCKETS, EngineError, EngineLoader, EngineSource, ServeError,
+    device::{Device, Errand, LoadedEngine, Warmed},
+    golden, panic_message,
+};
+
+/// The thread's body; ends when the device is stopped.
+pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
+    yield_to_serving();
+    loader.enter_thread(device.settings.n_threads);
+    loop {
+        match device.next_errand() {
+            Errand::Load(source) => {
+                let version = source.version.clone();
+                let start = Instant::now();
+                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(loader, *source, device.settings.max_batch)));
+                let result = prepared.unwrap_or_else(|panic| {
+                    Err(ServeError::EngineFailed { version: version.clone(), detail: panic_message(&*panic) })
+                });
+                match &result {
+                    Ok(_) => info!(version, took = ?start.elapsed(), "loaded"),
+                    Err(error) => warn!(version, %error, "could not be loaded"),
+                }
+                device.loaded(&version, result);
+            }
+            Errand::Drop(engines) => {
+                // A destructor that panics must not take the thread along.
+                drop(catch_unwind(AssertUnwindSafe(|| drop(engines))));
+            }
+            Errand::Stop => return,
+        }
+    }
+}
+
+fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) -> Result<Warmed, ServeError> {
+    let version = source.version.clone();
+    let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
+    let side_px = source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px);
+    let golden = source.record.golden.clone();
+    // The tensors are on the device now; their bytes need not be held while it is warmed.
+    drop(source);
+    let probe = Arc::new(golden::golden_pixels(golden.as_ref().map_or(0, |g| g.input_seed), side_px));
+    match &golden {
+        Some(golden) => golden::check(&version, &mut *engine, &probe, golden)?,
+        None => warn!(version, "has no golden outputs to be compared with"),
+    }
+    let mut took: Vec<(usize, Duration)> = Vec::new();
+    for bucket in BUCKETS.into_iter().filter(|&b| b == 1 || b <= max_batch) {
+        let batch = vec![probe.clone(); bucket];
+        // The first run of a shape makes its plans, so small batches, where that shows, are timed in the second.
+        let n_runs = if bucket <= 4 { 2 } else { 1 };
+        let mut fastest = Duration::MAX;
+        for _ in 0..n_runs {
+            let start = Instant::now();
+            match engine.run(&batch) {
+                Ok(outputs) if outputs.len() == bucket => fastest = fastest.min(start.elapsed()),
+                Ok(outputs) => {
+                    let detail = format!("{} answers for {bucket} images", outputs.len());
+                    return Err(ServeError::EngineFailed { version, detail });
+                }
+                Err(EngineError::OutOfMemory(detail)) if bucket > 1 => {
+                    warn!(version, bucket, detail, "the device's memory limits the batch");
+                    return Ok(Warmed { engine: LoadedEngine { engine, probe, n_failed: 0 }, took });
+                }
+                Err(error) => return Err(golden::engine_error(&version, error)),
+            }
+        }
+        took.push((bucket, fastest));
+    }
+    Ok(Warmed { engine: LoadedEngine { engine, probe, n_failed: 0 }, took })
+}
+
+/// Lowers this thread's share of the cores, and with it that of the kernel threads it will start, so that warming a new
+/// version takes what serving leaves.
+fn yield_to_serving() {
+    #[cfg(target_os = "linux")]
+    {
+        const NICENESS: libc::c_int = 10;
+        // SAFETY: takes no pointers. On Linux, `PRIO_PROCESS` with 0 means the calling thread alone.
+        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+        if result != 0 {
+            warn!(error = %std::io::Error::last_os_error(), "loading versions will compete with serving");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The handle: load, run, unload, drain.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{
+    EngineLoader, EngineSource, ImageOutput, ServeError,
+    device::{Change, Device, LoadState, LoadedVersion},
+    executor, loader,
+    scheduler::{Priority, Ticket},
+};
+use crate::vision::Pixels;
+
+/// What a pool is made with.
+#[derive(Clone, Debug)]
+pub struct ServingSettings {
+    /// The device's name, `cpu` or `cuda:N`, for the threads' names; the loader decides where engines live.
+    pub device: String,
+    /// Cores that one forward pass may use; 0: all.
+    pub n_threads: usize,
+    /// Images that may wait for one version.
+    pub queue_capacity: usize,
+    /// Images in one batch at most, rounded down to 1, 2, 4, 8, 16 or 32.
+    pub max_batch: usize,
+    /// Bytes of tensors that may be loaded together; none: no cap.
+    pub memory_budget_bytes: Option<u64>,
+}
+
+impl Default for ServingSettings {
+    /// All cores of the CPU, 256 images waiting, batches of 32.
+    fn default() -> Self {
+        Self { device: "cpu".into(), n_threads: 0, queue_capacity: 256, max_batch: 32, memory_budget_bytes: None }
+    }
+}
+
+/// An answer and where its time went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Served {
+    /// What the network says.
+    pub output: ImageOutput,
+    /// From the call until the batch began.
+    pub queue: Duration,
+    /// The batch's forward pass.
+    pub inference: Duration,
+    /// Images in the batch.
+    pub batch_size: usize,
+}
+
+/// The versions on one device, and the two threads that own them.
+///
+/// A cheap handle: clones share the pool. When the last one is dropped the pool stops, and what waits is answered with
+/// [`ServeError::Stopping`]. Its futures need no particular runtime.
+#[derive(Clone)]
+pub struct ServingPool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: Arc<Device>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl ServingPool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> std::io::Result<Self> {
+        let device = Arc::new(Device::new(settings));
+        let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });
+        for (name, body) in [("exec", executor::run as fn(&Device, &dyn EngineLoader)), ("load", loader::run)] {
+            let (device, loader) = (device.clone(), loader.clone());
+            let thread = thread::Builder::new().name(format!("{name}-{}", device.settings.device));
+            // When the second cannot be had, `Inner`'s drop ends the first.
+            inner.keep(thread.spawn(move || body(&device, &*loader))?);
+        }
+        Ok(Self { inner })
+    }
+
+    /// Loads a version: builds its engine, compares it with the version's golden outputs, warms every batch size, and
+    /// lets it serve. Other versions go on serving meanwhile. One that is loaded already is left as it is; one that
+    /// another call is loading is waited for. Dropping the future does not stop the load.
+    ///
+    /// # Errors
+    /// [`ServeError::GoldenMismatch`], [`ServeError::DeviceMemory`] (also when over the budget),
+    /// [`ServeError::EngineFailed`], [`ServeError::Overloaded`] when too many wait to be loaded,
+    /// [`ServeError::Stopping`].
+    pub async fn load(&self, version: &str, mut source: EngineSource) -> Result<(), ServeError> {
+        version.clone_into(&mut source.version);
+        loop {
+            match self.inner.device.load(source)? {
+                None => return Ok(()),
+                Some(Change::Loaded(end) | Change::Unloaded(end)) => {
+                    return end.await.unwrap_or(Err(ServeError::Stopping));
+                }
+                Some(Change::Gone(end, again)) => {
+                    end.await.unwrap_or(Err(ServeError::Stopping))?;
+                    source = *again;
+                }
+            }
+        }
+    }
+
+    /// Unloads a version: new images are refused, those that wait are answered, then its memory is given back. One that
+    /// is not there is unloaded already; one that is being loaded is waited for. Dropping the future does not stop it.
+    ///
+    /// # Errors
+    /// [`ServeError::Stopping`].
+    pub async fn unload(&self, version: &str) -> Result<(), ServeError> {
+        loop {
+            match self.inner.device.unload(version) {
+                None => return Ok(()),
+                // However the load ended: the next round sees what there is to unload.
+                Some(Change::Loaded(end)) => match end.await {
+                    Ok(Err(ServeError::Stopping)) | Err(_) => return Err(ServeError::Stopping),
+                    Ok(_) => {}
+                },
+                Some(Change::Unloaded(end) | Change::Gone(end, _)) => {
+                    return end.await.unwrap_or(Err(ServeError::Stopping));
+                }
+            }
+        }
+    }
+
+    /// What the version is on this device.
+    #[must_use]
+    pub fn state(&self, version: &str) -> LoadState {
+        self.inner.device.state(version)
+    }
+
+    /// All versions that are there, by name.
+    #[must_use]
+    pub fn versions(&self) -> Vec<LoadedVersion> {
+        self.inner.device.versions()
+    }
+
+    /// Asks a version about an image, which must have the version's side. Dropping the future takes the image out of
+    /// the queue, if it still waits there.
+    ///
+    /// A deadline that passes while the image waits is noticed when the device is next free; a caller that must know
+    /// sooner keeps a timer of its own and drops the future.
+    ///
+    /// # Errors
+    /// [`ServeError::NotLoaded`]; [`ServeError::Overloaded`] and [`ServeError::DeadlineUnmeetable`] at once;
+    /// [`ServeError::DeadlineExceeded`]; [`ServeError::EngineFailed`] and [`ServeError::DeviceMemory`] when the network
+    /// fails on this image alone; [`ServeError::Stopping`].
+    pub async fn run(
+        &self,
+        version: &str,
+        image: Arc<Pixels>,
+        deadline: Option<Instant>,
+        priority: Priority,
+    ) -> Result<Served, ServeError> {
+        let device = &self.inner.device;
+        let (ticket, answer) = device.enqueue(version, image, deadline, priority)?;
+        let mut waiting = CancelOnDrop { device, ticket: Some(ticket) };
+        let result = answer.await;
+        // It has left the queue by now.
+        waiting.ticket = None;
+        result.unwrap_or_else(|_| {
+            let detail = "the executor lost it".to_owned();
+            Err(ServeError::EngineFailed { version: version.to_owned(), detail })
+        })
+    }
+
+    /// Whether images and loads are taken.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.inner.device.is_taking() && self.inner.is_alive()
+    }
+
+    /// Takes nothing more, and serves what waits for at most `timeout`, then answers the rest with
+    /// [`ServeError::Stopping`]; says how many these were. A batch that is running then is waited for. The pool cannot
+    /// be used afterwards.
+    pub async fn drain(&self, timeout: Duration) -> usize {
+        let now = Instant::now();
+        match self.inner.device.stop(now.checked_add(timeout).unwrap_or(now)) {
+            Some(end) => end.await.unwrap_or(0),
+            None => 0,
+        }
+    }
+
+    /// Stops at once, answering what waits with [`ServeError::Stopping`], and joins the threads. Blocks for as long as
+    /// the batch or the load in flight takes.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+}
+
+impl Inner {
+    fn keep(&self, thread: JoinHandle<()>) {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    fn is_alive(&self) -> bool {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|thread| !thread.is_finished())
+    }
+
+    fn shutdown(&self) {
+        drop(self.device.stop(Instant::now()));
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // Both bodies contain panics; one that came through has been printed.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Takes an image out of the queue when its caller goes away.
+struct CancelOnDrop<'a> {
+    device: &'a Device,
+    /// Nothing once it is answered.
+    ticket: Option<Ticket>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = &self.ticket {
+            self.device.cancel(ticket);
+        }
+    }
+}

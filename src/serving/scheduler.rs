@@ -1,0 +1,339 @@
+//! Which images go to the device next, and which are refused: a pure state machine.
+//!
+//! One device, one queue a version. It holds no clock, no lock and no thread: the time comes as an argument, so that
+//! every decision can be tested. Its rules:
+//!
+//! - A queue is bounded. What cannot be met in time, by what is measured, is refused when it comes ([`Scheduler::enqueue`]).
+//! - Within a queue the more urgent priority goes first, then the earlier deadline, then the earlier arrival.
+//! - A batch is formed at the moment the device is free, from what waits then ([`Scheduler::next_batch`]); nothing is
+//!   ever held back to wait for more.
+//! - Between queues of equal priority, the version that has used the device least goes first (start-time fair queuing,
+//!   Goyal, Vin and Cheng 1996), so that a busy version cannot starve a quiet one.
+//! - What has expired is handed out to be answered, and never reaches the device; what is cancelled leaves at once.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{BUCKETS, ServeError, bucket_for, latency::LatencyTable};
+
+/// Which images go first when more wait than the device can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Before everything else.
+    High,
+    /// The ordinary.
+    #[default]
+    Normal,
+    /// Only when nothing else waits: bulk work.
+    Low,
+}
+
+/// When an answer is due; without a deadline, after all that have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    At(Instant),
+    Never,
+}
+
+/// The order within a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    priority: Priority,
+    due: Due,
+    arrival: u64,
+}
+
+/// Names a waiting image, to cancel it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    version: Arc<str>,
+    key: Key,
+}
+
+/// An image that waits.
+#[derive(Debug)]
+pub(crate) struct Waiting<T> {
+    /// When it came.
+    pub(crate) since: Instant,
+    /// When its answer is due.
+    pub(crate) deadline: Option<Instant>,
+    /// What the caller of the scheduler keeps with it.
+    pub(crate) payload: T,
+}
+
+/// Images for one run of the device.
+#[derive(Debug)]
+pub(crate) struct Batch<T> {
+    pub(crate) version: Arc<str>,
+    /// At least one, at most the version's largest batch; none has expired.
+    pub(crate) entries: Vec<Waiting<T>>,
+}
+
+/// The outcome of [`Scheduler::next_batch`].
+#[derive(Debug)]
+pub(crate) struct Next<T> {
+    pub(crate) batch: Option<Batch<T>>,
+    /// To be answered as expired, with their version.
+    pub(crate) expired: Vec<(Arc<str>, Waiting<T>)>,
+}
+
+#[derive(Debug)]
+struct Queue<T> {
+    waiting: BTreeMap<Key, Waiting<T>>,
+    capacity: usize,
+    /// A bucket.
+    max_batch: usize,
+    draining: bool,
+    /// Seconds of the device given so far, on the fair queue's clock.
+    used: f64,
+    /// Refusals by estimate since the last batch. Each lowers the estimate a little: a version that was slow once and
+    /// is refused ever since would otherwise never be measured again.
+    n_refused: u32,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    version: Arc<str>,
+    expected_end: Instant,
+}
+
+/// The queues of one device.
+#[derive(Debug)]
+pub(crate) struct Scheduler<T> {
+    queues: BTreeMap<Arc<str>, Queue<T>>,
+    latencies: LatencyTable,
+    in_flight: Option<InFlight>,
+    n_arrivals: u64,
+    /// The fair queue's clock: the `used` of the version served last, before it was served.
+    clock: f64,
+}
+
+impl<T> Scheduler<T> {
+    pub(crate) fn new() -> Self {
+        let (queues, latencies) = (BTreeMap::new(), LatencyTable::default());
+        Self { queues, latencies, in_flight: None, n_arrivals: 0, clock: 0.0 }
+    }
+
+    /// Opens a version's queue for at most `capacity` images; batches hold at most `max_batch`, rounded down to a
+    /// bucket. A queue that is there is opened anew with what waits in it.
+    pub(crate) fn add_version(&mut self, version: &Arc<str>, capacity: usize, max_batch: usize) {
+        let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
+        let empty = Queue { waiting: BTreeMap::new(), capacity, max_batch, draining: false, used: 0.0, n_refused: 0 };
+        let queue = self.queues.entry(version.clone()).or_insert(empty);
+        (queue.capacity, queue.max_batch, queue.draining) = (capacity, max_batch, false);
+    }
+
+    /// Refuses new images for the version; those that wait are served.
+    pub(crate) fn drain_version(&mut self, version: &str) {
+        if let Some(queue) = self.queues.get_mut(version) {
+            queue.draining = true;
+        }
+    }
+
+    /// Closes the version's queue and hands out what waited in it.
+    pub(crate) fn remove_version(&mut self, version: &str) -> Vec<Waiting<T>> {
+        self.latencies.forget(version);
+        self.queues.remove(version).map_or_else(Vec::new, |queue| queue.waiting.into_values().collect())
+    }
+
+    /// Whether nothing of the version waits or runs.
+    pub(crate) fn is_idle(&self, version: &str) -> bool {
+        self.n_waiting(version) == 0 && self.in_flight.as_ref().is_none_or(|f| &*f.version != version)
+    }
+
+    /// Images of the version that wait.
+    pub(crate) fn n_waiting(&self, version: &str) -> usize {
+        self.queues.get(version).map_or(0, |queue| queue.waiting.len())
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queues.values().all(|queue| queue.waiting.is_empty())
+    }
+
+    /// Empties every queue and hands out what waited, with its version.
+    pub(crate) fn take_all(&mut self) -> Vec<(Arc<str>, Waiting<T>)> {
+        let take = |(version, queue): (&Arc<str>, &mut Queue<T>)| {
+            let version = version.clone();
+            std::mem::take(&mut queue.waiting).into_values().map(move |waiting| (version.clone(), waiting))
+        };
+        self.queues.iter_mut().flat_map(take).collect()
+    }
+
+    /// Lets an image wait, or refuses it at once.
+    ///
+    /// # Errors
+    /// [`ServeError::NotLoaded`], [`ServeError::Overloaded`], [`ServeError::DeadlineExceeded`] when the deadline has
+    /// passed already, [`ServeError::DeadlineUnmeetable`] when it is nearer than what is measured allows.
+    pub(crate) fn enqueue(
+        &mut self,
+        version: &str,
+        priority: Priority,
+        deadline: Option<Instant>,
+        payload: T,
+        now: Instant,
+    ) -> Result<Ticket, ServeError> {
+        let Some((name, queue)) = self.queues.get_key_value(version).filter(|(_, queue)| !queue.draining) else {
+            return Err(ServeError::NotLoaded { version: version.to_owned() });
+        };
+        let name = name.clone();
+        let key = Key { priority, due: deadline.map_or(Due::Never, Due::At), arrival: self.n_arrivals };
+        let n_waiting = queue.waiting.len();
+        if let Some(deadline) = deadline {
+            if deadline <= now {
+                return Err(ServeError::DeadlineExceeded { version: version.to_owned() });
+            }
+            let left = deadline - now;
+            let needed = self.expected(version, queue, key, now);
+            let trusted = needed.map(|needed| needed.mul_f64(0.9f64.powi(queue.n_refused.min(200) as i32)));
+            if let (Some(needed), true) = (needed, trusted > Some(left)) {
+                if let Some(queue) = self.queues.get_mut(version) {
+                    queue.n_refused = queue.n_refused.saturating_add(1);
+                }
+                return Err(ServeError::DeadlineUnmeetable { version: version.to_owned(), needed, left });
+            }
+        }
+        if n_waiting >= queue.capacity {
+            let retry_after = self.until_a_place(version, queue, now);
+            return Err(ServeError::Overloaded { version: version.to_owned(), n_waiting, retry_after });
+        }
+        self.n_arrivals += 1;
+        let clock = self.clock;
+        if let Some(queue) = self.queues.get_mut(version) {
+            if n_waiting == 0 {
+                // Time in which it asked for nothing is not saved up.
+                queue.used = queue.used.max(clock);
+            }
+            queue.waiting.insert(key, Waiting { since: now, deadline, payload });
+        }
+        Ok(Ticket { version: name, key })
+    }
+
+    /// Takes an image out of its queue; nothing when it has left it already.
+    pub(crate) fn cancel(&mut self, ticket: &Ticket) -> Option<Waiting<T>> {
+        self.queues.get_mut(&ticket.version)?.waiting.remove(&ticket.key)
+    }
+
+    /// Forms the next batch for a device that is free, from what waits now.
+    pub(crate) fn next_batch(&mut self, now: Instant) -> Next<T> {
+        let mut expired = Vec::new();
+        for (version, queue) in &mut self.queues {
+            let late = queue.waiting.extract_if(.., |key, _| key.due <= Due::At(now));
+            expired.extend(late.map(|(_, waiting)| (version.clone(), waiting)));
+        }
+        Next { batch: self.form_batch(now), expired }
+    }
+
+    fn form_batch(&mut self, now: Instant) -> Option<Batch<T>> {
+        let foremost = |queue: &Queue<T>| queue.waiting.first_key_value().map(|(key, _)| key.priority);
+        let (version, _) = self
+            .queues
+            .iter()
+            .filter_map(|(version, queue)| Some((version, (foremost(queue)?, queue.used))))
+            .min_by(|(_, a), (_, b)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))?;
+        let version = version.clone();
+        let n = self.batch_size(&version, self.queues.get(&version)?, now);
+        let expected = self.latencies.expected(&version, bucket_for(n));
+        let queue = self.queues.get_mut(&version)?;
+        self.clock = queue.used;
+        // Before the first measurement any unit will do.
+        queue.used += expected.map_or(n as f64 * 0.01, |e| e.as_secs_f64());
+        let entries = std::iter::from_fn(|| queue.waiting.pop_first()).take(n).map(|(_, waiting)| waiting).collect();
+        self.in_flight = Some(InFlight { version: version.clone(), expected_end: now + expected.unwrap_or_default() });
+        Some(Batch { version, entries })
+    }
+
+    /// How many images to take: the bucket that answers the most images a second among those in time for the tightest
+    /// deadline taken, or among all when none is. A bucket may be filled in part, if that pays.
+    fn batch_size(&self, version: &str, queue: &Queue<T>, now: Instant) -> usize {
+        let n_waiting = queue.waiting.len();
+        let mut best = (false, 0.0, 1);
+        for bucket in BUCKETS.into_iter().filter(|&b| b <= queue.max_batch) {
+            let n = bucket.min(n_waiting);
+            let Some(latency) = self.latencies.expected(version, bucket) else {
+                // Nothing is measured: the largest bucket that is full.
+                best.2 = if bucket <= n_waiting { bucket } else { best.2 };
+                continue;
+            };
+            let tightest = queue.waiting.keys().take(n).map(|key| key.due).min();
+            let in_time = tightest.is_none_or(|due| due >= Due::At(now + latency));
+            let rate = n as f64 / latency.as_secs_f64().max(1e-9);
+            if (in_time, rate) >= (best.0, best.1) {
+                best = (in_time, rate, n);
+            }
+            if bucket >= n_waiting {
+                break;
+            }
+        }
+        best.2
+    }
+
+    /// Takes in how long the device took for `n_images` of the version.
+    pub(crate) fn record(&mut self, version: &Arc<str>, n_images: usize, took: Duration) {
+        self.latencies.record(version, bucket_for(n_images), took);
+        if let Some(queue) = self.queues.get_mut(version) {
+            queue.n_refused = 0;
+        }
+    }
+
+    /// The batch in flight is done: the device is free.
+    pub(crate) fn finished(&mut self) {
+        self.in_flight = None;
+    }
+
+    /// Lowers the version's largest batch, when the device had no memory for more.
+    pub(crate) fn limit_batch(&mut self, version: &str, max_batch: usize) {
+        if let Some(queue) = self.queues.get_mut(version) {
+            let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
+            queue.max_batch = queue.max_batch.min(max_batch);
+        }
+    }
+
+    /// Expected time until an image with this key would be answered: the rest of the batch in flight, what goes before
+    /// it in its own queue, and the turns of other versions. Nothing while nothing is measured.
+    fn expected(&self, version: &str, queue: &Queue<T>, key: Key, now: Instant) -> Option<Duration> {
+        let n = queue.waiting.range(..key).count() + 1;
+        let own = self.work(version, queue, n)?;
+        Some(self.busy(now) + own + self.turns_of_others(version, key.priority, n.div_ceil(queue.max_batch)))
+    }
+
+    /// Expected time until the next batch leaves the queue.
+    fn until_a_place(&self, version: &str, queue: &Queue<T>, now: Instant) -> Duration {
+        let next = self.work(version, queue, queue.max_batch.min(queue.waiting.len())).unwrap_or_default();
+        let wait = self.busy(now) + self.turns_of_others(version, Priority::Low, 1) + next;
+        wait.clamp(Duration::from_millis(10), Duration::from_secs(30))
+    }
+
+    fn busy(&self, now: Instant) -> Duration {
+        self.in_flight.as_ref().map_or(Duration::ZERO, |f| f.expected_end.saturating_duration_since(now))
+    }
+
+    /// Expected device time of `n` images of one version.
+    fn work(&self, version: &str, queue: &Queue<T>, n: usize) -> Option<Duration> {
+        let full = self.latencies.expected(version, queue.max_batch)? * u32::try_from(n / queue.max_batch).ok()?;
+        match n % queue.max_batch {
+            0 => Some(full),
+            rest => Some(full + self.latencies.expected(version, bucket_for(rest))?),
+        }
+    }
+
+    /// Expected device time that other versions take in so many rounds, each with a batch of each.
+    fn turns_of_others(&self, version: &str, priority: Priority, n_rounds: usize) -> Duration {
+        self.queues
+            .iter()
+            .filter(|(other, queue)| {
+                &***other != version && queue.waiting.first_key_value().is_some_and(|(key, _)| key.priority <= priority)
+            })
+            .filter_map(|(other, queue)| {
+                self.work(other, queue, queue.waiting.len().min(queue.max_batch.saturating_mul(n_rounds)))
+            })
+            .sum()
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

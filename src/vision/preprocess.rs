@@ -1,0 +1,99 @@
+//! From a picture to the network's square input.
+
+use fast_image_resize::{
+    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
+    images::{Image, ImageRef},
+};
+
+use super::{DecodedImage, Pixels};
+
+/// Scales the picture so that its shorter side fits `side_px`, and keeps the centre square.
+///
+/// The filter is bilinear with a support that grows with the reduction, so that large photos are not aliased; it is
+/// what Pillow and torchvision's `antialias` do, with which published weights were trained. Enlarges small pictures.
+/// The same picture always gives the same pixels. A side of zero gives no pixels.
+#[must_use]
+pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
+    let (width, height) = (image.width_px(), image.height_px());
+    let short = width.min(height);
+    // Whole pixels, so that a picture of the right size already is only cut, not blurred.
+    let (left, top) = ((width - short) / 2, (height - short) / 2);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
+        left.into(),
+        top.into(),
+        short.into(),
+        short.into(),
+    );
+    let mut square = Image::new(side_px, side_px, PixelType::U8x3);
+    #[expect(
+        clippy::expect_used,
+        reason = "a DecodedImage has width * height * 3 bytes, and the square lies inside it"
+    )]
+    {
+        let source = ImageRef::new(width, height, image.rgb(), PixelType::U8x3).expect("the buffer has the right size");
+        Resizer::new().resize(&source, &mut square, &options).expect("equal pixel types, a square inside the picture");
+    }
+    Pixels { side_px, rgb: square.into_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn picture(width: u32, height: u32, colour: impl Fn(u32, u32) -> [u8; 3]) -> DecodedImage {
+        let rgb = (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y)).collect();
+        DecodedImage::from_rgb(width, height, rgb).unwrap()
+    }
+
+    #[test]
+    fn keeps_the_centre() {
+        // Red to the left, green in the middle, blue to the right, each as wide as high.
+        let wide = picture(90, 30, |x, _| match x / 30 {
+            0 => [255, 0, 0],
+            1 => [0, 255, 0],
+            _ => [0, 0, 255],
+        });
+        // As after scaling the whole and cutting then: only the outermost pixels see their neighbours.
+        let cut = to_pixels(&wide, 10).rgb;
+        assert!(cut.chunks(3).all(|pixel| pixel[1] > 200));
+        assert!(cut.chunks(30).all(|row| row[3..27] == [0, 255, 0].repeat(8)));
+        let high = picture(30, 90, |_, y| if (30..60).contains(&y) { [9, 8, 7] } else { [250; 3] });
+        assert_eq!(to_pixels(&high, 10).rgb[30..270], [9, 8, 7].repeat(80));
+    }
+
+    #[test]
+    fn a_square_of_the_right_size_is_untouched() {
+        let image = picture(32, 32, |x, y| [x as u8 * 8, y as u8 * 8, 3]);
+        assert_eq!(to_pixels(&image, 32).rgb, image.rgb());
+        let wider = picture(35, 32, |x, y| [x as u8, y as u8, 3]);
+        let cut = to_pixels(&wider, 32).rgb;
+        assert_eq!((cut[0], cut[31 * 3], cut[1]), (1, 32, 0));
+    }
+
+    #[test]
+    fn reduction_averages_instead_of_picking() {
+        // A fine chequerboard becomes an even grey; without a filter it would stay black, white or striped.
+        let chequered = picture(256, 256, |x, y| [if (x + y) % 2 == 0 { 255 } else { 0 }; 3]);
+        let small = to_pixels(&chequered, 16);
+        assert!(small.rgb.iter().all(|&v| (125..=130).contains(&v)), "{:?}", &small.rgb[..12]);
+    }
+
+    #[test]
+    fn a_side_of_zero_gives_no_pixels() {
+        assert_eq!(to_pixels(&picture(3, 4, |_, _| [1; 3]), 0).rgb, Vec::<u8>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn always_square_always_the_same(width in 1..80u32, height in 1..80u32, side_px in 1..70u32, salt: u8) {
+            let image = picture(width, height, |x, y| [(x * 7 + y * 13) as u8 ^ salt, x as u8, y as u8]);
+            let once = to_pixels(&image, side_px);
+            prop_assert_eq!(once.rgb.len(), (side_px * side_px * 3) as usize);
+            prop_assert_eq!(once.clone(), to_pixels(&image, side_px));
+            let flat = picture(width, height, |_, _| [salt, 1, 254]);
+            prop_assert_eq!(to_pixels(&flat, side_px).rgb, [salt, 1, 254].repeat((side_px * side_px) as usize));
+        }
+    }
+}

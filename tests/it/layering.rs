@@ -1,0 +1,186 @@
+//! The architecture's arrows, held against the source.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every module of the crate, and the modules that it may name.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("proto", &[]),
+    ("store", &["error", "proto"]),
+    ("nn", &["error", "proto", "store"]),
+    ("vision", &["error", "proto", "store"]),
+    ("registry", &["error", "proto", "store", "nn", "vision"]),
+    ("serving", &["error", "proto", "store", "nn", "vision", "registry"]),
+    ("training", &["error", "proto", "store", "nn", "vision", "registry"]),
+    ("similarity", &["error", "proto", "store", "nn", "vision", "registry"]),
+    ("config", &["error"]),
+    ("telemetry", &["error", "config", "store"]),
+    (
+        "app",
+        &[
+            "error",
+            "proto",
+            "store",
+            "nn",
+            "vision",
+            "registry",
+            "serving",
+            "training",
+            "similarity",
+            "config",
+            "telemetry",
+        ],
+    ),
+    (
+        "grpc",
+        &[
+            "error",
+            "proto",
+            "store",
+            "nn",
+            "vision",
+            "registry",
+            "serving",
+            "training",
+            "similarity",
+            "app",
+            "config",
+            "telemetry",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "error",
+            "proto",
+            "store",
+            "nn",
+            "vision",
+            "registry",
+            "serving",
+            "training",
+            "similarity",
+            "app",
+            "grpc",
+            "config",
+            "telemetry",
+        ],
+    ),
+];
+
+/// Crates that only some places may name: crate, path prefixes.
+const NAMES: &[(&str, &[&str])] = &[
+    ("tch", &["nn/", "serving/torch_engine.rs", "training/"]),
+    ("sled", &["store/sled.rs", "store/sled/"]),
+    ("hnsw_rs", &["similarity/graph.rs"]),
+    ("tonic", &["grpc/", "cli/", "proto.rs"]),
+    ("tonic_types", &["grpc/", "cli/", "proto.rs"]),
+    ("clap", &["cli/"]),
+    ("indicatif", &["cli/"]),
+];
+
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    let mut folders: Vec<PathBuf> = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                files.push((name, code(&fs::read_to_string(&path).unwrap())));
+            }
+        }
+    }
+    files
+}
+
+/// The text without comments, so that documentation may name what code may not.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules of this crate that a text names through `crate::`, also inside a braced import.
+fn named_modules(text: &str) -> BTreeSet<String> {
+    let ident = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        if !rest.starts_with('{') {
+            found.insert(ident(rest));
+            continue;
+        }
+        let (mut depth, mut at_name) = (0, false);
+        for (i, c) in rest.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+            if depth == 1 && at_name && (c.is_alphabetic() || c == '_') {
+                found.insert(ident(&rest[i..]));
+                at_name = false;
+            }
+            at_name = at_name && c.is_whitespace() || depth == 1 && matches!(c, '{' | ',');
+        }
+    }
+    found
+}
+
+fn names_crate(text: &str, name: &str) -> bool {
+    let boundary = |c: Option<char>| c.is_none_or(|c| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    [format!("{name}::"), format!("use {name};")]
+        .iter()
+        .any(|needle| text.match_indices(needle.as_str()).any(|(at, _)| boundary(text[..at].chars().next_back())))
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let module = file.split(['/', '.']).next().unwrap();
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let allowed = ARROWS.iter().find(|(m, _)| *m == module).unwrap_or_else(|| panic!("no rule for {module}")).1;
+        for named in named_modules(&text) {
+            let is_module = ARROWS.iter().any(|(m, _)| *m == named);
+            if is_module && named != module && !allowed.contains(&named.as_str()) {
+                wrong.push(format!("{file} names crate::{named}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "arrows against the design:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn crates_are_named_only_where_they_belong() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        for (name, places) in NAMES {
+            if names_crate(&text, name) && !places.iter().any(|place| file.starts_with(place)) {
+                wrong.push(format!("{file} names {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "crates out of place:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_check_sees_what_it_should() {
+    let text =
+        "use crate::{\n    proto::{store::RunRecord, v1},\n    registry::Registry,\n};\nlet x = crate::grpc::run();";
+    let named: Vec<_> = named_modules(text).into_iter().collect();
+    assert_eq!(named, ["grpc", "proto", "registry"]);
+    assert!(names_crate("use tch::Tensor;", "tch"));
+    assert!(!names_crate("use batch::Tensor; crate::tch::x", "tch"));
+}

@@ -1,0 +1,102 @@
+//! What the tests share: servers, clients, generated faces.
+
+pub mod faces;
+pub mod server;
+
+use std::time::Duration;
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+use visage::proto::longrunning::operations_client::OperationsClient;
+use visage::proto::v1::{
+    self, face_service_client::FaceServiceClient, model_service_client::ModelServiceClient,
+    training_service_client::TrainingServiceClient, visage_service_client::VisageServiceClient,
+    watch_training_run_response::Event,
+};
+
+pub type Channel = tonic::transport::Channel;
+
+/// A client of every service.
+#[derive(Clone)]
+pub struct Clients {
+    pub channel: Channel,
+    pub visage: VisageServiceClient<Channel>,
+    pub models: ModelServiceClient<Channel>,
+    pub training: TrainingServiceClient<Channel>,
+    pub faces: FaceServiceClient<Channel>,
+    pub operations: OperationsClient<Channel>,
+}
+
+impl Clients {
+    pub async fn connect(url: &str) -> Self {
+        let channel = tonic::transport::Endpoint::from_shared(url.to_owned())
+            .unwrap()
+            .connect_timeout(Duration::from_secs(10))
+            .connect()
+            .await
+            .unwrap();
+        Self {
+            // The tests send what is too large on purpose.
+            visage: VisageServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),
+            models: ModelServiceClient::new(channel.clone()),
+            training: TrainingServiceClient::new(channel.clone()),
+            faces: FaceServiceClient::new(channel.clone()),
+            operations: OperationsClient::new(channel.clone()),
+            channel,
+        }
+    }
+
+    /// Follows a run to its end.
+    pub async fn finish(&mut self, run: &str) -> v1::TrainingRun {
+        let request = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence: 0 };
+        let mut events = self.training.watch_training_run(request).await.unwrap().into_inner();
+        while let Some(event) = events.message().await.unwrap() {
+            if let Some(Event::Ended(run)) = event.event {
+                return run;
+            }
+        }
+        panic!("the events of {run} ended without an end");
+    }
+}
+
+/// The reason of an error, by which machines tell errors apart.
+pub fn reason(status: &Status) -> String {
+    let info = status.get_error_details().error_info().cloned();
+    let info = info.unwrap_or_else(|| panic!("{status:?} has no ErrorInfo"));
+    assert_eq!(info.domain, "visage");
+    info.reason
+}
+
+/// All details of an error.
+pub fn details(status: &Status) -> ErrorDetails {
+    status.get_error_details()
+}
+
+/// A recipe that trains in a second and still learns the generated faces.
+pub fn quick_recipe() -> v1::Recipe {
+    v1::Recipe {
+        architecture: v1::Architecture::Resnet18.into(),
+        heads: vec![
+            v1::Head {
+                name: "age".to_owned(),
+                kind: Some(v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() })),
+                ..v1::Head::default()
+            },
+            v1::Head {
+                name: "gender".to_owned(),
+                kind: Some(v1::head::Kind::Classification(v1::ClassificationHead::default())),
+                ..v1::Head::default()
+            },
+        ],
+        stages: vec![v1::Stage { epochs: 1, image_size_px: 32, max_learning_rate: 2e-3, freeze_body: false }],
+        batch_size: 16,
+        seed: 7,
+        ..v1::Recipe::default()
+    }
+}
+
+/// The folder of generated faces as a source.
+pub fn utkface(folder: &std::path::Path) -> v1::DataSource {
+    let path = folder.to_str().unwrap().to_owned();
+    v1::DataSource { source: Some(v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })) }
+}

@@ -1,0 +1,174 @@
+//! A `visage serve` child process on its own data folder.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use visage::proto::v1;
+
+use super::{Clients, faces, quick_recipe, utkface};
+
+/// The program under test.
+pub const VISAGE: &str = env!("CARGO_BIN_EXE_visage");
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub url: String,
+}
+
+/// A data folder with its configuration file.
+pub struct Home {
+    pub dir: TempDir,
+}
+
+impl Home {
+    /// An empty one; `extra` is further configuration.
+    pub fn new(extra: &str) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(home.path("photos")).unwrap();
+        home.configure(extra);
+        home
+    }
+
+    /// One whose server has `models/face` with one version, and the faces it was trained on under `photos`.
+    pub async fn trained(extra: &str) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        copy(&template().await.join("data"), &home.path("data"));
+        copy(&template().await.join("photos"), &home.path("photos"));
+        home.configure(extra);
+        home
+    }
+
+    pub fn configure(&self, extra: &str) {
+        let data = self.path("data");
+        let photos = self.path("photos");
+        // `extra` comes as whole sections; the two that every test needs stand first.
+        let text = format!("data_dir = {data:?}\n\n[training]\nroots = [{photos:?}]\n{extra}");
+        fs::write(self.path("visage.toml"), text).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(VISAGE);
+        command.arg("--config").arg(self.path("visage.toml")).args(args);
+        command
+    }
+
+    /// Starts a server and waits until it answers that it is ready.
+    pub async fn serve(&self) -> Server {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let mut child =
+            self.command(&["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines
+            .by_ref()
+            .map(|line| line.unwrap())
+            .find_map(|line| line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned));
+        let Some(url) = url else {
+            let _ = child.wait();
+            panic!("the server ended at start:\n{}", self.log());
+        };
+        // The pipe stays open and read, so that the server never waits for room in it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let server = Server { child, url };
+        server.until_ready().await;
+        server
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+impl Server {
+    async fn until_ready(&self) {
+        let started = Instant::now();
+        loop {
+            if let Ok(channel) = tonic::transport::Endpoint::from_shared(self.url.clone()).unwrap().connect().await {
+                let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+                let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
+                if health.check(request).await.is_ok_and(|r| r.into_inner().status == 1) {
+                    return;
+                }
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "{} is not ready after a minute", self.url);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn clients(&self) -> Clients {
+        Clients::connect(&self.url).await
+    }
+
+    /// Signal 9: no goodbye.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the wait for the orderly end.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(killed.success());
+        self.child.wait().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The data folder of a server that has trained one version, made once for all tests.
+async fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
+    static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = MAKING.lock().await;
+    if TEMPLATE.get().is_none() {
+        let home = Home::new("");
+        faces::write_utkface(&home.path("photos"), 96, 1);
+        let server = home.serve().await;
+        let mut clients = server.clients().await;
+        let request = v1::TrainRequest {
+            model: "models/face".to_owned(),
+            recipe: Some(quick_recipe()),
+            sources: vec![utkface(&home.path("photos"))],
+            request_id: String::new(),
+        };
+        let operation = clients.visage.train(request).await.unwrap().into_inner();
+        let run = clients.finish(&operation.name.replace("operations/", "trainingRuns/")).await;
+        assert_eq!(run.state(), v1::RunState::Succeeded, "{run:?}\n{}", home.log());
+        assert!(server.stop().success());
+        let _ = TEMPLATE.set(home.dir);
+    }
+    TEMPLATE.get().unwrap().path()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
