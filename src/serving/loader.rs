@@ -10,7 +10,8 @@ use tracing::{info, warn};
 
 use super::{
     EngineError, EngineLoader, EngineSource, ServeError,
-    device::{Device, Errand, LoadedEngine, Probe, Warmed},
+    device::Device,
+    exchange::{Errand, LoadedEngine, Probe, Warmed},
     golden, panic_message,
 };
 use crate::nn::BUCKETS;

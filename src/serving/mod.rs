@@ -14,6 +14,7 @@ mod answer;
 mod decode_pool;
 mod device;
 mod error;
+mod exchange;
 mod executor;
 mod golden;
 mod latency;
@@ -30,8 +31,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use answer::predictions;
 pub use decode_pool::{DecodeError, DecodePool, DecodePoolSettings, DecodedPhoto};
-pub use device::{LoadState, LoadedVersion};
 pub use error::ServeError;
+pub use exchange::{LoadState, LoadedVersion};
 pub use golden::golden_pixels;
 pub use pool::{Served, ServingPool, ServingSettings};
 pub use scheduler::Priority;

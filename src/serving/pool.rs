@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     EngineLoader, EngineSource, ImageOutput, ServeError,
-    device::{Change, Device, LoadState, LoadedVersion},
+    device::Device,
+    exchange::{Change, LoadState, LoadedVersion},
     executor, loader,
     scheduler::{Priority, Ticket},
 };
