@@ -10,7 +10,6 @@ PYTHON ?= python3
 ARGS ?=
 DATA ?=
 SUITE ?=
-VISAGE_DATA ?= $(CURDIR)/visage-data
 
 CACHE := $(or $(VISAGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/visage)
 EVIDENCE := target/evidence
@@ -28,16 +27,16 @@ help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} \
 	  /^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '%s\n' '' \
-	  '  ARGS="--listen 127.0.0.1:7000"   more arguments for serve, eval and bench' \
-	  '  VISAGE_DATA=DIR                  where serve keeps its store (visage-data)' \
-	  '  VISAGE_CACHE=DIR                 where fetched things are kept (~/.cache/visage)' \
-	  '  LIBTORCH=DIR                     a libtorch 2.11.0 of your own; LIBTORCH_USE_PYTORCH=1: that of your python3'
+	  '  ARGS="..."                   more arguments for serve, test, eval and bench' \
+	  '  VISAGE_SERVER__LISTEN=...    and the like: any setting of the server (docs/configuration.md)' \
+	  '  VISAGE_CACHE=DIR             where fetched things are kept (~/.cache/visage)' \
+	  '  LIBTORCH=DIR                 a libtorch 2.11.0 of your own, LIBTORCH_USE_PYTORCH=1 that of your python3'
 
 build: tools ## Compile the release binary, target/release/visage
 	@$(WITH_LIBTORCH); cargo build --release --locked
 
-serve: build ## Start a server on the data folder (VISAGE_DATA=, ARGS=)
-	@exec $(BINARY) serve --data-dir "$(VISAGE_DATA)" $(ARGS)
+serve: build ## Start a server on the folder visage-data
+	@exec $(BINARY) serve $(ARGS)
 
 test: tools ## Run every test
 	@$(PYTHON) -m unittest discover -s deploy/tests

@@ -7,11 +7,11 @@
 
 pub mod proto;
 
-// pub mod app;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod error;
-// pub mod grpc;
+pub mod grpc;
 pub mod nn;
 pub mod registry;
 pub mod serving;

@@ -209,6 +209,17 @@ class FetchTest(unittest.TestCase):
             self.fetch()
         self.assertEqual(self.handler.ranges, [])
 
+    def test_honours_the_pytorch_of_a_python(self) -> None:
+        package = self.cache / "site" / "torch"
+        (package / "lib").mkdir(parents=True)
+        (package / "__init__.py").write_text("__version__ = '2.11.0+cu130'\n")
+        os.environ.update(LIBTORCH_USE_PYTORCH="1", PYTHON=sys.executable, PYTHONPATH=str(package.parent))
+        self.assertEqual(self.fetch(), package)
+        (package / "__init__.py").write_text("__version__ = '2.9.1'\n")
+        with self.assertRaisesRegex(package_index.FetchError, "2.9.1; this build needs 2.11.0"):
+            self.fetch()
+        self.assertEqual(self.handler.ranges, [])
+
     def test_another_architecture_is_told_to_set_libtorch(self) -> None:
         with mock.patch.object(platform, "machine", lambda: "riscv64"):
             with self.assertRaisesRegex(package_index.FetchError, "riscv64.*LIBTORCH"):

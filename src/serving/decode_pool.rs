@@ -45,9 +45,9 @@ pub struct DecodedPhoto {
     /// The network's input.
     pub pixels: Arc<Pixels>,
     /// The photo's width after orientation, in pixels.
-    pub width_px: u32,
+    pub width: u32,
     /// The photo's height after orientation, in pixels.
-    pub height_px: u32,
+    pub height: u32,
 }
 
 /// Why a photo was not decoded.
@@ -111,8 +111,8 @@ impl DecodePool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// When the system gives no thread.
-    pub fn start(settings: DecodePoolSettings) -> std::io::Result<Self> {
+    /// [`ServeError::EngineFailed`] when the system gives no thread.
+    pub fn start(settings: DecodePoolSettings) -> Result<Self, ServeError> {
         let n_threads = match settings.n_threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -123,7 +123,11 @@ impl DecodePool {
         for thread_idx in 0..n_threads {
             let shared = shared.clone();
             let thread = thread::Builder::new().name(format!("decode-{thread_idx}"));
-            let thread = thread.spawn(move || shared.serve())?;
+            let spawned = thread.spawn(move || shared.serve());
+            let thread = spawned.map_err(|e| ServeError::EngineFailed {
+                version: NAME.to_owned(),
+                detail: format!("the system gives it no thread: {e}"),
+            })?;
             inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(Self { inner: Arc::new(inner) })
@@ -261,7 +265,7 @@ impl Shared {
     fn decode(&self, job: &Job) -> Result<DecodedPhoto, DecodeError> {
         let image = decode(&job.bytes, &self.settings.limits)?;
         let pixels = Arc::new(to_pixels(&image, job.side_px));
-        Ok(DecodedPhoto { pixels, width_px: image.width_px(), height_px: image.height_px() })
+        Ok(DecodedPhoto { pixels, width: image.width_px(), height: image.height_px() })
     }
 }
 
@@ -295,7 +299,7 @@ mod tests {
         let portrait = || pool.decode(Bytes::from_static(PORTRAIT), 64, None);
         let all = futures::future::try_join_all((0..20).map(|_| portrait())).await.unwrap();
         for photo in &all {
-            assert_eq!((photo.width_px, photo.height_px, photo.pixels.side_px), (320, 320, 64));
+            assert_eq!((photo.width, photo.height, photo.pixels.side_px), (320, 320, 64));
             assert_eq!(photo.pixels, all[0].pixels);
         }
         let text = pool.decode(Bytes::from_static(b"this is text"), 64, None).await;

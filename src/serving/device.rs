@@ -13,118 +13,38 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Engine, EngineSource, ServeError,
+    EngineSource, ServeError,
+    exchange::{Change, Errand, Job, LoadState, LoadedEngine, LoadedVersion, Probe, Reply, Report, Turn, Warmed},
     pool::{Served, ServingSettings},
-    scheduler::{Batch, Priority, Scheduler, Ticket, Waiting},
+    scheduler::{Priority, Scheduler, Ticket, Waiting},
 };
 use crate::vision::Pixels;
 
-/// How many versions may wait to be loaded on one device.
-const MAX_WAITING_LOADS: usize = 16;
+/// How many versions may wait to be loaded or probed on one device.
+const MAX_ERRANDS: usize = 16;
 
-/// What a version is on this device.
-#[derive(Clone, Debug, Default)]
-pub enum LoadState {
-    /// Not there.
-    #[default]
-    NotLoaded,
-    /// Being built, compared with its golden outputs, and warmed.
+/// Where a version stands.
+#[derive(Debug)]
+enum Phase {
     Loading,
-    /// Answers.
     Loaded,
-    /// Answers what waits and takes nothing more; then it is gone.
     Draining,
-    /// Could not be loaded, or fails every image; another load may mend it.
     Failed(ServeError),
 }
 
-/// A version on the device, for listings.
-#[derive(Clone, Debug)]
-pub struct LoadedVersion {
-    /// `models/{model}/versions/{n}`.
-    pub version: String,
-    /// Never [`LoadState::NotLoaded`].
-    pub state: LoadState,
-    /// Its tensors' size; what its activations take comes on top.
-    pub memory_bytes: u64,
-    /// Images that wait.
-    pub n_waiting: usize,
-    /// When it was loaded or last asked.
-    pub last_used: Instant,
-}
-
-/// An image in the queue.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) image: Arc<Pixels>,
-    pub(super) reply: oneshot::Sender<Result<Served, ServeError>>,
-}
-
-/// An engine with what the executor must know of it.
-pub(super) struct LoadedEngine {
-    pub(super) engine: Box<dyn Engine>,
-    /// An image that it has answered before: tells a bad engine from bad images.
-    pub(super) probe: Arc<Pixels>,
-    /// Single images that failed since the last success.
-    pub(super) n_failed: u32,
-}
-
-/// What the loader found out about a version.
-pub(super) struct Warmed {
-    pub(super) engine: LoadedEngine,
-    /// Bucket and time of each warm run, in the order of the buckets; the last is the largest that fits the memory.
-    pub(super) took: Vec<(usize, Duration)>,
-}
-
-/// What the executor found out in a batch.
-#[derive(Default)]
-pub(super) struct Report {
-    /// Images and time of each successful run.
-    pub(super) took: Vec<(usize, Duration)>,
-    /// The largest batch that the memory allows, when one was too large.
-    pub(super) max_batch: Option<usize>,
-    /// The engine fails what it answered before.
-    pub(super) broken: Option<ServeError>,
-}
-
-/// An answer to give once the lock is released.
-pub(super) enum Reply {
-    Image(oneshot::Sender<Result<Served, ServeError>>, ServeError),
-    Change(oneshot::Sender<Result<(), ServeError>>, Result<(), ServeError>),
-    Stopped(oneshot::Sender<usize>, usize),
-}
-
-impl Reply {
-    /// A waiter that has gone away needs none.
-    pub(super) fn send(self) {
+impl Phase {
+    fn state(&self) -> LoadState {
         match self {
-            Self::Image(to, error) => drop(to.send(Err(error))),
-            Self::Change(to, result) => drop(to.send(result)),
-            Self::Stopped(to, n_left) => drop(to.send(n_left)),
+            Self::Loading => LoadState::Loading,
+            Self::Loaded => LoadState::Loaded,
+            Self::Draining => LoadState::Unloaded,
+            Self::Failed(_) => LoadState::Failed,
         }
     }
 }
 
-/// The executor's next thing to do.
-pub(super) enum Turn {
-    /// Run this; the engine comes back with [`Device::give_back`].
-    Run(Batch<Job>, LoadedEngine),
-    /// Only answers.
-    Answer,
-    /// The end.
-    Stop,
-}
-
-/// The loader's next thing to do.
-pub(super) enum Errand {
-    Load(Box<EngineSource>),
-    /// Engines whose memory is to be given back, which takes its time.
-    Drop(Vec<LoadedEngine>),
-    Stop,
-}
-
 struct Slot {
-    state: LoadState,
+    phase: Phase,
     /// Absent while the executor runs it.
     engine: Option<LoadedEngine>,
     side_px: u32,
@@ -137,7 +57,8 @@ struct Slot {
 struct State {
     scheduler: Scheduler<Job>,
     slots: BTreeMap<Arc<str>, Slot>,
-    loads: VecDeque<Box<EngineSource>>,
+    /// At most [`MAX_ERRANDS`].
+    errands: VecDeque<Errand>,
     retired: Vec<LoadedEngine>,
     /// Once set, nothing new is taken; what waits is served until then.
     stop_by: Option<Instant>,
@@ -161,7 +82,7 @@ impl Device {
         let state = State {
             scheduler: Scheduler::new(),
             slots: BTreeMap::new(),
-            loads: VecDeque::new(),
+            errands: VecDeque::new(),
             retired: Vec::new(),
             stop_by: None,
             stopped: false,
@@ -193,10 +114,10 @@ impl Device {
         let Some(slot) = slots.get_mut(version) else {
             return Err(ServeError::NotLoaded { version: version.to_owned() });
         };
-        match &slot.state {
-            LoadState::Failed(error) => return Err(error.clone()),
-            LoadState::Loaded => {}
-            _ => return Err(ServeError::NotLoaded { version: version.to_owned() }),
+        match &slot.phase {
+            Phase::Failed(error) => return Err(error.clone()),
+            Phase::Loaded => {}
+            Phase::Loading | Phase::Draining => return Err(ServeError::NotLoaded { version: version.to_owned() }),
         }
         if image.side_px != slot.side_px || image.rgb.len() as u64 != u64::from(slot.side_px).pow(2) * 3 {
             let detail = format!("an image of side {} px came, {} is expected", image.side_px, slot.side_px);
@@ -228,21 +149,18 @@ impl Device {
         }
         let (waiter, change) = oneshot::channel();
         match state.slots.get_mut(&version) {
-            Some(Slot { state: LoadState::Loaded, .. }) => return Ok(None),
-            Some(slot @ Slot { state: LoadState::Loading, .. }) => {
+            Some(Slot { phase: Phase::Loaded, .. }) => return Ok(None),
+            Some(slot @ Slot { phase: Phase::Loading, .. }) => {
                 slot.waiters.push(waiter);
                 return Ok(Some(Change::Loaded(change)));
             }
-            Some(slot @ Slot { state: LoadState::Draining, .. }) => {
+            Some(slot @ Slot { phase: Phase::Draining, .. }) => {
                 slot.waiters.push(waiter);
                 return Ok(Some(Change::Gone(change, Box::new(source))));
             }
-            Some(Slot { state: LoadState::Failed(_) | LoadState::NotLoaded, .. }) | None => {}
+            Some(Slot { phase: Phase::Failed(_), .. }) | None => {}
         }
-        if state.loads.len() >= MAX_WAITING_LOADS {
-            let (n_waiting, retry_after) = (state.loads.len(), Duration::from_secs(1));
-            return Err(ServeError::Overloaded { version: source.version, n_waiting, retry_after });
-        }
+        state.room_for_errand(&version)?;
         let used: u64 = state.slots.values().map(|slot| slot.memory_bytes).sum();
         if let Some(budget) = self.settings.memory_budget_bytes.filter(|&budget| used + memory_bytes > budget) {
             let detail = format!(
@@ -253,12 +171,29 @@ impl Device {
         let side_px = source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px);
         let last_used = Instant::now();
         let waiters = vec![waiter];
-        let slot = Slot { state: LoadState::Loading, engine: None, side_px, memory_bytes, last_used, waiters };
+        let slot = Slot { phase: Phase::Loading, engine: None, side_px, memory_bytes, last_used, waiters };
         state.slots.insert(version, slot);
-        state.loads.push_back(Box::new(source));
+        state.errands.push_back(Errand::Load(Box::new(source)));
         drop(state);
         self.errands.notify_one();
         Ok(Some(Change::Loaded(change)))
+    }
+
+    pub(super) fn probe(
+        &self,
+        source: EngineSource,
+        seed: u64,
+    ) -> Result<oneshot::Receiver<Result<Vec<f32>, ServeError>>, ServeError> {
+        let (reply, answer) = oneshot::channel();
+        let mut state = self.lock();
+        if state.stop_by.is_some() {
+            return Err(ServeError::Stopping);
+        }
+        state.room_for_errand(&source.version)?;
+        state.errands.push_back(Errand::Probe(Box::new(Probe { source, seed, reply })));
+        drop(state);
+        self.errands.notify_one();
+        Ok(answer)
     }
 
     /// Asks for a version to go. `None`: it is not there.
@@ -267,14 +202,14 @@ impl Device {
         let State { scheduler, slots, .. } = &mut *state;
         let slot = slots.get_mut(version)?;
         let (waiter, change) = oneshot::channel();
-        let change = match &slot.state {
-            LoadState::Failed(_) | LoadState::NotLoaded => {
+        let change = match &slot.phase {
+            Phase::Failed(_) => {
                 slots.remove(version);
                 return None;
             }
-            LoadState::Loading => Change::Loaded(change),
-            LoadState::Loaded | LoadState::Draining => {
-                slot.state = LoadState::Draining;
+            Phase::Loading => Change::Loaded(change),
+            Phase::Loaded | Phase::Draining => {
+                slot.phase = Phase::Draining;
                 scheduler.drain_version(version);
                 Change::Unloaded(change)
             }
@@ -286,14 +221,18 @@ impl Device {
     }
 
     pub(super) fn state(&self, version: &str) -> LoadState {
-        self.lock().slots.get(version).map_or(LoadState::NotLoaded, |slot| slot.state.clone())
+        self.lock().slots.get(version).map_or(LoadState::Unloaded, |slot| slot.phase.state())
     }
 
     pub(super) fn versions(&self) -> Vec<LoadedVersion> {
         let state = self.lock();
         let list = |(version, slot): (&Arc<str>, &Slot)| LoadedVersion {
             version: version.to_string(),
-            state: slot.state.clone(),
+            state: slot.phase.state(),
+            failure: match &slot.phase {
+                Phase::Failed(error) => Some(error.clone()),
+                Phase::Loading | Phase::Loaded | Phase::Draining => None,
+            },
             memory_bytes: slot.memory_bytes,
             n_waiting: state.scheduler.n_waiting(version),
             last_used: slot.last_used,
@@ -387,7 +326,7 @@ impl Device {
         let mut state = self.lock();
         state.scheduler.finished();
         let lost = |(version, slot): (&Arc<str>, &Slot)| {
-            let serving = matches!(slot.state, LoadState::Loaded | LoadState::Draining);
+            let serving = matches!(slot.phase, Phase::Loaded | Phase::Draining);
             (serving && slot.engine.is_none()).then(|| version.clone())
         };
         let lost: Vec<_> = state.slots.iter().filter_map(lost).collect();
@@ -409,9 +348,9 @@ impl Device {
                 return Errand::Stop;
             }
             if state.stop_by.is_none()
-                && let Some(source) = state.loads.pop_front()
+                && let Some(errand) = state.errands.pop_front()
             {
-                return Errand::Load(source);
+                return errand;
             }
             state = self.errands.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -433,11 +372,11 @@ impl Device {
                 scheduler.add_version(&name, self.settings.queue_capacity, self.settings.max_batch.min(fits));
                 warmed.took.into_iter().for_each(|(bucket, took)| scheduler.record(&name, bucket, took));
                 slot.engine = Some(warmed.engine);
-                (slot.state, slot.last_used) = (LoadState::Loaded, Instant::now());
+                (slot.phase, slot.last_used) = (Phase::Loaded, Instant::now());
                 Ok(())
             }
             Err(error) => {
-                (slot.state, slot.memory_bytes) = (LoadState::Failed(error.clone()), 0);
+                (slot.phase, slot.memory_bytes) = (Phase::Failed(error.clone()), 0);
                 Err(error)
             }
         };
@@ -446,21 +385,20 @@ impl Device {
     }
 }
 
-/// What the caller of a load or an unload waits for.
-pub(super) enum Change {
-    /// The version's load ends.
-    Loaded(oneshot::Receiver<Result<(), ServeError>>),
-    /// The version's unload ends.
-    Unloaded(oneshot::Receiver<Result<(), ServeError>>),
-    /// The version's unload ends; then this may be loaded.
-    Gone(oneshot::Receiver<Result<(), ServeError>>, Box<EngineSource>),
-}
-
 impl State {
+    fn room_for_errand(&self, version: &str) -> Result<(), ServeError> {
+        let n_waiting = self.errands.len();
+        if n_waiting < MAX_ERRANDS {
+            return Ok(());
+        }
+        let retry_after = Duration::from_secs(1);
+        Err(ServeError::Overloaded { version: version.to_owned(), n_waiting, retry_after })
+    }
+
     /// Lets go of the draining versions of which nothing waits or runs. Whether there are engines to drop.
     fn settle_drains(&mut self, replies: &mut Vec<Reply>) -> bool {
         let idle = |(version, slot): (&Arc<str>, &Slot)| {
-            (matches!(slot.state, LoadState::Draining) && self.scheduler.is_idle(version)).then(|| version.clone())
+            (matches!(slot.phase, Phase::Draining) && self.scheduler.is_idle(version)).then(|| version.clone())
         };
         let idle: Vec<_> = self.slots.iter().filter_map(idle).collect();
         for version in &idle {
@@ -479,10 +417,10 @@ impl State {
         replies.extend(refuse(self.scheduler.remove_version(version), error));
         let Some(slot) = self.slots.get_mut(version) else { return };
         replies.extend(mem::take(&mut slot.waiters).into_iter().map(|waiter| Reply::Change(waiter, Ok(()))));
-        if matches!(slot.state, LoadState::Draining) {
+        if matches!(slot.phase, Phase::Draining) {
             self.slots.remove(version);
         } else {
-            (slot.state, slot.memory_bytes) = (LoadState::Failed(error.clone()), 0);
+            (slot.phase, slot.memory_bytes) = (Phase::Failed(error.clone()), 0);
         }
     }
 
@@ -494,10 +432,11 @@ impl State {
         for slot in mem::take(&mut self.slots).into_values() {
             self.retired.extend(slot.engine);
             // An unload that a stop overtakes has what it wanted.
-            let outcome = if matches!(slot.state, LoadState::Draining) { Ok(()) } else { Err(ServeError::Stopping) };
+            let outcome = if matches!(slot.phase, Phase::Draining) { Ok(()) } else { Err(ServeError::Stopping) };
             replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, outcome.clone())));
         }
-        self.loads.clear();
+        // A probe's caller hears that its channel is closed.
+        self.errands.clear();
         self.stopped = true;
         replies.extend(self.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, n_left)));
     }

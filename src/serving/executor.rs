@@ -14,7 +14,8 @@ use tracing::{error, warn};
 
 use super::{
     EngineError, EngineLoader, ImageOutput, ServeError,
-    device::{Device, Job, LoadedEngine, Reply, Report, Turn},
+    device::Device,
+    exchange::{Job, LoadedEngine, Reply, Report, Turn},
     panic_message,
     pool::Served,
     scheduler::{Batch, Waiting},

@@ -1,9 +1,9 @@
 //! The outputs that a version gave when it was registered, and must give whenever it is loaded.
 
-use std::sync::Arc;
+use std::{slice, sync::Arc};
 
 use super::{Engine, EngineError, ServeError};
-use crate::{proto::store::Golden, vision::Pixels};
+use crate::{nn, proto::store::Golden, vision::Pixels};
 
 /// The test pattern that golden outputs are made of.
 #[must_use]
@@ -22,7 +22,7 @@ pub(super) fn check(
     input: &Arc<Pixels>,
     golden: &Golden,
 ) -> Result<(), ServeError> {
-    let outputs = engine.raw_heads(input).map_err(|error| engine_error(version, error))?;
+    let outputs = outputs(version, engine, input)?;
     let mismatch = |detail| Err(ServeError::GoldenMismatch { version: version.to_owned(), detail });
     if outputs.len() != golden.outputs.len() {
         return mismatch(format!("{} outputs, registered with {}", outputs.len(), golden.outputs.len()));
@@ -37,21 +37,24 @@ pub(super) fn check(
     Ok(())
 }
 
+/// The heads' outputs for one image, concatenated in order: what golden outputs hold. A classification's are its
+/// probabilities.
+///
+/// # Errors
+/// [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`].
+pub(super) fn outputs(version: &str, engine: &mut dyn Engine, input: &Arc<Pixels>) -> Result<Vec<f32>, ServeError> {
+    let outputs = engine.run(slice::from_ref(input)).map_err(|error| engine_error(version, error))?;
+    match outputs.into_iter().next() {
+        Some(output) => Ok(output.heads.concat()),
+        None => Err(engine_error(version, EngineError::Failed("no answer for one image".to_owned()))),
+    }
+}
+
 /// The serving layer's error for an engine's.
 pub(super) fn engine_error(version: &str, error: EngineError) -> ServeError {
     let version = version.to_owned();
     match error {
         EngineError::OutOfMemory(detail) => ServeError::DeviceMemory { version, detail },
         EngineError::Failed(detail) => ServeError::EngineFailed { version, detail },
-    }
-}
-
-// SHIM
-mod nn {
-    pub(super) fn golden_input(seed: u64, side_px: u32) -> Vec<u8> {
-        use rand::{RngCore, SeedableRng};
-        let mut out = vec![0; side_px as usize * side_px as usize * 3];
-        rand_chacha::ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut out);
-        out
     }
 }

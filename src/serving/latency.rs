@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::BUCKETS;
+use crate::nn::BUCKETS;
 
 /// The weight of a new measurement.
 const GAIN: f64 = 0.2;

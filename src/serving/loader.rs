@@ -9,10 +9,12 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    BUCKETS, EngineError, EngineLoader, EngineSource, ServeError,
-    device::{Device, Errand, LoadedEngine, Warmed},
+    EngineError, EngineLoader, EngineSource, ServeError,
+    device::Device,
+    exchange::{Errand, LoadedEngine, Probe, Warmed},
     golden, panic_message,
 };
+use crate::nn::BUCKETS;
 
 /// The thread's body; ends when the device is stopped.
 pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
@@ -33,6 +35,15 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 }
                 device.loaded(&version, result);
             }
+            Errand::Probe(probe) => {
+                let Probe { source, seed, reply } = *probe;
+                let version = source.version.clone();
+                let asked = catch_unwind(AssertUnwindSafe(|| ask(loader, &source, seed)));
+                let outputs = asked
+                    .unwrap_or_else(|panic| Err(ServeError::EngineFailed { version, detail: panic_message(&*panic) }));
+                // A caller that has gone away needs no answer.
+                drop(reply.send(outputs));
+            }
             Errand::Drop(engines) => {
                 // A destructor that panics must not take the thread along.
                 drop(catch_unwind(AssertUnwindSafe(|| drop(engines))));
@@ -42,10 +53,21 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
     }
 }
 
+/// What an engine that is built for this alone says about a test pattern.
+fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
+    let version = &source.version;
+    let mut engine = loader.load(source).map_err(|error| golden::engine_error(version, error))?;
+    golden::outputs(version, &mut *engine, &Arc::new(golden::golden_pixels(seed, side_px(source))))
+}
+
+fn side_px(source: &EngineSource) -> u32 {
+    source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px)
+}
+
 fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) -> Result<Warmed, ServeError> {
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
-    let side_px = source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px);
+    let side_px = side_px(&source);
     let golden = source.record.golden.clone();
     // The tensors are on the device now; their bytes need not be held while it is warmed.
     drop(source);

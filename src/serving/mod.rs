@@ -5,15 +5,16 @@
 //!
 //! A photo's way: [`DecodePool`] makes its pixels; [`ServingPool::run`] lets it wait in its version's queue
 //! (`scheduler`, which also refuses what cannot be met, by what `latency` has measured); the device's one thread
-//! (`executor`) forms a batch when it is free and runs the version's [`Engine`]; [`answer::predictions`] makes the
+//! (`executor`) forms a batch when it is free and runs the version's [`Engine`]; [`predictions`] makes the
 //! contract's types of the output. A version's way: [`ServingPool::load`] has the device's second thread (`loader`)
 //! build the engine, compare it with the version's golden outputs and warm it, while the first goes on serving;
 //! [`ServingPool::unload`] lets what waits be answered first. What the threads and the handles share is `device`.
 
-pub mod answer;
+mod answer;
 mod decode_pool;
 mod device;
 mod error;
+mod exchange;
 mod executor;
 mod golden;
 mod latency;
@@ -21,23 +22,27 @@ mod loader;
 mod pool;
 mod scheduler;
 pub mod testing;
+mod torch_engine;
+
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub use answer::predictions;
 pub use decode_pool::{DecodeError, DecodePool, DecodePoolSettings, DecodedPhoto};
-pub use device::{LoadState, LoadedVersion};
 pub use error::ServeError;
+pub use exchange::{LoadState, LoadedVersion};
 pub use golden::golden_pixels;
 pub use pool::{Served, ServingPool, ServingSettings};
 pub use scheduler::Priority;
+pub use torch_engine::TorchEngineLoader;
 
-use crate::{nn::TensorData, proto::store::VersionRecord, vision::Pixels};
-
-/// The batch sizes that a network sees; what is less is padded. Kernels keep a plan for each shape they have seen, so
-/// free sizes would grow their caches without end.
-pub(crate) const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+use crate::{
+    nn::{BUCKETS, TensorData},
+    proto::store::VersionRecord,
+    vision::Pixels,
+};
 
 /// The smallest bucket that holds `n_images`, or the largest there is.
 pub(crate) fn bucket_for(n_images: usize) -> usize {
@@ -61,13 +66,6 @@ pub trait Engine: Send {
     /// # Errors
     /// When the batch as a whole cannot be answered; the caller then tries smaller ones.
     fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError>;
-
-    /// The heads' raw outputs for one image, concatenated in order: what a version's golden outputs hold. For a
-    /// classification these are the numbers before the softmax.
-    ///
-    /// # Errors
-    /// As [`Engine::run`].
-    fn raw_heads(&mut self, image: &Arc<Pixels>) -> Result<Vec<f32>, EngineError>;
 }
 
 /// Builds engines. Called on the loader thread only.

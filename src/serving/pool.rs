@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     EngineLoader, EngineSource, ImageOutput, ServeError,
-    device::{Change, Device, LoadState, LoadedVersion},
+    device::Device,
+    exchange::{Change, LoadState, LoadedVersion},
     executor, loader,
     scheduler::{Priority, Ticket},
 };
-use crate::vision::Pixels;
+use crate::{nn::TensorData, proto::store::VersionRecord, vision::Pixels};
 
 /// What a pool is made with.
 #[derive(Clone, Debug)]
@@ -67,15 +68,22 @@ impl ServingPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// When the system gives no thread.
-    pub fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> std::io::Result<Self> {
+    /// [`ServeError::EngineFailed`] when the system gives no thread.
+    pub fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
         let device = Arc::new(Device::new(settings));
         let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });
         for (name, body) in [("exec", executor::run as fn(&Device, &dyn EngineLoader)), ("load", loader::run)] {
             let (device, loader) = (device.clone(), loader.clone());
             let thread = thread::Builder::new().name(format!("{name}-{}", device.settings.device));
+            let spawned = thread.spawn({
+                let device = device.clone();
+                move || body(&device, &*loader)
+            });
             // When the second cannot be had, `Inner`'s drop ends the first.
-            inner.keep(thread.spawn(move || body(&device, &*loader))?);
+            inner.keep(spawned.map_err(|e| ServeError::EngineFailed {
+                version: format!("the device {}", device.settings.device),
+                detail: format!("the system gives it no thread: {e}"),
+            })?);
         }
         Ok(Self { inner })
     }
@@ -106,23 +114,32 @@ impl ServingPool {
 
     /// Unloads a version: new images are refused, those that wait are answered, then its memory is given back. One that
     /// is not there is unloaded already; one that is being loaded is waited for. Dropping the future does not stop it.
-    ///
-    /// # Errors
-    /// [`ServeError::Stopping`].
-    pub async fn unload(&self, version: &str) -> Result<(), ServeError> {
-        loop {
-            match self.inner.device.unload(version) {
-                None => return Ok(()),
+    pub async fn unload(&self, version: &str) {
+        while let Some(change) = self.inner.device.unload(version) {
+            match change {
                 // However the load ended: the next round sees what there is to unload.
-                Some(Change::Loaded(end)) => match end.await {
-                    Ok(Err(ServeError::Stopping)) | Err(_) => return Err(ServeError::Stopping),
-                    Ok(_) => {}
-                },
-                Some(Change::Unloaded(end) | Change::Gone(end, _)) => {
-                    return end.await.unwrap_or(Err(ServeError::Stopping));
-                }
+                Change::Loaded(end) => drop(end.await),
+                // Gone, or the pool has stopped and everything with it.
+                Change::Unloaded(end) | Change::Gone(end, _) => return drop(end.await),
             }
         }
+    }
+
+    /// Builds a version's engine, asks it about the test pattern of this seed ([`super::golden_pixels`]), and drops it:
+    /// the golden outputs of a version that is not registered yet. Serving goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`ServeError::EngineFailed`], [`ServeError::DeviceMemory`], [`ServeError::Overloaded`] when too many wait to be
+    /// loaded, [`ServeError::Stopping`].
+    pub async fn probe(
+        &self,
+        record: VersionRecord,
+        tensors: Vec<TensorData>,
+        seed: u64,
+    ) -> Result<Vec<f32>, ServeError> {
+        let version = format!("models/{}/versions/{}", record.model, record.number);
+        let answer = self.inner.device.probe(EngineSource { version, record, tensors }, seed)?;
+        answer.await.unwrap_or(Err(ServeError::Stopping))
     }
 
     /// What the version is on this device.
@@ -148,6 +165,19 @@ impl ServingPool {
     /// [`ServeError::DeadlineExceeded`]; [`ServeError::EngineFailed`] and [`ServeError::DeviceMemory`] when the network
     /// fails on this image alone; [`ServeError::Stopping`].
     pub async fn run(
+        &self,
+        version: &str,
+        image: Arc<Pixels>,
+        deadline: Option<Instant>,
+    ) -> Result<Served, ServeError> {
+        self.run_with(version, image, deadline, Priority::Normal).await
+    }
+
+    /// As [`ServingPool::run`], with another priority than the ordinary.
+    ///
+    /// # Errors
+    /// As [`ServingPool::run`].
+    pub async fn run_with(
         &self,
         version: &str,
         image: Arc<Pixels>,

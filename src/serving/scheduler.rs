@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{BUCKETS, ServeError, bucket_for, latency::LatencyTable};
+use super::{ServeError, bucket_for, latency::LatencyTable};
+use crate::nn::BUCKETS;
 
 /// Which images go first when more wait than the device can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

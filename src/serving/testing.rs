@@ -169,10 +169,6 @@ impl Engine for FakeEngine {
         }
         Ok(batch.iter().map(|image| output(&self.record, image)).collect())
     }
-
-    fn raw_heads(&mut self, image: &Arc<Pixels>) -> Result<Vec<f32>, EngineError> {
-        Ok(output(&self.record, image).heads.concat())
-    }
 }
 
 /// Where runs stop while a test has closed it.

@@ -1,1 +1,74 @@
-//! (skeleton)
+//! Collections of faces: who looks like whom.
+//!
+//! The store is the truth, what is in memory a cache of it: every face is stored before it is found, and hidden before
+//! it is unstored. Vectors are compared by cosine, only within one embedding space. `graph.rs` alone names `hnsw_rs`;
+//! the exact scan is the oracle of every test. Knows no networks and no transport.
+
+mod collection;
+mod embedding;
+mod error;
+mod graph;
+mod index;
+mod names;
+mod segment;
+
+pub use embedding::{Embedding, EmbeddingSpace, Score};
+pub use error::SimilarityError;
+pub use index::{NewCollection, NewFace, Query, SearchResult, SimilarityIndex, Target};
+pub use names::{CollectionId, FaceId, FaceName};
+
+/// The bounds of collections and searches.
+#[derive(Clone, Debug)]
+pub struct SimilaritySettings {
+    /// The largest `k`.
+    pub max_k: usize,
+    /// Collections up to this many faces are compared whole.
+    pub exact_up_to: usize,
+    /// Faces of a tail that is sealed and gets a graph.
+    pub seal_at: usize,
+    /// Candidates kept in a search of a graph; more find more and take longer.
+    pub ef_search: usize,
+    /// Labels of a face.
+    pub max_labels: usize,
+    /// Bytes of a label's key.
+    pub max_label_key_bytes: usize,
+    /// Bytes of a label's value, and of a subject.
+    pub max_label_value_bytes: usize,
+}
+
+impl Default for SimilaritySettings {
+    fn default() -> Self {
+        Self {
+            max_k: 1_000,
+            exact_up_to: 5_000,
+            seal_at: 2_048,
+            ef_search: 128,
+            max_labels: 32,
+            max_label_key_bytes: 64,
+            max_label_value_bytes: 256,
+        }
+    }
+}
+
+impl SimilaritySettings {
+    fn check_labels(&self, new: &NewFace) -> Result<(), SimilarityError> {
+        if new.subject.len() > self.max_label_value_bytes {
+            let rule = format!("must be at most {} bytes", self.max_label_value_bytes);
+            return Err(SimilarityError::invalid("subject", rule));
+        }
+        let fits = |(key, value): (&String, &String)| {
+            (1..=self.max_label_key_bytes).contains(&key.len()) && value.len() <= self.max_label_value_bytes
+        };
+        if new.labels.len() > self.max_labels || !new.labels.iter().all(fits) {
+            let rule = format!(
+                "must be at most {}, keys of 1 to {} bytes and values of at most {} bytes",
+                self.max_labels, self.max_label_key_bytes, self.max_label_value_bytes
+            );
+            return Err(SimilarityError::invalid("labels", rule));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lists and calls every service of a running server, as a caller in Python would.
 
-    smoke.py 127.0.0.1:7443 --photo portrait.jpg --model models/age --data faces/
+    smoke.py 127.0.0.1:50051 --photo portrait.jpg --model models/age --data faces/
 
 Without --model, or on a server that has no model with a champion, what needs one is left out and said to be. With
 --data (a folder of UTKFace file names under one of the server's roots) it also trains for one epoch and watches.

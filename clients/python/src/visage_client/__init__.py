@@ -2,7 +2,7 @@
 
     from visage_client import Client
 
-    with Client("127.0.0.1:7443") as visage:
+    with Client("127.0.0.1:50051") as visage:
         answer = visage.predict(open("portrait.jpg", "rb").read())
         print(answer.predictions["age"].value)
 

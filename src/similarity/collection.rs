@@ -1,0 +1,208 @@
+//! A collection in memory: sealed segments with graphs, and a small tail that is scanned.
+//!
+//! What is here is a cache of the store. Faces join the tail; a full tail is sealed and gets its graph in the
+//! background, segments of like size are merged, and segments with many gone faces are made anew. A search never waits
+//! for that: it sees the old segments or the new ones.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use super::{
+    SimilaritySettings,
+    segment::{Hit, Segment, TopK},
+};
+
+/// Segments of like size that are merged into one.
+const MERGE_FACTOR: usize = 4;
+
+/// A segment is made anew when one in this many of its faces is gone.
+const REBUILD_ONE_IN: usize = 4;
+
+/// Where a face lies.
+#[derive(Clone)]
+enum Place {
+    Tail(usize),
+    Sealed(Arc<Segment>, usize),
+}
+
+struct State {
+    sealed: Vec<Arc<Segment>>,
+    tail: Segment,
+    places: HashMap<Arc<str>, Place>,
+}
+
+/// A collection's faces.
+pub(super) struct Faces {
+    dimensions: usize,
+    state: RwLock<State>,
+}
+
+impl Faces {
+    pub(super) fn new(dimensions: usize) -> Self {
+        let state = State { sealed: Vec::new(), tail: Segment::new(dimensions), places: HashMap::new() };
+        Self { dimensions, state: RwLock::new(state) }
+    }
+
+    // No code panics between two states that are whole, so a poisoned lock guards a whole one.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.read().places.len()
+    }
+
+    /// Adds a face, in place of one of the same id; says whether the background has work now.
+    pub(super) fn insert(&self, id: &str, vector: &[f32], settings: &SimilaritySettings) -> bool {
+        let mut state = self.write();
+        let id: Arc<str> = id.into();
+        if let Some(old) = state.places.remove(&id) {
+            state.set_alive(&old, false);
+        }
+        let idx = state.tail.push(Arc::clone(&id), vector);
+        state.places.insert(id, Place::Tail(idx));
+        if state.tail.len() < settings.seal_at {
+            return false;
+        }
+        let full = Arc::new(std::mem::replace(&mut state.tail, Segment::new(self.dimensions)));
+        for (idx, id) in full.living() {
+            state.places.insert(Arc::clone(id), Place::Sealed(Arc::clone(&full), idx));
+        }
+        state.sealed.push(full);
+        true
+    }
+
+    /// Hides a face from every search; `false` when it is not here.
+    pub(super) fn hide(&self, id: &str) -> bool {
+        self.set_alive(id, false)
+    }
+
+    /// Shows a face again, whose deletion failed.
+    pub(super) fn show(&self, id: &str) {
+        self.set_alive(id, true);
+    }
+
+    fn set_alive(&self, id: &str, alive: bool) -> bool {
+        // For writing, so that no swap of segments comes between.
+        let state = self.write();
+        let place = state.places.get(id).cloned();
+        place.is_some_and(|place| {
+            state.set_alive(&place, alive);
+            true
+        })
+    }
+
+    /// Forgets a hidden face.
+    pub(super) fn forget(&self, id: &str) {
+        let mut state = self.write();
+        if let Some(place) = state.places.remove(id) {
+            state.set_alive(&place, false);
+        }
+    }
+
+    /// A face's vector.
+    pub(super) fn vector(&self, id: &str) -> Option<Vec<f32>> {
+        let state = self.read();
+        match state.places.get(id)? {
+            Place::Tail(idx) => Some(state.tail.vector(*idx).to_vec()),
+            Place::Sealed(segment, idx) => Some(segment.vector(*idx).to_vec()),
+        }
+    }
+
+    /// The best `k` faces, best first, and whether every face was compared.
+    pub(super) fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        min_score: Option<f32>,
+        exact: bool,
+        settings: &SimilaritySettings,
+    ) -> (Vec<Hit>, bool) {
+        let mut best = TopK::new(k, min_score);
+        let (sealed, n_faces) = {
+            let state = self.read();
+            state.tail.scan(query, &mut best);
+            (state.sealed.clone(), state.places.len())
+        };
+        let mut all_compared = true;
+        for segment in sealed {
+            if exact || n_faces <= settings.exact_up_to {
+                segment.scan(query, &mut best);
+            } else {
+                all_compared &= segment.search(query, settings.ef_search, &mut best);
+            }
+        }
+        (best.into_sorted(), all_compared)
+    }
+
+    /// Does one piece of background work; `false` when there is none.
+    pub(super) fn maintain(&self, settings: &SimilaritySettings) -> bool {
+        let sealed = self.read().sealed.clone();
+        let worn = |s: &&Arc<Segment>| s.n_dead() > 0 && s.n_dead() * REBUILD_ONE_IN >= s.len();
+        if let Some(worn) = sealed.iter().find(worn) {
+            self.replace(&[Arc::clone(worn)]);
+            return true;
+        }
+        let mut tiers: HashMap<u32, Vec<Arc<Segment>>> = HashMap::new();
+        for segment in &sealed {
+            let tier = (segment.len() / settings.seal_at).max(1).ilog(MERGE_FACTOR);
+            tiers.entry(tier).or_default().push(Arc::clone(segment));
+        }
+        if let Some(alike) = tiers.values().find(|alike| alike.len() >= MERGE_FACTOR) {
+            self.replace(&alike[..MERGE_FACTOR]);
+            return true;
+        }
+        if let Some(bare) = sealed.iter().find(|s| !s.graph_tried()) {
+            bare.build_graph();
+            return true;
+        }
+        false
+    }
+
+    /// Puts one new segment in the place of old ones, with the faces that are left of them.
+    fn replace(&self, old: &[Arc<Segment>]) {
+        let mut merged = Segment::new(self.dimensions);
+        // By new position: where the face came from.
+        let mut origins = Vec::new();
+        for segment in old {
+            for (idx, id) in segment.living() {
+                merged.push(Arc::clone(id), segment.vector(idx));
+                origins.push((Arc::clone(segment), idx));
+            }
+        }
+        if merged.len() > 0 {
+            merged.build_graph();
+        }
+        let merged = Arc::new(merged);
+        let mut state = self.write();
+        state.sealed.retain(|s| !old.iter().any(|o| Arc::ptr_eq(s, o)));
+        if merged.len() == 0 {
+            return;
+        }
+        for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
+            // What was hidden while the graph was built is hidden in the new segment too.
+            merged.set_alive(idx, segment.is_alive(*old_idx));
+            if let Some(place) = state.places.get_mut(id)
+                && matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx)
+            {
+                *place = Place::Sealed(Arc::clone(&merged), idx);
+            }
+        }
+        state.sealed.push(merged);
+    }
+}
+
+impl State {
+    fn set_alive(&self, place: &Place, alive: bool) {
+        match place {
+            Place::Tail(idx) => self.tail.set_alive(*idx, alive),
+            Place::Sealed(segment, idx) => segment.set_alive(*idx, alive),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Vectors that can be compared, and the space in which they can.
+
+use std::fmt;
+
+use super::SimilarityError;
+
+/// A vector of length one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding(Vec<f32>);
+
+impl Embedding {
+    /// Checks and normalises a vector; `field` is where a request gave it.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Invalid`] for another length, a number that is not finite, or a vector without direction.
+    pub fn new(field: &str, values: Vec<f32>, dimensions: usize) -> Result<Self, SimilarityError> {
+        if values.len() != dimensions {
+            let rule = format!("has {} numbers, the embedding space has {dimensions}", values.len());
+            return Err(SimilarityError::invalid(field, rule));
+        }
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(SimilarityError::invalid(field, format!("number {at} is {}, not a finite number", values[at])));
+        }
+        // In f64, where neither the squares of large numbers nor their sum overflow.
+        let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        if norm == 0.0 {
+            return Err(SimilarityError::invalid(field, "is zero in every number and so has no direction"));
+        }
+        Ok(Self(values.into_iter().map(|v| (f64::from(v) / norm) as f32).collect()))
+    }
+
+    /// Its numbers.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.0
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// The embedding of a stored face; `None` when the bytes are not that many numbers.
+    pub(super) fn from_bytes(bytes: &[u8], dimensions: usize) -> Option<Self> {
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        let whole = rest.is_empty() && numbers.len() == dimensions;
+        whole.then(|| Self(numbers.iter().map(|n| f32::from_le_bytes(*n)).collect()))
+    }
+}
+
+/// A cosine similarity, -1 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Score(f32);
+
+impl Score {
+    /// Of two vectors of length one; rounding beyond the range is cut off.
+    #[must_use]
+    pub fn of(a: &[f32], b: &[f32]) -> Self {
+        Self(dot(a, b).clamp(-1.0, 1.0))
+    }
+
+    pub(super) fn from_cosine(cosine: f32) -> Self {
+        Self(cosine.clamp(-1.0, 1.0))
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn value(self) -> f32 {
+        self.0
+    }
+}
+
+/// Sums in flight at once, so that the compiler can use vector registers.
+const LANES: usize = 16;
+
+/// The scalar product.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+/// The name of a space in which vectors can be compared: a version's layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingSpace {
+    version: String,
+    layer: String,
+}
+
+impl EmbeddingSpace {
+    /// Reads `models/{m}/versions/{n}#{layer}`.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Invalid`].
+    pub fn parse(text: &str) -> Result<Self, SimilarityError> {
+        match text.split_once('#') {
+            Some((version, layer)) if !version.is_empty() && !layer.is_empty() => {
+                Ok(Self { version: version.to_owned(), layer: layer.to_owned() })
+            }
+            _ => Err(SimilarityError::invalid(
+                "embedding_space",
+                format!("must be models/{{model}}/versions/{{n}}#{{layer}}, not {text:?}"),
+            )),
+        }
+    }
+
+    /// The version's name.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The layer's name.
+    #[must_use]
+    pub fn layer(&self) -> &str {
+        &self.layer
+    }
+}
+
+impl fmt::Display for EmbeddingSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.version, self.layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_has_no_direction_is_refused() {
+        for values in [vec![0.0; 3], vec![f32::NAN, 1.0, 1.0], vec![f32::INFINITY, 0.0, 0.0], vec![1.0; 2]] {
+            assert!(Embedding::new("vector", values, 3).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn embeddings_have_length_one_and_come_back(values in prop::collection::vec(-1e30f32..1e30, 1..70)) {
+            prop_assume!(values.iter().any(|v| v.abs() > 1e-30));
+            let n = values.len();
+            let embedding = Embedding::new("vector", values, n).unwrap();
+            prop_assert!((dot(embedding.values(), embedding.values()) - 1.0).abs() < 1e-4);
+            prop_assert_eq!(Score::of(embedding.values(), embedding.values()).value(), 1.0f32.min(dot(embedding.values(), embedding.values())));
+            prop_assert_eq!(Embedding::from_bytes(&embedding.to_bytes(), n).unwrap(), embedding);
+        }
+    }
+}

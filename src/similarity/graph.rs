@@ -1,0 +1,74 @@
+//! A navigable graph over a segment's vectors: the only place that names `hnsw_rs`.
+//!
+//! Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
+//! World graphs" (2016). `hnsw_rs` leaves some points unreachable after a parallel build, so every point is searched
+//! for itself afterwards; those not found are scanned exactly with every search.
+
+use std::panic::{self, AssertUnwindSafe};
+
+use hnsw_rs::prelude::{Distance, Hnsw};
+
+use super::embedding::dot;
+
+/// Neighbours of a point on the upper layers; twice as many on the lowest.
+const MAX_CONNECTIONS: usize = 16;
+
+const MAX_LAYERS: usize = 16;
+
+/// Candidates kept while a point is inserted.
+const EF_CONSTRUCTION: usize = 200;
+
+/// Candidates kept while a point is searched for itself.
+const EF_AUDIT: usize = 32;
+
+/// One minus the cosine of vectors of length one; never below zero, where rounding would lead.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cosine;
+
+impl Distance<f32> for Cosine {
+    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
+        (1.0 - dot(a, b)).max(0.0)
+    }
+}
+
+/// A graph over vectors, by their position.
+pub(super) struct Graph {
+    hnsw: Hnsw<'static, f32, Cosine>,
+    /// Positions that the graph does not lead to.
+    stragglers: Vec<usize>,
+}
+
+impl Graph {
+    /// Builds the graph of contiguous vectors and audits it; `None` when the library gave up.
+    pub(super) fn build(vectors: &[f32], dimensions: usize) -> Option<Self> {
+        let build = || {
+            let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
+            let hnsw = Hnsw::new(MAX_CONNECTIONS, points.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, Cosine);
+            for (idx, point) in points.iter().enumerate() {
+                hnsw.insert_slice((point, idx));
+            }
+            let mut graph = Self { hnsw, stragglers: Vec::new() };
+            graph.stragglers = points
+                .iter()
+                .enumerate()
+                .filter(|(idx, point)| !graph.neighbours(point, 4, EF_AUDIT).contains(idx))
+                .map(|(idx, _)| idx)
+                .collect();
+            graph
+        };
+        panic::catch_unwind(AssertUnwindSafe(build)).ok()
+    }
+
+    /// Up to `k` positions near a vector, with those that the graph does not lead to; `None` when the library gave up.
+    pub(super) fn search(&self, vector: &[f32], k: usize, ef: usize) -> Option<Vec<usize>> {
+        let mut found = panic::catch_unwind(AssertUnwindSafe(|| self.neighbours(vector, k, ef))).ok()?;
+        found.extend(self.stragglers.iter().copied());
+        found.sort_unstable();
+        found.dedup();
+        Some(found)
+    }
+
+    fn neighbours(&self, vector: &[f32], k: usize, ef: usize) -> Vec<usize> {
+        self.hnsw.search(vector, k, ef.max(k)).into_iter().map(|n| n.d_id).collect()
+    }
+}

@@ -1,0 +1,506 @@
+//! The collections of a store: what is written there first, and found here.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    thread::{self, JoinHandle},
+    time::SystemTime,
+};
+
+use super::{
+    CollectionId, Embedding, EmbeddingSpace, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
+    collection::Faces,
+};
+use crate::{
+    proto::store::{CollectionRecord, FaceRecord},
+    store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
+};
+
+/// Records read or removed at once.
+const PAGE: usize = 512;
+
+/// A collection to make.
+#[derive(Clone, Debug)]
+pub struct NewCollection {
+    /// Its id.
+    pub id: CollectionId,
+    /// The only space in which it compares.
+    pub space: EmbeddingSpace,
+    /// Numbers of a vector.
+    pub dimensions: usize,
+    /// Free text for people.
+    pub display_name: String,
+}
+
+/// A face to enrol.
+#[derive(Clone, Debug)]
+pub struct NewFace {
+    /// Chosen by the caller, or made here.
+    pub id: Option<FaceId>,
+    /// The caller's key of the person.
+    pub subject: String,
+    /// Small facts to find it by.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What to look for.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Faces near a vector.
+    Vector(Embedding),
+    /// Faces near an enrolled one, without itself.
+    Face(FaceId),
+}
+
+/// A search.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// What to look for.
+    pub target: Target,
+    /// The most matches, 1 to the settings' limit.
+    pub k: usize,
+    /// Matches below are left out.
+    pub min_score: Option<f32>,
+    /// Compare with every face.
+    pub exact: bool,
+}
+
+/// What a search found.
+#[derive(Clone, Debug)]
+pub struct SearchResult {
+    /// Best first.
+    pub matches: Vec<(FaceRecord, Score)>,
+    /// Whether every face was compared.
+    pub exact: bool,
+    /// In which space.
+    pub space: EmbeddingSpace,
+}
+
+struct Collection {
+    record: CollectionRecord,
+    /// As stored: the condition under which faces join.
+    bytes: Vec<u8>,
+    faces: Faces,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    settings: SimilaritySettings,
+    collections: RwLock<HashMap<CollectionId, Arc<Collection>>>,
+    /// Held while a collection is made or deleted, so that one does not see the other half done.
+    changing: Mutex<()>,
+    work: Mutex<Work>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    waiting: bool,
+    stopping: bool,
+}
+
+/// The collections of a store. Its calls block.
+pub struct SimilarityIndex {
+    shared: Arc<Shared>,
+    worker: Option<JoinHandle<()>>,
+}
+
+fn face_key(collection: &CollectionId, face: &str) -> Vec<u8> {
+    join_key(&[collection.as_str().as_bytes(), face.as_bytes()])
+}
+
+fn faces_of(collection: &str) -> Vec<u8> {
+    join_key(&[collection.as_bytes(), b""])
+}
+
+impl SimilarityIndex {
+    /// Reads every collection; graphs are built in the background, and until then faces are scanned.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Store`] naming the first record that is damaged.
+    pub fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
+        let mut collections = HashMap::new();
+        let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
+        for (key, bytes) in rows {
+            let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
+            let id = CollectionId::parse("id", &record.id)?;
+            let dimensions = record.dimensions as usize;
+            let faces = Faces::new(dimensions);
+            each_page::<FaceRecord>(&*store, &faces_of(id.as_str()), |key, face| {
+                let embedding = Embedding::from_bytes(&face.vector, dimensions).ok_or_else(|| StoreError::Corrupt {
+                    what: format!("the face {} of {}", crate::store::printable(key), id.name()),
+                    affects: "its vector has the wrong length, it cannot be found".to_owned(),
+                })?;
+                faces.insert(&face.id, embedding.values(), &settings);
+                Ok(())
+            })?;
+            collections.insert(id, Arc::new(Collection { record, bytes, faces }));
+        }
+        let shared = Arc::new(Shared {
+            store,
+            settings,
+            collections: RwLock::new(collections),
+            changing: Mutex::default(),
+            work: Mutex::new(Work { waiting: true, stopping: false }),
+            wake: Condvar::new(),
+        });
+        shared.finish_deletions()?;
+        let of_worker = Arc::clone(&shared);
+        let worker = thread::Builder::new().name("similarity".to_owned()).spawn(move || of_worker.maintain());
+        let worker = worker.map_err(|source| StoreError::Io { path: "a thread".into(), source })?;
+        Ok(Self { shared, worker: Some(worker) })
+    }
+
+    fn collection(&self, id: &CollectionId) -> Result<Arc<Collection>, SimilarityError> {
+        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
+        collections.get(id).cloned().ok_or_else(|| SimilarityError::CollectionNotFound { name: id.name() })
+    }
+
+    /// Makes a collection; `extra` adds writes to the same commit.
+    ///
+    /// # Errors
+    /// [`SimilarityError::AlreadyExists`].
+    pub fn create_collection(
+        &self,
+        new: NewCollection,
+        extra: impl FnOnce(&CollectionRecord) -> Batch,
+    ) -> Result<CollectionRecord, SimilarityError> {
+        let _turn = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = CollectionRecord {
+            id: new.id.to_string(),
+            create_time: Some(SystemTime::now().into()),
+            embedding_space: new.space.to_string(),
+            dimensions: new.dimensions as u32,
+            display_name: new.display_name,
+        };
+        let key = new.id.as_str().as_bytes();
+        let mut batch = Batch::default();
+        batch.require_absent(Table::Collections, key).put_record(Table::Collections, key, &record);
+        batch.extend(extra(&record));
+        match self.shared.store.commit(batch) {
+            Ok(()) => {}
+            Err(StoreError::Conflict { table: Table::Collections, .. }) => {
+                return Err(SimilarityError::AlreadyExists { name: new.id.name() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let (bytes, faces) = (encode_record(&record), Faces::new(new.dimensions));
+        let collection = Arc::new(Collection { record: record.clone(), bytes, faces });
+        self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).insert(new.id, collection);
+        Ok(record)
+    }
+
+    /// A collection and how many faces it has.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`].
+    pub fn get_collection(&self, id: &CollectionId) -> Result<(CollectionRecord, usize), SimilarityError> {
+        let collection = self.collection(id)?;
+        Ok((collection.record.clone(), collection.faces.len()))
+    }
+
+    /// Up to `limit` collections by id, from beyond the id `after`, with their numbers of faces.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn list_collections(
+        &self,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(CollectionRecord, usize)>, SimilarityError> {
+        let range = Range { after: after.map(<[u8]>::to_vec), ..Range::default() };
+        let rows = self.shared.store.scan_records::<CollectionRecord>(Table::Collections, &range, limit)?;
+        let with_faces = |record: CollectionRecord| {
+            let id = CollectionId::parse("id", &record.id).ok();
+            let n_faces = id.and_then(|id| self.collection(&id).ok()).map_or(0, |c| c.faces.len());
+            (record, n_faces)
+        };
+        Ok(rows.into_iter().map(|(_, record)| with_faces(record)).collect())
+    }
+
+    /// Forgets a collection with its faces. From the first commit on it is gone; what a crash leaves of its faces is
+    /// removed at the next start, before anybody can make a collection of the same id.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`].
+    pub fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
+        let _turn = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let collection = self.collection(id)?;
+        let key = id.as_str().as_bytes();
+        let mut batch = Batch::default();
+        batch.require_equals(Table::Collections, key, collection.bytes.clone()).delete(Table::Collections, key);
+        self.shared.store.commit(batch)?;
+        self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(remove_faces(&*self.shared.store, id.as_str())?)
+    }
+
+    /// The id of a collection that compares in a space of this version, if there is one.
+    ///
+    /// # Errors
+    /// When a stored space is no space, which is damage.
+    pub fn collection_of_version(&self, version: &str) -> Result<Option<String>, SimilarityError> {
+        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
+        for (id, collection) in collections.iter() {
+            if EmbeddingSpace::parse(&collection.record.embedding_space)?.version() == version {
+                return Ok(Some(id.to_string()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stores a face; `extra` adds writes to the same commit. When it returns, the face is found by every search and
+    /// after every crash.
+    ///
+    /// # Errors
+    /// [`SimilarityError::AlreadyExists`] for a taken id, [`SimilarityError::SpaceMismatch`].
+    pub fn enroll(
+        &self,
+        id: &CollectionId,
+        new: NewFace,
+        embedding: &Embedding,
+        space: &EmbeddingSpace,
+        extra: impl FnOnce(&FaceRecord) -> Batch,
+    ) -> Result<FaceRecord, SimilarityError> {
+        let collection = self.collection(id)?;
+        if space.to_string() != collection.record.embedding_space {
+            return Err(SimilarityError::SpaceMismatch {
+                got: space.to_string(),
+                expected: collection.record.embedding_space.clone(),
+            });
+        }
+        self.shared.settings.check_labels(&new)?;
+        let face = new.id.unwrap_or_else(FaceId::generate);
+        let record = FaceRecord {
+            id: face.to_string(),
+            create_time: Some(SystemTime::now().into()),
+            subject: new.subject,
+            labels: new.labels,
+            embedding_space: collection.record.embedding_space.clone(),
+            vector: embedding.to_bytes(),
+        };
+        let key = face_key(id, face.as_str());
+        let mut batch = Batch::default();
+        batch
+            .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
+            .require_absent(Table::Faces, &key)
+            .put_record(Table::Faces, &key, &record)
+            .extend(extra(&record));
+        match self.shared.store.commit(batch) {
+            Ok(()) => {}
+            Err(StoreError::Conflict { table: Table::Faces, .. }) => {
+                let name = FaceName { collection: id.clone(), face }.to_string();
+                return Err(SimilarityError::AlreadyExists { name });
+            }
+            Err(StoreError::Conflict { table: Table::Collections, .. }) => {
+                return Err(SimilarityError::CollectionNotFound { name: id.name() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let full = collection.faces.insert(face.as_str(), embedding.values(), &self.shared.settings);
+        // A deletion that came between the commit and the insertion found nothing to hide.
+        if self.shared.store.get(Table::Faces, &key)?.is_none() {
+            collection.faces.forget(face.as_str());
+        }
+        if full {
+            self.shared.wake();
+        }
+        Ok(record)
+    }
+
+    /// An enrolled face.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
+    pub fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceRecord, SimilarityError> {
+        self.collection(id)?;
+        let record = self.shared.store.get_record(Table::Faces, &face_key(id, face.as_str()))?;
+        record.ok_or_else(|| not_found(id, face))
+    }
+
+    /// Up to `limit` faces by id, from beyond the id `after`.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`].
+    pub fn list_faces(
+        &self,
+        id: &CollectionId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<FaceRecord>, SimilarityError> {
+        self.collection(id)?;
+        let prefix = faces_of(id.as_str());
+        let after = after.map(|after| [prefix.as_slice(), after].concat());
+        let range = Range { prefix, after, descending: false };
+        let rows = self.shared.store.scan_records(Table::Faces, &range, limit)?;
+        Ok(rows.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// Forgets a face. When it returns, no search gives it any more.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
+    pub fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
+        let collection = self.collection(id)?;
+        let key = face_key(id, face.as_str());
+        let bytes = self.shared.store.get(Table::Faces, &key)?.ok_or_else(|| not_found(id, face))?;
+        let hidden = collection.faces.hide(face.as_str());
+        let mut batch = Batch::default();
+        batch.require_equals(Table::Faces, &key, bytes).delete(Table::Faces, &key);
+        match self.shared.store.commit(batch) {
+            Ok(()) => {
+                collection.faces.forget(face.as_str());
+                self.shared.wake();
+                Ok(())
+            }
+            // Another call deleted it first.
+            Err(StoreError::Conflict { .. }) => Err(not_found(id, face)),
+            Err(error) => {
+                if hidden {
+                    collection.faces.show(face.as_str());
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The faces nearest to a target.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Invalid`] for a `k` or threshold out of range, [`SimilarityError::CollectionNotFound`],
+    /// [`SimilarityError::FaceNotFound`].
+    pub fn search(&self, id: &CollectionId, query: &Query) -> Result<SearchResult, SimilarityError> {
+        let settings = &self.shared.settings;
+        if !(1..=settings.max_k).contains(&query.k) {
+            return Err(SimilarityError::invalid("k", format!("must be 1 to {}, not {}", settings.max_k, query.k)));
+        }
+        if query.min_score.is_some_and(|score| !(-1.0..=1.0).contains(&score)) {
+            return Err(SimilarityError::invalid("min_score", "must be -1 to 1"));
+        }
+        let collection = self.collection(id)?;
+        let (vector, itself) = match &query.target {
+            Target::Vector(embedding) => (embedding.values().to_vec(), None),
+            Target::Face(face) => {
+                let vector = collection.faces.vector(face.as_str()).ok_or_else(|| not_found(id, face))?;
+                (vector, Some(face.as_str()))
+            }
+        };
+        let k = query.k + usize::from(itself.is_some());
+        let (hits, exact) = collection.faces.search(&vector, k, query.min_score, query.exact, settings);
+        let mut matches = Vec::with_capacity(hits.len());
+        for hit in hits.iter().filter(|hit| Some(&*hit.id) != itself).take(query.k) {
+            // One that was deleted a moment ago is left out.
+            if let Some(record) = self.shared.store.get_record(Table::Faces, &face_key(id, &hit.id))? {
+                matches.push((record, Score::from_cosine(hit.score)));
+            }
+        }
+        Ok(SearchResult { matches, exact, space: EmbeddingSpace::parse(&collection.record.embedding_space)? })
+    }
+
+    /// Waits until the background has nothing left to do.
+    pub fn settle(&self) {
+        loop {
+            let idle = !self.shared.work.lock().unwrap_or_else(PoisonError::into_inner).waiting;
+            if idle {
+                return;
+            }
+            thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for SimilarityIndex {
+    fn drop(&mut self) {
+        self.shared.work.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
+        self.shared.wake.notify_all();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).waiting = true;
+        self.wake.notify_all();
+    }
+
+    /// The background thread: sleeps until woken, works until nothing is left.
+    fn maintain(&self) {
+        loop {
+            let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+            while !work.waiting && !work.stopping {
+                work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
+            }
+            if work.stopping {
+                return;
+            }
+            drop(work);
+            let collections: Vec<_> = {
+                let collections = self.collections.read().unwrap_or_else(PoisonError::into_inner);
+                collections.values().cloned().collect()
+            };
+            let worked = collections.iter().filter(|c| !self.is_stopping() && c.faces.maintain(&self.settings)).count();
+            if worked == 0 {
+                let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+                work.waiting = false;
+            }
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).stopping
+    }
+
+    /// Removes the faces whose collection was deleted when a crash came between.
+    fn finish_deletions(&self) -> Result<(), SimilarityError> {
+        let mut after = None;
+        loop {
+            let range = Range { after, ..Range::default() };
+            let Some((key, _)) = self.store.scan(Table::Faces, &range, 1)?.pop() else { return Ok(()) };
+            let collection = String::from_utf8_lossy(key.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+            if self.store.get(Table::Collections, collection.as_bytes())?.is_none() {
+                tracing::warn!(%collection, "finishes the deletion of a collection");
+                remove_faces(&*self.store, &collection)?;
+            }
+            // On to the next collection: no id has a byte of 1 where this one ends.
+            after = Some([collection.as_bytes(), &[1]].concat());
+        }
+    }
+}
+
+fn not_found(collection: &CollectionId, face: &FaceId) -> SimilarityError {
+    let name = FaceName { collection: collection.clone(), face: face.clone() }.to_string();
+    SimilarityError::FaceNotFound { name }
+}
+
+fn remove_faces(store: &dyn Store, collection: &str) -> Result<(), StoreError> {
+    loop {
+        let range = Range { prefix: faces_of(collection), ..Range::default() };
+        let rows = store.scan(Table::Faces, &range, PAGE)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for (key, _) in &rows {
+            batch.delete(Table::Faces, key);
+        }
+        store.commit(batch)?;
+    }
+}
+
+fn each_page<M: prost::Message + Default>(
+    store: &dyn Store,
+    prefix: &[u8],
+    mut each: impl FnMut(&[u8], M) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let range = Range { prefix: prefix.to_vec(), after, descending: false };
+        let rows = store.scan_records::<M>(Table::Faces, &range, PAGE)?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        after = Some(last.clone());
+        for (key, record) in rows {
+            each(&key, record)?;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Faces that are searched together: vectors in one block, a flag each for those that are gone, and a graph once built.
+
+use std::{
+    collections::BinaryHeap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use super::{
+    embedding::{Score, dot},
+    graph::Graph,
+};
+
+/// A face found: its score and id.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Hit {
+    pub(super) score: f32,
+    pub(super) id: Arc<str>,
+}
+
+impl Eq for Hit {}
+
+impl Ord for Hit {
+    /// The worst is the greatest, so that a heap gives it up first; equal scores by id, so that answers are the same
+    /// every time.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.score.total_cmp(&self.score).then_with(|| self.id.cmp(&other.id))
+    }
+}
+
+impl PartialOrd for Hit {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The best `k` of what it is shown.
+pub(super) struct TopK {
+    k: usize,
+    min_score: f32,
+    heap: BinaryHeap<Hit>,
+}
+
+impl TopK {
+    pub(super) fn new(k: usize, min_score: Option<f32>) -> Self {
+        Self { k, min_score: min_score.unwrap_or(f32::NEG_INFINITY), heap: BinaryHeap::new() }
+    }
+
+    fn show(&mut self, score: f32, id: &Arc<str>) {
+        let score = score.clamp(-1.0, 1.0);
+        if score < self.min_score {
+            return;
+        }
+        if self.heap.len() < self.k {
+            self.heap.push(Hit { score, id: Arc::clone(id) });
+        } else if let Some(mut worst) = self.heap.peek_mut() {
+            let hit = Hit { score, id: Arc::clone(id) };
+            if hit < *worst {
+                *worst = hit;
+            }
+        }
+    }
+
+    /// Best first.
+    pub(super) fn into_sorted(self) -> Vec<Hit> {
+        self.heap.into_sorted_vec()
+    }
+}
+
+/// A block of faces; faces only join while it is a collection's tail.
+pub(super) struct Segment {
+    dimensions: usize,
+    ids: Vec<Arc<str>>,
+    vectors: Vec<f32>,
+    alive: Vec<AtomicBool>,
+    n_dead: AtomicUsize,
+    /// `Some(None)` when the library could not build it.
+    graph: OnceLock<Option<Graph>>,
+}
+
+impl Segment {
+    pub(super) fn new(dimensions: usize) -> Self {
+        Self {
+            dimensions,
+            ids: Vec::new(),
+            vectors: Vec::new(),
+            alive: Vec::new(),
+            n_dead: AtomicUsize::new(0),
+            graph: OnceLock::new(),
+        }
+    }
+
+    /// Adds a face and gives its position.
+    pub(super) fn push(&mut self, id: Arc<str>, vector: &[f32]) -> usize {
+        debug_assert_eq!(vector.len(), self.dimensions);
+        self.ids.push(id);
+        self.vectors.extend_from_slice(vector);
+        self.alive.push(AtomicBool::new(true));
+        self.ids.len() - 1
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(super) fn n_dead(&self) -> usize {
+        self.n_dead.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_alive(&self, idx: usize) -> bool {
+        self.alive[idx].load(Ordering::Acquire)
+    }
+
+    /// Marks a face as gone, or as there again when its deletion failed.
+    pub(super) fn set_alive(&self, idx: usize, alive: bool) {
+        let _ = match (self.alive[idx].swap(alive, Ordering::AcqRel), alive) {
+            (true, false) => self.n_dead.fetch_add(1, Ordering::Relaxed),
+            (false, true) => self.n_dead.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+
+    pub(super) fn vector(&self, idx: usize) -> &[f32] {
+        &self.vectors[idx * self.dimensions..(idx + 1) * self.dimensions]
+    }
+
+    /// The faces that are there: position, id.
+    pub(super) fn living(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
+        self.ids.iter().enumerate().filter(|(idx, _)| self.is_alive(*idx))
+    }
+
+    /// Every face's id, by position.
+    pub(super) fn ids(&self) -> &[Arc<str>] {
+        &self.ids
+    }
+
+    /// Whether building the graph was tried.
+    pub(super) fn graph_tried(&self) -> bool {
+        self.graph.get().is_some()
+    }
+
+    /// Builds the graph, which the segment must not have yet. Without one it is scanned, which is only slower.
+    pub(super) fn build_graph(&self) {
+        let graph = Graph::build(&self.vectors, self.dimensions);
+        if graph.is_none() {
+            tracing::error!(faces = self.len(), "the graph library gave up; the segment is scanned exactly");
+        }
+        let _ = self.graph.set(graph);
+    }
+
+    /// Compares with every face.
+    pub(super) fn scan(&self, query: &[f32], best: &mut TopK) {
+        for ((id, vector), alive) in self.ids.iter().zip(self.vectors.chunks_exact(self.dimensions)).zip(&self.alive) {
+            if alive.load(Ordering::Acquire) {
+                best.show(dot(query, vector), id);
+            }
+        }
+    }
+
+    /// Compares with the faces that the graph leads to; says whether every face was compared instead.
+    pub(super) fn search(&self, query: &[f32], ef: usize, best: &mut TopK) -> bool {
+        // Those that are gone still take places among the nearest.
+        let wanted = best.k + self.n_dead().min(best.k);
+        let found =
+            self.graph.get().and_then(Option::as_ref).and_then(|graph| graph.search(query, wanted, ef.max(2 * wanted)));
+        let n_living = self.len() - self.n_dead();
+        match found {
+            Some(found) => {
+                let living: Vec<usize> = found.into_iter().filter(|idx| self.is_alive(*idx)).collect();
+                if living.len() < best.k.min(n_living) {
+                    self.scan(query, best);
+                    return true;
+                }
+                for idx in living {
+                    best.show(Score::of(query, self.vector(idx)).value(), &self.ids[idx]);
+                }
+                false
+            }
+            None => {
+                self.scan(query, best);
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::store::{Batch, MemoryStore, Store, Table, Write};
+
+const DIMENSIONS: usize = 24;
+
+fn space() -> EmbeddingSpace {
+    EmbeddingSpace::parse("models/face/versions/1#embedding16").unwrap()
+}
+
+fn id(text: &str) -> CollectionId {
+    CollectionId::parse("id", text).unwrap()
+}
+
+fn face(text: &str) -> FaceId {
+    FaceId::parse("id", text).unwrap()
+}
+
+/// Small enough that a few hundred faces make several segments, and graphs are used.
+fn small() -> SimilaritySettings {
+    SimilaritySettings { exact_up_to: 10, seal_at: 64, ef_search: 64, ..SimilaritySettings::default() }
+}
+
+fn open(store: &Arc<dyn Store>) -> SimilarityIndex {
+    SimilarityIndex::open(Arc::clone(store), small()).unwrap()
+}
+
+fn with_collection() -> (Arc<dyn Store>, SimilarityIndex) {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let index = open(&store);
+    let new = NewCollection { id: id("people"), space: space(), dimensions: DIMENSIONS, display_name: String::new() };
+    index.create_collection(new, |_| Batch::default()).unwrap();
+    (store, index)
+}
+
+fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), SimilarityError> {
+    let new = NewFace { id: Some(face(name)), subject: String::new(), labels: BTreeMap::new() };
+    let embedding = Embedding::new("vector", values, DIMENSIONS)?;
+    index.enroll(&id("people"), new, &embedding, &space(), |_| Batch::default()).map(drop)
+}
+
+fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> Vec<String> {
+    let target = Target::Vector(Embedding::new("vector", values, DIMENSIONS).unwrap());
+    let found = index.search(&id("people"), &Query { target, k, min_score: None, exact }).unwrap();
+    assert!(found.matches.windows(2).all(|w| w[0].1 >= w[1].1), "best first");
+    found.matches.into_iter().map(|(record, _)| record.id).collect()
+}
+
+/// Vectors around a few centres, as faces of people are.
+fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
+    let centres: Vec<Vec<f32>> =
+        (0..20).map(|_| (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect()).collect();
+    (0..n).map(|i| centres[i % 20].iter().map(|c| c + rng.random_range(-0.3..0.3)).collect()).collect()
+}
+
+#[test]
+fn the_graph_finds_what_the_exact_scan_finds() {
+    let (_, index) = with_collection();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let vectors = clustered(&mut rng, 1500);
+    for (i, vector) in vectors.iter().enumerate() {
+        enroll(&index, &format!("f{i}"), vector.clone()).unwrap();
+    }
+    index.settle();
+    let (mut found, mut wanted) = (0, 0);
+    for query in clustered(&mut rng, 100) {
+        let exact: BTreeSet<_> = search(&index, query.clone(), 10, true).into_iter().collect();
+        found += search(&index, query, 10, false).iter().filter(|f| exact.contains(*f)).count();
+        wanted += exact.len();
+    }
+    assert!(found * 100 >= wanted * 95, "recall@10 is {found} of {wanted}");
+    for (i, vector) in vectors.iter().enumerate().step_by(37) {
+        assert_eq!(search(&index, vector.clone(), 1, false), [format!("f{i}")], "each finds itself");
+    }
+}
+
+#[test]
+fn a_restart_finds_every_face_and_a_damaged_one_is_named() {
+    let (store, index) = with_collection();
+    let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(2), 200);
+    for (i, vector) in vectors.iter().enumerate() {
+        enroll(&index, &format!("f{i}"), vector.clone()).unwrap();
+    }
+    index.delete_face(&id("people"), &face("f7")).unwrap();
+    drop(index);
+    let index = open(&store);
+    assert_eq!(index.get_collection(&id("people")).unwrap().1, 199);
+    assert_eq!(search(&index, vectors[5].clone(), 1, true), ["f5"]);
+    assert!(!search(&index, vectors[7].clone(), 1000, true).contains(&"f7".to_owned()));
+    drop(index);
+    let damaged = Write::Put(Table::Faces, b"people\0f9".to_vec(), b"damaged".to_vec());
+    store.commit(Batch { writes: vec![damaged], ..Batch::default() }).unwrap();
+    let error = SimilarityIndex::open(store, small()).err().unwrap().to_string();
+    assert!(error.contains("people/f9"), "{error}");
+}
+
+#[test]
+fn a_search_by_face_leaves_that_face_out() {
+    let (_, index) = with_collection();
+    for (i, vector) in clustered(&mut ChaCha8Rng::seed_from_u64(3), 40).into_iter().enumerate() {
+        enroll(&index, &format!("f{i}"), vector).unwrap();
+    }
+    let query = Query { target: Target::Face(face("f3")), k: 5, min_score: Some(0.0), exact: false };
+    let found = index.search(&id("people"), &query).unwrap();
+    let names: Vec<_> = found.matches.iter().map(|(record, _)| record.id.as_str()).collect();
+    assert!(!names.contains(&"f3") && names.contains(&"f23"), "{names:?}");
+}
+
+#[test]
+fn a_deleted_collection_is_gone_with_its_faces_even_after_a_crash_between() {
+    let (store, index) = with_collection();
+    enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
+    index.delete_collection(&id("people")).unwrap();
+    assert!(matches!(enroll(&index, "f1", vec![1.0; DIMENSIONS]), Err(SimilarityError::CollectionNotFound { .. })));
+    assert_eq!(store.scan(Table::Faces, &crate::store::Range::default(), 9).unwrap(), []);
+
+    // As a crash leaves it: the collection's record is gone, a face is still there.
+    let (store, index) = with_collection();
+    enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
+    drop(index);
+    let gone = Write::Delete(Table::Collections, b"people".to_vec());
+    store.commit(Batch { writes: vec![gone], ..Batch::default() }).unwrap();
+    let _index = open(&store);
+    assert_eq!(store.scan(Table::Faces, &crate::store::Range::default(), 9).unwrap(), []);
+}
+
+#[test]
+fn enrolments_deletions_and_searches_at_once_lose_nothing() {
+    let (_, index) = with_collection();
+    std::thread::scope(|scope| {
+        for worker in 0..4u64 {
+            let index = &index;
+            scope.spawn(move || {
+                let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(worker), 150);
+                for (i, vector) in vectors.iter().enumerate() {
+                    let name = format!("w{worker}-{i}");
+                    enroll(index, &name, vector.clone()).unwrap();
+                    assert!(search(index, vector.clone(), 3, true).contains(&name), "{name} is found at once");
+                    if i % 3 == 0 {
+                        index.delete_face(&id("people"), &face(&name)).unwrap();
+                        assert!(!search(index, vector.clone(), 600, false).contains(&name), "{name} is gone at once");
+                    }
+                }
+            });
+        }
+    });
+    index.settle();
+    assert_eq!(index.get_collection(&id("people")).unwrap().1, 400);
+    assert_eq!(search(&index, vec![1.0; DIMENSIONS], 1000, true).len(), 400);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let (_, index) = with_collection();
+    enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
+    assert!(matches!(enroll(&index, "f0", vec![1.0; DIMENSIONS]), Err(SimilarityError::AlreadyExists { .. })));
+    let target = || Target::Vector(Embedding::new("v", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap());
+    for (k, min_score) in [(0, None), (1001, None), (1, Some(f32::NAN)), (1, Some(2.0))] {
+        let query = Query { target: target(), k, min_score, exact: false };
+        assert!(
+            matches!(index.search(&id("people"), &query), Err(SimilarityError::Invalid { .. })),
+            "{k} {min_score:?}"
+        );
+    }
+    let other = EmbeddingSpace::parse("models/face/versions/2#embedding16").unwrap();
+    let new = NewFace { id: None, subject: String::new(), labels: BTreeMap::new() };
+    let embedding = Embedding::new("v", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap();
+    let error = index.enroll(&id("people"), new, &embedding, &other, |_| Batch::default()).unwrap_err();
+    assert!(matches!(error, SimilarityError::SpaceMismatch { .. }), "{error}");
+    assert_eq!(index.collection_of_version("models/face/versions/1").unwrap().as_deref(), Some("people"));
+    assert_eq!(index.collection_of_version("models/face/versions/2").unwrap(), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Any order of enrolling, deleting and searching gives what a plain list gives.
+    #[test]
+    fn the_index_is_a_list_that_forgets_nothing(
+        steps in prop::collection::vec((0u8..3, 0u16..120), 1..400), seed in any::<u64>()
+    ) {
+        let (_, index) = with_collection();
+        let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(seed), 120);
+        let mut model: BTreeSet<u16> = BTreeSet::new();
+        for (step, i) in steps {
+            let vector = vectors[i as usize].clone();
+            let name = format!("f{i}");
+            match step {
+                0 => prop_assert_eq!(enroll(&index, &name, vector).is_ok(), model.insert(i)),
+                1 => prop_assert_eq!(index.delete_face(&id("people"), &face(&name)).is_ok(), model.remove(&i)),
+                _ => {
+                    let found: BTreeSet<String> = search(&index, vector.clone(), 1000, false).into_iter().collect();
+                    let expected: BTreeSet<String> = model.iter().map(|i| format!("f{i}")).collect();
+                    prop_assert_eq!(found, expected);
+                    if model.contains(&i) {
+                        prop_assert_eq!(search(&index, vector, 1, true), [name]);
+                    }
+                }
+            }
+        }
+    }
+}
