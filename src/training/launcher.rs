@@ -110,7 +110,9 @@ impl fmt::Debug for WorkerControl {
 /// A training process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct RunningWorker {
-    events: mpsc::Receiver<WorkerEvent>,
+    /// What it says, in order; the last is always its end, in its own words or, where it had none, in those of its
+    /// [`WorkerExit`]. A process whose events are not taken is made to wait.
+    pub events: mpsc::Receiver<WorkerEvent>,
     control: WorkerControl,
     exit: oneshot::Receiver<WorkerExit>,
     ended: Option<WorkerExit>,
@@ -125,12 +127,6 @@ impl RunningWorker {
         exit: oneshot::Receiver<WorkerExit>,
     ) -> Self {
         Self { events, control, exit, ended: None }
-    }
-
-    /// The next data report or progress; `None` once there will be no more. A process whose events are not taken is
-    /// made to wait.
-    pub async fn next_event(&mut self) -> Option<WorkerEvent> {
-        self.events.recv().await
     }
 
     /// Gives orders from elsewhere.
@@ -179,6 +175,15 @@ pub struct WorkerExit {
     pub result: Result<Box<worker::Finished>, worker::Failed>,
     /// The end of what it wrote to standard error, at most 2 KB, for the log.
     pub stderr_tail: String,
+}
+
+impl fmt::Display for WorkerExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.result {
+            Ok(_) => f.write_str("the training process finished"),
+            Err(failed) => f.write_str(&failed.message),
+        }
+    }
 }
 
 #[cfg(test)]

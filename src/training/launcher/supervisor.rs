@@ -49,7 +49,7 @@ pub(super) fn start(
     let control_in = inbox_in.clone();
     let supervise = move || {
         let run_id = job.run_id.clone();
-        let supervised = match Supervised::spawn(&launcher, job, events, inbox_in) {
+        let supervised = match Supervised::spawn(&launcher, job, events.clone(), inbox_in) {
             Ok(supervised) => {
                 let _ = started_in.send(Ok(()));
                 supervised
@@ -62,7 +62,13 @@ pub(super) fn start(
         tracing::info!(run_id, pid = supervised.child.id(), "training process started");
         let ended = supervised.until_end(&inbox, launcher.stop_grace);
         tracing::info!(run_id, succeeded = ended.result.is_ok(), "training process ended");
-        // Nobody may be waiting.
+        let last = match ended.result.clone() {
+            Ok(finished) => worker_event::Event::Finished(*finished),
+            Err(failed) => worker_event::Event::Failed(failed),
+        };
+        // Nobody may be listening.
+        let _ = events.blocking_send(WorkerEvent { event: Some(last) });
+        drop(events);
         let _ = exit.send(ended);
     };
     thread::Builder::new().name("train-supervisor".to_owned()).spawn(supervise)?;

@@ -75,11 +75,15 @@ async fn a_run_that_finishes_gives_its_events_in_order_and_its_result() {
     let shell = Shell::new("cat \"$OUT\"; echo noise >&2", events);
     let mut running = shell.start();
     let mut steps = Vec::new();
-    while let Some(WorkerEvent { event: Some(Event::Progress(progress)) }) = running.next_event().await {
-        steps.push(progress.step);
-        tokio::task::yield_now().await;
-    }
+    let last = loop {
+        match running.events.recv().await.unwrap().event {
+            Some(Event::Progress(progress)) => steps.push(progress.step),
+            last => break last,
+        }
+    };
     assert_eq!(steps, (1..=500).collect::<Vec<_>>());
+    assert_eq!(last, Some(finished()));
+    assert_eq!(running.events.recv().await, None);
     let exit = running.wait().await;
     assert_eq!(exit.result.unwrap().weights_file, "w");
     assert_eq!(exit.stderr_tail, "noise\n");
@@ -117,8 +121,10 @@ async fn a_death_without_a_word_has_a_precise_reason() {
         let (message, kind) = Shell::new(script, [progress(1)]).failure().await;
         assert!(message.contains(reason) && kind == FailureKind::Internal, "{script}: {message}");
     }
-    let (message, _) = Shell::new("kill -9 $$", []).failure().await;
-    assert!(message.contains("killed by signal 9"), "{message}");
+    let mut running = Shell::new("kill -9 $$", []).start();
+    let Some(Event::Failed(last)) = running.events.recv().await.unwrap().event else { panic!("no last word") };
+    assert!(last.message.contains("killed by signal 9"), "{}", last.message);
+    assert_eq!(running.wait().await.result, Err(last));
 }
 
 #[tokio::test]
