@@ -28,9 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("visage_v1.bin"), public.encode_to_vec())?;
     tonic_prost_build::configure()
         .btree_map(".")
-        .bytes(".visage.v1.PredictRequest.image")
-        .bytes(".visage.v1.FindSimilarRequest.query.image")
-        .bytes(".visage.v1.EnrollFaceRequest.source.image")
+        .bytes(".visage.v1")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .compile_fds(descriptors)?;
     if let Ok(libtorch) = env::var("LIBTORCH") {

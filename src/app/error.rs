@@ -1,7 +1,7 @@
 //! Every way a use case can fail.
 
 use crate::{
-    error::Kind, nn::NnError, registry::RegistryError, serving::ServeError, similarity::SimilarityError,
+    error::Kind, nn::NnError, registry::RegistryError, serving::{DecodeError, ServeError}, similarity::SimilarityError,
     store::{StoreError, Table}, training::TrainingError, vision::ImageError,
 };
 
@@ -15,6 +15,22 @@ pub enum AppError {
         field: String,
         /// What is wrong, and what is allowed.
         description: String,
+    },
+    /// A path that leads outside the configured roots.
+    #[error("{field}: {path} is not below a configured root (training.roots)")]
+    PathOutsideRoots {
+        /// The field's path in the request.
+        field: String,
+        /// As given.
+        path: String,
+    },
+    /// Nothing is at a path below a root.
+    #[error("{field}: {path} does not exist below a configured root (training.roots)")]
+    FileNotFound {
+        /// The field's path in the request.
+        field: String,
+        /// As given.
+        path: String,
     },
     /// A page token that this list did not give out.
     #[error("the page token was not given out by the list {list}; start again with an empty token")]
@@ -109,6 +125,16 @@ impl AppError {
         Self::FieldInvalid { field: field.into(), description: description.into() }
     }
 
+    /// Says which field of the request gave a path that cannot be used.
+    pub(super) fn at_field(error: TrainingError, field: &str) -> Self {
+        let field = field.to_owned();
+        match error {
+            TrainingError::PathOutsideRoots { path } => Self::PathOutsideRoots { field, path },
+            TrainingError::FileNotFound { path } => Self::FileNotFound { field, path },
+            other => Self::Training(other),
+        }
+    }
+
     /// Whether it is a store's condition on `table` that did not hold.
     pub(super) fn is_conflict_in(&self, table: Table) -> bool {
         let store = match self {
@@ -124,8 +150,8 @@ impl AppError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
-            Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
+            Self::FieldInvalid { .. } | Self::PathOutsideRoots { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
+            Self::FileNotFound { .. } | Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
             Self::RequestIdReused { .. }
             | Self::RunFinal { .. }
             | Self::OperationRunning { .. }
@@ -140,6 +166,15 @@ impl AppError {
             Self::Training(e) => e.kind(),
             Self::Nn(e) => e.kind(),
             Self::Store(e) => e.kind(),
+        }
+    }
+}
+
+impl From<DecodeError> for AppError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Image(e) => Self::Image(e),
+            DecodeError::Serve(e) => Self::Serve(e),
         }
     }
 }

@@ -164,7 +164,7 @@ impl Faces {
         let collection = new.collection;
         blocking(move || {
             once.once(&*store, || {
-                let record = index.enroll(&collection, face, embedding, &space, |record| {
+                let record = index.enroll(&collection, face, &embedding, &space, |record| {
                     once.remember(&face_to_proto(&collection, record))
                 })?;
                 Ok(face_to_proto(&collection, &record))
@@ -224,7 +224,7 @@ impl Faces {
         };
         let index = Arc::clone(&self.index);
         let id = collection.clone();
-        let found = blocking(move || Ok(index.search(&id, Query { target, k, min_score, exact })?)).await?;
+        let found = blocking(move || Ok(index.search(&id, &Query { target, k, min_score, exact })?)).await?;
         let matches = found
             .matches
             .iter()

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The longest request id in bytes.
-pub const MAX_REQUEST_ID_BYTES: usize = 128;
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// A request that changes something, with its caller's key if it has one.
 #[derive(Clone, Debug)]

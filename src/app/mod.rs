@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    nn,
+    proto::store::EmbeddingLayer,
     registry::{ModelRef, Registry, VersionName},
     serving::{DecodePool, DecodePoolSettings, EngineLoader, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
@@ -70,10 +72,9 @@ impl App {
     /// # Errors
     /// When the store, the device or a root cannot be opened; the message says what to do.
     pub async fn open(config: &Config) -> Result<Self, AppError> {
-        let program = std::env::current_exe().map_err(|e| AppError::Internal(format!("this program's path: {e}")))?;
         let backends = Backends {
             engines: Arc::new(TorchEngineLoader::new(&config.serving.device)?),
-            launcher: Arc::new(ProcessLauncher::new(program)),
+            launcher: Arc::new(ProcessLauncher::this_binary()?),
         };
         Self::open_with(config, backends).await
     }
@@ -92,12 +93,12 @@ impl App {
         let data_dir = &config.data_dir;
         let store: Arc<dyn Store> = store::open(
             &data_dir.join("store"),
-            SledSettings { cache_bytes: config.store.cache_bytes, ..SledSettings::default() },
+            &SledSettings { cache_bytes: config.store.cache_bytes },
         )?;
         let registry = Arc::new(Registry::new(Arc::clone(&store)));
         let swept = registry.sweep_orphans()?;
         tracing::info!(?swept, "swept the blobs that no version names");
-        let roots = Roots::new(&config.training.roots)?;
+        let roots = Roots::new(config.training.roots.clone())?;
         let serving = ServingPool::start(
             ServingSettings {
                 n_threads: config.serving.threads,
@@ -106,12 +107,13 @@ impl App {
                 ..ServingSettings::default()
             },
             backends.engines,
-        );
+        )?;
         let decoder = DecodePool::start(DecodePoolSettings {
             n_threads: config.images.decode_threads,
             queue_capacity: config.images.decode_queue,
             limits: DecodeLimits { max_pixels: config.images.max_pixels, ..DecodeLimits::default() },
-        });
+        })
+        .map_err(|e| AppError::Internal(format!("starting the decoding threads: {e}")))?;
         let default_model = match config.serving.default_model.as_str() {
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
@@ -120,7 +122,11 @@ impl App {
         let photos = Photos::new(models.clone(), decoder, serving.clone());
         let index = Arc::new(SimilarityIndex::open(
             Arc::clone(&store),
-            SimilaritySettings { max_k: config.similarity.max_k, ..SimilaritySettings::default() },
+            SimilaritySettings {
+                max_k: config.similarity.max_k,
+                exact_up_to: config.similarity.exact_up_to,
+                ..SimilaritySettings::default()
+            },
         )?);
         let faces = Faces::new(Arc::clone(&store), Arc::clone(&index), models.clone(), photos.clone());
         let runs = Runs::open(
@@ -164,6 +170,17 @@ impl App {
         }
         self.serving.drain(timeout).await;
     }
+}
+
+/// A caller's path below the roots; an error names the field that gave it.
+fn resolve(roots: &Roots, field: &str, path: &str) -> Result<std::path::PathBuf, AppError> {
+    roots.resolve(path).map_err(|e| AppError::at_field(e, field))
+}
+
+/// The layers of every network here that can be compared.
+fn embedding_layers() -> Vec<EmbeddingLayer> {
+    let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };
+    nn::embedding_layers().into_iter().map(layer).collect()
 }
 
 /// Runs blocking work away from the async threads.

@@ -1,6 +1,6 @@
 //! Names and views that several services share.
 
-use prost::{Message, Name};
+use prost::Message;
 use prost_types::Any;
 
 use crate::{
@@ -73,7 +73,7 @@ pub(super) async fn train_operation(app: &App, run: v1::TrainingRun) -> longrunn
     };
     longrunning::Operation {
         name: format!("operations/{id}"),
-        metadata: Some(any(&run)),
+        metadata: Some(any("visage.v1.TrainingRun", &run)),
         done: result.is_some(),
         result,
     }
@@ -85,12 +85,13 @@ async fn trained(app: &App, name: &str) -> Any {
         Ok(ModelRef::Version(version)) => app.models.manifest(&version).await.ok(),
         _ => None,
     };
-    any(&match found {
+    let version = match found {
         Some(record) => app.models.version_to_proto(&record),
         None => v1::ModelVersion { name: name.to_owned(), ..v1::ModelVersion::default() },
-    })
+    };
+    any("visage.v1.ModelVersion", &version)
 }
 
-fn any<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+fn any(type_name: &str, message: &impl Message) -> Any {
+    Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() }
 }

@@ -20,7 +20,7 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::status::{self, Reason};
+use super::status;
 use crate::app::{CallContext, Caller};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -28,18 +28,18 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// The bounds that the edge keeps.
 #[derive(Clone, Debug)]
-pub struct EdgeSettings {
+pub(super) struct EdgeSettings {
     /// Calls in work at once, streams not counted.
-    pub max_concurrent_calls: usize,
+    pub(super) max_concurrent_calls: usize,
     /// For unary calls that bring no deadline.
-    pub default_deadline: Duration,
+    pub(super) default_deadline: Duration,
     /// Longer deadlines are cut to this.
-    pub max_deadline: Duration,
+    pub(super) max_deadline: Duration,
 }
 
 /// Makes [`Edge`] services.
 #[derive(Clone)]
-pub struct EdgeLayer {
+pub(super) struct EdgeLayer {
     settings: EdgeSettings,
     places: Arc<Semaphore>,
 }
@@ -47,7 +47,7 @@ pub struct EdgeLayer {
 impl EdgeLayer {
     /// An edge with these bounds.
     #[must_use]
-    pub fn new(settings: EdgeSettings) -> Self {
+    pub(super) fn new(settings: EdgeSettings) -> Self {
         let places = Arc::new(Semaphore::new(settings.max_concurrent_calls));
         Self { settings, places }
     }
@@ -63,7 +63,7 @@ impl<S> Layer<S> for EdgeLayer {
 
 /// The edge around a service.
 #[derive(Clone)]
-pub struct Edge<S> {
+pub(super) struct Edge<S> {
     inner: S,
     edge: EdgeLayer,
 }
@@ -106,6 +106,7 @@ where
         let context = edge.context(&request, is_streaming(&path));
         let call_id = context.call_id.clone();
         let deadline = context.deadline;
+        let answered_id = call_id.clone();
         let span = tracing::info_span!("rpc", method = %path, call_id = %call_id, caller = %context.caller.id);
         request.extensions_mut().insert(context);
         let answer = async move {
@@ -131,7 +132,7 @@ where
         Box::pin(
             async move {
                 let mut response = answer.await?;
-                if let Ok(value) = HeaderValue::from_str(&call_id) {
+                if let Ok(value) = HeaderValue::from_str(&answered_id) {
                     response.headers_mut().insert(REQUEST_ID, value);
                 }
                 Ok(response)
@@ -218,7 +219,7 @@ pub(super) fn context<T>(request: &tonic::Request<T>) -> Result<CallContext, Sta
         .extensions()
         .get::<CallContext>()
         .cloned()
-        .ok_or_else(|| status::with_reason(Code::Internal, Reason::Internal, "the call passed no edge", &[]))
+        .ok_or_else(|| status::internal("no call id: the call passed no edge"))
 }
 
 #[cfg(test)]

@@ -129,6 +129,14 @@ fn app_row(error: &AppError) -> Row {
         AppError::FieldInvalid { field, description } => {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, description)
         }
+        AppError::PathOutsideRoots { field, path } => {
+            Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
+                .field(field, "must lie below a configured root")
+                .with("path", path)
+        }
+        AppError::FileNotFound { field, path } => Row::new(Code::NotFound, Reason::FileNotFound, error)
+            .field(field, "must exist")
+            .with("path", path),
         AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
             .field("page_token", "was not given out by this list")
             .with("list", list),
@@ -177,6 +185,86 @@ fn image_row(error: &ImageError) -> Row {
             .with("width", width)
             .with("height", height)
             .with("max_pixels", max_pixels),
+    }
+}
+
+fn registry_row(error: &RegistryError) -> Row {
+    match error {
+        RegistryError::InvalidName { field, rule, .. } => {
+            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, rule)
+        }
+        RegistryError::ModelNotFound { model } => {
+            Row::new(Code::NotFound, Reason::ModelNotFound, error).resource("Model", format!("models/{model}"))
+        }
+        RegistryError::VersionNotFound { version } => {
+            Row::new(Code::NotFound, Reason::ModelVersionNotFound, error).resource("ModelVersion", version)
+        }
+        RegistryError::AliasNotFound { model, alias } => {
+            Row::new(Code::NotFound, Reason::ModelAliasNotFound, error)
+                .resource("ModelAlias", format!("models/{model}@{alias}"))
+        }
+        RegistryError::AliasMoved { model, alias, found, .. } => {
+            let row = Row::new(Code::FailedPrecondition, Reason::AliasMoved, error)
+                .resource("ModelAlias", format!("models/{model}@{alias}"));
+            match found {
+                Some(number) => row.with("found", format!("models/{model}/versions/{number}")),
+                None => row,
+            }
+        }
+        RegistryError::InUse { what, by } => Row::new(Code::FailedPrecondition, Reason::InUse, error)
+            .resource("ModelVersion", what)
+            .with("by", by),
+        RegistryError::CorruptVersion { version, .. } => {
+            Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
+        }
+        RegistryError::Store(e) => store_row(e),
+    }
+}
+
+fn similarity_row(error: &SimilarityError) -> Row {
+    match error {
+        SimilarityError::Invalid { field, rule } => {
+            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, rule)
+        }
+        SimilarityError::CollectionNotFound { name } => {
+            Row::new(Code::NotFound, Reason::CollectionNotFound, error).resource("Collection", name)
+        }
+        SimilarityError::FaceNotFound { name } => {
+            Row::new(Code::NotFound, Reason::FaceNotFound, error).resource("Face", name)
+        }
+        SimilarityError::AlreadyExists { name } => {
+            Row::new(Code::AlreadyExists, Reason::ResourceExists, error).resource("Resource", name)
+        }
+        SimilarityError::SpaceMismatch { got, expected } => {
+            Row::new(Code::FailedPrecondition, Reason::EmbeddingSpaceMismatch, error)
+                .with("got", got)
+                .with("expected", expected)
+        }
+        SimilarityError::Store(e) => store_row(e),
+    }
+}
+
+fn training_row(error: &TrainingError) -> Row {
+    match error {
+        TrainingError::FieldInvalid { field, detail } => {
+            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, detail)
+        }
+        TrainingError::PathOutsideRoots { path } => {
+            Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error).with("path", path)
+        }
+        TrainingError::FileNotFound { path } => {
+            Row::new(Code::NotFound, Reason::FileNotFound, error).with("path", path)
+        }
+        TrainingError::BadData { .. } | TrainingError::Diverged { .. } => {
+            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error)
+        }
+        TrainingError::Network(e) => nn_row(e),
+        TrainingError::Cancelled => Row::new(Code::Cancelled, Reason::Cancelled, error),
+        TrainingError::RootUnusable { .. }
+        | TrainingError::Launch { .. }
+        | TrainingError::Protocol { .. }
+        | TrainingError::Io { .. }
+        | TrainingError::Internal { .. } => Row::new(Code::Internal, Reason::Internal, error),
     }
 }
 

@@ -9,6 +9,7 @@ mod head;
 mod inference;
 mod network;
 mod resnet;
+mod state_dict;
 mod weights;
 
 pub use device::{Device, set_num_threads};
@@ -16,6 +17,7 @@ pub use error::NnError;
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last, check_against};
+pub use state_dict::{parse_state_dict, read_state_dict};
 pub use weights::{parse_safetensors, read_safetensors, write_safetensors};
 
 /// Photos whose shorter side has fewer pixels say too little to be answered.

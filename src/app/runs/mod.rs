@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{AppError, Idempotent, Models, Page, Paged, blocking};
+use super::{AppError, Idempotent, Models, Page, Paged, blocking, resolve};
 use crate::{
     proto::{
         rpc,
@@ -211,27 +211,27 @@ impl Runs {
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
             record.recipe.as_ref().and_then(|r| r.warm_start.as_ref())
         {
-            self.shared.roots.resolve("recipe.weights_path", path)?;
+            resolve(&self.shared.roots, "recipe.weights_path", path)?;
         }
         Ok(())
     }
 
     fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
-        let resolve = |field: String, path: &str| -> Result<String, AppError> {
-            let path = self.shared.roots.resolve(&field, path)?;
+        let below = |field: String, path: &str| -> Result<String, AppError> {
+            let path = resolve(&self.shared.roots, &field, path)?;
             path.into_os_string().into_string().map_err(|_| AppError::field(field, "must be valid UTF-8"))
         };
         let resolve_one = |(i, source): (usize, &v1::DataSource)| {
             let source = match &source.source {
                 Some(v1::data_source::Source::Utkface(folder)) => {
-                    let path = resolve(format!("sources[{i}].utkface.path"), &folder.path)?;
+                    let path = below(format!("sources[{i}].utkface.path"), &folder.path)?;
                     v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })
                 }
                 Some(v1::data_source::Source::Csv(table)) => {
                     let mut table = table.clone();
-                    table.path = resolve(format!("sources[{i}].csv.path"), &table.path)?;
+                    table.path = below(format!("sources[{i}].csv.path"), &table.path)?;
                     if !table.image_root.is_empty() {
-                        table.image_root = resolve(format!("sources[{i}].csv.image_root"), &table.image_root)?;
+                        table.image_root = below(format!("sources[{i}].csv.image_root"), &table.image_root)?;
                     }
                     v1::data_source::Source::Csv(table)
                 }

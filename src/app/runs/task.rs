@@ -16,14 +16,11 @@ use crate::{
         worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
     },
     registry::{ModelId, ModelRef, NewVersion, VersionName},
-    training::{RunningWorker, WorkerExit},
+    training::RunningWorker,
 };
 
 /// Progress is stored at each epoch's end and at least this often.
 const KEEP_PROGRESS_EVERY: Duration = Duration::from_secs(5);
-
-/// How long a cancelled child may take to leave by itself.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// Leads a run to its end; whatever happens, the end is written.
 pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
@@ -78,11 +75,19 @@ async fn train(runs: &Runs, active: &Active, record: &mut RunRecord) -> Result<E
     })
     .await?;
     let job = prepare(runs, record, scratch.path()).await?;
-    let mut worker = runs.shared.launcher.start(job)?;
-    match follow(runs, active, record, &mut worker).await? {
-        Said::Finished(finished) => register(runs, active, record, finished, scratch.path()).await,
-        Said::Failed(failed) => Ok(End::Failed(failure(runs, &failed))),
-        Said::Data(_) | Said::Progress(_) => Err(AppError::Internal("the run ended without an end".to_owned())),
+    let launcher = std::sync::Arc::clone(&runs.shared.launcher);
+    let mut worker = blocking(move || Ok(launcher.start(job)?)).await?;
+    follow(runs, active, record, &mut worker).await?;
+    let exit = worker.wait().await;
+    if active.cancel.is_cancelled() {
+        return Ok(stopped(runs));
+    }
+    match exit.result {
+        Ok(finished) => register(runs, active, record, *finished, scratch.path()).await,
+        Err(failed) => {
+            tracing::warn!(run = %record.id, stderr = %exit.stderr_tail, "the training process failed");
+            Ok(End::Failed(failure(&failed)))
+        }
     }
 }
 
@@ -97,7 +102,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
         device: settings.device.clone(),
         n_threads: settings.n_threads,
         max_pixels: settings.max_pixels,
-        roots: runs.shared.roots.paths().iter().map(|p| p.to_string_lossy().into_owned()).collect(),
+        roots: runs.shared.roots.folders().iter().map(|p| p.to_string_lossy().into_owned()).collect(),
         ..Job::default()
     };
     match record.recipe.as_ref().and_then(|r| r.warm_start.as_ref()) {
@@ -112,7 +117,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
             blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&manifest)?)?)).await?;
         }
         Some(v1::recipe::WarmStart::WeightsPath(path)) => {
-            let file = runs.shared.roots.resolve("recipe.weights_path", path)?;
+            let file = crate::app::resolve(&runs.shared.roots, "recipe.weights_path", path)?;
             job.torchvision_file = file.to_string_lossy().into_owned();
         }
         None => {}
@@ -120,27 +125,30 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
     Ok(job)
 }
 
-/// Records what the child says until its last word; a child that dies without one has failed.
+/// Records what the child says until it has said all, or the run is told to stop.
 async fn follow(
     runs: &Runs,
     active: &Active,
     record: &mut RunRecord,
     worker: &mut RunningWorker,
-) -> Result<Said, AppError> {
-    let mut kept = (0, Instant::now());
+) -> Result<(), AppError> {
+    let mut kept = ((0, 0), Instant::now());
     loop {
         let said = tokio::select! {
             biased;
-            () = active.cancel.cancelled() => return cancel(runs, worker).await,
-            said = worker.events.recv() => said,
+            () = active.cancel.cancelled() => {
+                worker.cancel();
+                return Ok(());
+            }
+            said = worker.next_event() => said,
         };
-        match said.and_then(|event| event.event) {
-            Some(Said::Data(data)) => {
+        match said.map(|event| event.event) {
+            Some(Some(Said::Data(data))) => {
                 record.data = Some(data.clone());
                 write(runs, active, record, Kind::Data(data)).await?;
             }
-            Some(Said::Progress(progress)) => {
-                let epoch = progress.stage * 1_000_000 + progress.epoch;
+            Some(Some(Said::Progress(progress))) => {
+                let epoch = (progress.stage, progress.epoch);
                 record.progress = Some(progress.clone());
                 if epoch != kept.0 || kept.1.elapsed() > KEEP_PROGRESS_EVERY {
                     kept = (epoch, Instant::now());
@@ -149,26 +157,11 @@ async fn follow(
                     active.feed.tell(feed::event(active.feed.next_sequence(), Kind::Progress(progress)));
                 }
             }
-            Some(last @ (Said::Finished(_) | Said::Failed(_))) => {
-                worker.wait().await;
-                return Ok(last);
-            }
-            None => return Ok(Said::Failed(died(&worker.wait().await))),
+            // Its last word comes with its exit.
+            Some(Some(Said::Finished(_) | Said::Failed(_)) | None) => {}
+            None => return Ok(()),
         }
     }
-}
-
-async fn cancel(runs: &Runs, worker: &mut RunningWorker) -> Result<Said, AppError> {
-    worker.cancel();
-    if tokio::time::timeout(CANCEL_GRACE, worker.wait()).await.is_err() {
-        worker.kill();
-        worker.wait().await;
-    }
-    let End::Failed(status) = stopped(runs) else {
-        return Err(AppError::Stopping);
-    };
-    let kind = if status.code == 1 { FailureKind::Cancelled } else { FailureKind::Unspecified };
-    Ok(Said::Failed(Failed { kind: kind.into(), message: status.message }))
 }
 
 /// The end of a run that was told to stop: by its caller, or with the server.
@@ -180,17 +173,12 @@ fn stopped(runs: &Runs) -> End {
     })
 }
 
-fn died(exit: &WorkerExit) -> Failed {
-    Failed { kind: FailureKind::Internal.into(), message: format!("the training process ended early: {exit}") }
-}
-
-fn failure(runs: &Runs, failed: &Failed) -> rpc::Status {
+fn failure(failed: &Failed) -> rpc::Status {
     let kind = match failed.kind() {
         FailureKind::BadData | FailureKind::BadRecipe => RunErrorKind::Invalid,
         FailureKind::OutOfMemory => RunErrorKind::Memory,
         FailureKind::Diverged => RunErrorKind::Diverged,
         FailureKind::Cancelled => RunErrorKind::Cancelled,
-        FailureKind::Unspecified if runs.shared.stopping.is_cancelled() => RunErrorKind::Interrupted,
         FailureKind::Unspecified | FailureKind::Internal => RunErrorKind::Internal,
     };
     run_error(kind, &failed.message)
@@ -219,6 +207,7 @@ async fn register(
         preprocessing: finished.preprocessing.unwrap_or_default(),
         tensors,
         calibrations: finished.calibrations,
+        embedding_layers: crate::app::embedding_layers(),
         metrics: finished.metrics,
         golden: finished.golden,
         training_run: format!("trainingRuns/{}", record.id),

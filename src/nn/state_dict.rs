@@ -1,0 +1,425 @@
+//! PyTorch's state dicts: a zip of a pickle and one file a tensor's storage.
+//!
+//! Only what `torch.save(model.state_dict())` writes is understood: dictionaries of tensors. A pickle is a program for
+//! a stack machine; this machine knows no function but the two that rebuild tensors and dictionaries, so that no file
+//! can run anything. Sizes are checked before anything is allocated.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{BufReader, Read, Seek},
+    path::Path,
+};
+
+use zip::ZipArchive;
+
+use super::{Dtype, NnError, TensorData};
+
+/// The most bytes of a pickle, which holds names and shapes only.
+const MAX_PICKLE_BYTES: u64 = 16 << 20;
+
+/// The most bytes of all tensors of a file.
+const MAX_TENSOR_BYTES: u64 = 8 << 30;
+
+/// Reads a `.pth` file as written by PyTorch 1.6 or later; f32 and i64 tensors.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
+pub fn read_state_dict(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
+    let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    parse_state_dict(BufReader::new(file)).map_err(unreadable)
+}
+
+/// The tensors in a state dict's bytes.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, String> {
+    let mut zip = ZipArchive::new(bytes).map_err(|e| {
+        format!("no zip archive ({e}); files of PyTorch before 1.6 must be saved again with torch.save")
+    })?;
+    let pickle = zip
+        .file_names()
+        .find(|name| name.ends_with("/data.pkl"))
+        .map(str::to_owned)
+        .ok_or("it holds no data.pkl, so it is no PyTorch state dict")?;
+    let folder = pickle.trim_end_matches("data.pkl").to_owned();
+    let program = read_entry(&mut zip, &pickle, MAX_PICKLE_BYTES)?;
+    let Value::Dict(entries) = Machine::run(&program)? else {
+        return Err("it does not hold a dictionary; save model.state_dict()".to_owned());
+    };
+    let (mut tensors, mut total) = (Vec::new(), 0u64);
+    for (name, value) in entries {
+        let (Value::Text(name), Value::Tensor(tensor)) = (name, value) else {
+            return Err("it holds other things than tensors by name; save model.state_dict()".to_owned());
+        };
+        let shape = tensor.check().map_err(|why| format!("tensor {name}: {why}"))?;
+        total += tensor.n_bytes();
+        if total > MAX_TENSOR_BYTES {
+            return Err(format!("it holds more than {MAX_TENSOR_BYTES} bytes of tensors"));
+        }
+        let entry = format!("{folder}data/{}", tensor.storage);
+        let storage = read_entry(&mut zip, &entry, MAX_TENSOR_BYTES)?;
+        let from = tensor.offset as usize * tensor.width() as usize;
+        let bytes = storage
+            .get(from..from + tensor.n_bytes() as usize)
+            .ok_or_else(|| format!("tensor {name}: its storage has {} bytes only", storage.len()))?;
+        tensors.push(TensorData { name, shape, dtype: tensor.dtype, bytes: bytes.to_vec() });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+fn read_entry(zip: &mut ZipArchive<impl Read + Seek>, name: &str, max: u64) -> Result<Vec<u8>, String> {
+    let entry = zip.by_name(name).map_err(|e| format!("{name}: {e}"))?;
+    if entry.size() > max {
+        return Err(format!("{name} claims {} bytes, at most {max} are read", entry.size()));
+    }
+    let mut bytes = Vec::new();
+    // The size is a claim; the reader is held to it.
+    entry.take(max + 1).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
+    if bytes.len() as u64 > max {
+        return Err(format!("{name} has more than {max} bytes"));
+    }
+    Ok(bytes)
+}
+
+/// A tensor as a view of a storage.
+#[derive(Clone, Debug, PartialEq)]
+struct TensorView {
+    storage: String,
+    dtype: Dtype,
+    offset: u64,
+    shape: Vec<i64>,
+    strides: Vec<i64>,
+}
+
+impl TensorView {
+    fn width(&self) -> u64 {
+        match self.dtype {
+            Dtype::F32 => 4,
+            Dtype::I64 => 8,
+        }
+    }
+
+    fn n_bytes(&self) -> u64 {
+        self.shape.iter().map(|d| d.unsigned_abs()).product::<u64>() * self.width()
+    }
+
+    /// The shape, once it is shown to be one and the elements to lie in order.
+    fn check(&self) -> Result<Vec<i64>, String> {
+        let mut expected = 1i64;
+        let mut contiguous = self.shape.len() == self.strides.len();
+        for (&d, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            if d < 0 {
+                return Err(format!("it has the shape {:?}", self.shape));
+            }
+            contiguous &= d <= 1 || stride == expected;
+            expected = expected.checked_mul(d.max(1)).ok_or("its shape is too large")?;
+        }
+        let end = self.offset.checked_add(expected.unsigned_abs()).and_then(|n| n.checked_mul(self.width()));
+        if end.is_none_or(|end| end > MAX_TENSOR_BYTES) {
+            return Err("it is too large".to_owned());
+        }
+        contiguous.then(|| self.shape.clone()).ok_or_else(|| "its elements are not in order; save it contiguous".to_owned())
+    }
+}
+
+/// What the machine's stack holds.
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    None,
+    Bool,
+    Int(i64),
+    Float,
+    Text(String),
+    Tuple(Vec<Value>),
+    Dict(Vec<(Value, Value)>),
+    /// A class or function, by name.
+    Global(String),
+    /// Element type and key of a storage.
+    Storage(Dtype, String),
+    Tensor(TensorView),
+    Mark,
+}
+
+/// The stack machine.
+struct Machine<'a> {
+    program: &'a [u8],
+    stack: Vec<Value>,
+    memo: HashMap<u32, Value>,
+}
+
+/// Values a stack or tuple may hold, far above what any network needs.
+const MAX_VALUES: usize = 1 << 20;
+
+impl<'a> Machine<'a> {
+    fn run(program: &'a [u8]) -> Result<Value, String> {
+        let mut machine = Self { program, stack: Vec::new(), memo: HashMap::new() };
+        loop {
+            if machine.stack.len() > MAX_VALUES {
+                return Err("its pickle holds too many values".to_owned());
+            }
+            if let Some(value) = machine.step()? {
+                return Ok(value);
+            }
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
+        let (taken, rest) = self.program.split_at_checked(n).ok_or("its pickle ends early")?;
+        self.program = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self, n: usize) -> Result<u32, String> {
+        Ok(self.take(n)?.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte)))
+    }
+
+    fn text(&mut self, n: usize) -> Result<String, String> {
+        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "its pickle has a name that is no text".to_owned())
+    }
+
+    fn line(&mut self) -> Result<String, String> {
+        let end = self.program.iter().position(|b| *b == b'\n').ok_or("its pickle ends early")?;
+        let line = self.text(end)?;
+        self.take(1)?;
+        Ok(line)
+    }
+
+    fn pop(&mut self) -> Result<Value, String> {
+        self.stack.pop().ok_or_else(|| "its pickle takes more than there is".to_owned())
+    }
+
+    /// The values above the last mark.
+    fn above_mark(&mut self) -> Result<Vec<Value>, String> {
+        let at = self.stack.iter().rposition(|v| *v == Value::Mark).ok_or("its pickle has no mark where one is due")?;
+        let values = self.stack.split_off(at + 1);
+        self.stack.pop();
+        Ok(values)
+    }
+
+    fn tuple(&mut self, n: usize) -> Result<(), String> {
+        let at = self.stack.len().checked_sub(n).ok_or("its pickle takes more than there is")?;
+        let values = self.stack.split_off(at);
+        self.stack.push(Value::Tuple(values));
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: Vec<Value>) -> Result<(), String> {
+        let Some(Value::Dict(entries)) = self.stack.last_mut() else {
+            return Err("its pickle sets items of what is no dictionary".to_owned());
+        };
+        let mut items = items.into_iter();
+        while let (Some(key), Some(value)) = (items.next(), items.next()) {
+            entries.push((key, value));
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, slot: u32) -> Result<(), String> {
+        // A dictionary is filled after it was remembered and never asked for again: its memory would be a copy.
+        match self.stack.last().ok_or("its pickle remembers nothing")? {
+            Value::Dict(_) => {}
+            value => drop(self.memo.insert(slot, value.clone())),
+        }
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: u32) -> Result<(), String> {
+        let value = self.memo.get(&slot).cloned().ok_or("its pickle recalls what it never remembered")?;
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// One instruction; the result when it was the last.
+    fn step(&mut self) -> Result<Option<Value>, String> {
+        let code = self.take(1)?[0];
+        match code {
+            0x80 => drop(self.take(1)?),
+            0x95 => drop(self.take(8)?),
+            b'.' => return self.pop().map(Some),
+            b'(' => self.stack.push(Value::Mark),
+            b'N' => self.stack.push(Value::None),
+            0x88 | 0x89 => self.stack.push(Value::Bool),
+            b'J' => {
+                let n = self.number(4)?;
+                self.stack.push(Value::Int(i64::from(n as i32)));
+            }
+            b'K' => {
+                let n = self.number(1)?;
+                self.stack.push(Value::Int(i64::from(n)));
+            }
+            b'M' => {
+                let n = self.number(2)?;
+                self.stack.push(Value::Int(i64::from(n)));
+            }
+            0x8a => {
+                let n = self.number(1)? as usize;
+                let bytes = self.take(n)?;
+                if n > 8 {
+                    return Err("its pickle has a number that is too large".to_owned());
+                }
+                let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
+                let mut whole = [if negative { 0xff } else { 0 }; 8];
+                whole[..n].copy_from_slice(bytes);
+                self.stack.push(Value::Int(i64::from_le_bytes(whole)));
+            }
+            b'G' => {
+                self.take(8)?;
+                self.stack.push(Value::Float);
+            }
+            b'X' => {
+                let n = self.number(4)? as usize;
+                let text = self.text(n)?;
+                self.stack.push(Value::Text(text));
+            }
+            0x8c => {
+                let n = self.number(1)? as usize;
+                let text = self.text(n)?;
+                self.stack.push(Value::Text(text));
+            }
+            b'c' => {
+                let name = format!("{}.{}", self.line()?, self.line()?);
+                self.stack.push(Value::Global(name));
+            }
+            0x93 => match (self.pop()?, self.pop()?) {
+                (Value::Text(name), Value::Text(module)) => self.stack.push(Value::Global(format!("{module}.{name}"))),
+                _ => return Err("its pickle names a class that is no name".to_owned()),
+            },
+            b')' | b']' => self.stack.push(Value::Tuple(Vec::new())),
+            b'}' => self.stack.push(Value::Dict(Vec::new())),
+            b't' => {
+                let values = self.above_mark()?;
+                self.stack.push(Value::Tuple(values));
+            }
+            0x85..=0x87 => self.tuple(usize::from(code - 0x84))?,
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set_items(vec![key, value])?;
+            }
+            b'u' => {
+                let items = self.above_mark()?;
+                self.set_items(items)?;
+            }
+            b'q' => {
+                let slot = self.number(1)?;
+                self.remember(slot)?;
+            }
+            b'r' => {
+                let slot = self.number(4)?;
+                self.remember(slot)?;
+            }
+            0x94 => {
+                let slot = self.memo.len() as u32;
+                self.remember(slot)?;
+            }
+            b'h' => {
+                let slot = self.number(1)?;
+                self.recall(slot)?;
+            }
+            b'j' => {
+                let slot = self.number(4)?;
+                self.recall(slot)?;
+            }
+            b'Q' => {
+                let storage = storage(self.pop()?)?;
+                self.stack.push(storage);
+            }
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                self.stack.push(call(&function, arguments)?);
+            }
+            // The state of an ordered dictionary is the version of its module: of no use here.
+            b'b' => drop(self.pop()?),
+            other => return Err(format!("its pickle has the instruction {other:#04x}, which a state dict does not need")),
+        }
+        Ok(None)
+    }
+}
+
+/// `('storage', class, key, device, elements)` as a storage.
+fn storage(id: Value) -> Result<Value, String> {
+    if let Value::Tuple(parts) = &id
+        && let [Value::Text(kind), Value::Global(class), Value::Text(key), ..] = parts.as_slice()
+        && kind == "storage"
+        && key.bytes().all(|b| b.is_ascii_alphanumeric())
+    {
+        let dtype = match class.as_str() {
+            "torch.FloatStorage" => Dtype::F32,
+            "torch.LongStorage" => Dtype::I64,
+            other => return Err(format!("it holds a {other}; only float32 and int64 tensors are read")),
+        };
+        return Ok(Value::Storage(dtype, key.clone()));
+    }
+    Err("its pickle names a storage in an unknown way".to_owned())
+}
+
+/// The two functions that a state dict needs.
+fn call(function: &Value, arguments: Value) -> Result<Value, String> {
+    let (Value::Global(name), Value::Tuple(arguments)) = (function, arguments) else {
+        return Err("its pickle calls what is no function".to_owned());
+    };
+    let numbers = |value: &Value| match value {
+        Value::Tuple(values) => values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect(),
+        _ => None,
+    };
+    match (name.as_str(), arguments.as_slice()) {
+        ("collections.OrderedDict", _) => Ok(Value::Dict(Vec::new())),
+        (
+            "torch._utils._rebuild_tensor_v2",
+            [Value::Storage(dtype, storage), Value::Int(offset), shape, strides, ..],
+        ) => {
+            let view = u64::try_from(*offset).ok().zip(numbers(shape)).zip(numbers(strides));
+            let ((offset, shape), strides) = view.ok_or("its pickle describes a tensor by what are no numbers")?;
+            Ok(Value::Tensor(TensorView { storage: storage.clone(), dtype: *dtype, offset, shape, strides }))
+        }
+        ("torch._utils._rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),
+        (other, _) => Err(format!("its pickle calls {other}, which a state dict does not need")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `torch.save({"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)})` by PyTorch 2.11, by `benches/peers/state_dict.py`.
+    const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict.pth");
+
+    #[test]
+    fn a_file_of_pytorch_is_read() {
+        let tensors = parse_state_dict(Cursor::new(FIXTURE)).unwrap();
+        let values: Vec<u8> = (0..6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let expected = [
+            TensorData { name: "a.weight".to_owned(), shape: vec![2, 3], dtype: Dtype::F32, bytes: values },
+            TensorData { name: "n".to_owned(), shape: vec![], dtype: Dtype::I64, bytes: 7i64.to_le_bytes().to_vec() },
+        ];
+        assert_eq!(tensors, expected);
+    }
+
+    #[test]
+    fn a_pickle_that_wants_to_run_something_is_refused() {
+        let error = Machine::run(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.").unwrap_err();
+        assert!(error.contains("os.system"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_program_ends_in_a_value_or_an_error(program in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Machine::run(&program);
+        }
+
+        #[test]
+        fn damaged_files_end_in_tensors_or_an_error(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = FIXTURE.to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = parse_state_dict(Cursor::new(bytes));
+        }
+    }
+}
