@@ -16,22 +16,6 @@ pub enum AppError {
         /// What is wrong, and what is allowed.
         description: String,
     },
-    /// A path that leads outside the configured roots.
-    #[error("{field}: {path} is not below a configured root (training.roots)")]
-    PathOutsideRoots {
-        /// The field's path in the request.
-        field: String,
-        /// As given.
-        path: String,
-    },
-    /// Nothing is at a path below a root.
-    #[error("{field}: {path} does not exist below a configured root (training.roots)")]
-    FileNotFound {
-        /// The field's path in the request.
-        field: String,
-        /// As given.
-        path: String,
-    },
     /// A page token that this list did not give out.
     #[error("the page token was not given out by the list {list}; start again with an empty token")]
     PageTokenInvalid {
@@ -125,16 +109,6 @@ impl AppError {
         Self::FieldInvalid { field: field.into(), description: description.into() }
     }
 
-    /// Says which field of the request gave a path that cannot be used.
-    pub(super) fn at_field(error: TrainingError, field: &str) -> Self {
-        let field = field.to_owned();
-        match error {
-            TrainingError::PathOutsideRoots { path } => Self::PathOutsideRoots { field, path },
-            TrainingError::FileNotFound { path } => Self::FileNotFound { field, path },
-            other => Self::Training(other),
-        }
-    }
-
     /// Whether it is a store's condition on `table` that did not hold.
     pub(super) fn is_conflict_in(&self, table: Table) -> bool {
         let store = match self {
@@ -150,8 +124,8 @@ impl AppError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::FieldInvalid { .. } | Self::PathOutsideRoots { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
-            Self::FileNotFound { .. } | Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
+            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
+            Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
             Self::RequestIdReused { .. }
             | Self::RunFinal { .. }
             | Self::OperationRunning { .. }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::{App, AppError, Idempotent, blocking};
 use crate::{
-    nn::{NetworkSpec, NnError, TensorData, check_against, read_safetensors, read_state_dict},
+    nn::{NnError, TensorData, check_against, read_safetensors, read_state_dict},
     proto::{
         store::{Golden, Preprocessing},
         v1,
     },
     registry::{ModelId, NewVersion},
-    training::recipe::{Head, Target, architecture_from_proto, heads_from_proto},
+    training::{Head, architecture, network_spec},
 };
 
 /// The seed of an import's golden input.
@@ -32,18 +32,17 @@ impl App {
         if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
             return Ok(answer);
         }
-        let heads = heads_from_proto("heads", &request.heads)?;
-        if let Some(open) = heads.iter().find(|h| matches!(&h.target, Target::Classification { labels } if labels.is_empty())) {
+        let heads = Head::parse_all("heads", &request.heads)?;
+        if let Some(open) = heads.iter().find(|h| h.has_open_labels()) {
             return Err(AppError::field("heads", format!("the labels of {:?} must be given for an import", open.name)));
         }
         let image_size_px = u32::try_from(request.image_size_px)
             .ok()
             .filter(|px| (32..=512).contains(px) && px % 32 == 0)
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
-        let architecture = architecture_from_proto("architecture", request.architecture)?;
-        let named = |head: &Head| (head.name.clone(), head.kind());
-        let spec = NetworkSpec { architecture, heads: heads.iter().map(named).collect(), dropout: 0.0 };
-        let file = super::resolve(&self.roots, "weights_path", &request.weights_path)?;
+        let body = architecture("architecture", request.architecture)?;
+        let spec = network_spec(body, &heads, 0.0);
+        let file = self.roots.resolve("weights_path", &request.weights_path)?;
         let tensors = blocking(move || {
             let tensors = read_weights(&file)?;
             check_against(&spec, &tensors)?;

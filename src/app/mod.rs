@@ -172,11 +172,6 @@ impl App {
     }
 }
 
-/// A caller's path below the roots; an error names the field that gave it.
-fn resolve(roots: &Roots, field: &str, path: &str) -> Result<std::path::PathBuf, AppError> {
-    roots.resolve(path).map_err(|e| AppError::at_field(e, field))
-}
-
 /// The layers of every network here that can be compared.
 fn embedding_layers() -> Vec<EmbeddingLayer> {
     let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };

@@ -129,14 +129,6 @@ fn app_row(error: &AppError) -> Row {
         AppError::FieldInvalid { field, description } => {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, description)
         }
-        AppError::PathOutsideRoots { field, path } => {
-            Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
-                .field(field, "must lie below a configured root")
-                .with("path", path)
-        }
-        AppError::FileNotFound { field, path } => Row::new(Code::NotFound, Reason::FileNotFound, error)
-            .field(field, "must exist")
-            .with("path", path),
         AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
             .field("page_token", "was not given out by this list")
             .with("list", list),
@@ -249,12 +241,14 @@ fn training_row(error: &TrainingError) -> Row {
         TrainingError::FieldInvalid { field, detail } => {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, detail)
         }
-        TrainingError::PathOutsideRoots { path } => {
-            Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error).with("path", path)
+        TrainingError::PathOutsideRoots { field, path } => {
+            Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
+                .field(field, "must lie below a configured root")
+                .with("path", path)
         }
-        TrainingError::FileNotFound { path } => {
-            Row::new(Code::NotFound, Reason::FileNotFound, error).with("path", path)
-        }
+        TrainingError::FileNotFound { field, path } => Row::new(Code::NotFound, Reason::FileNotFound, error)
+            .field(field, "must exist")
+            .with("path", path),
         TrainingError::BadData { .. } | TrainingError::Diverged { .. } => {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error)
         }

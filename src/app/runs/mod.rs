@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{AppError, Idempotent, Models, Page, Paged, blocking, resolve};
+use super::{AppError, Idempotent, Models, Page, Paged, blocking};
 use crate::{
     proto::{
         rpc,
@@ -211,14 +211,14 @@ impl Runs {
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
             record.recipe.as_ref().and_then(|r| r.warm_start.as_ref())
         {
-            resolve(&self.shared.roots, "recipe.weights_path", path)?;
+            self.shared.roots.resolve("recipe.weights_path", path)?;
         }
         Ok(())
     }
 
     fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
         let below = |field: String, path: &str| -> Result<String, AppError> {
-            let path = resolve(&self.shared.roots, &field, path)?;
+            let path = self.shared.roots.resolve(&field, path)?;
             path.into_os_string().into_string().map_err(|_| AppError::field(field, "must be valid UTF-8"))
         };
         let resolve_one = |(i, source): (usize, &v1::DataSource)| {

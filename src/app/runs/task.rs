@@ -102,7 +102,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
         device: settings.device.clone(),
         n_threads: settings.n_threads,
         max_pixels: settings.max_pixels,
-        roots: runs.shared.roots.folders().iter().map(|p| p.to_string_lossy().into_owned()).collect(),
+        roots: runs.shared.roots.paths().iter().map(|p| p.to_string_lossy().into_owned()).collect(),
         ..Job::default()
     };
     match record.recipe.as_ref().and_then(|r| r.warm_start.as_ref()) {
@@ -117,7 +117,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
             blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&manifest)?)?)).await?;
         }
         Some(v1::recipe::WarmStart::WeightsPath(path)) => {
-            let file = crate::app::resolve(&runs.shared.roots, "recipe.weights_path", path)?;
+            let file = runs.shared.roots.resolve("recipe.weights_path", path)?;
             job.torchvision_file = file.to_string_lossy().into_owned();
         }
         None => {}
@@ -140,7 +140,7 @@ async fn follow(
                 worker.cancel();
                 return Ok(());
             }
-            said = worker.next_event() => said,
+            said = worker.events.recv() => said,
         };
         match said.map(|event| event.event) {
             Some(Some(Said::Data(data))) => {

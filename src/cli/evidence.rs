@@ -1,0 +1,119 @@
+//! Rows of evidence: what was measured, beside what, and the bar it must reach.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use comfy_table::{Cell, Table};
+use serde::Serialize;
+
+/// One measured figure.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// `faces`, `training`, `serve` or `similar`.
+    pub(super) suite: &'static str,
+    /// A dotted path, such as `age.mae`.
+    pub(super) name: String,
+    pub(super) value: f64,
+    pub(super) unit: &'static str,
+    /// What it is compared with, measured in the same run.
+    pub(super) versus: Option<String>,
+    pub(super) versus_value: Option<f64>,
+    /// value / versus_value.
+    pub(super) ratio: Option<f64>,
+    /// Which the ratio, or the value where there is none, must reach.
+    pub(super) bar: Option<Bar>,
+    /// Absent without a bar.
+    pub(super) pass: Option<bool>,
+    pub(super) note: String,
+}
+
+/// A figure that must be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bar {
+    fn holds(self, figure: f64) -> bool {
+        match self {
+            Self::AtMost(bar) => figure <= bar,
+            Self::AtLeast(bar) => figure >= bar,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtMost(bar) => format!("≤ {bar}"),
+            Self::AtLeast(bar) => format!("≥ {bar}"),
+        }
+    }
+}
+
+impl Row {
+    pub(super) fn new(suite: &'static str, name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self {
+            suite,
+            name: name.into(),
+            value,
+            unit,
+            versus: None,
+            versus_value: None,
+            ratio: None,
+            bar: None,
+            pass: None,
+            note: String::new(),
+        }
+    }
+
+    pub(super) fn versus(mut self, what: impl Into<String>, value: f64) -> Self {
+        self.versus = Some(what.into());
+        self.versus_value = Some(value);
+        self.ratio = Some(self.value / value);
+        self
+    }
+
+    pub(super) fn bar(mut self, bar: Bar) -> Self {
+        self.bar = Some(bar);
+        self.pass = Some(bar.holds(self.ratio.unwrap_or(self.value)));
+        self
+    }
+
+    pub(super) fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+}
+
+/// Prints the rows as a table and, if asked, writes them as JSON; says whether every bar was reached.
+pub(super) fn report(rows: &[Row], json: Option<&Path>) -> anyhow::Result<bool> {
+    let mut table = Table::new();
+    table.set_header(["name", "value", "versus", "ratio", "bar", "", "note"]);
+    let number = |value: f64| if value.abs() >= 100.0 { format!("{value:.1}") } else { format!("{value:.3}") };
+    for row in rows {
+        let versus = row.versus.as_ref().zip(row.versus_value).map(|(what, value)| format!("{} {what}", number(value)));
+        let verdict = match row.pass {
+            Some(true) => "reached",
+            Some(false) => "MISSED",
+            None => "",
+        };
+        table.add_row([
+            Cell::new(&row.name),
+            Cell::new(format!("{} {}", number(row.value), row.unit)),
+            Cell::new(versus.unwrap_or_default()),
+            Cell::new(row.ratio.map(number).unwrap_or_default()),
+            Cell::new(row.bar.map(Bar::text).unwrap_or_default()),
+            Cell::new(verdict),
+            Cell::new(&row.note),
+        ]);
+    }
+    println!("{table}");
+    if let Some(path) = json {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        fs::write(path, serde_json::to_string_pretty(rows)?).with_context(|| path.display().to_string())?;
+    }
+    Ok(rows.iter().all(|row| row.pass != Some(false)))
+}
