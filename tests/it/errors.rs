@@ -27,7 +27,7 @@ type Refusal = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
 struct Row {
     name: &'static str,
-    call: Box<dyn Fn(Clients) -> Refusal + Send>,
+    call: Box<dyn FnOnce(Clients) -> Refusal + Send>,
     code: Code,
     reason: &'static str,
     detail: Detail,
@@ -543,7 +543,8 @@ async fn every_refusal_has_its_code_reason_and_detail() {
     let runs = clients.training.list_training_runs(v1::ListTrainingRunsRequest::default()).await.unwrap().into_inner();
     let rows = rows(&home, runs.training_runs[0].name.clone());
     let mut wrong = Vec::new();
-    for row in &rows {
+    let n_rows = rows.len();
+    for row in rows {
         match (row.call)(clients.clone()).await {
             Ok(()) => wrong.push(format!("{}: was answered", row.name)),
             Err(status) => {
@@ -563,7 +564,7 @@ async fn every_refusal_has_its_code_reason_and_detail() {
         }
         clients.visage.predict(predict(PORTRAIT)).await.unwrap_or_else(|e| panic!("after {}: {e:?}", row.name));
     }
-    assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} of {n_rows} rows:\n{}", wrong.len(), wrong.join("\n"));
     assert!(!home.log().contains("\"ERROR\"") && !home.log().contains(" ERROR "), "{}", home.log());
 }
 

@@ -38,9 +38,8 @@ fn enroll(face: &str, image: Vec<u8>) -> v1::EnrollFaceRequest {
 async fn the_main_job_end_to_end() {
     let home = Home::new("");
     let photos = home.path("photos");
-    faces::write_utkface(&photos, 64, 3);
-    std::fs::write(photos.join("unreadable_1_0_20170101.png"), b"no image").unwrap();
-    std::fs::write(photos.join("30_0_1_20170101000000000.png"), b"no image").unwrap();
+    faces::write_utkface(&photos, 0, 64);
+    let bad = faces::write_bad_files(&photos);
     let server = home.serve().await;
     let mut c = server.clients().await;
 
@@ -63,7 +62,9 @@ async fn the_main_job_end_to_end() {
         _ => None,
     });
     let data = data.expect("the data's report");
-    assert_eq!(data.rejected.values().sum::<i64>(), 2, "{data:?}");
+    let rejected: Vec<&str> = data.rejected_examples.iter().map(|r| r.name.as_str()).collect();
+    assert!(rejected.iter().all(|name| bad.iter().any(|b| name.ends_with(b))), "{rejected:?}");
+    assert!(data.rejected.values().sum::<i64>() >= 3, "{data:?}");
     assert!(events.iter().any(|e| matches!(&e.event, Some(Event::Progress(p)) if p.step > 0 && p.n_steps > 0)));
     let Some(Event::Ended(ended)) = &events.last().unwrap().event else { panic!("no end") };
     assert_eq!(ended.state(), v1::RunState::Succeeded, "{ended:?}");
@@ -89,7 +90,7 @@ async fn the_main_job_end_to_end() {
     };
     c.faces.create_collection(space).await.unwrap();
     c.faces.enroll_face(enroll("astronaut", PORTRAIT.to_vec())).await.unwrap();
-    let others: Vec<_> = (0..8).map(|i| faces::draw_png(100 + i)).collect();
+    let others: Vec<_> = (0..8).map(|i| faces::Person::of(100 + i).photo(0, image::ImageFormat::Png)).collect();
     let requests = others.iter().enumerate().map(|(i, image)| v1::StreamEnrollFacesRequest {
         request: Some(enroll(&format!("other-{i}"), image.clone())),
         correlation_id: i.to_string(),

@@ -90,6 +90,7 @@ pub fn quick_recipe() -> v1::Recipe {
         ],
         stages: vec![v1::Stage { epochs: 1, image_size_px: 32, max_learning_rate: 2e-3, freeze_body: false }],
         batch_size: 16,
+        max_bad_fraction: Some(0.2),
         seed: 7,
         ..v1::Recipe::default()
     }

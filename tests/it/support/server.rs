@@ -142,7 +142,7 @@ async fn template() -> &'static Path {
     let _turn = MAKING.lock().await;
     if TEMPLATE.get().is_none() {
         let home = Home::new("");
-        faces::write_utkface(&home.path("photos"), 96, 1);
+        faces::write_utkface(&home.path("photos"), 0, 96);
         let server = home.serve().await;
         let mut clients = server.clients().await;
         let request = v1::TrainRequest {
