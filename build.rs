@@ -26,11 +26,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut public = descriptors.clone();
     public.file.retain(|f| !matches!(f.package(), "visage.store.v1" | "visage.worker.v1"));
     fs::write(out.join("visage_v1.bin"), public.encode_to_vec())?;
+    let mut config = prost_build::Config::new();
+    // A message that knows its name has a JSON form.
+    config.enable_type_names();
     tonic_prost_build::configure()
         .btree_map(".")
         .bytes(".visage.v1")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     if let Ok(libtorch) = env::var("LIBTORCH") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
     }

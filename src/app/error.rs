@@ -1,8 +1,14 @@
 //! Every way a use case can fail.
 
 use crate::{
-    error::Kind, nn::NnError, registry::RegistryError, serving::{DecodeError, ServeError}, similarity::SimilarityError,
-    store::{StoreError, Table}, training::TrainingError, vision::ImageError,
+    error::Kind,
+    nn::NnError,
+    registry::RegistryError,
+    serving::{DecodeError, ServeError},
+    similarity::SimilarityError,
+    store::{StoreError, Table},
+    training::TrainingError,
+    vision::ImageError,
 };
 
 /// An error of a use case: its own, or a layer's.
@@ -112,9 +118,7 @@ impl AppError {
     /// Whether it is a store's condition on `table` that did not hold.
     pub(super) fn is_conflict_in(&self, table: Table) -> bool {
         let store = match self {
-            Self::Store(e)
-            | Self::Registry(RegistryError::Store(e))
-            | Self::Similarity(SimilarityError::Store(e)) => e,
+            Self::Store(e) | Self::Registry(RegistryError::Store(e)) | Self::Similarity(SimilarityError::Store(e)) => e,
             _ => return false,
         };
         matches!(store, StoreError::Conflict { table: t, .. } if *t == table)

@@ -104,8 +104,7 @@ impl Faces {
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
         blocking(move || {
             once.once(&*store, || {
-                let record =
-                    index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
+                let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
                 Ok(collection_to_proto(&record, 0))
             })
         })
@@ -268,7 +267,9 @@ impl Faces {
                     Outcome::TooSmall { width, height, min_side_px } => {
                         return Err(AppError::field(
                             "image",
-                            format!("{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}"),
+                            format!(
+                                "{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}"
+                            ),
                         ));
                     }
                     Outcome::Answered(mut output) => {

@@ -91,10 +91,8 @@ impl App {
 
     fn open_blocking(config: &Config, backends: Backends) -> Result<Self, AppError> {
         let data_dir = &config.data_dir;
-        let store: Arc<dyn Store> = store::open(
-            &data_dir.join("store"),
-            &SledSettings { cache_bytes: config.store.cache_bytes },
-        )?;
+        let store: Arc<dyn Store> =
+            store::open(&data_dir.join("store"), &SledSettings { cache_bytes: config.store.cache_bytes })?;
         let registry = Arc::new(Registry::new(Arc::clone(&store)));
         let swept = registry.sweep_orphans()?;
         tracing::info!(?swept, "swept the blobs that no version names");

@@ -93,9 +93,8 @@ impl Models {
             ModelRef::Version(version) => Ok(version),
             ModelRef::Alias { model, alias } => {
                 let aliases = self.shared.aliases.load();
-                let of_model = aliases
-                    .get(&model)
-                    .ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
+                let of_model =
+                    aliases.get(&model).ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
                 let number = *of_model
                     .get(&alias)
                     .ok_or_else(|| RegistryError::AliasNotFound { model: model.clone(), alias: alias.clone() })?;
@@ -181,9 +180,8 @@ impl Models {
         let answer = blocking(move || {
             let registry = &models.shared.registry;
             once.once(registry.store(), || {
-                let view = registry.set_alias(&id, &alias, number, expected, |view| {
-                    once.remember(&model_to_proto(view))
-                })?;
+                let view =
+                    registry.set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
                 Ok(model_to_proto(&view))
             })
         })

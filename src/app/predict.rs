@@ -22,7 +22,10 @@ pub async fn predict(
     let version = read.version.to_string();
     if let Some(unknown) = heads.iter().find(|h| read.manifest.heads.iter().all(|known| known.name != **h)) {
         let known: Vec<_> = read.manifest.heads.iter().map(|h| h.name.as_str()).collect();
-        return Err(AppError::field("heads", format!("{version} has no head {unknown:?}, it has {}", known.join(", "))));
+        return Err(AppError::field(
+            "heads",
+            format!("{version} has no head {unknown:?}, it has {}", known.join(", ")),
+        ));
     }
     let (answers, reasons) = match &read.outcome {
         Outcome::Answered(output) => (predictions(&read.manifest, output)?, Vec::new()),

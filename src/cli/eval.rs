@@ -3,17 +3,18 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::StreamExt;
-use indicatif::{ProgressBar, ProgressStyle};
+use tonic::Request;
 
 use super::{
     evidence::{Bar, Row, report},
     local::LocalServer,
+    output, watching,
 };
 use crate::proto::v1::{self, prediction::Result as Answer, watch_training_run_response::Event};
 
@@ -107,23 +108,9 @@ impl FaceTable {
     }
 }
 
-fn bar(length: u64, what: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length).with_message(what.to_owned());
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}  {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(500));
-    bar
-}
-
-async fn train(
-    server: &mut LocalServer,
-    data: &Path,
-    args: &EvalArgs,
-    table: &FaceTable,
-) -> anyhow::Result<Vec<Row>> {
+async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &FaceTable) -> anyhow::Result<Vec<Row>> {
     let head = |name: &str, kind| v1::Head { name: name.to_owned(), kind: Some(kind), ..v1::Head::default() };
-    let mut heads =
-        vec![head("age", v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() }))];
+    let mut heads = vec![head("age", v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() }))];
     if table.has_gender {
         let mut gender = head("gender", v1::head::Kind::Classification(v1::ClassificationHead::default()));
         // Ages are in years and cross entropy below one: without a weight the labels would hardly count.
@@ -149,12 +136,13 @@ async fn train(
         request_id: String::new(),
     };
     let started = Instant::now();
-    let run = server.train(request).await?;
-    let progress = bar(0, "training");
+    let run = server.clients.train(Request::new(request)).await?;
+    let progress = output::bar(0, "training");
     let mut speeds = Vec::new();
     let ended = server
-        .follow(&run, |event| match event {
-            Event::Progress(p) => {
+        .clients
+        .follow(&run, |event| match &event.event {
+            Some(Event::Progress(p)) => {
                 let steps_done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
                 progress.set_length((i64::from(p.n_epochs) * i64::from(p.n_steps)).unsigned_abs());
                 progress.set_position(steps_done.unsigned_abs());
@@ -162,14 +150,20 @@ async fn train(
                 progress.set_message(format!("training, loss {:.3}{metric}, {:.0} img/s", p.loss, p.images_per_second));
                 speeds.push(p.images_per_second);
             }
-            Event::Data(report) => {
+            Some(Event::Data(report)) => {
                 let rejected: i64 = report.rejected.values().sum();
-                progress.println(format!("{} training rows, {} validation rows, {rejected} left out", report.train, report.valid));
+                progress.println(format!(
+                    "{} training rows, {} validation rows, {rejected} left out",
+                    report.train, report.valid
+                ));
             }
-            Event::State(_) | Event::Ended(_) => {}
+            _ => {}
         })
         .await?;
     progress.finish_and_clear();
+    if ended.state() != v1::RunState::Succeeded {
+        bail!("the run did not succeed: {}", watching::ended(&ended));
+    }
     speeds.sort_by(f64::total_cmp);
     let mut rows = vec![
         Row::new(SUITE, "train.minutes", started.elapsed().as_secs_f64() / 60.0, "min").bar(Bar::AtMost(20.0)),
@@ -184,7 +178,7 @@ async fn train(
 /// Predicts every validation photo over one stream and compares with its labels.
 async fn predict(server: &mut LocalServer, data: &Path, table: &FaceTable) -> anyhow::Result<Vec<Row>> {
     let valid: Vec<&Face> = table.faces.iter().filter(|f| f.is_valid).collect();
-    let progress = bar(valid.len() as u64, "predicting");
+    let progress = output::bar(valid.len() as u64, "predicting");
     let requests: Vec<PathBuf> = valid.iter().map(|f| data.join(&f.path)).collect();
     let stream = futures::stream::iter(requests).then(|path| async move {
         // A photo that cannot be read is sent as nothing, and counted as not answered.
@@ -192,7 +186,7 @@ async fn predict(server: &mut LocalServer, data: &Path, table: &FaceTable) -> an
         let request = v1::PredictRequest { model: "models/face".to_owned(), image: image.into(), heads: Vec::new() };
         v1::StreamPredictRequest { request: Some(request), correlation_id: String::new() }
     });
-    let mut answers = server.visage.stream_predict(stream).await?.into_inner();
+    let mut answers = server.clients.visage.stream_predict(stream).await?.into_inner();
     let (mut errors, mut baseline, mut inside, mut with_interval) = (Vec::new(), Vec::new(), 0, 0);
     let (mut right, mut judged, mut answered) = (0, 0, 0);
     let median = table.median_train_age();
@@ -261,7 +255,7 @@ async fn identities(server: &mut LocalServer, data: &Path) -> anyhow::Result<Vec
         embedding_space: "models/face@champion".to_owned(),
         ..v1::CreateCollectionRequest::default()
     };
-    server.faces.create_collection(request).await?;
+    server.clients.faces.create_collection(request).await?;
     let mut person_of = BTreeMap::new();
     let files: Vec<PathBuf> = walkdir::WalkDir::new(&folder)
         .sort_by_file_name()
@@ -279,7 +273,7 @@ async fn identities(server: &mut LocalServer, data: &Path) -> anyhow::Result<Vec
             ..v1::EnrollFaceRequest::default()
         };
         // What is no photo is no face.
-        if server.faces.enroll_face(request).await.is_ok() {
+        if server.clients.faces.enroll_face(request).await.is_ok() {
             person_of.insert(format!("collections/identities/faces/f{i}"), person);
         }
     }
@@ -292,10 +286,14 @@ async fn identities(server: &mut LocalServer, data: &Path) -> anyhow::Result<Vec
             exact: true,
             ..v1::FindSimilarRequest::default()
         };
-        let found = server.visage.find_similar(request).await?.into_inner().matches;
+        let found = server.clients.visage.find_similar(request).await?.into_inner().matches;
         for (rank, hit) in found.iter().enumerate() {
             let same = hit.face.as_ref().and_then(|f| person_of.get(&f.name)) == Some(person);
-            if same { genuine.push(hit.score) } else { impostor.push(hit.score) }
+            if same {
+                genuine.push(hit.score)
+            } else {
+                impostor.push(hit.score)
+            }
             nearest_right += usize::from(rank == 0 && same);
         }
     }

@@ -2,28 +2,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::transport::Channel;
 
+use super::connection::Clients;
 use crate::{
     config::{Config, Flags},
     grpc,
-    proto::v1::{
-        self, face_service_client::FaceServiceClient, model_service_client::ModelServiceClient,
-        training_service_client::TrainingServiceClient, visage_service_client::VisageServiceClient,
-        watch_training_run_response::Event,
-    },
 };
 
-/// A server and clients to it.
+/// A server and its clients.
 pub(super) struct LocalServer {
-    pub(super) visage: VisageServiceClient<Channel>,
-    pub(super) models: ModelServiceClient<Channel>,
-    pub(super) training: TrainingServiceClient<Channel>,
-    pub(super) faces: FaceServiceClient<Channel>,
+    pub(super) clients: Clients,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<Result<(), grpc::ServeFailure>>,
     /// The data folder and whatever else the run writes; gone with the server.
@@ -49,44 +42,13 @@ impl LocalServer {
         }));
         let serving = tokio::spawn(run);
         let channel = Channel::from_shared(url)?.connect().await?;
-        let server = Self {
-            visage: VisageServiceClient::new(channel.clone()),
-            models: ModelServiceClient::new(channel.clone()),
-            training: TrainingServiceClient::new(channel.clone()),
-            faces: FaceServiceClient::new(channel),
-            stop: Some(stop),
-            serving,
-            folder,
-        };
+        let server = Self { clients: Clients::new(channel), stop: Some(stop), serving, folder };
         Ok(server)
     }
 
     /// The folder below which training data may be made.
     pub(super) fn root(&self) -> PathBuf {
         self.folder.path().join("root")
-    }
-
-    /// Starts a run and gives its name.
-    pub(super) async fn train(&mut self, request: v1::TrainRequest) -> anyhow::Result<String> {
-        let operation = self.visage.train(request).await?.into_inner();
-        Ok(operation.name.replace("operations/", "trainingRuns/"))
-    }
-
-    /// Follows a run to its end, telling `each` of its events.
-    pub(super) async fn follow(&mut self, run: &str, mut each: impl FnMut(&Event)) -> anyhow::Result<v1::TrainingRun> {
-        let watch = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence: 0 };
-        let mut events = self.training.watch_training_run(watch).await?.into_inner();
-        while let Some(event) = events.message().await? {
-            let Some(event) = event.event else { continue };
-            each(&event);
-            if let Event::Ended(run) = event {
-                if run.state() != v1::RunState::Succeeded {
-                    bail!("the training run failed: {}", run.error.map(|e| e.message).unwrap_or_default());
-                }
-                return Ok(run);
-            }
-        }
-        bail!("the run's events ended without an end")
     }
 
     /// Stops the server and waits for its end.

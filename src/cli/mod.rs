@@ -1,79 +1,183 @@
-//! The command line.
+//! The command line: one file a command.
+//!
+//! Commands that ask a running server go through its gRPC API and nothing else (`connection.rs`); those that open a
+//! data folder themselves are in `data_folder.rs`. What people see is made in `output.rs`, what they are told when
+//! something fails in `failure.rs`. `eval` and `bench` start a server of their own (`local.rs`).
 
+mod collections;
+mod connection;
+mod data_folder;
+mod enroll;
 mod eval;
 mod evidence;
+mod faces;
+mod failure;
+mod heads;
+mod health;
 mod local;
+mod models;
+mod names;
+mod output;
+mod pages;
+mod photo;
+mod predict;
+mod runs;
+mod serve;
+mod settings;
+mod similar;
+mod train;
+mod watching;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{future::Future, io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::{config, grpc, store, telemetry, training};
+use crate::{config::Config, training};
 
-#[derive(Parser)]
+/// Serves and trains models that read a face photo.
+#[derive(Parser, Debug)]
+#[command(
+    name = "visage",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+A first round, with the server in one terminal and the rest in another:
+  visage serve --training-root photos
+  visage train --model face --utkface photos
+  visage predict --model face portrait.jpg
+  visage collections create policies --space face@champion
+  visage enroll --collection policies portrait.jpg
+  visage similar --collection policies portrait.jpg
+
+Exit codes: 0 done; 1 refused, failed or damaged; 2 the command line is wrong; 3 no server answers."
+)]
 struct Cli {
-    #[arg(long, global = true)]
+    /// The server's configuration file.
+    #[arg(long, global = true, env = "VISAGE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    #[arg(long, global = true)]
-    json: bool,
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Subcommand, Debug)]
 enum Command {
-    Serve {
-        #[arg(long)]
-        listen: Option<String>,
-    },
-    Worker,
-    Doctor,
+    Serve(serve::ServeArgs),
+    Train(Box<train::TrainArgs>),
+    Predict(predict::PredictArgs),
+    Enroll(enroll::EnrollArgs),
+    Similar(similar::SimilarArgs),
+    Models(models::ModelsArgs),
+    Runs(runs::RunsArgs),
+    Collections(collections::CollectionsArgs),
+    Faces(faces::FacesArgs),
+    Health(health::HealthArgs),
+    Doctor(data_folder::DoctorArgs),
+    Migrate(data_folder::MigrateArgs),
+    Export(data_folder::ExportArgs),
+    Import(data_folder::ImportArgs),
+    Config(settings::ConfigArgs),
     Eval(eval::EvalArgs),
+    /// Prints a script that completes commands and options.
+    #[command(after_help = "Example:\n  visage completions bash > ~/.local/share/bash-completion/completions/visage")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// The process that trains, started by a server.
+    #[command(hide = true)]
+    Worker,
 }
 
-/// Runs the command.
+impl Command {
+    fn prints_json(&self) -> bool {
+        match self {
+            Self::Train(args) => args.remote.json,
+            Self::Predict(args) => args.remote.json,
+            Self::Enroll(args) => args.remote.json,
+            Self::Similar(args) => args.remote.json,
+            Self::Models(args) => args.remote.json,
+            Self::Runs(args) => args.remote.json,
+            Self::Collections(args) => args.remote.json,
+            Self::Faces(args) => args.remote.json,
+            Self::Health(args) => args.remote.json,
+            Self::Doctor(args) => args.folder.json,
+            Self::Migrate(args) => args.folder.json,
+            Self::Export(args) => args.folder.json,
+            Self::Import(args) => args.folder.json,
+            Self::Config(args) => args.json,
+            Self::Serve(_) | Self::Eval(_) | Self::Completions { .. } | Self::Worker => false,
+        }
+    }
+}
+
+/// Runs the command of the process's arguments.
+#[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if matches!(cli.command, Command::Worker) {
         return training::worker::main();
     }
-    let result: anyhow::Result<bool> = (|| {
-        let runtime = tokio::runtime::Runtime::new()?;
-        match cli.command {
-            Command::Serve { listen } => {
-                let loaded = config::Config::load(
-                    cli.config.as_deref(),
-                    config::Flags::default().with("server.listen", listen),
-                )?;
-                telemetry::init(&loaded.config.log)?;
-                runtime.block_on(async {
-                    let listener = tokio::net::TcpListener::bind(loaded.config.server.listen).await?;
-                    println!("listening on http://{}", listener.local_addr()?);
-                    let shutdown = async {
-                        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-                        term.recv().await;
-                    };
-                    grpc::run(loaded.config, listener, shutdown).await?;
-                    Ok(true)
-                })
-            }
-            Command::Doctor => {
-                let loaded = config::Config::load(cli.config.as_deref(), config::Flags::default())?;
-                let store = store::open(&loaded.config.data_dir.join("store"), &store::SledSettings::default())?;
-                let report = store::examine(&store, |_, _| {})?;
-                println!("{report:?}");
-                Ok(report.findings.is_empty())
-            }
-            Command::Eval(args) => runtime.block_on(eval::run(args)),
-            Command::Worker => Ok(false),
-        }
-    })();
-    match result {
+    let json = cli.command.prints_json();
+    match run(cli) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, json),
+    }
+}
+
+/// Runs a command; `false` is a plain no, such as a finding or a missed bar.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    let config = cli.config.as_deref();
+    match cli.command {
+        Command::Serve(args) => block_on(serve::run(Config::load(config, args.flags())?.config)),
+        Command::Train(args) => block_on(train::run(*args)),
+        Command::Predict(args) => block_on(predict::run(args)),
+        Command::Enroll(args) => block_on(enroll::run(args)),
+        Command::Similar(args) => block_on(similar::run(args)),
+        Command::Models(args) => block_on(models::run(args)),
+        Command::Runs(args) => block_on(runs::run(args)),
+        Command::Collections(args) => block_on(collections::run(args)),
+        Command::Faces(args) => block_on(faces::run(args)),
+        Command::Health(args) => block_on(health::run(args)),
+        Command::Doctor(args) => data_folder::doctor(&args, config),
+        Command::Migrate(args) => data_folder::migrate(&args, config),
+        Command::Export(args) => data_folder::export(&args, config),
+        Command::Import(args) => data_folder::import(&args, config),
+        Command::Config(args) => settings::run(&args, config),
+        Command::Eval(args) => block_on(eval::run(args)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "visage", &mut io::stdout());
+            Ok(true)
+        }
+        Command::Worker => Ok(true),
+    }
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
+    tokio::runtime::Runtime::new()?.block_on(command)
+}
+
+/// Whoever reads the output has had enough, as `head` has: no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_with_an_example() {
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("visage"), "visage {} --help has no example", command.get_name());
         }
     }
 }

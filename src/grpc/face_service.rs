@@ -73,10 +73,7 @@ impl face_service_server::FaceService for FaceService {
             self.app.faces.list_collections(page, "collections").await
         };
         let paged = listed.await.map_err(|e| status::from_app(&call, e))?;
-        Ok(Response::new(ListCollectionsResponse {
-            collections: paged.items,
-            next_page_token: paged.next_page_token,
-        }))
+        Ok(Response::new(ListCollectionsResponse { collections: paged.items, next_page_token: paged.next_page_token }))
     }
 
     async fn delete_collection(&self, request: Request<DeleteCollectionRequest>) -> Result<Response<()>, Status> {
@@ -87,10 +84,7 @@ impl face_service_server::FaceService for FaceService {
 
     async fn enroll_face(&self, request: Request<EnrollFaceRequest>) -> Result<Response<Face>, Status> {
         let call = edge::context(&request)?;
-        enroll(&self.app, &call, request.into_inner())
-            .await
-            .map(Response::new)
-            .map_err(|e| status::from_app(&call, e))
+        enroll(&self.app, &call, request.into_inner()).await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
     type StreamEnrollFacesStream = Pin<Box<dyn Stream<Item = Result<StreamEnrollFacesResponse, Status>> + Send>>;

@@ -105,13 +105,11 @@ pub async fn run(
         }
     });
 
-    let serving = router(&config, &app, health_service)?.serve_with_incoming_shutdown(
-        TcpListenerStream::new(listener),
-        {
+    let serving =
+        router(&config, &app, health_service)?.serve_with_incoming_shutdown(TcpListenerStream::new(listener), {
             let draining = draining.clone();
             async move { draining.cancelled().await }
-        },
-    );
+        });
     let bound = async {
         draining.cancelled().await;
         tokio::time::sleep(drain_timeout).await;
@@ -141,8 +139,10 @@ fn router(
     + Send
     + Sync
     + 'static,
-) -> Result<tonic::transport::server::Router<tower::layer::util::Stack<edge::EdgeLayer, tower::layer::util::Identity>>, ServeFailure>
-{
+) -> Result<
+    tonic::transport::server::Router<tower::layer::util::Stack<edge::EdgeLayer, tower::layer::util::Identity>>,
+    ServeFailure,
+> {
     let server = &config.server;
     let descriptors = || {
         tonic_reflection::server::Builder::configure()

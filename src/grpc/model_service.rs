@@ -140,10 +140,7 @@ impl model_service_server::ModelService for ModelService {
         unloaded.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
-    async fn delete_model_version(
-        &self,
-        request: Request<DeleteModelVersionRequest>,
-    ) -> Result<Response<()>, Status> {
+    async fn delete_model_version(&self, request: Request<DeleteModelVersionRequest>) -> Result<Response<()>, Status> {
         let call = edge::context(&request)?;
         let deleted = async {
             let version = match ModelRef::parse("name", &request.get_ref().name)? {

@@ -73,8 +73,7 @@ impl Row {
     }
 
     fn into_status(self) -> Status {
-        let metadata: HashMap<String, String> =
-            self.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let metadata: HashMap<String, String> = self.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let mut details = ErrorDetails::with_error_info(reason_name(self.reason), DOMAIN, metadata);
         if let Some((field, description)) = self.field {
             details.add_bad_request_violation(field, description);
@@ -173,10 +172,9 @@ fn image_row(error: &ImageError) -> Row {
     match error {
         ImageError::UnsupportedFormat { .. } => row(Reason::ImageFormatUnsupported),
         ImageError::Unreadable { format, .. } => row(Reason::ImageUnreadable).with("format", format),
-        ImageError::TooLarge { width, height, max_pixels } => row(Reason::ImageTooLarge)
-            .with("width", width)
-            .with("height", height)
-            .with("max_pixels", max_pixels),
+        ImageError::TooLarge { width, height, max_pixels } => {
+            row(Reason::ImageTooLarge).with("width", width).with("height", height).with("max_pixels", max_pixels)
+        }
     }
 }
 
@@ -191,10 +189,8 @@ fn registry_row(error: &RegistryError) -> Row {
         RegistryError::VersionNotFound { version } => {
             Row::new(Code::NotFound, Reason::ModelVersionNotFound, error).resource("ModelVersion", version)
         }
-        RegistryError::AliasNotFound { model, alias } => {
-            Row::new(Code::NotFound, Reason::ModelAliasNotFound, error)
-                .resource("ModelAlias", format!("models/{model}@{alias}"))
-        }
+        RegistryError::AliasNotFound { model, alias } => Row::new(Code::NotFound, Reason::ModelAliasNotFound, error)
+            .resource("ModelAlias", format!("models/{model}@{alias}")),
         RegistryError::AliasMoved { model, alias, found, .. } => {
             let row = Row::new(Code::FailedPrecondition, Reason::AliasMoved, error)
                 .resource("ModelAlias", format!("models/{model}@{alias}"));
@@ -203,9 +199,9 @@ fn registry_row(error: &RegistryError) -> Row {
                 None => row,
             }
         }
-        RegistryError::InUse { what, by } => Row::new(Code::FailedPrecondition, Reason::InUse, error)
-            .resource("ModelVersion", what)
-            .with("by", by),
+        RegistryError::InUse { what, by } => {
+            Row::new(Code::FailedPrecondition, Reason::InUse, error).resource("ModelVersion", what).with("by", by)
+        }
         RegistryError::CorruptVersion { version, .. } => {
             Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
         }
@@ -246,9 +242,9 @@ fn training_row(error: &TrainingError) -> Row {
                 .field(field, "must lie below a configured root")
                 .with("path", path)
         }
-        TrainingError::FileNotFound { field, path } => Row::new(Code::NotFound, Reason::FileNotFound, error)
-            .field(field, "must exist")
-            .with("path", path),
+        TrainingError::FileNotFound { field, path } => {
+            Row::new(Code::NotFound, Reason::FileNotFound, error).field(field, "must exist").with("path", path)
+        }
         TrainingError::BadData { .. } | TrainingError::Diverged { .. } => {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error)
         }
@@ -265,9 +261,7 @@ fn training_row(error: &TrainingError) -> Row {
 fn serve_row(error: &ServeError) -> Row {
     match error {
         ServeError::Overloaded { version, retry_after, .. } => {
-            Row::new(Code::ResourceExhausted, Reason::Overloaded, error)
-                .with("version", version)
-                .retry(*retry_after)
+            Row::new(Code::ResourceExhausted, Reason::Overloaded, error).with("version", version).retry(*retry_after)
         }
         ServeError::DeadlineExceeded { version } => {
             Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).with("version", version)
@@ -289,9 +283,7 @@ fn serve_row(error: &ServeError) -> Row {
         ServeError::GoldenMismatch { version, .. } => {
             Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
         }
-        ServeError::Stopping => {
-            Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1))
-        }
+        ServeError::Stopping => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1)),
     }
 }
 
@@ -301,9 +293,7 @@ fn nn_row(error: &NnError) -> Row {
             Row::new(Code::InvalidArgument, Reason::WeightsMismatch, error).field("weights_path", error)
         }
         NnError::OutOfMemory { .. } => Row::new(Code::ResourceExhausted, Reason::DeviceMemory, error),
-        NnError::DeviceUnavailable { .. } | NnError::Torch { .. } => {
-            Row::new(Code::Internal, Reason::Internal, error)
-        }
+        NnError::DeviceUnavailable { .. } | NnError::Torch { .. } => Row::new(Code::Internal, Reason::Internal, error),
     }
 }
 

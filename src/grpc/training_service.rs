@@ -12,8 +12,8 @@ use super::{
 use crate::{
     app::{App, Page},
     proto::v1::{
-        GetTrainingRunRequest, ListTrainingRunsRequest, ListTrainingRunsResponse, TrainingRun,
-        WatchTrainingRunRequest, WatchTrainingRunResponse, training_service_server,
+        GetTrainingRunRequest, ListTrainingRunsRequest, ListTrainingRunsResponse, TrainingRun, WatchTrainingRunRequest,
+        WatchTrainingRunResponse, training_service_server,
     },
 };
 
@@ -26,10 +26,7 @@ pub(super) struct TrainingService {
 
 #[tonic::async_trait]
 impl training_service_server::TrainingService for TrainingService {
-    async fn get_training_run(
-        &self,
-        request: Request<GetTrainingRunRequest>,
-    ) -> Result<Response<TrainingRun>, Status> {
+    async fn get_training_run(&self, request: Request<GetTrainingRunRequest>) -> Result<Response<TrainingRun>, Status> {
         let call = edge::context(&request)?;
         let found = async { self.app.runs.get(id_after("name", PREFIX, &request.get_ref().name)?).await };
         found.await.map(Response::new).map_err(|e| status::from_app(&call, e))

@@ -216,7 +216,6 @@ fn is_buffer(name: &str) -> bool {
 
 /// The same values with the channels innermost in memory. tch has no argument for it: the permuted tensor is made
 /// contiguous and permuted back.
-#[must_use]
 pub fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

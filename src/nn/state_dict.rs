@@ -122,7 +122,9 @@ impl TensorView {
         if end.is_none_or(|end| end > MAX_TENSOR_BYTES) {
             return Err("it is too large".to_owned());
         }
-        contiguous.then(|| self.shape.clone()).ok_or_else(|| "its elements are not in order; save it contiguous".to_owned())
+        contiguous
+            .then(|| self.shape.clone())
+            .ok_or_else(|| "its elements are not in order; save it contiguous".to_owned())
     }
 }
 
@@ -333,7 +335,9 @@ impl<'a> Machine<'a> {
             }
             // The state of an ordered dictionary is the version of its module: of no use here.
             b'b' => drop(self.pop()?),
-            other => return Err(format!("its pickle has the instruction {other:#04x}, which a state dict does not need")),
+            other => {
+                return Err(format!("its pickle has the instruction {other:#04x}, which a state dict does not need"));
+            }
         }
         Ok(None)
     }

@@ -8,10 +8,13 @@ use std::{
 
 use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable};
 
+/// Values by table and key.
+type Rows = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+
 /// A store that ends with its process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    tables: RwLock<BTreeMap<(Table, Vec<u8>), Vec<u8>>>,
+    tables: RwLock<Rows>,
 }
 
 impl MemoryStore {

@@ -49,6 +49,16 @@ pub fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
     run(store, MIGRATIONS)
 }
 
+/// The format of a store, 0 for an empty one.
+///
+/// # Errors
+/// [`StoreError::NewerFormat`] for a store that a newer program wrote.
+pub fn format(store: &dyn Store) -> Result<u32, StoreError> {
+    let found = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.unwrap_or_default().format;
+    let supported = newest_format();
+    if found > supported { Err(StoreError::NewerFormat { found, supported }) } else { Ok(found) }
+}
+
 fn run(store: &Arc<dyn Store>, migrations: &[Migration]) -> Result<Migrated, StoreError> {
     let supported = migrations.last().map_or(0, |m| m.format);
     let mut record = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.unwrap_or_default();

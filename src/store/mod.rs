@@ -20,13 +20,13 @@ use std::{ops::Bound, path::Path, sync::Arc};
 
 pub use blobs::{BlobStore, Digest, NotADigest, SweepReport};
 
+pub use self::sled::{SledSettings, SledStore, panic_is_guarded};
 pub use doctor::{DoctorReport, Finding, examine};
 pub use error::StoreError;
 pub use export::{export, import, verify_export};
 pub use memory::MemoryStore;
-pub use migrate::{Migrated, migrate, newest_format};
+pub use migrate::{Migrated, format, migrate, newest_format};
 pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
-pub use sled::{SledSettings, SledStore, panic_is_guarded};
 
 /// The tables. The number is part of the stored key: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,9 +70,12 @@ pub struct Range {
     pub descending: bool,
 }
 
+/// Where keys begin and end.
+pub(crate) type KeyBounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 impl Range {
     /// The keys it visits, or `None` when there can be none.
-    pub(crate) fn bounds(&self) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+    pub(crate) fn bounds(&self) -> Option<KeyBounds> {
         let mut low = Bound::Included(self.prefix.clone());
         let mut high = successor(&self.prefix).map_or(Bound::Unbounded, Bound::Excluded);
         if let Some(after) = &self.after {

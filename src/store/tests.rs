@@ -32,10 +32,10 @@ fn conformance(store: &dyn Store) {
     assert_eq!(keys(&range(b"", None, false), 2), [b"".as_slice(), b"a"]);
     assert_eq!(keys(&range(b"a", None, false), 99), [b"a".as_slice(), b"ab"]);
     assert_eq!(keys(&range(b"a", Some(b"a"), false), 99), [b"ab"]);
-    assert_eq!(keys(&range(b"a", Some(b"b"), false), 99), [b"".as_slice(); 0]);
+    assert_eq!(keys(&range(b"a", Some(b"b"), false), 99), Vec::<Vec<u8>>::new());
     assert_eq!(keys(&range(b"\xff", None, true), 99), [b"\xff\xff".as_slice(), b"\xff"]);
     assert_eq!(keys(&range(b"", Some(b"b"), true), 99), [b"ab".as_slice(), b"a", b""]);
-    assert_eq!(keys(&range(b"a", Some(b"a"), true), 99), [b"".as_slice(); 0]);
+    assert_eq!(keys(&range(b"a", Some(b"a"), true), 99), Vec::<Vec<u8>>::new());
 
     let mut refused = put(Table::Faces, b"c", b"c");
     refused.require_absent(Table::Faces, b"a");

@@ -11,14 +11,16 @@ async fn the_python_client_calls_every_service() {
     let home = Home::trained("").await;
     let server = home.serve().await;
     let address = server.url.trim_start_matches("http://").to_owned();
+    let photos = home.path("photos");
     let root = env!("CARGO_MANIFEST_DIR");
     let output = tokio::task::spawn_blocking(move || {
         Command::new(python)
             .arg(format!("{root}/clients/python/tests/smoke.py"))
-            .arg("--server")
             .arg(address)
             .arg("--photo")
             .arg(format!("{root}/tests/fixtures/portrait.jpg"))
+            .arg("--data")
+            .arg(photos)
             .output()
             .unwrap()
     })

@@ -36,10 +36,7 @@ struct State {
 
 impl Feed {
     pub(super) fn new(last_sequence: i64) -> Self {
-        Self {
-            state: Mutex::new(State { last_sequence, progress: None }),
-            live: broadcast::channel(BACKLOG).0,
-        }
+        Self { state: Mutex::new(State { last_sequence, progress: None }), live: broadcast::channel(BACKLOG).0 }
     }
 
     /// The number of the next event.

@@ -243,10 +243,7 @@ impl Runs {
     }
 
     fn spawn(&self, record: RunRecord, last_sequence: i64) {
-        let active = Arc::new(Active {
-            feed: Feed::new(last_sequence),
-            cancel: self.shared.stopping.child_token(),
-        });
+        let active = Arc::new(Active { feed: Feed::new(last_sequence), cancel: self.shared.stopping.child_token() });
         lock(&self.shared.active).insert(record.id.clone(), Arc::clone(&active));
         let runs = self.clone();
         self.shared.tasks.spawn(async move {

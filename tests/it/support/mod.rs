@@ -1,7 +1,7 @@
 //! What the tests share: servers, clients, generated faces.
 
-pub mod faces;
-pub mod server;
+pub(crate) mod faces;
+pub(crate) mod server;
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use visage::proto::v1::{
     watch_training_run_response::Event,
 };
 
-pub type Channel = tonic::transport::Channel;
+pub(crate) type Channel = tonic::transport::Channel;
 
 /// A client of every service.
 #[derive(Clone)]
-pub struct Clients {
-    pub channel: Channel,
-    pub visage: VisageServiceClient<Channel>,
-    pub models: ModelServiceClient<Channel>,
-    pub training: TrainingServiceClient<Channel>,
-    pub faces: FaceServiceClient<Channel>,
-    pub operations: OperationsClient<Channel>,
+pub(crate) struct Clients {
+    pub(crate) channel: Channel,
+    pub(crate) visage: VisageServiceClient<Channel>,
+    pub(crate) models: ModelServiceClient<Channel>,
+    pub(crate) training: TrainingServiceClient<Channel>,
+    pub(crate) faces: FaceServiceClient<Channel>,
+    pub(crate) operations: OperationsClient<Channel>,
 }
 
 impl Clients {
-    pub async fn connect(url: &str) -> Self {
+    pub(crate) async fn connect(url: &str) -> Self {
         let channel = tonic::transport::Endpoint::from_shared(url.to_owned())
             .unwrap()
             .connect_timeout(Duration::from_secs(10))
@@ -47,7 +47,7 @@ impl Clients {
     }
 
     /// Follows a run to its end.
-    pub async fn finish(&mut self, run: &str) -> v1::TrainingRun {
+    pub(crate) async fn finish(&mut self, run: &str) -> v1::TrainingRun {
         let request = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence: 0 };
         let mut events = self.training.watch_training_run(request).await.unwrap().into_inner();
         while let Some(event) = events.message().await.unwrap() {
@@ -60,7 +60,7 @@ impl Clients {
 }
 
 /// The reason of an error, by which machines tell errors apart.
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_error_details().error_info().cloned();
     let info = info.unwrap_or_else(|| panic!("{status:?} has no ErrorInfo"));
     assert_eq!(info.domain, "visage");
@@ -68,12 +68,12 @@ pub fn reason(status: &Status) -> String {
 }
 
 /// All details of an error.
-pub fn details(status: &Status) -> ErrorDetails {
+pub(crate) fn details(status: &Status) -> ErrorDetails {
     status.get_error_details()
 }
 
 /// A recipe that trains in a second and still learns the generated faces.
-pub fn quick_recipe() -> v1::Recipe {
+pub(crate) fn quick_recipe() -> v1::Recipe {
     v1::Recipe {
         architecture: v1::Architecture::Resnet18.into(),
         heads: vec![
@@ -97,7 +97,7 @@ pub fn quick_recipe() -> v1::Recipe {
 }
 
 /// The folder of generated faces as a source.
-pub fn utkface(folder: &std::path::Path) -> v1::DataSource {
+pub(crate) fn utkface(folder: &std::path::Path) -> v1::DataSource {
     let path = folder.to_str().unwrap().to_owned();
     v1::DataSource { source: Some(v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })) }
 }

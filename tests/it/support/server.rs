@@ -15,22 +15,22 @@ use visage::proto::v1;
 use super::{Clients, faces, quick_recipe, utkface};
 
 /// The program under test.
-pub const VISAGE: &str = env!("CARGO_BIN_EXE_visage");
+pub(crate) const VISAGE: &str = env!("CARGO_BIN_EXE_visage");
 
 /// A running server; killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub url: String,
+    pub(crate) url: String,
 }
 
 /// A data folder with its configuration file.
-pub struct Home {
-    pub dir: TempDir,
+pub(crate) struct Home {
+    pub(crate) dir: TempDir,
 }
 
 impl Home {
     /// An empty one; `extra` is further configuration.
-    pub fn new(extra: &str) -> Self {
+    pub(crate) fn new(extra: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(home.path("photos")).unwrap();
         home.configure(extra);
@@ -38,7 +38,7 @@ impl Home {
     }
 
     /// One whose server has `models/face` with one version, and the faces it was trained on under `photos`.
-    pub async fn trained(extra: &str) -> Self {
+    pub(crate) async fn trained(extra: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         copy(&template().await.join("data"), &home.path("data"));
         copy(&template().await.join("photos"), &home.path("photos"));
@@ -46,7 +46,7 @@ impl Home {
         home
     }
 
-    pub fn configure(&self, extra: &str) {
+    pub(crate) fn configure(&self, extra: &str) {
         let data = self.path("data");
         let photos = self.path("photos");
         // `extra` comes as whole sections; the two that every test needs stand first.
@@ -54,18 +54,18 @@ impl Home {
         fs::write(self.path("visage.toml"), text).unwrap();
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(VISAGE);
         command.arg("--config").arg(self.path("visage.toml")).args(args);
         command
     }
 
     /// Starts a server and waits until it answers that it is ready.
-    pub async fn serve(&self) -> Server {
+    pub(crate) async fn serve(&self) -> Server {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut child =
             self.command(&["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
@@ -85,7 +85,7 @@ impl Home {
         server
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 }
@@ -106,24 +106,24 @@ impl Server {
         }
     }
 
-    pub async fn clients(&self) -> Clients {
+    pub(crate) async fn clients(&self) -> Clients {
         Clients::connect(&self.url).await
     }
 
     /// Signal 9: no goodbye.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM, and the wait for the orderly end.
-    pub fn stop(mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
         let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(killed.success());
         self.child.wait().unwrap()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 }

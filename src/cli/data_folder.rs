@@ -1,0 +1,190 @@
+//! The commands that open a data folder themselves, with no server on it: doctor, migrate, export, import.
+
+use std::{
+    fs::{self, File},
+    io::{BufReader, BufWriter},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::output::{self, say};
+use crate::{
+    config::{Config, Flags},
+    store::{self, SledSettings, SledStore, Store},
+};
+
+/// Which data folder, and how what is found is shown.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Folder {
+    /// The data folder [default: that of the configuration].
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Verifies every record, blob and reference of a data folder, and says what is damaged and what that affects.
+///
+/// No server may run on the folder. Nothing is changed. Exits with 1 when something is damaged.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  visage doctor --data-dir /srv/visage")]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// Brings a data folder to the format of this version of visage; `visage serve` does the same when it starts.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  visage export before.visage && visage migrate")]
+pub(super) struct MigrateArgs {
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// Writes everything in a data folder into one file, checked from end to end when it is read again.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  visage export --data-dir /srv/visage backup.visage")]
+pub(super) struct ExportArgs {
+    /// The file; a file that is there is not overwritten.
+    file: PathBuf,
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// Fills an empty data folder from an export. The whole file is verified before anything is written.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  visage import --data-dir /srv/restored backup.visage")]
+pub(super) struct ImportArgs {
+    /// What `visage export` wrote.
+    file: PathBuf,
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// The store of a data folder, and the size of its cache.
+struct Place {
+    dir: PathBuf,
+    settings: SledSettings,
+    json: bool,
+}
+
+impl Folder {
+    fn place(&self, config: Option<&Path>) -> anyhow::Result<Place> {
+        let dir = self.data_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+        let config = Config::load(config, Flags::default().with("data_dir", dir))?.config;
+        let settings = SledSettings { cache_bytes: config.store.cache_bytes };
+        Ok(Place { dir: config.data_dir.join("store"), settings, json: self.json })
+    }
+}
+
+impl Place {
+    /// Opens what is there; a folder without a store is a mistake in the name, not an empty store.
+    fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
+        if !self.dir.is_dir() {
+            bail!("there is no store in {}; --data-dir names the data folder", self.dir.display());
+        }
+        Ok(Arc::new(SledStore::open(&self.dir, &self.settings)?))
+    }
+}
+
+/// Verifies; `false` when something is damaged.
+pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let place = args.folder.place(config)?;
+    let store = place.existing()?;
+    let format = store::format(&*store)?;
+    let progress = output::bar(0, "examining");
+    let report = store::examine(&store, |done, total| {
+        progress.set_length(total);
+        progress.set_position(done);
+    })?;
+    progress.finish_and_clear();
+    let n_entries: u64 = report.entries.values().sum();
+    if place.json {
+        let findings: Vec<_> =
+            report.findings.iter().map(|f| json!({ "what": f.what, "affects": f.affects })).collect();
+        say!(
+            "{}",
+            json!({ "format": format, "entries": report.entries, "blobs": report.n_blobs, "findings": findings })
+        )?;
+    } else {
+        for finding in &report.findings {
+            say!("damaged: {}\n  affects: {}", finding.what, finding.affects)?;
+        }
+        let n = report.findings.len();
+        say!(
+            "{n_entries} records and {} blobs of format {format} examined: {}",
+            report.n_blobs,
+            if n == 0 { "all whole".to_owned() } else { format!("{n} findings") }
+        )?;
+        if n > 0 {
+            say!("An export from before the damage brings everything back: visage import --data-dir NEW EXPORT")?;
+        }
+    }
+    Ok(report.findings.is_empty())
+}
+
+/// Migrates.
+pub(super) fn migrate(args: &MigrateArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let place = args.folder.place(config)?;
+    let migrated = store::migrate(&place.existing()?)?;
+    if place.json {
+        say!("{}", json!({ "from": migrated.from, "to": migrated.to, "applied": migrated.applied }))?;
+    } else if migrated.applied.is_empty() {
+        say!("the store has format {}, the newest: nothing to do", migrated.to)?;
+    } else {
+        say!("from format {} to {}: {}", migrated.from, migrated.to, migrated.applied.join(", "))?;
+    }
+    Ok(true)
+}
+
+/// Exports into a file that has its name only when it is whole.
+pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let place = args.folder.place(config)?;
+    let named = || args.file.display().to_string();
+    if args.file.exists() {
+        bail!("{} is there already; choose another name", named());
+    }
+    let store = place.existing()?;
+    let folder = args.file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let mut partial = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    let progress = output::counter("records exported");
+    let n_records = store::export(&*store, BufWriter::new(partial.as_file_mut()), |n| progress.set_position(n))?;
+    progress.finish_and_clear();
+    partial.as_file().sync_all().with_context(named)?;
+    partial.persist_noclobber(&args.file).with_context(named)?;
+    let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
+    transferred(&place, n_records, n_bytes, "exported to", &args.file)?;
+    Ok(true)
+}
+
+/// Imports into an empty data folder.
+pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let place = args.folder.place(config)?;
+    let named = || args.file.display().to_string();
+    let open = || File::open(&args.file).map(BufReader::new).with_context(named);
+    let progress = output::counter("records verified");
+    store::verify_export(open()?, |n| progress.set_position(n)).with_context(named)?;
+    progress.set_message("records imported");
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(&place.dir, &place.settings)?);
+    let n_records = store::import(&*store, open()?, |n| progress.set_position(n)).with_context(named)?;
+    store::migrate(&store)?;
+    progress.finish_and_clear();
+    let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
+    transferred(&place, n_records, n_bytes, "imported from", &args.file)?;
+    Ok(true)
+}
+
+fn transferred(place: &Place, n_records: u64, n_bytes: u64, how: &str, file: &Path) -> anyhow::Result<()> {
+    if place.json {
+        say!("{}", json!({ "records": n_records, "bytes": n_bytes, "file": file }))?;
+    } else {
+        let mebibytes = n_bytes as f64 / f64::from(1 << 20);
+        say!("{n_records} records ({mebibytes:.1} MiB) {how} {}", file.display())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! `visage enroll`: adds faces to a collection.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use anyhow::bail;
+use clap::Args;
+use futures::StreamExt;
+
+use super::{
+    connection::Remote,
+    failure::{self, Usage},
+    names,
+    output::{self, say},
+    photo,
+};
+use crate::proto::v1::{self, enroll_face_request::Source, stream_enroll_faces_response::Result as Item};
+
+/// Adds the faces of photos to a collection.
+///
+/// A face is acknowledged when it is safely stored. A photo that fails leaves the others as they are.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  visage collections create policies --space face@champion
+  visage enroll --collection policies --id policy-4711 --subject policy-4711 portrait.jpg
+  visage enroll --collection policies --ids-from-names photos/*.jpg")]
+pub(super) struct EnrollArgs {
+    /// JPEG, PNG or WebP files; - is standard input.
+    #[arg(required = true, value_name = "PHOTO")]
+    photos: Vec<PathBuf>,
+    /// Where to.
+    #[arg(long, short)]
+    collection: String,
+    /// The face's id, for one photo; without it the server makes one.
+    #[arg(long, conflicts_with = "ids_from_names")]
+    id: Option<String>,
+    /// Takes each file's name without its extension as the face's id, so that a second run finds what is there.
+    #[arg(long)]
+    ids_from_names: bool,
+    /// Whose face: a policy or a customer number of yours.
+    #[arg(long, default_value = "")]
+    subject: String,
+    /// Something to find it by: source=branch-12. May be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(super) remote: Remote,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Runs the command; `false` when a photo was refused.
+pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
+    if args.id.is_some() && args.photos.len() > 1 {
+        bail!(Usage("--id names one face and there are several photos; --ids-from-names names each".to_owned()));
+    }
+    let labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
+    let template = v1::EnrollFaceRequest {
+        parent: names::collection(&args.collection),
+        face_id: args.id.clone().unwrap_or_default(),
+        subject: args.subject.clone(),
+        labels,
+        ..v1::EnrollFaceRequest::default()
+    };
+    let mut server = args.remote.connect().await?;
+    if let [photo] = args.photos.as_slice() {
+        let face_id = if args.ids_from_names { photo::stem(photo) } else { template.face_id.clone() };
+        let source = Some(Source::Image(photo::read(photo).await?));
+        let request = args.remote.request(v1::EnrollFaceRequest { face_id, source, ..template });
+        let face = server.faces.enroll_face(request).await?.into_inner();
+        output::show(args.remote.json, &face, |face| format!("{} enrolled", face.name))?;
+        return Ok(true);
+    }
+    if args.ids_from_names {
+        distinct(&args.photos)?;
+    }
+    let progress = output::bar(args.photos.len() as u64, "enrolling");
+    let (photos, ids_from_names) = (args.photos.clone(), args.ids_from_names);
+    let requests = futures::stream::iter(photos).then(move |path| {
+        let template = template.clone();
+        async move {
+            let face_id = if ids_from_names { photo::stem(&path) } else { String::new() };
+            // A file that cannot be read goes as an empty photo, and its line says so.
+            let source = Some(Source::Image(photo::read(&path).await.unwrap_or_default()));
+            let request = Some(v1::EnrollFaceRequest { face_id, source, ..template });
+            v1::StreamEnrollFacesRequest { request, correlation_id: path.display().to_string() }
+        }
+    });
+    let mut answers = server.faces.stream_enroll_faces(requests).await?.into_inner();
+    let (mut n_enrolled, mut n_refused) = (0, 0);
+    while let Some(answer) = answers.message().await? {
+        progress.inc(1);
+        if let Some(Item::Error(error)) = &answer.result {
+            n_refused += 1;
+            let line = format!("{}  {}", answer.correlation_id, failure::one_line(error));
+            progress.suspend(|| eprintln!("{line}"));
+        } else {
+            n_enrolled += 1;
+        }
+        if args.remote.json {
+            progress.suspend(|| output::show(true, &answer, |_| String::new()))?;
+        }
+    }
+    progress.finish_and_clear();
+    if !args.remote.json {
+        say!("{n_enrolled} faces enrolled in {}, {n_refused} photos refused", names::collection(&args.collection))?;
+    }
+    let n_lost = args.photos.len() - n_enrolled - n_refused;
+    if n_lost > 0 {
+        bail!("the server ended the stream before {n_lost} photos were answered; enrol them again");
+    }
+    Ok(n_refused == 0)
+}
+
+fn distinct(photos: &[PathBuf]) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    match photos.iter().find(|photo| !seen.insert(photo::stem(photo))) {
+        Some(twice) => {
+            bail!(Usage(format!("two photos are named {}: their faces would have one id", photo::stem(twice))))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,121 @@
+//! What a person is told when a command fails, and the exit code that a script sees.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+/// A command did what it could and the answer is no: a refusal, a finding, a missed bar.
+const FAILED: u8 = 1;
+/// The command line itself is wrong; clap uses the same.
+const USAGE: u8 = 2;
+/// No server answers.
+const UNREACHABLE: u8 = 3;
+
+/// No server answers at an address.
+#[derive(Debug, thiserror::Error)]
+#[error("no server answers at {server}")]
+pub(super) struct Unreachable {
+    pub(super) server: String,
+    #[source]
+    pub(super) source: anyhow::Error,
+}
+
+/// A command line that clap accepts and that still makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// Says on standard error what went wrong and what to do.
+pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+    let (code, message, hint) = if let Some(status) = error.downcast_ref::<Status>() {
+        if json {
+            eprintln!("{}", status_json(status));
+            return ExitCode::from(FAILED);
+        }
+        (FAILED, format!("{} {}: {}", code_name(status), reason(status), status.message()), hint(status))
+    } else if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
+        let hint = "start one with `visage serve`, or name another with --server or VISAGE_SERVER";
+        (UNREACHABLE, format!("{unreachable} ({:#})", unreachable.source), Some(hint))
+    } else if let Some(usage) = error.downcast_ref::<Usage>() {
+        (USAGE, usage.to_string(), Some("see --help"))
+    } else {
+        (FAILED, format!("{error:#}"), None)
+    };
+    if json {
+        eprintln!("{}", json!({ "error": { "message": message, "hint": hint } }));
+    } else {
+        eprintln!("error: {message}");
+        hint.iter().for_each(|hint| eprintln!("  {hint}"));
+    }
+    ExitCode::from(code)
+}
+
+/// One line for an item of a stream that failed.
+pub(super) fn one_line(status: &crate::proto::rpc::Status) -> String {
+    let reason = status.details.iter().find_map(|any| {
+        let info = any.type_url.ends_with("google.rpc.ErrorInfo");
+        info.then(|| prost::Message::decode(any.value.as_slice()).ok())
+            .flatten()
+            .map(|info: crate::proto::rpc::ErrorInfo| info.reason)
+    });
+    format!("{}: {}", reason.unwrap_or_else(|| format!("{:?}", tonic::Code::from(status.code))), status.message)
+}
+
+fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// A code as the gRPC papers spell it: `NOT_FOUND`.
+fn code_name(status: &Status) -> String {
+    let camel = format!("{:?}", status.code());
+    let mut name = String::new();
+    for (i, c) in camel.char_indices() {
+        if i > 0 && c.is_uppercase() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
+fn hint(status: &Status) -> Option<&'static str> {
+    Some(match reason(status).as_str() {
+        "MODEL_NOT_FOUND" | "MODEL_VERSION_NOT_FOUND" | "MODEL_ALIAS_NOT_FOUND" => {
+            "`visage models list` shows what there is"
+        }
+        "COLLECTION_NOT_FOUND" => {
+            "`visage collections list` shows what there is; `visage collections create` makes one"
+        }
+        "FACE_NOT_FOUND" => "`visage faces list --collection NAME` shows what there is",
+        "TRAINING_RUN_NOT_FOUND" | "OPERATION_NOT_FOUND" => "`visage runs list` shows what there is",
+        "PATH_OUTSIDE_ROOTS" => "allow the folder where the server starts: `visage serve --training-root FOLDER`",
+        "OVERLOADED" => "the server is busy: try again in a moment",
+        "DEADLINE_EXCEEDED" | "DEADLINE_UNMEETABLE" => "a longer --timeout gives it more time",
+        "MESSAGE_TOO_LARGE" => "a smaller file, or a larger server.max_message_bytes at the server",
+        _ => return None,
+    })
+}
+
+fn status_json(status: &Status) -> serde_json::Value {
+    let info = status.get_details_error_info();
+    json!({ "error": {
+        "code": code_name(status),
+        "message": status.message(),
+        "reason": info.as_ref().map(|i| &i.reason),
+        "metadata": info.as_ref().map(|i| &i.metadata),
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_spelled_as_in_the_papers() {
+        assert_eq!(code_name(&Status::not_found("")), "NOT_FOUND");
+        assert_eq!(code_name(&Status::ok("")), "OK");
+        assert_eq!(code_name(&Status::resource_exhausted("")), "RESOURCE_EXHAUSTED");
+    }
+}

@@ -1,0 +1,19 @@
+//! Lists that come in pages.
+
+use std::future::Future;
+
+/// Every entry of a list; `page` asks for the page of a token and gives its entries and the next token.
+pub(super) async fn all<T, F>(mut page: impl FnMut(String) -> F) -> anyhow::Result<Vec<T>>
+where
+    F: Future<Output = Result<(Vec<T>, String), tonic::Status>>,
+{
+    let (mut entries, mut token) = (Vec::new(), String::new());
+    loop {
+        let (more, next) = page(token).await?;
+        entries.extend(more);
+        if next.is_empty() {
+            return Ok(entries);
+        }
+        token = next;
+    }
+}

@@ -1,0 +1,135 @@
+//! `visage predict`: what a model says of photos.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use futures::StreamExt;
+
+use super::{connection::Remote, failure, names, output, photo};
+use crate::proto::v1::{self, prediction::Result as Answer, stream_predict_response::Result as Item};
+
+/// Says what a model reads from photos.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  visage predict --model face portrait.jpg
+  visage predict --model face@challenger --head age --json *.jpg | jq .response.predictions")]
+pub(super) struct PredictArgs {
+    /// JPEG, PNG or WebP files; - is standard input.
+    #[arg(required = true, value_name = "PHOTO")]
+    photos: Vec<PathBuf>,
+    /// face for its champion, face@ALIAS, face/3 for a version; without it the server's default model answers.
+    #[arg(long, short, default_value = "")]
+    model: String,
+    /// Only these heads; all of the model without it.
+    #[arg(long)]
+    head: Vec<String>,
+    #[command(flatten)]
+    pub(super) remote: Remote,
+}
+
+/// Runs the command; `false` when a photo could not be answered.
+pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
+    let mut server = args.remote.connect().await?;
+    let request = |image| v1::PredictRequest { model: names::model(&args.model), image, heads: args.head.clone() };
+    if let [photo] = args.photos.as_slice() {
+        let request = args.remote.request(request(photo::read(photo).await?));
+        let answer = server.visage.predict(request).await?.into_inner();
+        output::show(args.remote.json, &answer, |answer| text(&photo.display().to_string(), answer))?;
+        return Ok(true);
+    }
+    let progress = output::bar(args.photos.len() as u64, "predicting");
+    let photos = args.photos.clone();
+    let (model, heads) = (names::model(&args.model), args.head.clone());
+    let requests = futures::stream::iter(photos).then(move |path| {
+        let (model, heads) = (model.clone(), heads.clone());
+        async move {
+            // A file that cannot be read goes as an empty photo, and its line says so.
+            let image = photo::read(&path).await.unwrap_or_default();
+            let request = v1::PredictRequest { model, image, heads };
+            v1::StreamPredictRequest { request: Some(request), correlation_id: path.display().to_string() }
+        }
+    });
+    let mut answers = server.visage.stream_predict(requests).await?.into_inner();
+    let (mut n_answers, mut all_answered) = (0, true);
+    while let Some(answer) = answers.message().await? {
+        n_answers += 1;
+        progress.inc(1);
+        all_answered &= matches!(answer.result, Some(Item::Response(_)));
+        progress.suspend(|| {
+            output::show(args.remote.json, &answer, |answer| match &answer.result {
+                Some(Item::Response(response)) => text(&answer.correlation_id, response),
+                Some(Item::Error(error)) => format!("{}  {}", answer.correlation_id, failure::one_line(error)),
+                None => format!("{}  no answer", answer.correlation_id),
+            })
+        })?;
+    }
+    progress.finish_and_clear();
+    if n_answers < args.photos.len() {
+        bail!("the server answered {n_answers} of {} photos and ended the stream", args.photos.len());
+    }
+    Ok(all_answered)
+}
+
+fn text(photo: &str, answer: &v1::PredictResponse) -> String {
+    let total = answer.timing.as_ref().and_then(|t| t.total).map(|d| f64::from(d.nanos) / 1e6 + d.seconds as f64 * 1e3);
+    let mut text = format!("{photo}  {}  {:.0} ms", answer.model_version, total.unwrap_or(0.0));
+    if answer.abstained {
+        let reasons: Vec<_> = answer.abstention_reasons().map(reason).collect();
+        text.push_str(&format!("\n  no answer: {}", reasons.join(", ")));
+    }
+    let width = answer.predictions.iter().map(|p| p.head.len()).max().unwrap_or(0);
+    for prediction in &answer.predictions {
+        let said = match &prediction.result {
+            Some(Answer::Regression(r)) => regression(r),
+            Some(Answer::Classification(c)) => format!("{} ({:.0} %)", c.label, 100.0 * c.probability),
+            None => String::new(),
+        };
+        text.push_str(&format!("\n  {:width$}  {said}", prediction.head));
+    }
+    text
+}
+
+fn reason(reason: v1::AbstentionReason) -> String {
+    output::enum_name(reason.as_str_name(), "ABSTENTION_REASON_").to_lowercase().replace('_', " ")
+}
+
+fn regression(r: &v1::Regression) -> String {
+    let value = format!("{:.1} {}", r.value, r.unit);
+    match (r.lower, r.upper, r.coverage) {
+        (Some(lower), Some(upper), Some(coverage)) => {
+            format!("{} ({lower:.1} to {upper:.1} with {:.0} %)", value.trim_end(), 100.0 * coverage)
+        }
+        _ => value.trim_end().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_reads_as_a_sentence() {
+        let regression = v1::Regression {
+            value: 34.24,
+            lower: Some(27.0),
+            upper: Some(41.5),
+            coverage: Some(0.9),
+            unit: "years".to_owned(),
+        };
+        let classification =
+            v1::Classification { label: "female".to_owned(), probability: 0.934, ..v1::Classification::default() };
+        let prediction = |head: &str, result| v1::Prediction { head: head.to_owned(), result: Some(result) };
+        let answer = v1::PredictResponse {
+            model_version: "models/face/versions/3".to_owned(),
+            predictions: vec![
+                prediction("age", Answer::Regression(regression)),
+                prediction("gender", Answer::Classification(classification)),
+            ],
+            ..v1::PredictResponse::default()
+        };
+        let lines = "a.jpg  models/face/versions/3  0 ms\n  age     34.2 years (27.0 to 41.5 with 90 %)\n  gender  female (93 %)";
+        assert_eq!(text("a.jpg", &answer), lines);
+    }
+}

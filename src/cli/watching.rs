@@ -1,0 +1,140 @@
+//! A training run as it is watched: a bar, a line for every epoch, and how it ended.
+
+use indicatif::ProgressBar;
+
+use super::{
+    connection::{Clients, Remote},
+    names,
+    output::{self, say},
+};
+use crate::proto::{
+    longrunning::CancelOperationRequest,
+    v1::{self, watch_training_run_response::Event},
+};
+
+/// What Ctrl-C does to the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnInterrupt {
+    /// The run is cancelled, and watched to its end.
+    Cancel,
+    /// The watching ends, the run goes on.
+    Leave,
+}
+
+/// Watches a run to its end and shows it; `None` when the watching was left.
+pub(super) async fn watch(
+    remote: &Remote,
+    server: &mut Clients,
+    run: &str,
+    on_interrupt: OnInterrupt,
+) -> anyhow::Result<Option<v1::TrainingRun>> {
+    let shown = Shown { json: remote.json, bar: output::bar(0, "waiting for its turn") };
+    let mut canceller = server.clone();
+    let following = server.follow(run, |event| shown.event(event));
+    tokio::pin!(following);
+    let interrupted = tokio::select! {
+        ended = &mut following => return shown.end(ended?).map(Some),
+        pressed = tokio::signal::ctrl_c() => pressed,
+    };
+    interrupted?;
+    if on_interrupt == OnInterrupt::Leave {
+        shown.bar.finish_and_clear();
+        eprintln!("{run} goes on; `visage runs watch` follows it again");
+        return Ok(None);
+    }
+    shown.bar.set_message("cancelling");
+    let request = CancelOperationRequest { name: names::operation(run) };
+    canceller.operations.cancel_operation(remote.request(request)).await?;
+    shown.end(following.await?).map(Some)
+}
+
+struct Shown {
+    json: bool,
+    bar: ProgressBar,
+}
+
+impl Shown {
+    fn event(&self, response: &v1::WatchTrainingRunResponse) {
+        if self.json {
+            // A message of the contract has a JSON form; one that has none is left out, not the watching.
+            if let Ok(line) = output::to_json(response) {
+                self.say(&line);
+            }
+        }
+        match &response.event {
+            Some(Event::State(_)) => self.bar.set_message("starting"),
+            Some(Event::Data(report)) => {
+                self.bar.set_message("reading the photos");
+                if !self.json {
+                    self.say(&data(report));
+                }
+            }
+            Some(Event::Progress(progress)) => self.progress(progress),
+            Some(Event::Ended(_)) | None => {}
+        }
+    }
+
+    fn progress(&self, p: &v1::Progress) {
+        let stage = if p.n_stages > 1 { format!("stage {}/{} ", p.stage, p.n_stages) } else { String::new() };
+        let metrics = p.metrics.iter().map(|(name, value)| format!(", {name} {value:.3}")).collect::<String>();
+        let so_far = format!("{stage}epoch {}/{}  loss {:.4}{metrics}", p.epoch, p.n_epochs, p.loss);
+        if p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
+            self.say(&so_far);
+        }
+        let n_steps = i64::from(p.n_epochs) * i64::from(p.n_steps);
+        let done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
+        self.bar.set_length(n_steps.unsigned_abs());
+        self.bar.set_position(done.unsigned_abs());
+        let left = p.eta.and_then(|eta| std::time::Duration::try_from(eta).ok());
+        let left = left.map(|left| format!("  {} left", humantime::format_duration(whole_seconds(left))));
+        // The run knows its own speed better than a bar that may have joined late.
+        self.bar.set_message(format!("{so_far}  {:.0} img/s{}", p.images_per_second, left.unwrap_or_default()));
+    }
+
+    fn say(&self, line: &str) {
+        // Whoever read along may have gone; the run is watched to its end all the same.
+        let _ = self.bar.suspend(|| say!("{line}"));
+    }
+
+    fn end(&self, run: v1::TrainingRun) -> anyhow::Result<v1::TrainingRun> {
+        self.bar.finish_and_clear();
+        // In JSON the last event has said it.
+        if !self.json {
+            say!("{}", ended(&run))?;
+        }
+        Ok(run)
+    }
+}
+
+fn whole_seconds(time: std::time::Duration) -> std::time::Duration {
+    std::time::Duration::from_secs(time.as_secs())
+}
+
+fn data(report: &v1::DataReport) -> String {
+    let mut text = format!(
+        "{} photos to train on, {} to validate, {} to calibrate intervals",
+        report.train, report.valid, report.calibration
+    );
+    let n_rejected: i64 = report.rejected.values().sum();
+    if n_rejected > 0 {
+        text.push_str(&format!("; {n_rejected} of {} rows left out:", report.rows));
+        for (reason, n) in &report.rejected {
+            text.push_str(&format!("\n  {n} × {reason}"));
+        }
+        for row in report.rejected_examples.iter().take(5) {
+            text.push_str(&format!("\n  {}: {}", row.name, row.reason));
+        }
+    }
+    text
+}
+
+/// How a run ended, in one line.
+pub(super) fn ended(run: &v1::TrainingRun) -> String {
+    let state = output::enum_name(run.state().as_str_name(), "RUN_STATE_").to_lowercase();
+    let metrics = run.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>();
+    match &run.error {
+        Some(error) => format!("{} {state}: {}", run.name, error.message),
+        None if run.version.is_empty() => format!("{} {state}", run.name),
+        None => format!("{} {state}: {} ({})", run.name, run.version, metrics.join(", ")),
+    }
+}
