@@ -70,12 +70,14 @@ eval: build ## Measure quality on a folder (DATA=) into target/evidence/<suite>.
 	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
 	done
 
-bench: build ## Measure speed (SUITE=training, serve or similar; all without it), likewise
+bench: build ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
 	mkdir -p $(EVIDENCE); \
+	missed=0; \
 	for suite in $(or $(SUITE),training serve similar); do \
-	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
-	done
+	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \
+	done; \
+	exit $$missed
 
 clean: ## Remove what was built (not the fetched cache, not the data folder)
 	@rm -rf target clients/python/build

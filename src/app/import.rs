@@ -1,10 +1,8 @@
 //! Registers a weights file as a version.
 
-use std::path::Path;
-
 use super::{App, AppError, Idempotent, blocking};
 use crate::{
-    nn::{NnError, TensorData, check_against, read_safetensors, read_state_dict},
+    nn::{check_against, read_weights},
     proto::{
         store::{Golden, Preprocessing},
         v1,
@@ -94,16 +92,5 @@ fn preprocessing(image_size_px: u32) -> Preprocessing {
         mean: crate::nn::IMAGENET_MEAN.to_vec(),
         std: crate::nn::IMAGENET_STD.to_vec(),
         min_side_px: crate::nn::MIN_SIDE_PX,
-    }
-}
-
-fn read_weights(file: &Path) -> Result<Vec<TensorData>, NnError> {
-    match file.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => read_safetensors(file),
-        Some("pth" | "pt") => read_state_dict(file),
-        _ => Err(NnError::WeightsUnreadable {
-            path: file.to_owned(),
-            detail: "the name must end in .safetensors or .pth".to_owned(),
-        }),
     }
 }

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use tonic::Request;
 
 use super::{
-    evidence::{Bar, Row, report},
+    evidence::{Bar, Row, median, report},
     local::LocalServer,
     output, watching,
 };
@@ -103,8 +103,7 @@ impl FaceTable {
 
     fn median_train_age(&self) -> Option<f64> {
         let mut ages: Vec<f64> = self.faces.iter().filter(|f| !f.is_valid).filter_map(|f| f.age).collect();
-        ages.sort_by(f64::total_cmp);
-        ages.get(ages.len() / 2).copied()
+        (!ages.is_empty()).then(|| median(&mut ages))
     }
 }
 
@@ -148,7 +147,9 @@ async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &F
                 progress.set_position(steps_done.unsigned_abs());
                 let metric = p.metrics.get("age.mae").map(|m| format!(", age.mae {m:.2}")).unwrap_or_default();
                 progress.set_message(format!("training, loss {:.3}{metric}, {:.0} img/s", p.loss, p.images_per_second));
-                speeds.push(p.images_per_second);
+                if p.epoch > 0 && p.step > 1 {
+                    speeds.push(p.images_per_second);
+                }
             }
             Some(Event::Data(report)) => {
                 let rejected: i64 = report.rejected.values().sum();
@@ -164,10 +165,9 @@ async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &F
     if ended.state() != v1::RunState::Succeeded {
         bail!("the run did not succeed: {}", watching::ended(&ended));
     }
-    speeds.sort_by(f64::total_cmp);
     let mut rows = vec![
         Row::new(SUITE, "train.minutes", started.elapsed().as_secs_f64() / 60.0, "min").bar(Bar::AtMost(20.0)),
-        Row::new(SUITE, "train.throughput", speeds.get(speeds.len() / 2).copied().unwrap_or(0.0), "images/s"),
+        Row::new(SUITE, "train.throughput", median(&mut speeds), "images/s"),
     ];
     for (name, value) in &ended.metrics {
         rows.push(Row::new(SUITE, format!("run.{name}"), *value, "").note("as the run measured it itself"));

@@ -86,6 +86,12 @@ impl Row {
     }
 }
 
+/// The middle value, the upper one of two; 0 of none.
+pub(super) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
 /// Prints the rows as a table and, if asked, writes them as JSON; says whether every bar was reached.
 pub(super) fn report(rows: &[Row], json: Option<&Path>) -> anyhow::Result<bool> {
     let mut table = Table::new();

@@ -4,6 +4,7 @@
 //! data folder themselves are in `data_folder.rs`. What people see is made in `output.rs`, what they are told when
 //! something fails in `failure.rs`. `eval` and `bench` start a server of their own (`local.rs`).
 
+mod bench;
 mod collections;
 mod connection;
 mod data_folder;
@@ -78,6 +79,7 @@ enum Command {
     Import(data_folder::ImportArgs),
     Config(settings::ConfigArgs),
     Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
     /// Prints a script that completes commands and options.
     #[command(after_help = "Example:\n  visage completions bash > ~/.local/share/bash-completion/completions/visage")]
     Completions {
@@ -106,7 +108,7 @@ impl Command {
             Self::Export(args) => args.folder.json,
             Self::Import(args) => args.folder.json,
             Self::Config(args) => args.json,
-            Self::Serve(_) | Self::Eval(_) | Self::Completions { .. } | Self::Worker => false,
+            Self::Serve(_) | Self::Eval(_) | Self::Bench(_) | Self::Completions { .. } | Self::Worker => false,
         }
     }
 }
@@ -147,6 +149,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Import(args) => data_folder::import(&args, config),
         Command::Config(args) => settings::run(&args, config),
         Command::Eval(args) => block_on(eval::run(args)),
+        Command::Bench(args) => block_on(bench::run(args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "visage", &mut io::stdout());
             Ok(true)

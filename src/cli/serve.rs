@@ -92,14 +92,16 @@ async fn welcome(address: SocketAddr, roots: Vec<PathBuf>) -> anyhow::Result<()>
     let mut states = health.watch(HealthCheckRequest { service: String::new() }).await?.into_inner();
     while let Some(state) = states.message().await? {
         if state.status() == ServingStatus::Serving {
-            say!("{}", invitation(address, &roots))?;
+            let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
+            say!("{}", invitation(&program, address, &roots))?;
             break;
         }
     }
     Ok(())
 }
 
-fn invitation(address: SocketAddr, roots: &[PathBuf]) -> String {
+/// `program` is what this one was called by, so that the lines can be pasted as they are.
+fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf]) -> String {
     let server = if address == SocketAddr::from(([127, 0, 0, 1], 50_051)) {
         String::new()
     } else {
@@ -108,9 +110,9 @@ fn invitation(address: SocketAddr, roots: &[PathBuf]) -> String {
     let folder = roots.first().map_or_else(|| "FOLDER".to_owned(), |root| root.display().to_string());
     let mut text = format!(
         "ready. In another terminal:\n  \
-         visage train --model face --utkface {folder}{server}\n  \
-         visage predict --model face PHOTO{server}\n  \
-         visage collections create policies --space face@champion{server}"
+         {program} train --model face --utkface {folder}{server}\n  \
+         {program} predict --model face PHOTO{server}\n  \
+         {program} collections create policies --space face@champion{server}"
     );
     if roots.is_empty() {
         text.push_str("\n(training reads only below a folder that is named at the start: --training-root FOLDER)");
@@ -124,10 +126,11 @@ mod tests {
 
     #[test]
     fn the_invitation_names_the_server_where_it_is_not_the_usual_one() {
-        let usual = invitation(SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")]);
+        let usual = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")]);
         assert!(usual.contains("--utkface photos\n") && !usual.contains("--server"), "{usual}");
-        let other = invitation(SocketAddr::from(([127, 0, 0, 1], 7)), &[]);
+        let other = invitation("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[]);
         assert_eq!(other.matches("--server 127.0.0.1:7").count(), 3, "{other}");
+        assert_eq!(other.matches("  target/release/visage ").count(), 3, "{other}");
         assert!(other.contains("--training-root"), "{other}");
     }
 }

@@ -1,5 +1,7 @@
 //! A training run as it is watched: a bar, a line for every epoch, and how it ended.
 
+use std::{cell::RefCell, collections::BTreeMap};
+
 use indicatif::ProgressBar;
 
 use super::{
@@ -28,7 +30,7 @@ pub(super) async fn watch(
     run: &str,
     on_interrupt: OnInterrupt,
 ) -> anyhow::Result<Option<v1::TrainingRun>> {
-    let shown = Shown { json: remote.json, bar: output::bar(0, "waiting for its turn") };
+    let shown = Shown { json: remote.json, bar: output::bar(0, "waiting for its turn"), metrics: RefCell::default() };
     let mut canceller = server.clone();
     let following = server.follow(run, |event| shown.event(event));
     tokio::pin!(following);
@@ -51,6 +53,8 @@ pub(super) async fn watch(
 struct Shown {
     json: bool,
     bar: ProgressBar,
+    /// As last told.
+    metrics: RefCell<BTreeMap<String, f64>>,
 }
 
 impl Shown {
@@ -62,9 +66,12 @@ impl Shown {
             }
         }
         match &response.event {
-            Some(Event::State(_)) => self.bar.set_message("starting"),
-            Some(Event::Data(report)) => {
+            Some(Event::State(state)) if *state == i32::from(v1::RunState::Running) => {
                 self.bar.set_message("reading the photos");
+            }
+            Some(Event::State(_)) => {}
+            Some(Event::Data(report)) => {
+                self.bar.set_message("starting");
                 if !self.json {
                     self.say(&data(report));
                 }
@@ -75,10 +82,17 @@ impl Shown {
     }
 
     fn progress(&self, p: &v1::Progress) {
+        if p.epoch == 0 {
+            // The data is read before the first stage.
+            self.bar.set_length(i64::from(p.n_steps).unsigned_abs());
+            self.bar.set_position(i64::from(p.step).unsigned_abs());
+            return;
+        }
         let stage = if p.n_stages > 1 { format!("stage {}/{} ", p.stage, p.n_stages) } else { String::new() };
         let metrics = p.metrics.iter().map(|(name, value)| format!(", {name} {value:.3}")).collect::<String>();
         let so_far = format!("{stage}epoch {}/{}  loss {:.4}{metrics}", p.epoch, p.n_epochs, p.loss);
-        if p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
+        // An epoch is over when what it has come to is known.
+        if self.metrics.replace(p.metrics.clone()) != p.metrics && !self.json {
             self.say(&so_far);
         }
         let n_steps = i64::from(p.n_epochs) * i64::from(p.n_steps);

@@ -18,7 +18,7 @@ pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last, check_against};
 pub use state_dict::{parse_state_dict, read_state_dict};
-pub use weights::{parse_safetensors, read_safetensors, write_safetensors};
+pub use weights::{parse_safetensors, read_safetensors, read_weights, write_safetensors};
 
 /// Photos whose shorter side has fewer pixels say too little to be answered.
 pub const MIN_SIDE_PX: u32 = 16;

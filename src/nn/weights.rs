@@ -4,7 +4,22 @@ use std::{fs, path::Path};
 
 use safetensors::{SafeTensors, tensor::TensorView};
 
-use super::{Dtype, NnError, TensorData};
+use super::{Dtype, NnError, TensorData, read_state_dict};
+
+/// Reads a weights file by the ending of its name: `.safetensors`, or `.pth` and `.pt` for a PyTorch state dict.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
+pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => read_safetensors(path),
+        Some("pth" | "pt") => read_state_dict(path),
+        _ => Err(NnError::WeightsUnreadable {
+            path: path.to_owned(),
+            detail: "the name must end in .safetensors or .pth".to_owned(),
+        }),
+    }
+}
 
 /// Reads a safetensors file: all tensors must be f32 or i64.
 ///

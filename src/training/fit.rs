@@ -1,9 +1,6 @@
 //! The training loop: stages of a one-cycle each, over one network.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -65,7 +62,7 @@ impl Fit<'_> {
             n_steps: n_steps * stage.epochs,
         };
         let mut loss = MovingLoss::default();
-        let mut metrics = BTreeMap::new();
+        let mut progress = v1::Progress::default();
         let mut answers = Vec::new();
         for epoch_idx in 0..stage.epochs {
             let mut pace = Pace::default();
@@ -83,7 +80,7 @@ impl Fit<'_> {
                 }
                 self.clock.done += batch.pixels.len() as f64 * picture_cost(stage);
                 pace.note(batch.pixels.len());
-                (self.tell)(v1::Progress {
+                progress = v1::Progress {
                     stage: number(stage_idx + 1),
                     n_stages: number(self.recipe.stages.len()),
                     epoch: number(epoch_idx + 1),
@@ -91,15 +88,20 @@ impl Fit<'_> {
                     step: number(step_idx + 1),
                     n_steps: number(n_steps),
                     loss: loss.next(value),
-                    metrics: metrics.clone(),
                     images_per_second: pace.images_per_second(),
                     eta: self.clock.eta(),
                     learning_rate: settings.learning_rate,
-                });
+                    metrics: progress.metrics,
+                };
+                (self.tell)(progress.clone());
             }
             answers = self.ask(network, &images.valid)?;
             self.clock.done += images.valid.len() as f64 * picture_cost(stage) * EVALUATION_COST;
-            metrics = evaluate::metrics(self.heads, &answers);
+            // The epoch's last word once more, with what it has come to.
+            progress.metrics = evaluate::metrics(self.heads, &answers);
+            progress.eta = self.clock.eta();
+            (self.tell)(progress.clone());
+            let metrics = &progress.metrics;
             tracing::info!(stage = stage_idx + 1, epoch = epoch_idx + 1, loss = loss.shown(), ?metrics, "epoch");
         }
         Ok(answers)

@@ -32,7 +32,7 @@ use super::{
     network_spec, priority,
 };
 use crate::{
-    nn::{self, Device, InferenceNetwork, Network, NetworkSpec, NnError, Normalisation, TensorData},
+    nn::{self, Device, InferenceNetwork, Network, NetworkSpec, NnError, Normalisation},
     proto::{
         store::{Golden, HeadCalibration, Preprocessing},
         v1,
@@ -249,7 +249,7 @@ impl Work<'_, '_> {
         for file in [&self.job.torchvision_file, &self.job.warm_start_file].into_iter().filter(|file| !file.is_empty())
         {
             let path = PathBuf::from(file);
-            let new = network.take_matching(&read_weights(&path)?)?;
+            let new = network.take_matching(&nn::read_weights(&path)?)?;
             if new.is_empty() {
                 let detail = format!("no tensor of {} has the name and shape of one of the network", path.display());
                 return Err(NnError::WeightsMismatch { detail }.into());
@@ -344,10 +344,6 @@ fn coverage(heads: &[Head], answers: &[evaluate::Answers], calibrations: &[HeadC
         }
     }
     metrics
-}
-
-fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    nn::read_safetensors(path)
 }
 
 /// Tells how far the reading of the data is: stage 0 of the run.

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use tempfile::TempDir;
 
 use super::*;
-use crate::proto::worker::FailureKind;
+use crate::{nn::TensorData, proto::worker::FailureKind};
 
 /// A root with a table of plain pictures: their brightness is `level`, their tint `tint`.
 fn pictures(n: u8) -> TempDir {

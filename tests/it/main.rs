@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod client_python;
+mod data_folder;
 mod errors;
 mod kills;
 mod layering;
 mod reflection;
 mod support;
 mod system;
+mod tours;
 mod training_data;

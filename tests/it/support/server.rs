@@ -160,7 +160,7 @@ async fn template() -> &'static Path {
     TEMPLATE.get().unwrap().path()
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

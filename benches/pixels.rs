@@ -1,0 +1,22 @@
+//! What a photo costs before the network sees it.
+
+#![expect(missing_docs, reason = "criterion's macros make public functions without any")]
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use visage::vision::{DecodeLimits, decode, to_pixels};
+
+const PORTRAIT: &[u8] = include_bytes!("../tests/fixtures/portrait.jpg");
+
+fn pixels(c: &mut Criterion) {
+    let limits = DecodeLimits::default();
+    #[expect(clippy::expect_used, reason = "the fixture is a photo")]
+    let image = decode(PORTRAIT, &limits).expect("the fixture is a photo");
+    let size = format!("{} x {}", image.width_px(), image.height_px());
+    c.bench_function(&format!("decode a JPEG of {size}"), |b| b.iter(|| decode(black_box(PORTRAIT), &limits)));
+    c.bench_function(&format!("{size} to 224 px"), |b| b.iter(|| to_pixels(black_box(&image), 224)));
+}
+
+criterion_group!(benches, pixels);
+criterion_main!(benches);

@@ -1,0 +1,57 @@
+//! `visage bench`: how fast this build is on this machine, one file a suite.
+//!
+//! Every suite starts a server of its own, asks it over a real port as any client would, and puts what it measures
+//! beside something measured in the same run: machines differ, and only ratios travel. `photos.rs` draws what is sent.
+
+mod photos;
+mod serve;
+mod similar;
+mod training;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::evidence::report;
+
+/// Measures speed, beside a peer or a baseline of the same run.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  visage bench --suite serve --json target/evidence/serve.json
+  make bench SUITE=training      # installs what the suite compares with, then runs it")]
+pub(super) struct BenchArgs {
+    /// What to measure.
+    #[arg(long, value_enum)]
+    suite: Suite,
+    /// Writes the rows as JSON too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The Python that has the packages of benches/peers/requirements.txt; without it peers are left out, and said to be.
+    #[arg(long, value_name = "PYTHON", env = "VISAGE_PYTHON")]
+    python: Option<PathBuf>,
+    /// The folder of the peers' scripts.
+    #[arg(long, value_name = "FOLDER", default_value = "benches/peers")]
+    peers: PathBuf,
+}
+
+/// A set of measurements.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Suite {
+    /// The training loop's throughput, beside a plain PyTorch loop.
+    Training,
+    /// Predict's latency and throughput, idle and while a run trains.
+    Serve,
+    /// The graph's recall and speed, beside the exact scan.
+    Similar,
+}
+
+/// Runs the suite; `false` when a bar was missed.
+pub(super) async fn run(args: BenchArgs) -> anyhow::Result<bool> {
+    let rows = match args.suite {
+        Suite::Training => training::measure(&args).await?,
+        Suite::Serve => serve::measure().await?,
+        Suite::Similar => similar::measure().await?,
+    };
+    report(&rows, args.json.as_deref())
+}

@@ -1,0 +1,165 @@
+//! The suite `similar`: how much of the truth the graph finds, and how fast, beside the exact scan of the same server.
+//!
+//! The vectors are clustered as faces are, many photos about one person, so that neighbours are close and hard to rank.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use anyhow::{Context, bail};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use tonic::Request;
+
+use super::photos;
+use crate::{
+    cli::{
+        evidence::{Bar, Row},
+        local::LocalServer,
+        output, watching,
+    },
+    proto::v1::{self, enroll_face_request::Source, find_similar_request::Query},
+};
+
+const SUITE: &str = "similar";
+const COLLECTION: &str = "collections/bench";
+const DIMENSIONS: usize = 512;
+const N_FACES: usize = 20_000;
+const N_CLUSTERS: usize = 1_000;
+const N_QUERIES: usize = 300;
+const K: i32 = 10;
+/// The spread of a cluster, as a share of its centre's length.
+const SPREAD: f32 = 0.7;
+
+/// Measures.
+pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
+    let mut server = LocalServer::start(Vec::new()).await?;
+    make_collection(&mut server).await?;
+    let mut dice = ChaCha8Rng::seed_from_u64(1);
+    let centres: Vec<Vec<f32>> = (0..N_CLUSTERS).map(|_| normal(&mut dice)).collect();
+    let faces: Vec<Vec<f32>> = (0..N_FACES).map(|i| near(&centres[i % N_CLUSTERS], &mut dice)).collect();
+    let queries: Vec<Vec<f32>> = (0..N_QUERIES).map(|i| near(&centres[i], &mut dice)).collect();
+
+    let started = Instant::now();
+    enroll(&mut server, faces).await?;
+    let enrolled = started.elapsed().as_secs_f64();
+    let progress = output::counter("building the graph");
+    // A search says whether it compared every face: the first that did not has met the graph.
+    while ask(&mut server, &queries[0], false).await?.1 {
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    }
+    settle(&mut server, &queries).await?;
+    let built = started.elapsed().as_secs_f64() - enrolled;
+    progress.set_message("searching");
+    let (mut found, mut took) = ([Vec::new(), Vec::new()], [0.0, 0.0]);
+    for query in &queries {
+        // By turns, so that a machine that changes its pace changes both.
+        for (which, exact) in [false, true].into_iter().enumerate() {
+            let asked = Instant::now();
+            found[which].push(ask(&mut server, query, exact).await?.0);
+            took[which] += asked.elapsed().as_secs_f64();
+        }
+    }
+    progress.finish_and_clear();
+    server.stop().await?;
+    let n_hits: usize = found[0].iter().zip(&found[1]).map(|(graph, truth)| graph.intersection(truth).count()).sum();
+    let n_truths: usize = found[1].iter().map(BTreeSet::len).sum();
+    let what = format!("{N_FACES} faces of {N_CLUSTERS} persons, one caller, over the wire");
+    let qps = |which: usize| N_QUERIES as f64 / took[which];
+    Ok(vec![
+        Row::new(SUITE, format!("similar.recall{K}.{DIMENSIONS}d"), n_hits as f64 / n_truths as f64, "")
+            .bar(Bar::AtLeast(0.95))
+            .note(what.clone()),
+        Row::new(SUITE, format!("similar.qps.{DIMENSIONS}d"), qps(0), "queries/s").versus("exact", qps(1)).note(what),
+        Row::new(SUITE, "similar.enroll", N_FACES as f64 / enrolled, "faces/s")
+            .note("one stream, each face on disk before it is acknowledged"),
+        Row::new(SUITE, "similar.build", built, "s").note("from the last enrolment to a settled graph"),
+    ])
+}
+
+/// A collection needs a space, and a space a version: the smallest that can be trained.
+async fn make_collection(server: &mut LocalServer) -> anyhow::Result<()> {
+    let folder = server.root().join("photos");
+    photos::write_folder(&folder, 64)?;
+    let kind = v1::head::Kind::Regression(v1::RegressionHead::default());
+    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
+    let request = v1::TrainRequest {
+        model: "models/bench".to_owned(),
+        recipe: Some(v1::Recipe {
+            architecture: v1::Architecture::Resnet18.into(),
+            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
+            stages: vec![v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() }],
+            ..v1::Recipe::default()
+        }),
+        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
+        request_id: String::new(),
+    };
+    let run = server.clients.train(Request::new(request)).await?;
+    let ended = server.clients.follow(&run, |_| {}).await?;
+    if ended.state() != v1::RunState::Succeeded {
+        bail!("the run did not succeed: {}", watching::ended(&ended));
+    }
+    let request = v1::CreateCollectionRequest {
+        collection_id: COLLECTION.trim_start_matches("collections/").to_owned(),
+        embedding_space: ended.version,
+        ..v1::CreateCollectionRequest::default()
+    };
+    server.clients.faces.create_collection(request).await?;
+    Ok(())
+}
+
+async fn enroll(server: &mut LocalServer, faces: Vec<Vec<f32>>) -> anyhow::Result<()> {
+    let progress = output::bar(faces.len() as u64, "enrolling");
+    let requests = faces.into_iter().map(|values| {
+        let source = Some(Source::Vector(v1::FaceVector { values, space: String::new() }));
+        let request = v1::EnrollFaceRequest { parent: COLLECTION.to_owned(), source, ..Default::default() };
+        v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() }
+    });
+    let mut answers = server.clients.faces.stream_enroll_faces(futures::stream::iter(requests)).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        if let Some(v1::stream_enroll_faces_response::Result::Error(error)) = answer.result {
+            bail!("a face was refused: {}", error.message);
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// Waits until a search takes the same time twice, a sign that segments are merged no more.
+async fn settle(server: &mut LocalServer, queries: &[Vec<f32>]) -> anyhow::Result<()> {
+    let mut last = f64::MAX;
+    loop {
+        let started = Instant::now();
+        for query in &queries[..20] {
+            ask(server, query, false).await?;
+        }
+        let took = started.elapsed().as_secs_f64();
+        if took > 0.8 * last {
+            return Ok(());
+        }
+        last = took;
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+}
+
+/// The names found, and whether every face was compared.
+async fn ask(server: &mut LocalServer, query: &[f32], exact: bool) -> anyhow::Result<(BTreeSet<String>, bool)> {
+    let request = v1::FindSimilarRequest {
+        collection: COLLECTION.to_owned(),
+        query: Some(Query::Embedding(v1::Embedding { values: query.to_vec(), space: String::new() })),
+        k: K,
+        exact,
+        ..v1::FindSimilarRequest::default()
+    };
+    let found = server.clients.visage.find_similar(request).await.context("a search")?.into_inner();
+    let names = found.matches.into_iter().filter_map(|m| m.face).map(|face| face.name).collect();
+    Ok((names, found.exact))
+}
+
+fn normal(dice: &mut ChaCha8Rng) -> Vec<f32> {
+    (0..DIMENSIONS).map(|_| dice.sample(StandardNormal)).collect()
+}
+
+fn near(centre: &[f32], dice: &mut ChaCha8Rng) -> Vec<f32> {
+    centre.iter().map(|c| c + SPREAD * dice.sample::<f32, _>(StandardNormal)).collect()
+}

@@ -1,0 +1,129 @@
+//! The suite `training`: images a second through the whole of a run, beside a plain PyTorch loop.
+//!
+//! The peer has its pictures decoded in memory before its clock starts, as the run has by its second epoch, so that both
+//! sides are timed on the same work: augment, normalise, forward, loss, backward, optimiser step.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use tonic::Request;
+
+use super::{BenchArgs, photos};
+use crate::{
+    cli::{
+        evidence::{Bar, Row, median},
+        local::LocalServer,
+        output, watching,
+    },
+    proto::v1::{self, watch_training_run_response::Event},
+};
+
+const SUITE: &str = "training";
+const IMAGE_SIZE_PX: i32 = 64;
+const BATCH_SIZE: i32 = 64;
+const N_PHOTOS: u64 = 1280;
+const N_EPOCHS: i32 = 3;
+/// Each side is measured this often, by turns, so that a machine that changes its pace changes both.
+const N_ROUNDS: usize = 2;
+
+/// What a peer's script prints.
+#[derive(Deserialize)]
+struct PeerFigures {
+    /// PyTorch's default memory layout.
+    images_per_second: f64,
+    /// The same loop with channels-last tensors, a tuned loop rather than a plain one.
+    images_per_second_channels_last: f64,
+}
+
+/// Measures.
+pub(super) async fn measure(args: &BenchArgs) -> anyhow::Result<Vec<Row>> {
+    let mut server = LocalServer::start(Vec::new()).await?;
+    let folder = server.root().join("photos");
+    photos::write_folder(&folder, N_PHOTOS)?;
+    let (mut ours, mut plain, mut tuned) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..N_ROUNDS {
+        ours.push(run(&mut server, &folder).await?);
+        if let Some(figures) = peer(args)? {
+            plain.push(figures.images_per_second);
+            tuned.push(figures.images_per_second_channels_last);
+        }
+    }
+    server.stop().await?;
+    let what = format!("ResNet34, {IMAGE_SIZE_PX} px, batch {BATCH_SIZE}, f32, median of {N_ROUNDS} runs by turns");
+    let name = format!("train.throughput.{IMAGE_SIZE_PX}px");
+    let ours = median(&mut ours);
+    if plain.is_empty() {
+        let note = format!("{what}; the peer is left out: no --python");
+        return Ok(vec![Row::new(SUITE, name, ours, "images/s").note(note)]);
+    }
+    Ok(vec![
+        Row::new(SUITE, name.clone(), ours, "images/s")
+            .versus("plain PyTorch loop", median(&mut plain))
+            .bar(Bar::AtLeast(0.9))
+            .note(what.clone()),
+        Row::new(SUITE, format!("{name}.channels_last"), ours, "images/s")
+            .versus("PyTorch loop, channels-last", median(&mut tuned))
+            .note(what),
+    ])
+}
+
+/// One run; gives the median of the paces that it told after its first epoch, in which caches and plans are made.
+async fn run(server: &mut LocalServer, folder: &std::path::Path) -> anyhow::Result<f64> {
+    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
+    let stage =
+        v1::Stage { epochs: N_EPOCHS, image_size_px: IMAGE_SIZE_PX, max_learning_rate: 1e-3, freeze_body: false };
+    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
+    let request = v1::TrainRequest {
+        model: "models/bench".to_owned(),
+        recipe: Some(v1::Recipe {
+            architecture: v1::Architecture::Resnet34.into(),
+            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
+            stages: vec![stage],
+            batch_size: BATCH_SIZE,
+            ..v1::Recipe::default()
+        }),
+        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
+        request_id: String::new(),
+    };
+    let progress = output::bar(0, "a run");
+    let run = server.clients.train(Request::new(request)).await?;
+    let mut paces = Vec::new();
+    let ended = server
+        .clients
+        .follow(&run, |event| {
+            if let Some(Event::Progress(p)) = &event.event
+                && p.epoch > 0
+            {
+                progress.set_length(i64::from(p.n_epochs * p.n_steps).unsigned_abs());
+                progress.set_position(i64::from((p.epoch - 1) * p.n_steps + p.step).unsigned_abs());
+                if p.epoch > 1 && p.step > 1 {
+                    paces.push(p.images_per_second);
+                }
+            }
+        })
+        .await?;
+    progress.finish_and_clear();
+    if ended.state() != v1::RunState::Succeeded || paces.is_empty() {
+        bail!("the run did not succeed: {}", watching::ended(&ended));
+    }
+    Ok(median(&mut paces))
+}
+
+/// The peer's figures; nothing without a Python.
+fn peer(args: &BenchArgs) -> anyhow::Result<Option<PeerFigures>> {
+    let Some(python) = &args.python else { return Ok(None) };
+    let script = args.peers.join("training.py");
+    let progress = output::counter("the PyTorch loop");
+    let output = Command::new(python)
+        .arg(&script)
+        .args(["--size", &IMAGE_SIZE_PX.to_string(), "--batch-size", &BATCH_SIZE.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| python.display().to_string())?;
+    progress.finish_and_clear();
+    if !output.status.success() {
+        bail!("{} failed ({}); `make bench SUITE=training` installs what it needs", script.display(), output.status);
+    }
+    Ok(Some(serde_json::from_slice(&output.stdout).with_context(|| format!("{}'s figures", script.display()))?))
+}

@@ -1,0 +1,157 @@
+//! The commands that open a data folder themselves, on folders that are whole, damaged, newer, locked or not there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use visage::proto::v1;
+
+use crate::support::server::{Home, copy};
+
+/// Exit code and all that was said.
+fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
+    said(home.command(args).output().unwrap())
+}
+
+fn said(output: Output) -> (Option<i32>, String) {
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A home whose store has a model, a collection and some faces, and is at rest.
+async fn filled() -> Home {
+    let home = Home::trained("").await;
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let collection = v1::CreateCollectionRequest {
+        collection_id: "policies".to_owned(),
+        embedding_space: "models/face#embedding16".to_owned(),
+        ..Default::default()
+    };
+    c.faces.create_collection(collection).await.unwrap();
+    for i in 0..50 {
+        let mut values = vec![1.0; 16];
+        values[i % 16] = i as f32;
+        let request = v1::EnrollFaceRequest {
+            parent: "collections/policies".to_owned(),
+            face_id: format!("f{i}"),
+            source: Some(v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() })),
+            ..Default::default()
+        };
+        c.faces.enroll_face(request).await.unwrap();
+    }
+    assert!(server.stop().success());
+    home
+}
+
+#[tokio::test]
+async fn a_backup_comes_back_whole_and_serves() {
+    let home = filled().await;
+    let backup = home.path("backup.visage");
+    let backup = backup.to_str().unwrap();
+    assert_eq!(run(&home, &["export", backup]).0, Some(0));
+    let (code, text) = run(&home, &["export", backup]);
+    assert!(code == Some(1) && text.contains("is there already"), "{text}");
+
+    let restored = Home::new("");
+    assert_eq!(run(&restored, &["import", backup]).0, Some(0));
+    let (code, text) = run(&restored, &["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert!(code == Some(0) && report["findings"] == serde_json::json!([]), "{text}");
+    assert_eq!(report["entries"]["Faces"], 50, "{text}");
+    let server = restored.serve().await;
+    let mut c = server.clients().await;
+    let name = "collections/policies/faces/f49".to_owned();
+    assert_eq!(c.faces.get_face(v1::GetFaceRequest { name: name.clone() }).await.unwrap().into_inner().name, name);
+    assert!(server.stop().success());
+
+    let (code, text) = run(&restored, &["import", backup]);
+    assert!(code == Some(1) && text.contains("empty"), "an import over what is there: {text}");
+    let mut bytes = fs::read(backup).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(backup, bytes).unwrap();
+    let other = Home::new("");
+    let (code, text) = run(&other, &["import", backup]);
+    assert!(code == Some(1) && !text.contains("panicked"), "{text}");
+    assert!(!other.path("data").join("store").join("db").exists(), "nothing is written before all is verified");
+}
+
+#[tokio::test]
+async fn a_folder_in_use_and_one_that_is_not_there_are_told_apart() {
+    let home = Home::trained("").await;
+    let (code, text) = run(&home, &["doctor", "--data-dir", "/nonexistent/visage"]);
+    assert!(code == Some(1) && text.contains("/nonexistent/visage"), "{text}");
+    let server = home.serve().await;
+    for command in ["doctor", "migrate"] {
+        let (code, text) = run(&home, &[command]);
+        assert!(code == Some(1) && text.contains("another process"), "{command}: {text}");
+    }
+    let (code, text) = run(&home, &["serve", "--listen", "127.0.0.1:0"]);
+    assert!(code == Some(1) && text.contains("another process"), "{text}");
+    assert!(server.stop().success());
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// A damaged store either serves all that it had, or says what is damaged, and in neither case panics.
+#[tokio::test]
+async fn thirty_flipped_bytes_one_at_a_time_are_named_or_harmless() {
+    let home = filled().await;
+    let export = |home: &Home| {
+        let file = home.path("all.visage");
+        let (code, text) = run(home, &["export", file.to_str().unwrap()]);
+        (code, text, fs::read(file).unwrap_or_default())
+    };
+    let (_, _, whole) = export(&home);
+    let store = home.path("data").join("store");
+    let largest = files(&store).into_iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+    let length = fs::metadata(&largest).unwrap().len() as usize;
+    let name = largest.strip_prefix(&store).unwrap().to_owned();
+    let mut n_named = 0;
+    for i in 0..30 {
+        let damaged = Home::new("");
+        copy(&home.path("data"), &damaged.path("data"));
+        let file = damaged.path("data").join("store").join(&name);
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[(i * length / 30 + i * 613) % length] ^= 0x5a;
+        fs::write(&file, bytes).unwrap();
+        let (code, text) = run(&damaged, &["doctor"]);
+        assert!(!text.contains("panicked"), "{text}");
+        match code {
+            Some(0) => {
+                let (code, text, found) = export(&damaged);
+                assert!(code == Some(0) && found == whole, "flip {i}: something is gone and nobody says so: {text}");
+            }
+            Some(1) => {
+                assert!(text.contains("damaged:"), "flip {i} is not named: {text}");
+                n_named += 1;
+            }
+            other => panic!("flip {i}: {other:?}: {text}"),
+        }
+    }
+    assert!(n_named > 0, "no flip was seen at all");
+}
+
+#[tokio::test]
+async fn a_store_cut_short_does_not_serve_and_says_why() {
+    let home = filled().await;
+    let store = home.path("data").join("store");
+    let largest = files(&store).into_iter().max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
+    let bytes = fs::read(&largest).unwrap();
+    fs::write(&largest, &bytes[..bytes.len() / 2]).unwrap();
+    for command in [&["doctor"][..], &["serve", "--listen", "127.0.0.1:0"]] {
+        let (code, text) = run(&home, command);
+        assert!(code == Some(1) && text.contains("damaged:") && !text.contains("panicked"), "{command:?}: {text}");
+    }
+}
