@@ -131,13 +131,22 @@ pub struct ServingConfig {
     pub queue_capacity: usize,
     /// Pictures that go through a network together, 1 to 32.
     pub max_batch: usize,
+    /// Weights that may be loaded at once, in bytes.
+    pub memory_budget_bytes: u64,
     /// The model of calls that name none, such as models/face; empty: the only one there is.
     pub default_model: String,
 }
 
 impl Default for ServingConfig {
     fn default() -> Self {
-        Self { device: "auto".to_owned(), threads: 0, queue_capacity: 128, max_batch: 32, default_model: String::new() }
+        Self {
+            device: "auto".to_owned(),
+            threads: 0,
+            queue_capacity: 128,
+            max_batch: 32,
+            memory_budget_bytes: 4 << 30,
+            default_model: String::new(),
+        }
     }
 }
 

@@ -28,13 +28,17 @@ pub struct CallContext {
     pub arrived: Instant,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+    /// How long one item of a stream may take; the stream's own deadline holds too.
+    pub item_timeout: Duration,
 }
 
 impl CallContext {
     /// The same call, for an item of its stream that arrives now.
     #[must_use]
     pub fn item(&self) -> Self {
-        Self { arrived: Instant::now(), ..self.clone() }
+        let arrived = Instant::now();
+        let due = arrived + self.item_timeout;
+        Self { arrived, deadline: Some(self.deadline.map_or(due, |deadline| deadline.min(due))), ..self.clone() }
     }
 
     /// Time left, or `None` without a deadline; zero when it has passed.

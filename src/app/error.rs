@@ -6,7 +6,7 @@ use crate::{
     registry::RegistryError,
     serving::{DecodeError, ServeError},
     similarity::SimilarityError,
-    store::{StoreError, Table},
+    store::StoreError,
     training::TrainingError,
     vision::ImageError,
 };
@@ -113,15 +113,6 @@ impl AppError {
     /// A wrong request field.
     pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::FieldInvalid { field: field.into(), description: description.into() }
-    }
-
-    /// Whether it is a store's condition on `table` that did not hold.
-    pub(super) fn is_conflict_in(&self, table: Table) -> bool {
-        let store = match self {
-            Self::Store(e) | Self::Registry(RegistryError::Store(e)) | Self::Similarity(SimilarityError::Store(e)) => e,
-            _ => return false,
-        };
-        matches!(store, StoreError::Conflict { table: t, .. } if *t == table)
     }
 
     /// Who must act.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, blocking};
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
         v1,
     },
     similarity::{
-        CollectionId, Embedding, EmbeddingSpace, FaceId, NewCollection, NewFace, Query, SimilarityError,
+        CollectionId, Embedding, EmbeddingSpace, FaceId, FaceName, NewCollection, NewFace, Query, SimilarityError,
         SimilarityIndex, Target,
     },
     store::Store,
@@ -27,7 +28,12 @@ pub struct Faces {
     index: Arc<SimilarityIndex>,
     models: Models,
     photos: Photos,
+    /// Searches at once, as many as there are cores: more would only fight over them.
+    searches: Arc<Semaphore>,
 }
+
+/// The longest display name of a collection, in bytes.
+const MAX_DISPLAY_NAME_BYTES: usize = 256;
 
 /// What a face is found or enrolled by.
 #[derive(Clone, Debug)]
@@ -71,7 +77,8 @@ impl Faces {
     /// The collections of `index`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
-        Self { store, index, models, photos }
+        let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)) }
     }
 
     /// Makes a collection that compares in the space that `space` means now.
@@ -85,9 +92,18 @@ impl Faces {
         display_name: String,
         once: Idempotent,
     ) -> Result<v1::Collection, AppError> {
+        if display_name.len() > MAX_DISPLAY_NAME_BYTES {
+            let rule = format!("must be at most {MAX_DISPLAY_NAME_BYTES} bytes, not {}", display_name.len());
+            return Err(AppError::field("display_name", rule));
+        }
+        let (store, earlier) = (Arc::clone(&self.store), once.clone());
+        if let Some(made) = blocking(move || earlier.earlier_answer(&*store)).await? {
+            return Ok(made);
+        }
         let (model, layer) = space.split_once('#').unwrap_or((space, DEFAULT_LAYER));
         let version = self.models.resolve(model)?;
-        let manifest = self.models.manifest(&version).await?;
+        // Loaded before anybody asks the collection, and from then on for its sake.
+        let manifest = self.models.ready(&version).await?;
         let Some(known) = manifest.embedding_layers.iter().find(|l| l.layer == layer) else {
             let layers: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
             return Err(AppError::UnsupportedByModel {
@@ -101,8 +117,12 @@ impl Faces {
             dimensions: known.dimensions as usize,
             display_name,
         };
+        let turn = self.models.turn(&version).await;
+        // Again, for it may have been deleted before the turn came.
+        self.models.manifest(&version).await?;
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
         blocking(move || {
+            let _turn = turn;
             once.once(&*store, || {
                 let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
                 Ok(collection_to_proto(&record, 0))
@@ -154,22 +174,31 @@ impl Faces {
     pub async fn enroll(&self, call: &CallContext, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
         // An earlier answer spares the network its work.
         let (store, earlier) = (Arc::clone(&self.store), once.clone());
-        if let Some(face) = blocking(move || earlier.earlier_answer(&*store)).await? {
-            return Ok(face);
+        if let Some(enrolled) = blocking(move || earlier.earlier_answer::<v1::Face>(&*store)).await? {
+            return self.by_name(&enrolled.name).await;
         }
         let (embedding, space) = self.embed(call, &new.collection, new.source).await?;
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
         let face = NewFace { id: new.face, subject: new.subject, labels: new.labels };
         let collection = new.collection;
-        blocking(move || {
+        let face = blocking(move || {
             once.once(&*store, || {
                 let record = index.enroll(&collection, face, &embedding, &space, |record| {
-                    once.remember(&face_to_proto(&collection, record))
+                    // The name alone: what is deleted with the face shall not be kept by its request.
+                    let name = face_to_proto(&collection, record).name;
+                    once.remember(&v1::Face { name, ..v1::Face::default() })
                 })?;
                 Ok(face_to_proto(&collection, &record))
             })
         })
-        .await
+        .await?;
+        // A twin of this request was there first.
+        if face.create_time.is_none() { self.by_name(&face.name).await } else { Ok(face) }
+    }
+
+    async fn by_name(&self, name: &str) -> Result<v1::Face, AppError> {
+        let FaceName { collection, face } = FaceName::parse("name", name)?;
+        self.get(collection, face).await
     }
 
     /// An enrolled face.
@@ -223,7 +252,16 @@ impl Faces {
         };
         let index = Arc::clone(&self.index);
         let id = collection.clone();
-        let found = blocking(move || Ok(index.search(&id, &Query { target, k, min_score, exact })?)).await?;
+        let place = Arc::clone(&self.searches).acquire_owned().await.map_err(|_| AppError::Stopping)?;
+        let of_call = call.clone();
+        let found = blocking(move || {
+            let _place = place;
+            if of_call.time_left().is_some_and(|left| left.is_zero()) {
+                return Err(AppError::DeadlineExceeded { during: "the wait for a search" });
+            }
+            Ok(index.search(&id, &Query { target, k, min_score, exact })?)
+        })
+        .await?;
         let matches = found
             .matches
             .iter()

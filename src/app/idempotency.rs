@@ -2,7 +2,7 @@
 //!
 //! The answer is stored in the very commit that makes the change, so that a crash between the two is impossible.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -10,8 +10,37 @@ use sha2::{Digest as _, Sha256};
 use super::AppError;
 use crate::{
     proto::store::RequestRecord,
-    store::{Batch, Condition, Store, StoreError, StoreExt, Table, encode_record, join_key},
+    store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, encode_record, join_key},
 };
+
+/// How long an answered request id is remembered.
+pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Forgets the answers that were given more than [`KEPT_FOR`] before `now`; says how many these were.
+///
+/// # Errors
+/// When the store fails.
+pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, AppError> {
+    let oldest = prost_types::Timestamp::from(now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH));
+    let (mut after, mut n_forgotten) = (None, 0);
+    loop {
+        let range = Range { after, ..Range::default() };
+        let rows = store.scan_records::<RequestRecord>(Table::Requests, &range, 256)?;
+        let Some((last, _)) = rows.last() else { return Ok(n_forgotten) };
+        after = Some(last.clone());
+        let is_old = |record: &RequestRecord| {
+            record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos))
+        };
+        let mut batch = Batch::default();
+        for (key, _) in rows.iter().filter(|(_, record)| is_old(record)) {
+            batch.delete(Table::Requests, key);
+        }
+        if !batch.writes.is_empty() {
+            n_forgotten += batch.writes.len();
+            store.commit(batch)?;
+        }
+    }
+}
 
 /// The longest request id in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -65,6 +94,8 @@ impl Idempotent {
         if record.body_digest != key.body_digest {
             return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
+        // What a read sees may still wait for its flush; an empty commit ends after that.
+        store.commit(Batch::default())?;
         M::decode(record.response.as_slice()).map(Some).map_err(|e| {
             AppError::Store(StoreError::Corrupt {
                 what: format!("the stored answer of request id {:?}", key.request_id),
@@ -103,9 +134,8 @@ impl Idempotent {
             return Ok(answer);
         }
         match change() {
-            Err(error) if self.key.is_some() && error.is_conflict_in(Table::Requests) => {
-                self.earlier_answer(store)?.ok_or(error)
-            }
+            // Whatever it met, a twin of this very request may have been there first.
+            Err(error) if self.key.is_some() => self.earlier_answer(store)?.ok_or(error),
             result => result,
         }
     }
@@ -144,6 +174,32 @@ mod tests {
         assert!(matches!(reused.earlier_answer::<Face>(&store), Err(AppError::RequestIdReused { .. })));
         let other_caller = Idempotent::new("b", "Enroll", "id-1", &body("y")).unwrap();
         assert!(other_caller.earlier_answer::<Face>(&store).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_answer_is_forgotten_after_a_day() {
+        let store = MemoryStore::new();
+        let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
+        store.commit(once.remember(&Face::default())).unwrap();
+        let now = SystemTime::now();
+        assert_eq!(forget_old(&store, now).unwrap(), 0);
+        assert!(once.earlier_answer::<Face>(&store).unwrap().is_some());
+        assert_eq!(forget_old(&store, now + KEPT_FOR + Duration::from_secs(60)).unwrap(), 1);
+        assert!(once.earlier_answer::<Face>(&store).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_twin_that_meets_the_change_itself_gets_its_answer() {
+        let store = MemoryStore::new();
+        let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
+        let answer: Face = once
+            .once(&store, || {
+                let winner = Face { name: "winner".to_owned(), ..Face::default() };
+                store.commit(once.remember(&winner))?;
+                Err(AppError::field("face_id", "is taken"))
+            })
+            .unwrap();
+        assert_eq!(answer.name, "winner");
     }
 
     #[test]

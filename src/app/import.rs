@@ -1,6 +1,6 @@
 //! Registers a weights file as a version.
 
-use super::{App, AppError, Idempotent, blocking};
+use super::{App, AppError, Idempotent, blocking, detached};
 use crate::{
     nn::{check_against, read_weights},
     proto::{
@@ -13,6 +13,8 @@ use crate::{
 
 /// The seed of an import's golden input.
 const GOLDEN_SEED: u64 = 1;
+/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
+const GOLDEN_TOLERANCE: f32 = 1e-3;
 
 impl App {
     /// Registers the weights of a file under the roots; refuses tensors that do not fit the network, by name.
@@ -71,17 +73,22 @@ impl App {
         let registry = std::sync::Arc::clone(self.models.registry());
         let (unregistered, tensors) = (new.unregistered(), new.tensors.clone());
         let outputs = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await?;
-        new.golden = Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: 1e-3 });
+        let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
+        new.golden = Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest });
         let models = self.models.clone();
-        let answer: v1::ModelVersion = blocking(move || {
-            once.once(registry.store(), || {
-                let record = registry.register(new, |record| once.remember(&models.version_to_proto(record)))?;
-                Ok(models.version_to_proto(&record))
+        detached(async move {
+            let of_answer = models.clone();
+            let answer: v1::ModelVersion = blocking(move || {
+                once.once(registry.store(), || {
+                    let record = registry.register(new, |record| once.remember(&of_answer.version_to_proto(record)))?;
+                    Ok(of_answer.version_to_proto(&record))
+                })
             })
+            .await?;
+            models.refresh().await?;
+            Ok(answer)
         })
-        .await?;
-        self.models.refresh().await?;
-        Ok(answer)
+        .await
     }
 }
 

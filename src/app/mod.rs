@@ -14,7 +14,10 @@ mod photos;
 mod predict;
 mod runs;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub use context::{CallContext, Caller};
 pub use error::AppError;
@@ -31,7 +34,7 @@ use crate::{
     config::Config,
     nn,
     proto::store::EmbeddingLayer,
-    registry::{ModelRef, Registry, VersionName},
+    registry::{ModelRef, Registry},
     serving::{DecodePool, DecodePoolSettings, EngineLoader, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
     store::{self, SledSettings, Store},
@@ -54,9 +57,12 @@ pub struct App {
     /// Cancelled when the server begins to stop.
     pub stopping: CancellationToken,
     roots: Roots,
-    index: Arc<SimilarityIndex>,
     serving: ServingPool,
+    store: Arc<dyn Store>,
 }
+
+/// How often old answers of request ids are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 /// What an [`App`] runs on; tests bring others.
 pub struct Backends {
@@ -102,6 +108,7 @@ impl App {
                 n_threads: config.serving.threads,
                 queue_capacity: config.serving.queue_capacity,
                 max_batch: config.serving.max_batch,
+                memory_budget_bytes: Some(config.serving.memory_budget_bytes),
                 ..ServingSettings::default()
             },
             backends.engines,
@@ -116,8 +123,6 @@ impl App {
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
         };
-        let models = Models::open(registry, serving.clone(), default_model)?;
-        let photos = Photos::new(models.clone(), decoder, serving.clone());
         let index = Arc::new(SimilarityIndex::open(
             Arc::clone(&store),
             SimilaritySettings {
@@ -126,7 +131,9 @@ impl App {
                 ..SimilaritySettings::default()
             },
         )?);
-        let faces = Faces::new(Arc::clone(&store), Arc::clone(&index), models.clone(), photos.clone());
+        let models = Models::open(registry, serving.clone(), default_model, Arc::clone(&index))?;
+        let photos = Photos::new(models.clone(), decoder, serving.clone());
+        let faces = Faces::new(Arc::clone(&store), index, models.clone(), photos.clone());
         let runs = Runs::open(
             Arc::clone(&store),
             models.clone(),
@@ -143,21 +150,20 @@ impl App {
         )?;
         let page_limits = PageLimits { default_size: config.pages.default_size, max_size: config.pages.max_size };
         let stopping = CancellationToken::new();
-        Ok(Self { models, photos, faces, runs, page_limits, stopping, roots, index, serving })
+        Ok(Self { models, photos, faces, runs, page_limits, stopping, roots, serving, store })
     }
 
-    /// Forgets a version and its weights.
-    ///
-    /// # Errors
-    /// When there is no such version, or an alias or a collection uses it.
-    pub async fn delete_version(&self, version: &VersionName) -> Result<(), AppError> {
-        let index = Arc::clone(&self.index);
-        self.models
-            .delete(version, move |version| {
-                let used = index.collection_of_version(&version.to_string())?;
-                Ok(used.map(|collection| format!("collections/{collection}")))
-            })
-            .await
+    /// Forgets the answers of old request ids, now and every hour, until the server stops.
+    pub async fn forget_old_requests(&self) {
+        let mut hours = tokio::time::interval(FORGET_EVERY);
+        while self.stopping.run_until_cancelled(hours.tick()).await.is_some() {
+            let store = Arc::clone(&self.store);
+            match blocking(move || idempotency::forget_old(&*store, SystemTime::now())).await {
+                Ok(0) => {}
+                Ok(n_forgotten) => tracing::info!(n_forgotten, "forgot the answers of old request ids"),
+                Err(error) => tracing::error!(%error, "cannot forget the answers of old request ids"),
+            }
+        }
     }
 
     /// Ends the runs, writes their ends, and waits for the device's work in hand.
@@ -183,4 +189,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's blocking work ended early: {e}"))))
+}
+
+/// Runs a change to its end, even when its caller leaves half-way: what is stored and what is in memory stay one.
+pub(crate) async fn detached<T: Send + 'static>(
+    change: impl Future<Output = Result<T, AppError>> + Send + 'static,
+) -> Result<T, AppError> {
+    tokio::spawn(change)
+        .await
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's change ended early: {e}"))))
 }

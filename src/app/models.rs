@@ -5,17 +5,19 @@
 //! call that was sent to the old one just before finds its answer there or is sent to the new one.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::OwnedMutexGuard;
 
-use super::{AppError, Idempotent, Page, Paged, blocking};
+use super::{AppError, Idempotent, Page, Paged, blocking, detached};
 use crate::{
     proto::{store::VersionRecord, v1},
     registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName},
     serving::{EngineSource, LoadState, ServingPool},
+    similarity::SimilarityIndex,
 };
 
 /// Model to alias to version number.
@@ -35,12 +37,14 @@ struct Shared {
     /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
     refreshing: tokio::sync::Mutex<()>,
     manifests: Mutex<HashMap<VersionName, Arc<VersionRecord>>>,
-    /// One load of a version at a time; the others wait for it.
-    loads: Mutex<HashMap<VersionName, Arc<tokio::sync::Mutex<()>>>>,
+    /// A version's load, its unload, and what makes it needed or not, are one at a time.
+    turns: Mutex<HashMap<VersionName, Arc<tokio::sync::Mutex<()>>>>,
+    index: Arc<SimilarityIndex>,
 }
 
 impl Models {
-    /// The registry's models, answered by `serving`.
+    /// The registry's models, answered by `serving`; the versions that the collections of `index` compare with stay
+    /// loaded.
     ///
     /// # Errors
     /// When the registry cannot be read.
@@ -48,6 +52,7 @@ impl Models {
         registry: Arc<Registry>,
         serving: ServingPool,
         default_model: Option<ModelRef>,
+        index: Arc<SimilarityIndex>,
     ) -> Result<Self, AppError> {
         let aliases = read_aliases(&registry)?;
         Ok(Self {
@@ -58,7 +63,8 @@ impl Models {
                 aliases: ArcSwap::from_pointee(aliases),
                 refreshing: tokio::sync::Mutex::new(()),
                 manifests: Mutex::default(),
-                loads: Mutex::default(),
+                turns: Mutex::default(),
+                index,
             }),
         })
     }
@@ -69,16 +75,23 @@ impl Models {
         &self.shared.registry
     }
 
-    /// Loads every version that an alias points at. A version that cannot be loaded is logged and left out: the
-    /// others answer.
-    pub async fn load_aliased(&self) {
+    /// Loads every version that an alias points at or a collection compares with. A version that cannot be loaded is
+    /// logged and left out: the others answer.
+    pub async fn load_needed(&self) {
         let aliases = self.shared.aliases.load_full();
-        for (model, aliases) in aliases.iter() {
-            for &number in aliases.values() {
-                let version = VersionName { model: model.clone(), number };
-                if let Err(error) = self.ready(&version).await {
-                    tracing::error!(%version, %error, "cannot load a version that an alias points at");
-                }
+        let named = aliases
+            .iter()
+            .flat_map(|(model, aliases)| aliases.values().map(|&number| VersionName { model: model.clone(), number }));
+        let mut needed: BTreeSet<VersionName> = named.collect();
+        for name in self.shared.index.versions() {
+            match ModelRef::parse("embedding_space", &name) {
+                Ok(ModelRef::Version(version)) => drop(needed.insert(version)),
+                other => tracing::error!(%name, ?other, "a collection's space names no version"),
+            }
+        }
+        for version in needed {
+            if let Err(error) = self.ready(&version).await {
+                tracing::error!(%version, %error, "cannot load a version that an alias or a collection needs");
             }
         }
     }
@@ -145,17 +158,35 @@ impl Models {
         if self.shared.serving.state(&name) == LoadState::Loaded {
             return Ok(manifest);
         }
-        let one_at_a_time = Arc::clone(lock(&self.shared.loads).entry(version.clone()).or_default());
-        let _turn = one_at_a_time.lock().await;
+        // Its own task: a caller that cannot wait leaves it running for the next.
+        let (models, version) = (self.clone(), version.clone());
+        detached(async move {
+            let _turn = models.turn(&version).await;
+            models.load(&version).await
+        })
+        .await?;
+        Ok(manifest)
+    }
+
+    /// The turn to load or unload a version, or to make it needed or not. Whoever holds one takes no other.
+    pub(super) async fn turn(&self, version: &VersionName) -> OwnedMutexGuard<()> {
+        let turn = Arc::clone(lock(&self.shared.turns).entry(version.clone()).or_default());
+        turn.lock_owned().await
+    }
+
+    /// Loads a version, whose turn the caller has.
+    async fn load(&self, version: &VersionName) -> Result<(), AppError> {
+        let name = version.to_string();
         if self.shared.serving.state(&name) == LoadState::Loaded {
-            return Ok(manifest);
+            return Ok(());
         }
+        let manifest = self.manifest(version).await?;
         let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
         let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
         let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
         self.shared.serving.load(&name, source).await?;
         tracing::info!(version = %name, "loaded");
-        Ok(manifest)
+        Ok(())
     }
 
     /// Points an alias at a version, or removes it.
@@ -171,26 +202,39 @@ impl Models {
         expected: Option<Option<u64>>,
         once: Idempotent,
     ) -> Result<v1::Model, AppError> {
-        if let Some(version) = &target {
-            self.ready(version).await?;
-        }
-        let before = self.shared.aliases.load().get(&model).and_then(|a| a.get(&alias)).copied();
-        let (models, id) = (self.clone(), model.clone());
-        let number = target.map(|v| v.number);
-        let answer = blocking(move || {
-            let registry = &models.shared.registry;
-            once.once(registry.store(), || {
-                let view =
-                    registry.set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
-                Ok(model_to_proto(&view))
+        let models = self.clone();
+        detached(async move {
+            let (registry, earlier) = (Arc::clone(&models.shared.registry), once.clone());
+            if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
+                return Ok(answer);
+            }
+            let _turn = match &target {
+                Some(version) => Some(models.turn(version).await),
+                None => None,
+            };
+            if let Some(version) = &target {
+                models.load(version).await?;
+            }
+            let (registry, id) = (Arc::clone(&models.shared.registry), model.clone());
+            let number = target.as_ref().map(|version| version.number);
+            let (answer, before) = blocking(move || {
+                let mut before = None;
+                let answer = once.once(registry.store(), || {
+                    let (view, found) = registry
+                        .set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
+                    before = found;
+                    Ok(model_to_proto(&view))
+                })?;
+                Ok((answer, before))
             })
+            .await?;
+            models.refresh().await?;
+            if let Some(old) = before.filter(|old| Some(*old) != number) {
+                models.retire(VersionName { model, number: old });
+            }
+            Ok(answer)
         })
-        .await?;
-        self.refresh().await?;
-        if let Some(old) = before.filter(|old| Some(*old) != number) {
-            self.retire(VersionName { model, number: old });
-        }
-        Ok(answer)
+        .await
     }
 
     /// A model with its aliases.
@@ -253,13 +297,16 @@ impl Models {
         Ok(())
     }
 
-    /// Unloads a version that no alias points at any more, once its calls have ended.
+    /// Unloads a version that nothing needs any more, once its calls have ended.
     fn retire(&self, version: VersionName) {
         let models = self.clone();
         tokio::spawn(async move {
-            if models.aliases_of(&version).is_empty() {
+            let _turn = models.turn(&version).await;
+            // A space that cannot be read is damage that others tell of; what it needs stays.
+            let compared = models.shared.index.collection_of_version(&version.to_string());
+            if models.aliases_of(&version).is_empty() && matches!(compared, Ok(None)) {
                 models.shared.serving.unload(&version.to_string()).await;
-                tracing::info!(%version, "unloaded: no alias points at it");
+                tracing::info!(%version, "unloaded: no alias and no collection needs it");
             }
         });
     }
@@ -283,6 +330,7 @@ impl Models {
     /// [`RegistryError::InUse`] while an alias points at it.
     pub async fn unload(&self, version: &VersionName) -> Result<(), AppError> {
         self.manifest(version).await?;
+        let _turn = self.turn(version).await;
         if let Some(alias) = self.aliases_of(version).first() {
             return Err(in_use(version, format!("the alias {alias}")));
         }
@@ -290,27 +338,25 @@ impl Models {
         Ok(())
     }
 
-    /// Forgets a version; `collection_in_use` tells whether a collection compares in one of its spaces.
+    /// Forgets a version and its weights.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias or a collection needs it.
-    pub async fn delete(
-        &self,
-        version: &VersionName,
-        collection_in_use: impl Fn(&VersionName) -> Result<Option<String>, AppError> + Send + 'static,
-    ) -> Result<(), AppError> {
+    /// When there is no such version; [`RegistryError::InUse`] while an alias or a collection needs it.
+    pub async fn delete(&self, version: &VersionName) -> Result<(), AppError> {
         self.manifest(version).await?;
-        let (registry, name) = (Arc::clone(&self.shared.registry), version.clone());
-        blocking(move || {
-            if let Some(collection) = collection_in_use(&name)? {
-                return Err(in_use(&name, collection));
+        let (models, version) = (self.clone(), version.clone());
+        detached(async move {
+            let _turn = models.turn(&version).await;
+            if let Some(collection) = models.shared.index.collection_of_version(&version.to_string())? {
+                return Err(in_use(&version, format!("collections/{collection}")));
             }
-            Ok(registry.delete_version(&name)?)
+            let (registry, name) = (Arc::clone(&models.shared.registry), version.clone());
+            blocking(move || Ok(registry.delete_version(&name)?)).await?;
+            lock(&models.shared.manifests).remove(&version);
+            models.shared.serving.unload(&version.to_string()).await;
+            Ok(())
         })
-        .await?;
-        lock(&self.shared.manifests).remove(version);
-        self.shared.serving.unload(&version.to_string()).await;
-        Ok(())
+        .await
     }
 
     /// What a version is, for callers.

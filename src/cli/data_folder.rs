@@ -14,7 +14,7 @@ use serde_json::json;
 use super::output::{self, say};
 use crate::{
     config::{Config, Flags},
-    store::{self, SledSettings, SledStore, Store},
+    store::{self, Finding, SledSettings, SledStore, Store, StoreError},
 };
 
 /// Which data folder, and how what is found is shown.
@@ -85,23 +85,34 @@ impl Folder {
 impl Place {
     /// Opens what is there; a folder without a store is a mistake in the name, not an empty store.
     fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
+        Ok(Arc::new(SledStore::open(self.existing_dir()?, &self.settings)?))
+    }
+
+    fn existing_dir(&self) -> anyhow::Result<&Path> {
         if !self.dir.is_dir() {
             bail!("there is no store in {}; --data-dir names the data folder", self.dir.display());
         }
-        Ok(Arc::new(SledStore::open(&self.dir, &self.settings)?))
+        Ok(&self.dir)
     }
 }
 
 /// Verifies; `false` when something is damaged.
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let place = args.folder.place(config)?;
-    let store = place.existing()?;
-    let format = store::format(&*store)?;
+    let store: Arc<dyn Store> = Arc::new(SledStore::open_to_examine(place.existing_dir()?, &place.settings)?);
     let progress = output::bar(0, "examining");
-    let report = store::examine(&store, |done, total| {
+    let mut report = store::examine(&store, |done, total| {
         progress.set_length(total);
         progress.set_position(done);
-    })?;
+    });
+    let format = match store::format(&*store) {
+        Ok(format) => format.to_string(),
+        Err(error @ StoreError::NewerFormat { .. }) => return Err(error.into()),
+        Err(error) => {
+            report.findings.insert(0, Finding { what: error.to_string(), affects: "nothing can be served".to_owned() });
+            "unknown".to_owned()
+        }
+    };
     progress.finish_and_clear();
     let n_entries: u64 = report.entries.values().sum();
     if place.json {

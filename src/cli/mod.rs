@@ -34,7 +34,10 @@ use std::{future::Future, io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::{config::Config, training};
+use crate::{
+    config::{Config, LogConfig},
+    telemetry, training,
+};
 
 /// Serves and trains models that read a face photo.
 #[derive(Parser, Debug)]
@@ -118,6 +121,10 @@ impl Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if matches!(cli.command, Command::Worker) {
+        // The server reads these lines and logs them as its own.
+        if let Err(error) = telemetry::init(&LogConfig::default()) {
+            eprintln!("{error}");
+        }
         return training::worker::main();
     }
     let json = cli.command.prints_json();

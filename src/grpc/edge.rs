@@ -15,7 +15,8 @@ use std::{
 
 use futures::FutureExt;
 use http::{HeaderValue, Request, Response};
-use tokio::sync::Semaphore;
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -29,7 +30,7 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// The bounds that the edge keeps.
 #[derive(Clone, Debug)]
 pub(super) struct EdgeSettings {
-    /// Calls in work at once, streams not counted.
+    /// Unary calls in work at once, and as many streams.
     pub(super) max_concurrent_calls: usize,
     /// For unary calls that bring no deadline.
     pub(super) default_deadline: Duration,
@@ -42,14 +43,15 @@ pub(super) struct EdgeSettings {
 pub(super) struct EdgeLayer {
     settings: EdgeSettings,
     places: Arc<Semaphore>,
+    stream_places: Arc<Semaphore>,
 }
 
 impl EdgeLayer {
     /// An edge with these bounds.
     #[must_use]
     pub(super) fn new(settings: EdgeSettings) -> Self {
-        let places = Arc::new(Semaphore::new(settings.max_concurrent_calls));
-        Self { settings, places }
+        let places = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
+        Self { places: places(), stream_places: places(), settings }
     }
 }
 
@@ -68,7 +70,13 @@ pub(super) struct Edge<S> {
     edge: EdgeLayer,
 }
 
-/// Calls whose answer or request is a stream: they hold no place, and their handlers watch the deadline.
+/// Whether a call takes a place: a server that is busy is healthy, and says so.
+fn takes_place(path: &str) -> bool {
+    !path.starts_with("/grpc.health.v1.")
+}
+
+/// Calls whose answer or request is a stream: they hold their place until the answer's end, and their handlers watch
+/// the deadline.
 fn is_streaming(path: &str) -> bool {
     matches!(
         path.rsplit('/').next(),
@@ -111,13 +119,14 @@ where
         request.extensions_mut().insert(context);
         let answer = async move {
             let started = Instant::now();
-            let _place = if is_streaming(&path) {
-                None
-            } else {
-                match edge.places.try_acquire_owned() {
+            let places = if is_streaming(&path) { edge.stream_places } else { edge.places };
+            let place = if takes_place(&path) {
+                match places.try_acquire_owned() {
                     Ok(place) => Some(place),
                     Err(_) => return Ok(status::server_overloaded().into_http()),
                 }
+            } else {
+                None
             };
             let handled = AssertUnwindSafe(inner.call(request)).catch_unwind();
             let response = match with_deadline(handled, deadline.filter(|_| !is_streaming(&path))).await {
@@ -125,6 +134,7 @@ where
                 Some(Err(_panic)) => status::internal(&call_id).into_http(),
                 Some(Ok(response)) => mend(response?),
             };
+            let response = if is_streaming(&path) { hold(response, place) } else { response };
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
             tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
             Ok(response)
@@ -162,6 +172,7 @@ impl EdgeLayer {
             call_id,
             arrived,
             deadline: bounded.map(|timeout| arrived + timeout - answer_margin(timeout)),
+            item_timeout: self.settings.default_deadline,
         }
     }
 }
@@ -178,18 +189,37 @@ async fn with_deadline<F: Future>(work: F, deadline: Option<Instant>) -> Option<
     }
 }
 
+/// Keeps a stream's place until its answer has ended or its caller has gone.
+fn hold(response: Response<Body>, place: Option<OwnedSemaphorePermit>) -> Response<Body> {
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &place;
+            frame
+        }))
+    })
+}
+
 /// Gives the transport's own refusals the code and the details of the contract.
 fn mend(response: Response<Body>) -> Response<Body> {
-    // The one place where OUT_OF_RANGE arises is the decoder's limit on a message's size.
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::OutOfRange => status::message_too_large(status.message()).into_http(),
-        _ => response,
+    match Status::from_header_map(response.headers()).and_then(|status| mended(&status)) {
+        Some(status) => status.into_http(),
+        None => response,
     }
 }
 
 /// As [`mend`], for a message of a request stream.
 pub(super) fn mend_inbound(status: Status) -> Status {
-    if status.code() == Code::OutOfRange { status::message_too_large(status.message()) } else { status }
+    mended(&status).unwrap_or(status)
+}
+
+fn mended(status: &Status) -> Option<Status> {
+    match status.code() {
+        // The one place where it arises is the decoder's limit on a message's size.
+        Code::OutOfRange => Some(status::message_too_large(status.message())),
+        // The handlers' own have details; without any it is the decoder's, for bytes that are no such message.
+        Code::Internal if status.details().is_empty() => Some(status::message_malformed(status.message())),
+        _ => None,
+    }
 }
 
 /// The gRPC wire form of a timeout: up to eight digits and a unit.

@@ -44,6 +44,9 @@ const SERVICES: [&str; 6] = [
     "google.longrunning.Operations",
 ];
 
+/// HTTP/2 streams of one connection at once, calls and streams alike; a client beyond waits.
+const MAX_STREAMS_OF_A_CONNECTION: u32 = 256;
+
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeFailure {
@@ -76,13 +79,17 @@ pub async fn run(
     let app = Arc::new(App::open(&config).await?);
     let drain_timeout = Duration::from_secs(config.server.drain_timeout_s);
 
+    let forgetting = tokio::spawn({
+        let app = Arc::clone(&app);
+        async move { app.forget_old_requests().await }
+    });
     let draining = CancellationToken::new();
     let lifecycle = tokio::spawn({
         let (app, health, draining) = (Arc::clone(&app), health.clone(), draining.clone());
         async move {
             tokio::pin!(shutdown);
             let loaded = async {
-                app.models.load_aliased().await;
+                app.models.load_needed().await;
                 for service in SERVICES {
                     health.set_service_status(service, ServingStatus::Serving).await;
                 }
@@ -123,6 +130,8 @@ pub async fn run(
     };
     lifecycle.abort();
     app.close(drain_timeout).await;
+    // It ends with the closing; were it to panic, nothing would depend on it.
+    drop(forgetting.await);
     Ok(served?)
 }
 
@@ -160,6 +169,7 @@ fn router(
     let stream_window = server.stream_window;
     Ok(Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(server.keepalive_s)))
+        .max_concurrent_streams(Some(MAX_STREAMS_OF_A_CONNECTION))
         .max_connection_age(Duration::from_secs(server.max_connection_age_s))
         .tcp_nodelay(true)
         .layer(edge)

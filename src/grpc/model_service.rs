@@ -149,7 +149,7 @@ impl model_service_server::ModelService for ModelService {
                     return Err(AppError::field("name", "must name a version by its number, not an alias"));
                 }
             };
-            self.app.delete_version(&version).await
+            self.app.models.delete(&version).await
         };
         deleted.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }

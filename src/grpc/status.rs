@@ -314,6 +314,12 @@ pub(super) fn message_too_large(detail: &str) -> Status {
     Row::new(Code::ResourceExhausted, Reason::MessageTooLarge, &message).into_status()
 }
 
+/// A refusal of the transport's own: bytes that are no message of the method's kind.
+pub(super) fn message_malformed(detail: &str) -> Status {
+    let message = format!("the request is no message of this method: {detail}");
+    Row::new(Code::InvalidArgument, Reason::FieldInvalid, &message).field("request", detail).into_status()
+}
+
 /// As many calls are in work as the server takes.
 pub(super) fn server_overloaded() -> Status {
     Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server has as many calls in work as it takes")

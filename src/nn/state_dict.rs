@@ -151,14 +151,45 @@ struct Machine<'a> {
     program: &'a [u8],
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
+    /// Values copied so far.
+    n_copied: usize,
 }
 
-/// Values a stack or tuple may hold, far above what any network needs.
+/// Values a stack may hold, and values that may be copied in all, far above what any network needs.
 const MAX_VALUES: usize = 1 << 20;
+
+/// How deep values may lie in one another: what is deeper could not even be dropped, which goes by recursion.
+const MAX_DEPTH: usize = 16;
+
+impl Value {
+    fn inner(&self) -> Box<dyn Iterator<Item = &Self> + '_> {
+        match self {
+            Self::Tuple(values) => Box::new(values.iter()),
+            Self::Dict(entries) => Box::new(entries.iter().flat_map(|(key, value)| [key, value])),
+            _ => Box::new(std::iter::empty()),
+        }
+    }
+
+    fn is_deeper_than(&self, depth: usize) -> bool {
+        self.inner().any(|inner| depth == 0 || inner.is_deeper_than(depth - 1))
+    }
+
+    /// This one and all within.
+    fn n_values(&self) -> usize {
+        1 + self.inner().map(Self::n_values).sum::<usize>()
+    }
+}
+
+fn check_depth(values: &[Value]) -> Result<(), String> {
+    if values.iter().any(|value| value.is_deeper_than(MAX_DEPTH)) {
+        return Err("its pickle holds values too deep in one another".to_owned());
+    }
+    Ok(())
+}
 
 impl<'a> Machine<'a> {
     fn run(program: &'a [u8]) -> Result<Value, String> {
-        let mut machine = Self { program, stack: Vec::new(), memo: HashMap::new() };
+        let mut machine = Self { program, stack: Vec::new(), memo: HashMap::new(), n_copied: 0 };
         loop {
             if machine.stack.len() > MAX_VALUES {
                 return Err("its pickle holds too many values".to_owned());
@@ -205,11 +236,13 @@ impl<'a> Machine<'a> {
     fn tuple(&mut self, n: usize) -> Result<(), String> {
         let at = self.stack.len().checked_sub(n).ok_or("its pickle takes more than there is")?;
         let values = self.stack.split_off(at);
+        check_depth(&values)?;
         self.stack.push(Value::Tuple(values));
         Ok(())
     }
 
     fn set_items(&mut self, items: Vec<Value>) -> Result<(), String> {
+        check_depth(&items)?;
         let Some(Value::Dict(entries)) = self.stack.last_mut() else {
             return Err("its pickle sets items of what is no dictionary".to_owned());
         };
@@ -224,14 +257,18 @@ impl<'a> Machine<'a> {
         // A dictionary is filled after it was remembered and never asked for again: its memory would be a copy.
         match self.stack.last().ok_or("its pickle remembers nothing")? {
             Value::Dict(_) => {}
-            value => drop(self.memo.insert(slot, value.clone())),
+            value => {
+                count_copy(&mut self.n_copied, value)?;
+                self.memo.insert(slot, value.clone());
+            }
         }
         Ok(())
     }
 
     fn recall(&mut self, slot: u32) -> Result<(), String> {
-        let value = self.memo.get(&slot).cloned().ok_or("its pickle recalls what it never remembered")?;
-        self.stack.push(value);
+        let value = self.memo.get(&slot).ok_or("its pickle recalls what it never remembered")?;
+        count_copy(&mut self.n_copied, value)?;
+        self.stack.push(value.clone());
         Ok(())
     }
 
@@ -294,6 +331,7 @@ impl<'a> Machine<'a> {
             b'}' => self.stack.push(Value::Dict(Vec::new())),
             b't' => {
                 let values = self.above_mark()?;
+                check_depth(&values)?;
                 self.stack.push(Value::Tuple(values));
             }
             0x85..=0x87 => self.tuple(usize::from(code - 0x84))?,
@@ -341,6 +379,12 @@ impl<'a> Machine<'a> {
         }
         Ok(None)
     }
+}
+
+/// A few bytes that copy what they have copied could ask for any memory.
+fn count_copy(n_copied: &mut usize, value: &Value) -> Result<(), String> {
+    *n_copied += value.n_values();
+    if *n_copied > MAX_VALUES { Err("its pickle holds too many values".to_owned()) } else { Ok(()) }
 }
 
 /// `('storage', class, key, device, elements)` as a storage.
@@ -394,6 +438,15 @@ mod tests {
 
     /// `torch.save({"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)})` by PyTorch 2.11, by `benches/peers/state_dict.py`.
     const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict.pth");
+
+    #[test]
+    fn a_few_bytes_neither_nest_nor_multiply_without_end() {
+        let deep = [b")".as_slice(), &b"\x85".repeat(50_000), b"."].concat();
+        assert!(Machine::run(&deep).unwrap_err().contains("deep"));
+        // Each round doubles what is remembered; the tuple stays flat enough by being unpacked into a list's place.
+        let wide = [b"(".as_slice(), &b"K\x01".repeat(1000), b"tq\0", &b"h\0".repeat(2000), b"."].concat();
+        assert!(Machine::run(&wide).unwrap_err().contains("too many"));
+    }
 
     #[test]
     fn a_file_of_pytorch_is_read() {

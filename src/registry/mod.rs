@@ -10,7 +10,7 @@ mod versions;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
 };
 
@@ -20,7 +20,7 @@ pub use names::{AliasName, ModelId, ModelRef, VersionName};
 
 use crate::{
     proto::store::{AliasRecord, ModelRecord},
-    store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, encode_record, join_key},
+    store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
 /// A model with its aliases.
@@ -38,13 +38,15 @@ pub struct Registry {
     blobs: BlobStore,
     /// Read while blobs are written for a manifest to come, written while a sweep looks for those without one.
     sweeping: RwLock<()>,
+    /// Held while an alias is set or a version deleted, so that no alias comes to point at what is going.
+    changing: Mutex<()>,
 }
 
 impl Registry {
     /// The registry of `store`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { blobs: BlobStore::new(Arc::clone(&store)), store, sweeping: RwLock::new(()) }
+        Self { blobs: BlobStore::new(Arc::clone(&store)), store, sweeping: RwLock::new(()), changing: Mutex::new(()) }
     }
 
     /// The store underneath.
@@ -89,7 +91,7 @@ impl Registry {
     /// Points an alias at a version, or removes it.
     ///
     /// With `expected`, only if it points there now (`Some(None)`: only if it does not exist). `extra` adds writes to
-    /// the same commit.
+    /// the same commit. Gives the model as it is then, and where the alias pointed before.
     ///
     /// # Errors
     /// [`RegistryError::AliasMoved`] when it points elsewhere; `NotFound` for model, version or, when it should be
@@ -101,12 +103,17 @@ impl Registry {
         version: Option<u64>,
         expected: Option<Option<u64>>,
         extra: impl Fn(&ModelView) -> Batch,
-    ) -> Result<ModelView, RegistryError> {
+    ) -> Result<(ModelView, Option<u64>), RegistryError> {
         let key = join_key(&[model.as_bytes(), alias.as_bytes()]);
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let mut view = self.get_model(model)?;
+            // One look serves both: what is compared with `expected` is what the commit then demands.
             let stored = self.store.get(Table::Aliases, &key)?;
-            let found = view.aliases.get(alias).copied();
+            let found = match &stored {
+                Some(value) => Some(decode_record::<AliasRecord>(Table::Aliases, &key, value)?.version),
+                None => None,
+            };
             if let Some(expected) = expected.filter(|expected| *expected != found) {
                 return Err(RegistryError::AliasMoved { model: model.clone(), alias: alias.clone(), expected, found });
             }
@@ -135,7 +142,7 @@ impl Registry {
             }
             batch.extend(extra(&view));
             match self.store.commit(batch) {
-                Ok(()) => return Ok(view),
+                Ok(()) => return Ok((view, found)),
                 // Somebody moved it between the look and the commit: look again.
                 Err(StoreError::Conflict { table: Table::Aliases | Table::Versions, .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -150,7 +157,7 @@ impl Registry {
         let mut record = match &stored {
             Some(value) => {
                 batch.require_equals(Table::Models, model.as_bytes(), value.clone());
-                crate::store::decode_record(Table::Models, model.as_bytes(), value)?
+                decode_record(Table::Models, model.as_bytes(), value)?
             }
             None => {
                 batch.require_absent(Table::Models, model.as_bytes());

@@ -120,6 +120,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it.
     pub fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
+        let turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let view = self.get_model(&version.model)?;
             if let Some((alias, _)) = view.aliases.iter().find(|(_, number)| **number == version.number) {
@@ -142,6 +143,7 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         }
+        drop(turn);
         self.sweep_orphans()?;
         Ok(())
     }

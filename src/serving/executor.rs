@@ -144,7 +144,7 @@ impl Run<'_> {
 fn attempt(engine: &mut LoadedEngine, images: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError> {
     // An engine that is left half-way by a panic shows in the images that follow; see `doubt`.
     let outputs = catch_unwind(AssertUnwindSafe(|| engine.engine.run(images)))
-        .map_err(|panic| EngineError::Failed(panic_message(&*panic)))??;
+        .map_err(|panic| EngineError::of_panic(&*panic))??;
     if outputs.len() != images.len() {
         return Err(EngineError::Failed(format!("{} answers for {} images", outputs.len(), images.len())));
     }

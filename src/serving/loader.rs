@@ -12,7 +12,7 @@ use super::{
     EngineError, EngineLoader, EngineSource, ServeError,
     device::Device,
     exchange::{Errand, LoadedEngine, Probe, Warmed},
-    golden, panic_message,
+    golden,
 };
 use crate::nn::BUCKETS;
 
@@ -26,9 +26,8 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 let version = source.version.clone();
                 let start = Instant::now();
                 let prepared = catch_unwind(AssertUnwindSafe(|| prepare(loader, *source, device.settings.max_batch)));
-                let result = prepared.unwrap_or_else(|panic| {
-                    Err(ServeError::EngineFailed { version: version.clone(), detail: panic_message(&*panic) })
-                });
+                let result = prepared
+                    .unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 match &result {
                     Ok(_) => info!(version, took = ?start.elapsed(), "loaded"),
                     Err(error) => warn!(version, %error, "could not be loaded"),
@@ -39,8 +38,8 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 let Probe { source, seed, reply } = *probe;
                 let version = source.version.clone();
                 let asked = catch_unwind(AssertUnwindSafe(|| ask(loader, &source, seed)));
-                let outputs = asked
-                    .unwrap_or_else(|panic| Err(ServeError::EngineFailed { version, detail: panic_message(&*panic) }));
+                let outputs =
+                    asked.unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 // A caller that has gone away needs no answer.
                 drop(reply.send(outputs));
             }
@@ -84,7 +83,9 @@ fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) ->
         let mut fastest = Duration::MAX;
         for _ in 0..n_runs {
             let start = Instant::now();
-            match engine.run(&batch) {
+            // A panic for want of memory limits the batch; any other fails the load.
+            let ran = catch_unwind(AssertUnwindSafe(|| engine.run(&batch)));
+            match ran.unwrap_or_else(|panic| Err(EngineError::of_panic(&*panic))) {
                 Ok(outputs) if outputs.len() == bucket => fastest = fastest.min(start.elapsed()),
                 Ok(outputs) => {
                     let detail = format!("{} answers for {bucket} images", outputs.len());

@@ -102,6 +102,19 @@ pub enum EngineError {
     Failed(String),
 }
 
+impl EngineError {
+    /// Of a caught panic: libtorch's layers have no fallible form, and end so when memory runs out.
+    pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let words = panic_message(panic);
+        let lower = words.to_lowercase();
+        if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| lower.contains(sign)) {
+            Self::OutOfMemory(words)
+        } else {
+            Self::Failed(words)
+        }
+    }
+}
+
 /// The words of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());

@@ -1,8 +1,8 @@
 //! The collections of a store: what is written there first, and found here.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock},
     thread::{self, JoinHandle},
     time::SystemTime,
 };
@@ -81,6 +81,25 @@ struct Collection {
     /// As stored: the condition under which faces join.
     bytes: Vec<u8>,
     faces: Faces,
+    turns: Turns,
+}
+
+/// How many faces of a collection can be changed at once.
+const N_TURNS: usize = 64;
+
+/// One change of a face at a time, from before it is stored until memory agrees with the store.
+struct Turns([Mutex<()>; N_TURNS]);
+
+impl Turns {
+    fn new() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+
+    fn take(&self, face: &FaceId) -> MutexGuard<'_, ()> {
+        let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_TURNS;
+        // It guards nothing of its own.
+        self.0[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Shared {
@@ -134,7 +153,7 @@ impl SimilarityIndex {
                 faces.insert(&face.id, embedding.values(), &settings);
                 Ok(())
             })?;
-            collections.insert(id, Arc::new(Collection { record, bytes, faces }));
+            collections.insert(id, Arc::new(Collection { record, bytes, faces, turns: Turns::new() }));
         }
         let shared = Arc::new(Shared {
             store,
@@ -185,7 +204,7 @@ impl SimilarityIndex {
             Err(error) => return Err(error.into()),
         }
         let (bytes, faces) = (encode_record(&record), Faces::new(new.dimensions));
-        let collection = Arc::new(Collection { record: record.clone(), bytes, faces });
+        let collection = Arc::new(Collection { record: record.clone(), bytes, faces, turns: Turns::new() });
         self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).insert(new.id, collection);
         Ok(record)
     }
@@ -234,6 +253,14 @@ impl SimilarityIndex {
         Ok(remove_faces(&*self.shared.store, id.as_str())?)
     }
 
+    /// The versions in whose spaces the collections compare, by name, each once.
+    #[must_use]
+    pub fn versions(&self) -> BTreeSet<String> {
+        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
+        let space = |c: &Arc<Collection>| EmbeddingSpace::parse(&c.record.embedding_space).ok();
+        collections.values().filter_map(space).map(|space| space.version().to_owned()).collect()
+    }
+
     /// The id of a collection that compares in a space of this version, if there is one.
     ///
     /// # Errors
@@ -279,6 +306,7 @@ impl SimilarityIndex {
             vector: embedding.to_bytes(),
         };
         let key = face_key(id, face.as_str());
+        let _turn = collection.turns.take(&face);
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
@@ -297,10 +325,6 @@ impl SimilarityIndex {
             Err(error) => return Err(error.into()),
         }
         let full = collection.faces.insert(face.as_str(), embedding.values(), &self.shared.settings);
-        // A deletion that came between the commit and the insertion found nothing to hide.
-        if self.shared.store.get(Table::Faces, &key)?.is_none() {
-            collection.faces.forget(face.as_str());
-        }
         if full {
             self.shared.wake();
         }
@@ -342,6 +366,7 @@ impl SimilarityIndex {
     pub fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
         let collection = self.collection(id)?;
         let key = face_key(id, face.as_str());
+        let _turn = collection.turns.take(face);
         let bytes = self.shared.store.get(Table::Faces, &key)?.ok_or_else(|| not_found(id, face))?;
         let hidden = collection.faces.hide(face.as_str());
         let mut batch = Batch::default();
@@ -352,7 +377,7 @@ impl SimilarityIndex {
                 self.shared.wake();
                 Ok(())
             }
-            // Another call deleted it first.
+            // The whole collection was deleted meanwhile.
             Err(StoreError::Conflict { .. }) => Err(not_found(id, face)),
             Err(error) => {
                 if hidden {

@@ -40,10 +40,7 @@ impl DoctorReport {
 }
 
 /// Verifies every record, blob and reference; `progress` is told what is done and what there is, in entries.
-///
-/// # Errors
-/// Only when the doctor cannot work at all; damage is in the report.
-pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Result<DoctorReport, StoreError> {
+pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> DoctorReport {
     let mut report = DoctorReport::default();
     let mut seen = Seen::default();
     let mut done = 0;
@@ -58,10 +55,11 @@ pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Re
             }
         }) {
             damaged(&mut report, error);
+            seen.unread.insert(table);
         }
         report.entries.insert(format!("{table:?}"), n_entries);
     }
-    if let Err(error) = store.verify_all() {
+    for error in store.verify_all() {
         damaged(&mut report, error);
     }
     let blobs = BlobStore::new(Arc::clone(store));
@@ -78,13 +76,17 @@ pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Re
         progress(done + i as u64 + 1, done + total);
     }
     seen.references(&broken, &mut report);
-    Ok(report)
+    report
 }
 
+/// The same page may be met by more than one look at it.
 fn damaged(report: &mut DoctorReport, error: StoreError) {
-    match error {
-        StoreError::Corrupt { what, affects } => report.find(what, affects),
-        other => report.find(other.to_string(), "what could not be read cannot be used"),
+    let finding = match error {
+        StoreError::Corrupt { what, affects } => Finding { what, affects },
+        other => Finding { what: other.to_string(), affects: "what could not be read cannot be used".to_owned() },
+    };
+    if !report.findings.contains(&finding) {
+        report.findings.push(finding);
     }
 }
 
@@ -108,6 +110,8 @@ struct Seen {
     aliases: Vec<(String, String)>,
     collections: HashSet<String>,
     faces_of: HashSet<String>,
+    /// Tables that could not be read to their end: what is not found in them may be there.
+    unread: HashSet<Table>,
 }
 
 impl Seen {
@@ -165,11 +169,12 @@ impl Seen {
     }
 
     fn references(&self, broken: &HashSet<Digest>, report: &mut DoctorReport) {
+        let unread = |table| self.unread.contains(&table);
         for (version, tensors) in &self.versions {
             for (tensor, blob) in tensors {
                 let why = match blob {
                     None => "names no blob",
-                    Some(blob) if !self.blobs.contains(blob) => "is missing",
+                    Some(blob) if !self.blobs.contains(blob) && !unread(Table::Blobs) => "is missing",
                     Some(blob) if broken.contains(blob) => "fails its checksum",
                     Some(_) => continue,
                 };
@@ -177,11 +182,11 @@ impl Seen {
             }
         }
         for (alias, version) in &self.aliases {
-            if !self.versions.contains_key(version) {
+            if !self.versions.contains_key(version) && !unread(Table::Versions) {
                 report.find(format!("{alias} points at {version}, which is missing"), format!("calls to {alias} fail"));
             }
         }
-        for collection in self.faces_of.difference(&self.collections) {
+        for collection in self.faces_of.difference(&self.collections).filter(|_| !unread(Table::Collections)) {
             report.find(
                 format!("faces of collections/{collection}, which is missing"),
                 "they are not searched; deleting the collection was interrupted or its record is lost",
@@ -189,7 +194,7 @@ impl Seen {
         }
         for version in self.versions.keys() {
             let model = version.trim_start_matches("models/").split('/').next().unwrap_or_default();
-            if !self.models.contains(model) {
+            if !self.models.contains(model) && !unread(Table::Models) {
                 report.find(format!("models/{model}, of which there is {version}, is missing"), "it is not listed");
             }
         }

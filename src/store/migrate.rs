@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Store, StoreError, StoreExt, Table};
+use super::{Batch, Range, Store, StoreError, StoreExt, Table, export::TABLES};
 use crate::proto::store::StoreRecord;
 
 #[path = "../../migrations/m0001_initial.rs"]
@@ -54,14 +54,31 @@ pub fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
 /// # Errors
 /// [`StoreError::NewerFormat`] for a store that a newer program wrote.
 pub fn format(store: &dyn Store) -> Result<u32, StoreError> {
-    let found = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.unwrap_or_default().format;
+    let found = identity(store)?.format;
     let supported = newest_format();
     if found > supported { Err(StoreError::NewerFormat { found, supported }) } else { Ok(found) }
 }
 
+/// What a store says of itself; nothing yet for an empty one.
+fn identity(store: &dyn Store) -> Result<StoreRecord, StoreError> {
+    if let Some(record) = store.get_record(Table::Meta, STORE_KEY)? {
+        return Ok(record);
+    }
+    // An import writes the identity last.
+    for table in TABLES {
+        if !store.scan(table, &Range::default(), 1)?.is_empty() {
+            return Err(StoreError::Corrupt {
+                what: "the store has records but no identity".to_owned(),
+                affects: "an import into it did not come to its end; import again, into an empty folder".to_owned(),
+            });
+        }
+    }
+    Ok(StoreRecord::default())
+}
+
 fn run(store: &Arc<dyn Store>, migrations: &[Migration]) -> Result<Migrated, StoreError> {
     let supported = migrations.last().map_or(0, |m| m.format);
-    let mut record = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.unwrap_or_default();
+    let mut record = identity(&**store)?;
     let from = record.format;
     if from > supported {
         return Err(StoreError::NewerFormat { found: from, supported });
@@ -97,6 +114,16 @@ mod tests {
             },
         },
     ];
+
+    #[test]
+    fn a_half_import_is_no_store() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let write = Write::Put(Table::Faces, b"c\0f".to_vec(), b"v".to_vec());
+        store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
+        for refused in [migrate(&store).err(), format(&*store).err()] {
+            assert!(refused.unwrap().to_string().contains("import again"));
+        }
+    }
 
     #[test]
     fn pending_migrations_run_once_and_keep_the_stores_id() {

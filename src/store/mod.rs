@@ -154,12 +154,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`] when a condition does not hold: nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 
-    /// Verifies what opening leaves out, as far as the engine keeps account of it.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] naming what is missing.
-    fn verify_all(&self) -> Result<(), StoreError> {
-        Ok(())
+    /// What does not agree with the engine's own account of what there must be, as far as it keeps one.
+    fn verify_all(&self) -> Vec<StoreError> {
+        Vec::new()
     }
 }
 
@@ -173,5 +170,7 @@ pub fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>, Store
     Ok(store)
 }
 
+#[cfg(test)]
+mod kept_tests;
 #[cfg(test)]
 mod tests;

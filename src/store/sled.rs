@@ -81,6 +81,8 @@ pub struct SledStore {
     dir: PathBuf,
     queue: Option<SyncSender<Commit>>,
     committer: Option<JoinHandle<()>>,
+    /// Only in a store that is open to be examined: what was acknowledged, and the lock.
+    examined: Option<Sidecar>,
 }
 
 struct Commit {
@@ -94,6 +96,40 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
     pub fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let (mut store, tally, sidecar) = Self::open_engine(dir, settings)?;
+        let tally = tally?;
+        let acknowledged = sidecar.read()?.unwrap_or(0);
+        if let Some(error) = store.ends_early(&tally, acknowledged) {
+            return Err(error);
+        }
+        if let Some(error) = store.verify(&tally, &VERIFIED_AT_OPEN).into_iter().next() {
+            return Err(error);
+        }
+        sidecar.write(tally.sequence)?;
+        let (queue, commits) = mpsc::sync_channel(QUEUE);
+        let committer = Committer { db: store.db.clone(), dir: store.dir.clone(), sidecar, tally, failed: None };
+        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
+        store.queue = Some(queue);
+        store.committer = Some(thread.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?);
+        Ok(store)
+    }
+
+    /// Opens the store of a folder to look for damage: what [`SledStore::open`] refuses is left for
+    /// [`Store::verify_all`] to tell, and nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] where the engine finds nothing that it could read.
+    pub fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let (mut store, _, sidecar) = Self::open_engine(dir, settings)?;
+        store.examined = Some(sidecar);
+        Ok(store)
+    }
+
+    /// The engine, what its tally says, and the sidecar.
+    fn open_engine(
+        dir: &Path,
+        settings: &SledSettings,
+    ) -> Result<(Self, Result<Tally, StoreError>, Sidecar), StoreError> {
         let io = |path: &Path, source: io::Error| StoreError::Io { path: path.to_owned(), source };
         let engine_dir = dir.join(ENGINE_DIR);
         let sidecar_path = dir.join(SIDECAR_FILE);
@@ -116,55 +152,53 @@ impl SledStore {
         let db = guard(&engine_dir, || {
             sled::Config::new().path(&engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
         })?;
-        let stored = guard(&engine_dir, || db.get(TALLY_KEY))?;
-        let tally = stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default();
-        let acknowledged = acknowledged.unwrap_or(0);
-        if tally.sequence < acknowledged {
-            return Err(StoreError::Corrupt {
-                what: format!("the log under {} ends early", engine_dir.display()),
-                affects: format!(
-                    "its last {} acknowledged writes are gone; import the last export",
-                    acknowledged - tally.sequence
-                ),
-            });
-        }
-        let (queue, commits) = mpsc::sync_channel(QUEUE);
-        let mut store = Self { db: db.clone(), dir: engine_dir.clone(), queue: None, committer: None };
-        store.verify(&tally, &VERIFIED_AT_OPEN)?;
-        sidecar.write(tally.sequence)?;
-        let committer = Committer { db, dir: engine_dir, sidecar, tally, failed: None };
-        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
-        store.queue = Some(queue);
-        store.committer = Some(thread.map_err(|e| io(dir, e))?);
-        Ok(store)
+        let store = Self { db, dir: engine_dir, queue: None, committer: None, examined: None };
+        let tally = store.tally();
+        Ok((store, tally, sidecar))
+    }
+
+    fn tally(&self) -> Result<Tally, StoreError> {
+        let stored = guard(&self.dir, || self.db.get(TALLY_KEY))?;
+        Ok(stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default())
+    }
+
+    /// Whether the engine has lost what was acknowledged.
+    fn ends_early(&self, tally: &Tally, acknowledged: u64) -> Option<StoreError> {
+        let n_lost = acknowledged.checked_sub(tally.sequence).filter(|n_lost| *n_lost > 0)?;
+        Some(StoreError::Corrupt {
+            what: format!("the log under {} ends early", self.dir.display()),
+            affects: format!("its last {n_lost} acknowledged writes are gone; import the last export"),
+        })
     }
 
     /// Holds tables against the tally.
-    fn verify(&self, tally: &Tally, tables: &[Table]) -> Result<(), StoreError> {
-        for &table in tables {
-            let mut found = super::tally::TableTally::default();
-            let mut after = None;
-            loop {
-                let rows = self.scan(table, &Range { after, ..Range::default() }, 1024)?;
-                let Some((last, _)) = rows.last() else { break };
-                after = Some(last.clone());
-                for (key, value) in &rows {
-                    found.add(key, value);
-                }
-            }
-            let expected = tally.of(table);
-            if found != expected {
-                let (n_found, n_expected) = (found.n_entries, expected.n_entries);
-                let what = if n_found == n_expected {
-                    format!("the table {table:?}: one of its {n_found} records was altered")
-                } else {
-                    format!("the table {table:?}: {n_found} of {n_expected} records are there")
-                };
-                let affects = "what the missing records described is gone; import the last export".to_owned();
-                return Err(StoreError::Corrupt { what, affects });
+    fn verify(&self, tally: &Tally, tables: &[Table]) -> Vec<StoreError> {
+        tables.iter().filter_map(|table| self.verify_table(tally, *table).err()).collect()
+    }
+
+    fn verify_table(&self, tally: &Tally, table: Table) -> Result<(), StoreError> {
+        let mut found = super::tally::TableTally::default();
+        let mut after = None;
+        loop {
+            let rows = self.scan(table, &Range { after, ..Range::default() }, 1024)?;
+            let Some((last, _)) = rows.last() else { break };
+            after = Some(last.clone());
+            for (key, value) in &rows {
+                found.add(key, value);
             }
         }
-        Ok(())
+        let expected = tally.of(table);
+        if found == expected {
+            return Ok(());
+        }
+        let (n_found, n_expected) = (found.n_entries, expected.n_entries);
+        let what = if n_found == n_expected {
+            format!("the table {table:?}: one of its {n_found} records was altered")
+        } else {
+            format!("the table {table:?}: {n_found} of {n_expected} records are there")
+        };
+        let affects = "what the missing records described is gone; import the last export".to_owned();
+        Err(StoreError::Corrupt { what, affects })
     }
 }
 
@@ -259,10 +293,14 @@ impl Store for SledStore {
         answer.recv().map_err(|_| gone())?
     }
 
-    fn verify_all(&self) -> Result<(), StoreError> {
-        let stored = guard(&self.dir, || self.db.get(TALLY_KEY))?;
-        let tally = stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default();
-        self.verify(&tally, &super::export::TABLES)
+    fn verify_all(&self) -> Vec<StoreError> {
+        let tally = match self.tally() {
+            Ok(tally) => tally,
+            Err(error) => return vec![error],
+        };
+        let acknowledged = self.examined.as_ref().and_then(|sidecar| sidecar.read().ok().flatten());
+        let early = acknowledged.and_then(|acknowledged| self.ends_early(&tally, acknowledged));
+        early.into_iter().chain(self.verify(&tally, &super::export::TABLES)).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Head, Recipe, Roots, Source, Split, Target, TrainingError, csv_table, image_file,
-    recipe::MAX_LABELS,
+    recipe::{MAX_LABELS, MAX_TEXT_BYTES},
     rejections::{Reason, Rejected, Rejections},
     split::{self, ImageDigest},
     utkface,
@@ -390,6 +390,10 @@ fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)
     for (head, text) in heads.iter().zip(texts) {
         labels.push(match &head.target {
             _ if text.is_empty() => f32::NAN,
+            _ if text.len() > MAX_TEXT_BYTES => {
+                let detail = format!("{}: {} bytes are no label", head.column, text.len());
+                return Err((Reason::BadLabel, detail));
+            }
             Target::Regression { .. } => match text.parse::<f32>() {
                 Ok(value) if value.is_finite() => value,
                 _ => return Err((Reason::BadLabel, format!("{}: {text:?} is no finite number", head.column))),

@@ -21,7 +21,7 @@ pub(super) const MAX_LABELS: usize = 1_000;
 /// The largest number of stages.
 const MAX_STAGES: usize = 32;
 /// The longest name, unit, column or label in bytes.
-const MAX_TEXT_BYTES: usize = 256;
+pub(super) const MAX_TEXT_BYTES: usize = 256;
 
 /// How a version is trained.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,6 +8,9 @@ use crate::proto::v1;
 /// How many rows a report names.
 const MAX_NAMED: usize = 20;
 
+/// How much of a row's name, and of what is wrong with it, a report shows.
+const MAX_SHOWN_CHARS: usize = 200;
+
 /// Why a row is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
@@ -75,9 +78,12 @@ pub(crate) struct Rejections {
 
 impl Rejections {
     /// Counts a row, and names it if it is among the first.
-    pub(crate) fn add(&mut self, rejected: Rejected) {
+    pub(crate) fn add(&mut self, mut rejected: Rejected) {
         *self.counts.entry(rejected.reason).or_default() += 1;
         if self.named.len() < MAX_NAMED {
+            // A table with an open quote can make one field of all its lines.
+            shorten(&mut rejected.name);
+            shorten(&mut rejected.detail);
             self.named.push(rejected);
         }
     }
@@ -128,6 +134,13 @@ impl Rejections {
     }
 }
 
+fn shorten(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
 /// What a row is rejected for, and in which words, when its image's path is refused.
 pub(super) fn path_refused(refusal: Refusal, path: &str) -> (Reason, String) {
     match refusal {
@@ -155,6 +168,9 @@ mod tests {
         assert_eq!(rejections.counts(), BTreeMap::from([("no_label".to_owned(), 30), ("bad_split".to_owned(), 1)]));
         assert_eq!(rejections.named().len(), MAX_NAMED);
         assert_eq!(rejections.named()[3].name, "3");
+        let mut long = Rejections::default();
+        long.add(Rejected { detail: "ä".repeat(5_000_000), ..rejected("x", Reason::BadLabel) });
+        assert!(long.named()[0].reason.chars().count() < 300);
     }
 
     #[test]

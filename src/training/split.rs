@@ -3,6 +3,8 @@
 //! A random split is drawn over the images' bytes, not over their order or names: two copies of one picture land in
 //! the same part, and a row that joins the data later does not move the others between parts except at the edges.
 
+use std::collections::HashMap;
+
 use sha2::{Digest, Sha256};
 
 /// A part of the data.
@@ -59,7 +61,11 @@ pub(super) struct Fractions {
 /// Gives every row its part. Rows that say none belong to the training part; from that part a valid and a calibration
 /// part are drawn where no row names one.
 pub(super) fn assign(rows: &[(Option<Split>, ImageDigest)], fractions: Fractions) -> Vec<Split> {
-    let mut splits: Vec<_> = rows.iter().map(|(split, _)| split.unwrap_or(Split::Train)).collect();
+    // A picture that a row holds out is held out wherever else it stands without a part.
+    let held_out: HashMap<ImageDigest, Split> =
+        rows.iter().filter_map(|(split, digest)| Some((*digest, split.filter(|s| *s != Split::Train)?))).collect();
+    let of_copy = |digest: &ImageDigest| held_out.get(digest).copied().unwrap_or(Split::Train);
+    let mut splits: Vec<_> = rows.iter().map(|(split, digest)| split.unwrap_or_else(|| of_copy(digest))).collect();
     let has = |wanted| rows.iter().any(|(split, _)| *split == Some(wanted));
     let mut drawn: Vec<_> = rows
         .iter()
@@ -108,6 +114,15 @@ mod tests {
 
     fn count(splits: &[Split], wanted: Split) -> usize {
         splits.iter().filter(|split| **split == wanted).count()
+    }
+
+    #[test]
+    fn a_copy_of_a_held_out_picture_is_not_trained_on() {
+        let mut rows = pictures(40);
+        rows.extend(pictures(3).into_iter().map(|(_, digest)| (Some(Split::Valid), digest)));
+        let splits = assign(&rows, FRACTIONS);
+        assert_eq!(splits[..3], [Split::Valid; 3]);
+        assert_eq!(count(&splits, Split::Valid), 6);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::{
 
 pub use feed::Watch;
 use feed::{Event, Feed};
+use prost::Message;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -63,6 +64,8 @@ struct Shared {
     settings: RunSettings,
     slots: Arc<Semaphore>,
     active: Mutex<HashMap<String, Arc<Active>>>,
+    /// Held from the count of those that wait until one more does.
+    starting: Mutex<()>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -106,12 +109,25 @@ impl Runs {
                 settings,
                 slots,
                 active: Mutex::default(),
+                starting: Mutex::default(),
                 tasks: TaskTracker::new(),
                 stopping: CancellationToken::new(),
             }),
         };
+        runs.sweep_scratch()?;
         runs.recover()?;
         Ok(runs)
+    }
+
+    /// Removes what a killed server left of its runs; the store's lock says that nobody else uses the folder.
+    fn sweep_scratch(&self) -> Result<(), AppError> {
+        let scratch_dir = &self.shared.settings.scratch_dir;
+        match std::fs::remove_dir_all(scratch_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(AppError::Internal(format!("{}: {error}", scratch_dir.display())))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn recover(&self) -> Result<(), AppError> {
@@ -181,6 +197,7 @@ impl Runs {
         let runs = self.clone();
         let started = blocking(move || {
             runs.check_paths(&record)?;
+            let _turn = runs.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
             once.once(&*runs.shared.store, || {
                 let queued = lock(&runs.shared.active).len();
                 let settings = &runs.shared.settings;
@@ -317,15 +334,20 @@ impl Runs {
     pub async fn watch(&self, id: String, after: i64) -> Result<Watch, AppError> {
         // Subscribed before the stored events are read: what happens meanwhile is in both, and comes once.
         let live = lock(&self.shared.active).get(&id).map(|active| active.feed.subscribe());
-        self.record(id.clone()).await?;
+        let record = self.record(id.clone()).await?;
         let store = Arc::clone(&self.shared.store);
-        let kept = blocking(move || {
+        let mut kept = blocking(move || {
             let prefix = join_key(&[id.as_bytes(), b""]);
             let range = Range { after: Some(event_key(&id, after.max(0))), prefix, descending: false };
             let rows = store.scan_records::<RunEventRecord>(Table::RunEvents, &range, usize::MAX)?;
             Ok(rows.into_iter().filter_map(|(_, r)| r.event).collect::<Vec<Event>>())
         })
         .await?;
+        let has_ended = !matches!(record.state(), v1::RunState::Queued | v1::RunState::Running);
+        if has_ended && kept.is_empty() {
+            // Not every event was stored, so one who watched before a crash may have seen higher numbers than the end's.
+            kept.push(feed::event(after.max(0) + 1, feed::ended(&record)));
+        }
         Ok(Watch::new(kept, live, after))
     }
 
@@ -417,7 +439,23 @@ fn run_error(kind: RunErrorKind, message: &str) -> rpc::Status {
         RunErrorKind::Internal => 13,
         RunErrorKind::Interrupted => 14,
     };
-    rpc::Status { code, message: message.to_owned(), details: Vec::new() }
+    let reason = match kind {
+        RunErrorKind::Invalid | RunErrorKind::Diverged => v1::ErrorReason::FieldInvalid,
+        RunErrorKind::Memory => v1::ErrorReason::DeviceMemory,
+        RunErrorKind::Cancelled => v1::ErrorReason::Cancelled,
+        RunErrorKind::Interrupted => v1::ErrorReason::Unavailable,
+        RunErrorKind::Internal => v1::ErrorReason::Internal,
+    };
+    let info = rpc::ErrorInfo {
+        reason: reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned(),
+        domain: "visage".to_owned(),
+        ..rpc::ErrorInfo::default()
+    };
+    let info = prost_types::Any {
+        type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
+        value: info.encode_to_vec(),
+    };
+    rpc::Status { code, message: message.to_owned(), details: vec![info] }
 }
 
 fn run_to_proto(record: &RunRecord) -> v1::TrainingRun {

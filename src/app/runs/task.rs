@@ -25,7 +25,7 @@ const KEEP_PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Leads a run to its end; whatever happens, the end is written.
 pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
     let end = match train(runs, active, &mut record).await {
-        Ok(End::Registered) => return,
+        Ok(End::Registered | End::StillQueued) => return,
         Ok(End::Failed(error)) => error,
         Err(error) => {
             let kind = match error.kind() {
@@ -53,6 +53,8 @@ pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
 enum End {
     /// The version and the run's end are stored and told.
     Registered,
+    /// The server stopped before the run began: it waits again at the next start.
+    StillQueued,
     /// No version; the end is still to be written.
     Failed(rpc::Status),
 }
@@ -61,7 +63,9 @@ async fn train(runs: &Runs, active: &Active, record: &mut RunRecord) -> Result<E
     let slots = std::sync::Arc::clone(&runs.shared.slots);
     let _slot = tokio::select! {
         biased;
-        () = active.cancel.cancelled() => return Ok(stopped(runs)),
+        () = active.cancel.cancelled() => {
+            return Ok(if runs.shared.stopping.is_cancelled() { End::StillQueued } else { stopped(runs) });
+        }
         slot = slots.acquire_owned() => slot.map_err(|_| AppError::Stopping)?,
     };
     record.set_state(v1::RunState::Running);
@@ -233,7 +237,10 @@ async fn register(
         Ok((VersionName::of(&version), event))
     })
     .await?;
-    runs.shared.models.refresh().await?;
+    if let Err(error) = runs.shared.models.refresh().await {
+        // The version is stored and the run has ended; another change of an alias will read them again.
+        tracing::error!(%version, %error, "the aliases cannot be read anew");
+    }
     if !runs.shared.models.aliases_of(&version).is_empty() {
         // The first version of a model is its champion at once; a load that fails is told to who calls it.
         if let Err(error) = runs.shared.models.ready(&version).await {

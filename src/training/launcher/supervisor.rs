@@ -291,7 +291,12 @@ fn read_stderr(stderr: ChildStderr, inbox: &mpsc::Sender<Message>) {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        tracing::debug!(target: "visage::training::worker", "{}", String::from_utf8_lossy(&line).trim_end());
+        let text = String::from_utf8_lossy(&line);
+        if [" WARN ", " ERROR "].iter().any(|level| text.contains(level)) {
+            tracing::warn!(target: "visage::training::worker", "{}", text.trim_end());
+        } else {
+            tracing::debug!(target: "visage::training::worker", "{}", text.trim_end());
+        }
         tail.extend_from_slice(&line);
         let surplus = tail.len().saturating_sub(TAIL_BYTES);
         tail.drain(..surplus);
