@@ -17,6 +17,16 @@ pub struct BadFilter {
     detail: String,
 }
 
+/// Keeps panics that become errors of the store from being printed, in a process that does not log.
+pub fn quiet_guarded_panics() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !crate::store::panic_is_guarded() {
+            usual(info);
+        }
+    }));
+}
+
 /// Starts logging for the whole process.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ pub(super) struct Folder {
 
 /// Verifies every record, blob and reference of a data folder, and says what is damaged and what that affects.
 ///
-/// No server may run on the folder. Nothing is changed. Exits with 1 when something is damaged.
+/// No server may run on the folder. Nothing is repaired. Exits with 1 when something is damaged.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage doctor --data-dir /srv/visage")]
 pub(super) struct DoctorArgs {

@@ -127,6 +127,7 @@ pub fn main() -> ExitCode {
         }
         return training::worker::main();
     }
+    telemetry::quiet_guarded_panics();
     let json = cli.command.prints_json();
     match run(cli) {
         Ok(true) => ExitCode::SUCCESS,

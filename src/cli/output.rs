@@ -26,7 +26,12 @@ fn descriptors() -> anyhow::Result<&'static DescriptorPool> {
     }
     let mut pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET)?;
     let details = prost_types::FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?;
-    let missing: Vec<_> = details.file.into_iter().filter(|f| pool.get_file_by_name(f.name()).is_none()).collect();
+    // The same messages stand there under other file names.
+    let is_known = |f: &prost_types::FileDescriptorProto| {
+        let mut names = f.message_type.iter().map(|message| format!("{}.{}", f.package(), message.name()));
+        pool.get_file_by_name(f.name()).is_some() || names.any(|name| pool.get_message_by_name(&name).is_some())
+    };
+    let missing: Vec<_> = details.file.into_iter().filter(|f| !is_known(f)).collect();
     pool.add_file_descriptor_protos(missing)?;
     Ok(POOL.get_or_init(|| pool))
 }

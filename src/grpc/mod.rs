@@ -47,6 +47,10 @@ const SERVICES: [&str; 6] = [
 /// HTTP/2 streams of one connection at once, calls and streams alike; a client beyond waits.
 const MAX_STREAMS_OF_A_CONNECTION: u32 = 256;
 
+/// Calls of one connection that were given up before the server came to them. Beyond, the connection is closed with all
+/// its calls, so a burst of cancelled calls must fit; without any bound, giving up would be a cheap attack.
+const MAX_RESETS_OF_A_CONNECTION: usize = 1024;
+
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeFailure {
@@ -170,6 +174,7 @@ fn router(
     Ok(Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(server.keepalive_s)))
         .max_concurrent_streams(Some(MAX_STREAMS_OF_A_CONNECTION))
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS_OF_A_CONNECTION))
         .max_connection_age(Duration::from_secs(server.max_connection_age_s))
         .tcp_nodelay(true)
         .layer(edge)

@@ -16,6 +16,7 @@ use std::{
         mpsc::{self, Receiver, SyncSender},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -27,6 +28,10 @@ const QUEUE: usize = 1024;
 
 /// Batches flushed together at most.
 const GROUP: usize = 256;
+
+/// How long the engine's own lock is waited for: its threads were seen to hold it for a moment after it was closed. That
+/// no other process has the store is the sidecar's lock's to say, which is not waited for.
+const ENGINE_LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// sled's folder within the store's.
 const ENGINE_DIR: &str = "db";
@@ -149,9 +154,16 @@ impl SledStore {
                 affects: "the store's records are gone; import the last export".to_owned(),
             });
         }
-        let db = guard(&engine_dir, || {
-            sled::Config::new().path(&engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
-        })?;
+        let patience = Instant::now() + ENGINE_LOCK_WAIT;
+        let db = loop {
+            let opened = guard(&engine_dir, || {
+                sled::Config::new().path(&engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
+            });
+            match opened {
+                Err(StoreError::Locked { .. }) if Instant::now() < patience => thread::sleep(ENGINE_LOCK_WAIT / 100),
+                opened => break opened?,
+            }
+        };
         let store = Self { db, dir: engine_dir, queue: None, committer: None, examined: None };
         let tally = store.tally();
         Ok((store, tally, sidecar))
