@@ -9,12 +9,11 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use futures::StreamExt;
-use tonic::Request;
 
 use super::{
     evidence::{Bar, Row, median, report},
     local::LocalServer,
-    output, watching,
+    output,
 };
 use crate::proto::v1::{self, prediction::Result as Answer, watch_training_run_response::Event};
 
@@ -34,7 +33,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Passes over the training part.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 3)]
     epochs: i32,
     /// Side of the network's input in pixels.
     #[arg(long, default_value_t = 64)]
@@ -43,7 +42,7 @@ pub(super) struct EvalArgs {
     #[arg(long, default_value_t = 2e-3)]
     lr: f64,
     /// Images in a step.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 32)]
     batch_size: i32,
     /// Dropout of the head.
     #[arg(long, default_value_t = 0.2)]
@@ -73,6 +72,7 @@ struct Face {
 
 struct FaceTable {
     faces: Vec<Face>,
+    has_age: bool,
     has_gender: bool,
 }
 
@@ -95,10 +95,10 @@ impl FaceTable {
                 is_valid: cell(split_at) == Some("valid"),
             });
         }
-        if !faces.iter().any(|f| f.is_valid) {
-            bail!("faces.csv has no row whose split is `valid`: there is nothing to measure on");
+        if age_at.is_none() && gender_at.is_none() {
+            bail!("faces.csv has neither a column `age` nor one `gender`: there is nothing to learn");
         }
-        Ok(Self { faces, has_gender: gender_at.is_some() })
+        Ok(Self { faces, has_age: age_at.is_some(), has_gender: gender_at.is_some() })
     }
 
     fn median_train_age(&self) -> Option<f64> {
@@ -109,7 +109,10 @@ impl FaceTable {
 
 async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &FaceTable) -> anyhow::Result<Vec<Row>> {
     let head = |name: &str, kind| v1::Head { name: name.to_owned(), kind: Some(kind), ..v1::Head::default() };
-    let mut heads = vec![head("age", v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() }))];
+    let mut heads = Vec::new();
+    if table.has_age {
+        heads.push(head("age", v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() })));
+    }
     if table.has_gender {
         let mut gender = head("gender", v1::head::Kind::Classification(v1::ClassificationHead::default()));
         // Ages are in years and cross entropy below one: without a weight the labels would hardly count.
@@ -135,36 +138,30 @@ async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &F
         request_id: String::new(),
     };
     let started = Instant::now();
-    let run = server.clients.train(Request::new(request)).await?;
     let progress = output::bar(0, "training");
     let mut speeds = Vec::new();
-    let ended = server
-        .clients
-        .follow(&run, |event| match &event.event {
-            Some(Event::Progress(p)) => {
-                let steps_done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
-                progress.set_length((i64::from(p.n_epochs) * i64::from(p.n_steps)).unsigned_abs());
-                progress.set_position(steps_done.unsigned_abs());
-                let metric = p.metrics.get("age.mae").map(|m| format!(", age.mae {m:.2}")).unwrap_or_default();
-                progress.set_message(format!("training, loss {:.3}{metric}, {:.0} img/s", p.loss, p.images_per_second));
-                if p.epoch > 0 && p.step > 1 {
-                    speeds.push(p.images_per_second);
-                }
+    let each = |event: &v1::WatchTrainingRunResponse| match &event.event {
+        Some(Event::Progress(p)) if p.epoch > 0 => {
+            let steps_done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
+            progress.set_length((i64::from(p.n_epochs) * i64::from(p.n_steps)).unsigned_abs());
+            progress.set_position(steps_done.unsigned_abs());
+            let metric = p.metrics.get("age.mae").map(|m| format!(", age.mae {m:.2}")).unwrap_or_default();
+            progress.set_message(format!("training, loss {:.3}{metric}, {:.0} img/s", p.loss, p.images_per_second));
+            if p.step > 1 {
+                speeds.push(p.images_per_second);
             }
-            Some(Event::Data(report)) => {
-                let rejected: i64 = report.rejected.values().sum();
-                progress.println(format!(
-                    "{} training rows, {} validation rows, {rejected} left out",
-                    report.train, report.valid
-                ));
-            }
-            _ => {}
-        })
-        .await?;
+        }
+        Some(Event::Data(report)) => {
+            let rejected: i64 = report.rejected.values().sum();
+            progress.println(format!(
+                "{} training rows, {} validation rows, {rejected} left out",
+                report.train, report.valid
+            ));
+        }
+        _ => {}
+    };
+    let ended = server.train(request, each).await?;
     progress.finish_and_clear();
-    if ended.state() != v1::RunState::Succeeded {
-        bail!("the run did not succeed: {}", watching::ended(&ended));
-    }
     let mut rows = vec![
         Row::new(SUITE, "train.minutes", started.elapsed().as_secs_f64() / 60.0, "min").bar(Bar::AtMost(20.0)),
         Row::new(SUITE, "train.throughput", median(&mut speeds), "images/s"),
@@ -178,6 +175,10 @@ async fn train(server: &mut LocalServer, data: &Path, args: &EvalArgs, table: &F
 /// Predicts every validation photo over one stream and compares with its labels.
 async fn predict(server: &mut LocalServer, data: &Path, table: &FaceTable) -> anyhow::Result<Vec<Row>> {
     let valid: Vec<&Face> = table.faces.iter().filter(|f| f.is_valid).collect();
+    if valid.is_empty() {
+        println!("no row of faces.csv has the split `valid`: the run's own figures stand alone");
+        return Ok(Vec::new());
+    }
     let progress = output::bar(valid.len() as u64, "predicting");
     let requests: Vec<PathBuf> = valid.iter().map(|f| data.join(&f.path)).collect();
     let stream = futures::stream::iter(requests).then(|path| async move {
@@ -220,17 +221,16 @@ async fn predict(server: &mut LocalServer, data: &Path, table: &FaceTable) -> an
     }
     progress.finish_and_clear();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let mae = mean(&errors);
-    let rmse = mean(&errors.iter().map(|e| e * e).collect::<Vec<_>>()).sqrt();
-    let n = format!("{} faces of the valid part, JPEG in, over the wire", errors.len());
-    let mut rows = vec![
-        Row::new(SUITE, "answered", answered as f64 / valid.len() as f64, ""),
-        Row::new(SUITE, "age.mae", mae, "years")
-            .versus("predicting the train median", mean(&baseline))
-            .bar(Bar::AtMost(0.6))
-            .note(n),
-        Row::new(SUITE, "age.rmse", rmse, "years"),
-    ];
+    let mut rows = vec![Row::new(SUITE, "answered", answered as f64 / valid.len() as f64, "")];
+    if !errors.is_empty() {
+        let rmse = mean(&errors.iter().map(|e| e * e).collect::<Vec<_>>()).sqrt();
+        let mut mae = Row::new(SUITE, "age.mae", mean(&errors), "years")
+            .note(format!("{} faces of the valid part, JPEG in, over the wire", errors.len()));
+        if !baseline.is_empty() {
+            mae = mae.versus("predicting the train median", mean(&baseline)).bar(Bar::AtMost(0.6));
+        }
+        rows.extend([mae, Row::new(SUITE, "age.rmse", rmse, "years")]);
+    }
     if judged > 0 {
         rows.push(Row::new(SUITE, "gender.accuracy", right as f64 / judged as f64, ""));
     }
@@ -300,8 +300,20 @@ async fn identities(server: &mut LocalServer, data: &Path) -> anyhow::Result<Vec
     let note = format!("{} photos; this model was trained for age, not for identity", person_of.len());
     Ok(vec![
         Row::new(SUITE, "identity.auc", auc(&mut genuine, &mut impostor), "").note(note),
+        Row::new(SUITE, "identity.tmr_at_fmr_1e-2", tmr_at_fmr(&genuine, &mut impostor, 0.01), "").note(format!(
+            "{} genuine and {} impostor pairs",
+            genuine.len(),
+            impostor.len()
+        )),
         Row::new(SUITE, "identity.nearest", nearest_right as f64 / person_of.len().max(1) as f64, ""),
     ])
+}
+
+/// The share of genuine pairs above the lowest threshold that at most `fmr` of the impostor pairs exceed.
+fn tmr_at_fmr(genuine: &[f32], impostor: &mut [f32], fmr: f64) -> f64 {
+    impostor.sort_by(|a, b| b.total_cmp(a));
+    let threshold = impostor.get((fmr * impostor.len() as f64) as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    genuine.iter().filter(|score| **score > threshold).count() as f64 / genuine.len().max(1) as f64
 }
 
 /// The chance that a genuine pair scores above an impostor pair, ties counted half (Mann and Whitney 1947).
@@ -317,12 +329,20 @@ fn auc(genuine: &mut [f32], impostor: &mut [f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::auc;
+    use super::{auc, tmr_at_fmr};
 
     #[test]
     fn auc_counts_pairs_in_order() {
         assert_eq!(auc(&mut [0.9, 0.8], &mut [0.1, 0.2]), 1.0);
         assert_eq!(auc(&mut [0.1], &mut [0.9]), 0.0);
         assert_eq!(auc(&mut [0.5], &mut [0.5]), 0.5);
+    }
+
+    #[test]
+    fn the_threshold_lets_no_more_impostors_through_than_it_may() {
+        let mut impostor: Vec<f32> = (0..100).map(|i| i as f32 / 100.0).collect();
+        // One in a hundred, 0.99, may pass; 0.98 must not.
+        assert_eq!(tmr_at_fmr(&[0.985, 0.98, 0.5, 1.0], &mut impostor, 0.01), 0.5);
+        assert_eq!(tmr_at_fmr(&[0.1], &mut [], 0.01), 1.0);
     }
 }

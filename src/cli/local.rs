@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use tonic::transport::Channel;
+use tonic::{Request, transport::Channel};
 
-use super::connection::Clients;
+use super::{connection::Clients, watching};
 use crate::{
     config::{Config, Flags},
     grpc,
+    proto::v1,
 };
 
 /// A server and its clients.
@@ -44,6 +45,20 @@ impl LocalServer {
         let channel = Channel::from_shared(url)?.connect().await?;
         let server = Self { clients: Clients::new(channel), stop: Some(stop), serving, folder };
         Ok(server)
+    }
+
+    /// Trains, telling `each` of every event; an error when no version comes of it.
+    pub(super) async fn train(
+        &mut self,
+        request: v1::TrainRequest,
+        each: impl FnMut(&v1::WatchTrainingRunResponse),
+    ) -> anyhow::Result<v1::TrainingRun> {
+        let run = self.clients.train(Request::new(request)).await?;
+        let ended = self.clients.follow(&run, each).await?;
+        if ended.state() != v1::RunState::Succeeded {
+            bail!("the run did not succeed: {}", watching::ended(&ended));
+        }
+        Ok(ended)
     }
 
     /// The folder below which training data may be made.

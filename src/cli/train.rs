@@ -15,7 +15,7 @@ use super::{
 };
 use crate::proto::v1::{self, data_source::Source, recipe::WarmStart};
 
-/// What is trained when nobody says: some minutes for ten thousand photos on a few cores.
+/// What is trained when nobody says: half an hour for ten thousand photos on two cores.
 pub(super) const DEFAULT_STAGE: v1::Stage =
     v1::Stage { epochs: 8, image_size_px: 64, max_learning_rate: 2e-3, freeze_body: false };
 

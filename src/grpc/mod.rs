@@ -16,9 +16,11 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Server};
+use tonic::{
+    Status,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::ServingStatus;
 
 use crate::{
@@ -116,11 +118,12 @@ pub async fn run(
         }
     });
 
-    let serving =
-        router(&config, &app, health_service)?.serve_with_incoming_shutdown(TcpListenerStream::new(listener), {
-            let draining = draining.clone();
-            async move { draining.cancelled().await }
-        });
+    // An answer of two small packets must not wait for the caller's delayed acknowledgement of the first.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = router(&config, &app, health_service)?.serve_with_incoming_shutdown(incoming, {
+        let draining = draining.clone();
+        async move { draining.cancelled().await }
+    });
     let bound = async {
         draining.cancelled().await;
         tokio::time::sleep(drain_timeout).await;
@@ -176,7 +179,6 @@ fn router(
         .max_concurrent_streams(Some(MAX_STREAMS_OF_A_CONNECTION))
         .http2_max_pending_accept_reset_streams(Some(MAX_RESETS_OF_A_CONNECTION))
         .max_connection_age(Duration::from_secs(server.max_connection_age_s))
-        .tcp_nodelay(true)
         .layer(edge)
         .add_service(health)
         .add_service(descriptors().build_v1()?)

@@ -62,6 +62,36 @@ fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
 }
 
 #[test]
+fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
+    let (_, index) = with_collection();
+    std::thread::scope(|scope| {
+        for worker in 0..4_u8 {
+            let index = &index;
+            scope.spawn(move || {
+                let mut rng = ChaCha8Rng::seed_from_u64(worker.into());
+                for _ in 0..200 {
+                    // Refusals are part of it: the face is there already, or not there any more.
+                    if rng.random() {
+                        let _ = enroll(index, "f", (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect());
+                    } else {
+                        let _ = index.delete_face(&id("people"), &face("f"));
+                    }
+                }
+            });
+        }
+    });
+    let target = Target::Vector(Embedding::new("vector", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap());
+    let found = index.search(&id("people"), &Query { target, k: 5, min_score: None, exact: true }).unwrap().matches;
+    let stored = index.list_faces(&id("people"), None, 5).unwrap();
+    assert_eq!(found.iter().map(|(record, _)| record.clone()).collect::<Vec<_>>(), stored);
+    if let [(record, score)] = found.as_slice() {
+        let vector = Embedding::from_bytes(&record.vector, DIMENSIONS).unwrap();
+        let cosine = vector.values().iter().sum::<f32>() / (DIMENSIONS as f32).sqrt();
+        assert!((score.value() - cosine).abs() < 1e-5, "the vector in memory is the stored one");
+    }
+}
+
+#[test]
 fn the_graph_finds_what_the_exact_scan_finds() {
     let (_, index) = with_collection();
     let mut rng = ChaCha8Rng::seed_from_u64(1);

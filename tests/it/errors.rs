@@ -251,6 +251,50 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
     );
     row!(
         rows,
+        "a replay of an enrolment whose face was deleted",
+        |c| async move {
+            let mut c = c;
+            let request = v1::EnrollFaceRequest { request_id: "gone".to_owned(), ..enroll("gone", axis(9)) };
+            let name = c.faces.enroll_face(request.clone()).await.unwrap().into_inner().name;
+            c.faces.delete_face(v1::DeleteFaceRequest { name }).await.unwrap();
+            c.faces.enroll_face(request).await
+        },
+        NotFound,
+        "FACE_NOT_FOUND",
+        Resource("collections/policies/faces/gone")
+    );
+    row!(
+        rows,
+        "a display name of a megabyte",
+        |c| c.faces.create_collection(v1::CreateCollectionRequest {
+            collection_id: "named".to_owned(),
+            embedding_space: "models/face".to_owned(),
+            display_name: "x".repeat(1 << 20),
+            ..Default::default()
+        }),
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("display_name")
+    );
+    row!(
+        rows,
+        "bytes that are no message of the method",
+        |c| async move {
+            // Its first field is a message whose bytes are no text, where Predict has a text.
+            let inner = v1::PredictRequest { image: vec![0xff; 8].into(), ..v1::PredictRequest::default() };
+            let wrong = v1::StreamPredictRequest { request: Some(inner), correlation_id: String::new() };
+            let mut grpc = tonic::client::Grpc::new(c.channel);
+            grpc.ready().await.unwrap();
+            let path = http::uri::PathAndQuery::from_static("/visage.v1.VisageService/Predict");
+            let codec = tonic_prost::ProstCodec::<_, v1::PredictResponse>::default();
+            grpc.unary(Request::new(wrong), path, codec).await
+        },
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("request")
+    );
+    row!(
+        rows,
         "a taken face id",
         |c| c.faces.enroll_face(enroll("f0", axis(4))),
         AlreadyExists,
@@ -603,6 +647,18 @@ async fn a_full_queue_answers_at_once_and_names_a_time() {
     }
     assert!(answered > 0 && refused > 0, "{answered} answered, {refused} refused");
     clients.clone().visage.predict(predict(PORTRAIT)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_version_beyond_the_memory_budget_is_refused_and_the_server_goes_on() {
+    let home = Home::trained("[serving]\nmemory_budget_bytes = 1000000\n").await;
+    let server = home.serve().await;
+    let mut clients = server.clients().await;
+    for _ in 0..2 {
+        let status = clients.visage.predict(predict(PORTRAIT)).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "DEVICE_MEMORY"), "{status:?}");
+    }
+    clients.models.list_models(v1::ListModelsRequest::default()).await.unwrap();
 }
 
 #[tokio::test]

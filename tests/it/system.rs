@@ -271,15 +271,18 @@ async fn a_run_can_be_cancelled_and_a_killed_child_is_a_failed_run() {
     // Serving did not notice.
     predict(&mut c, "models/face").await;
 
-    // A server that stops takes its run with it, and says so.
-    let operation = c.visage.train(train).await.unwrap().into_inner();
+    // A server that stops takes its run with it, and says so; one that waits goes on waiting.
+    let operation = c.visage.train(train.clone()).await.unwrap().into_inner();
     progressed(&mut c, &operation.name).await;
+    let waiting = c.visage.train(train).await.unwrap().into_inner();
     assert!(server.stop().success());
     let server = home.serve().await;
     let mut c = server.clients().await;
     let run = c.finish(&operation.name.replace("operations/", "trainingRuns/")).await;
     assert_eq!(run.state(), v1::RunState::Failed, "{run:?}");
     assert!(run.error.unwrap().message.contains("server stopped"));
+    progressed(&mut c, &waiting.name).await;
+    c.operations.cancel_operation(lro::CancelOperationRequest { name: waiting.name }).await.unwrap();
 }
 
 async fn progressed(c: &mut Clients, operation: &str) {

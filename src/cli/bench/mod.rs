@@ -8,11 +8,15 @@ mod serve;
 mod similar;
 mod training;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use super::evidence::report;
+use crate::proto::v1;
+
+/// The model that every suite trains.
+const MODEL: &str = "models/bench";
 
 /// Measures speed, beside a peer or a baseline of the same run.
 #[derive(Args, Debug)]
@@ -44,6 +48,24 @@ enum Suite {
     Serve,
     /// The graph's recall and speed, beside the exact scan.
     Similar,
+}
+
+/// A run that learns a number from the folder's photos.
+fn train_request(folder: &Path, architecture: v1::Architecture, stage: v1::Stage, batch_size: i32) -> v1::TrainRequest {
+    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
+    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
+    v1::TrainRequest {
+        model: MODEL.to_owned(),
+        recipe: Some(v1::Recipe {
+            architecture: architecture.into(),
+            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
+            stages: vec![stage],
+            batch_size,
+            ..v1::Recipe::default()
+        }),
+        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
+        request_id: String::new(),
+    }
 }
 
 /// Runs the suite; `false` when a bar was missed.

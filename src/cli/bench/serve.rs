@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tonic::Request;
 
-use super::photos;
+use super::{MODEL, photos, train_request};
 use crate::{
     cli::{
         connection::Clients,
@@ -31,7 +31,6 @@ use crate::{
 };
 
 const SUITE: &str = "serve";
-const MODEL: &str = "models/bench";
 const IMAGE_SIZE_PX: i32 = 128;
 const N_PHOTOS: u64 = 256;
 const CALLERS: [usize; 3] = [1, 8, 32];
@@ -48,11 +47,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let folder = server.root().join("photos");
     photos::write_folder(&folder, N_PHOTOS)?;
     let progress = output::counter("training a version to ask");
-    let run = server.clients.train(Request::new(train(&folder, 1))).await?;
-    let ended = server.clients.follow(&run, |_| {}).await?;
-    if ended.state() != v1::RunState::Succeeded {
-        bail!("the run did not succeed: {}", watching::ended(&ended));
-    }
+    server.train(train(&folder, 1), |_| {}).await?;
     let load = Load {
         clients: server.clients.clone(),
         photos: Arc::new((0..32).map(|seed| photos::jpeg(seed).map(Bytes::from)).collect::<anyhow::Result<_>>()?),
@@ -104,19 +99,8 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
 }
 
 fn train(folder: &Path, epochs: i32) -> v1::TrainRequest {
-    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
-    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
-    v1::TrainRequest {
-        model: MODEL.to_owned(),
-        recipe: Some(v1::Recipe {
-            architecture: v1::Architecture::Resnet34.into(),
-            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
-            stages: vec![v1::Stage { epochs, image_size_px: IMAGE_SIZE_PX, ..v1::Stage::default() }],
-            ..v1::Recipe::default()
-        }),
-        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
-        request_id: String::new(),
-    }
+    let stage = v1::Stage { epochs, image_size_px: IMAGE_SIZE_PX, ..v1::Stage::default() };
+    train_request(folder, v1::Architecture::Resnet34, stage, 0)
 }
 
 /// Starts a run that would not end by itself, and waits until it learns.

@@ -2,20 +2,22 @@
 //!
 //! The vectors are clustered as faces are, many photos about one person, so that neighbours are close and hard to rank.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use tonic::Request;
 
-use super::photos;
+use super::{photos, train_request};
 use crate::{
     cli::{
         evidence::{Bar, Row},
         local::LocalServer,
-        output, watching,
+        output,
     },
     proto::v1::{self, enroll_face_request::Source, find_similar_request::Query},
 };
@@ -45,7 +47,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let progress = output::counter("building the graph");
     // A search says whether it compared every face: the first that did not has met the graph.
     while ask(&mut server, &queries[0], false).await?.1 {
-        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
     settle(&mut server, &queries).await?;
     let built = started.elapsed().as_secs_f64() - enrolled;
@@ -72,7 +74,8 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
         Row::new(SUITE, format!("similar.qps.{DIMENSIONS}d"), qps(0), "queries/s").versus("exact", qps(1)).note(what),
         Row::new(SUITE, "similar.enroll", N_FACES as f64 / enrolled, "faces/s")
             .note("one stream, each face on disk before it is acknowledged"),
-        Row::new(SUITE, "similar.build", built, "s").note("from the last enrolment to a settled graph"),
+        Row::new(SUITE, "similar.build", built, "s")
+            .note("from the last enrolment until searches became no faster, the wait for that included"),
     ])
 }
 
@@ -80,27 +83,11 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
 async fn make_collection(server: &mut LocalServer) -> anyhow::Result<()> {
     let folder = server.root().join("photos");
     photos::write_folder(&folder, 64)?;
-    let kind = v1::head::Kind::Regression(v1::RegressionHead::default());
-    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
-    let request = v1::TrainRequest {
-        model: "models/bench".to_owned(),
-        recipe: Some(v1::Recipe {
-            architecture: v1::Architecture::Resnet18.into(),
-            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
-            stages: vec![v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() }],
-            ..v1::Recipe::default()
-        }),
-        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
-        request_id: String::new(),
-    };
-    let run = server.clients.train(Request::new(request)).await?;
-    let ended = server.clients.follow(&run, |_| {}).await?;
-    if ended.state() != v1::RunState::Succeeded {
-        bail!("the run did not succeed: {}", watching::ended(&ended));
-    }
+    let stage = v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() };
+    let trained = server.train(train_request(&folder, v1::Architecture::Resnet18, stage, 0), |_| {}).await?;
     let request = v1::CreateCollectionRequest {
         collection_id: COLLECTION.trim_start_matches("collections/").to_owned(),
-        embedding_space: ended.version,
+        embedding_space: trained.version,
         ..v1::CreateCollectionRequest::default()
     };
     server.clients.faces.create_collection(request).await?;
@@ -125,21 +112,20 @@ async fn enroll(server: &mut LocalServer, faces: Vec<Vec<f32>>) -> anyhow::Resul
     Ok(())
 }
 
-/// Waits until a search takes the same time twice, a sign that segments are merged no more.
+/// Waits until searches have not become faster for a while: then no segment is built or merged any more.
 async fn settle(server: &mut LocalServer, queries: &[Vec<f32>]) -> anyhow::Result<()> {
-    let mut last = f64::MAX;
-    loop {
+    let (mut fastest, mut n_without_gain) = (f64::MAX, 0);
+    while n_without_gain < 4 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
         let started = Instant::now();
-        for query in &queries[..20] {
+        for query in queries.iter().take(20) {
             ask(server, query, false).await?;
         }
         let took = started.elapsed().as_secs_f64();
-        if took > 0.8 * last {
-            return Ok(());
-        }
-        last = took;
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        n_without_gain = if took < 0.9 * fastest { 0 } else { n_without_gain + 1 };
+        fastest = fastest.min(took);
     }
+    Ok(())
 }
 
 /// The names found, and whether every face was compared.

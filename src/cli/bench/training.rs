@@ -3,18 +3,20 @@
 //! The peer has its pictures decoded in memory before its clock starts, as the run has by its second epoch, so that both
 //! sides are timed on the same work: augment, normalise, forward, loss, backward, optimiser step.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
-use tonic::Request;
 
-use super::{BenchArgs, photos};
+use super::{BenchArgs, photos, train_request};
 use crate::{
     cli::{
         evidence::{Bar, Row, median},
         local::LocalServer,
-        output, watching,
+        output,
     },
     proto::v1::{self, watch_training_run_response::Event},
 };
@@ -69,43 +71,27 @@ pub(super) async fn measure(args: &BenchArgs) -> anyhow::Result<Vec<Row>> {
 }
 
 /// One run; gives the median of the paces that it told after its first epoch, in which caches and plans are made.
-async fn run(server: &mut LocalServer, folder: &std::path::Path) -> anyhow::Result<f64> {
-    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
+async fn run(server: &mut LocalServer, folder: &Path) -> anyhow::Result<f64> {
     let stage =
         v1::Stage { epochs: N_EPOCHS, image_size_px: IMAGE_SIZE_PX, max_learning_rate: 1e-3, freeze_body: false };
-    let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
-    let request = v1::TrainRequest {
-        model: "models/bench".to_owned(),
-        recipe: Some(v1::Recipe {
-            architecture: v1::Architecture::Resnet34.into(),
-            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
-            stages: vec![stage],
-            batch_size: BATCH_SIZE,
-            ..v1::Recipe::default()
-        }),
-        sources: vec![v1::DataSource { source: Some(v1::data_source::Source::Utkface(source)) }],
-        request_id: String::new(),
-    };
+    let request = train_request(folder, v1::Architecture::Resnet34, stage, BATCH_SIZE);
     let progress = output::bar(0, "a run");
-    let run = server.clients.train(Request::new(request)).await?;
     let mut paces = Vec::new();
-    let ended = server
-        .clients
-        .follow(&run, |event| {
-            if let Some(Event::Progress(p)) = &event.event
-                && p.epoch > 0
-            {
-                progress.set_length(i64::from(p.n_epochs * p.n_steps).unsigned_abs());
-                progress.set_position(i64::from((p.epoch - 1) * p.n_steps + p.step).unsigned_abs());
-                if p.epoch > 1 && p.step > 1 {
-                    paces.push(p.images_per_second);
-                }
+    let each = |event: &v1::WatchTrainingRunResponse| {
+        if let Some(Event::Progress(p)) = &event.event
+            && p.epoch > 0
+        {
+            progress.set_length(i64::from(p.n_epochs * p.n_steps).unsigned_abs());
+            progress.set_position(i64::from((p.epoch - 1) * p.n_steps + p.step).unsigned_abs());
+            if p.epoch > 1 && p.step > 1 {
+                paces.push(p.images_per_second);
             }
-        })
-        .await?;
+        }
+    };
+    server.train(request, each).await?;
     progress.finish_and_clear();
-    if ended.state() != v1::RunState::Succeeded || paces.is_empty() {
-        bail!("the run did not succeed: {}", watching::ended(&ended));
+    if paces.is_empty() {
+        bail!("the run told no pace after its first epoch");
     }
     Ok(median(&mut paces))
 }
