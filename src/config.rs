@@ -1,6 +1,6 @@
 //! Every setting of a server, from one documented file, the environment and flags, later ones winning.
 //!
-//! A key that is not here is an error that says where it stands. [`Config::sources`] tells where each value came from.
+//! A key that is not here is an error that says where it stands. [`Loaded::sources`] tells where each value came from.
 //! The environment's names are `VISAGE_` and the key with `__` between its levels: `VISAGE_SERVER__LISTEN`.
 
 use std::{
@@ -246,7 +246,7 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not there or cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -255,7 +255,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// A key is unknown or a value has the wrong type; the text says which and where.
-    #[error("the configuration is refused: {0}")]
+    #[error("the configuration is refused: {}", without_profile(.0))]
     Refused(Box<figment::Error>),
     /// A value is out of its range.
     #[error("the configuration is refused: {key} {rule}")]
@@ -265,6 +265,11 @@ pub enum ConfigError {
         /// What is allowed.
         rule: &'static str,
     },
+}
+
+/// figment's words, without its profile, which is in no file.
+fn without_profile(error: &figment::Error) -> String {
+    error.to_string().replace("\"default.", "\"")
 }
 
 /// One setting and where it came from.

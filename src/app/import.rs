@@ -2,13 +2,14 @@
 
 use super::{App, AppError, Idempotent, blocking, detached};
 use crate::{
-    nn::{check_against, read_weights},
+    nn::{NnError, read_weights},
     proto::{
         store::{Golden, Preprocessing},
         v1,
     },
     registry::{ModelId, NewVersion},
-    training::{Head, architecture, network_spec},
+    serving::ServeError,
+    training::{Head, architecture},
 };
 
 /// The seed of an import's golden input.
@@ -40,15 +41,9 @@ impl App {
             .ok()
             .filter(|px| (32..=512).contains(px) && px % 32 == 0)
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
-        let body = architecture("architecture", request.architecture)?;
-        let spec = network_spec(body, &heads, 0.0);
-        let file = self.roots.resolve("weights_path", &request.weights_path)?;
-        let tensors = blocking(move || {
-            let tensors = read_weights(&file)?;
-            check_against(&spec, &tensors)?;
-            Ok(tensors)
-        })
-        .await?;
+        architecture("architecture", request.architecture)?;
+        let (roots, path) = (self.roots.clone(), request.weights_path.clone());
+        let tensors = blocking(move || Ok(read_weights(&roots.resolve("weights_path", &path)?)?)).await?;
         let new = NewVersion {
             model,
             architecture: request.architecture(),
@@ -72,7 +67,12 @@ impl App {
     async fn register_verified(&self, mut new: NewVersion, once: Idempotent) -> Result<v1::ModelVersion, AppError> {
         let registry = std::sync::Arc::clone(self.models.registry());
         let (unregistered, tensors) = (new.unregistered(), new.tensors.clone());
-        let outputs = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await?;
+        let probed = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await;
+        let outputs = probed.map_err(|error| match error {
+            // Of a file that its caller named, not of a version that is stored.
+            ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
+            other => other.into(),
+        })?;
         let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
         new.golden = Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest });
         let models = self.models.clone();

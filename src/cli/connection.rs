@@ -19,6 +19,9 @@ use crate::proto::{
     },
 };
 
+/// Where a server listens that was told nothing.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:50051";
+
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -30,7 +33,7 @@ pub(super) struct Remote {
         long,
         global = true,
         env = "VISAGE_SERVER",
-        default_value = "http://127.0.0.1:50051",
+        default_value = DEFAULT_SERVER,
         value_name = "ADDRESS",
         value_parser = url,
         help_heading = "Server"
@@ -46,6 +49,10 @@ pub(super) struct Remote {
 
 /// `host:port` or `http://host:port`, as a URL.
 fn url(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        // As where a variable is set to nothing.
+        return Ok(DEFAULT_SERVER.to_owned());
+    }
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     if !url.starts_with("http://") {
         return Err("the server speaks plain HTTP/2: write host:port or http://host:port".to_owned());
@@ -143,5 +150,6 @@ mod tests {
         assert_eq!(url("http://visage:1").unwrap(), "http://visage:1");
         assert!(url("https://visage:1").unwrap_err().contains("plain"));
         assert!(url("visage").unwrap_err().contains("port"));
+        assert_eq!(url("").unwrap(), super::DEFAULT_SERVER);
     }
 }

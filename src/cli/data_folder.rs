@@ -182,7 +182,8 @@ pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result
     store::verify_export(open()?, |n| progress.set_position(n)).with_context(named)?;
     progress.set_message("records imported");
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&place.dir, &place.settings)?);
-    let n_records = store::import(&*store, open()?, |n| progress.set_position(n)).with_context(named)?;
+    let imported = store::import(&*store, open()?, |n| progress.set_position(n));
+    let n_records = imported.with_context(|| place.dir.display().to_string())?;
     store::migrate(&store)?;
     progress.finish_and_clear();
     let n_bytes = fs::metadata(&args.file).with_context(named)?.len();

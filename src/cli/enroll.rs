@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::bail;
@@ -60,6 +60,9 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     if args.id.is_some() && args.photos.len() > 1 {
         bail!(Usage("--id names one face and there are several photos; --ids-from-names names each".to_owned()));
     }
+    if args.ids_from_names && args.photos.iter().any(|photo| photo == Path::new("-")) {
+        bail!(Usage("standard input has no name to take as an id".to_owned()));
+    }
     let labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
     let template = v1::EnrollFaceRequest {
         parent: names::collection(&args.collection),
@@ -74,7 +77,11 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
         let source = Some(Source::Image(photo::read(photo).await?));
         let request = args.remote.request(v1::EnrollFaceRequest { face_id, source, ..template });
         let face = server.faces.enroll_face(request).await?.into_inner();
-        output::show(args.remote.json, &face, |face| format!("{} enrolled", face.name))?;
+        let line = format!("{} enrolled", face.name);
+        // In the form of many, so that a script need not count its photos.
+        let correlation_id = photo.display().to_string();
+        let answer = v1::StreamEnrollFacesResponse { correlation_id, result: Some(Item::Face(face)) };
+        output::show(args.remote.json, &answer, |_| line)?;
         return Ok(true);
     }
     if args.ids_from_names {
@@ -82,36 +89,42 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     }
     let progress = output::bar(args.photos.len() as u64, "enrolling");
     let (photos, ids_from_names) = (args.photos.clone(), args.ids_from_names);
-    let requests = futures::stream::iter(photos).then(move |path| {
-        let template = template.clone();
-        async move {
-            let face_id = if ids_from_names { photo::stem(&path) } else { String::new() };
-            // A file that cannot be read goes as an empty photo, and its line says so.
-            let source = Some(Source::Image(photo::read(&path).await.unwrap_or_default()));
-            let request = Some(v1::EnrollFaceRequest { face_id, source, ..template });
-            v1::StreamEnrollFacesRequest { request, correlation_id: path.display().to_string() }
-        }
+    let unread = photo::Unread::default();
+    let requests = unread.stream(photos).map(move |(path, image)| {
+        let face_id = if ids_from_names { photo::stem(&path) } else { String::new() };
+        let request = Some(v1::EnrollFaceRequest { face_id, source: Some(Source::Image(image)), ..template.clone() });
+        v1::StreamEnrollFacesRequest { request, correlation_id: path.display().to_string() }
     });
     let mut answers = server.faces.stream_enroll_faces(requests).await?.into_inner();
-    let (mut n_enrolled, mut n_refused) = (0, 0);
+    let (mut n_enrolled, mut n_there, mut n_refused) = (0, 0, 0);
     while let Some(answer) = answers.message().await? {
         progress.inc(1);
-        if let Some(Item::Error(error)) = &answer.result {
-            n_refused += 1;
-            let line = format!("{}  {}", answer.correlation_id, failure::one_line(error));
-            progress.suspend(|| eprintln!("{line}"));
-        } else {
-            n_enrolled += 1;
-        }
-        if args.remote.json {
-            progress.suspend(|| output::show(true, &answer, |_| String::new()))?;
-        }
+        let said = match &answer.result {
+            Some(Item::Face(face)) => {
+                n_enrolled += 1;
+                face.name.clone()
+            }
+            Some(Item::Error(error)) if ids_from_names && failure::reason_of(error) == "RESOURCE_EXISTS" => {
+                n_there += 1;
+                "is there already".to_owned()
+            }
+            Some(Item::Error(error)) => {
+                n_refused += 1;
+                failure::one_line(error)
+            }
+            None => "no answer".to_owned(),
+        };
+        progress.suspend(|| {
+            output::show(args.remote.json, &answer, |answer| format!("{}  {said}", answer.correlation_id))
+        })?;
     }
     progress.finish_and_clear();
+    n_refused += unread.count();
     if !args.remote.json {
-        say!("{n_enrolled} faces enrolled in {}, {n_refused} photos refused", names::collection(&args.collection))?;
+        let collection = names::collection(&args.collection);
+        say!("{n_enrolled} faces enrolled in {collection}, {n_there} there already, {n_refused} photos refused")?;
     }
-    let n_lost = args.photos.len() - n_enrolled - n_refused;
+    let n_lost = args.photos.len() - n_enrolled - n_there - n_refused;
     if n_lost > 0 {
         bail!("the server ended the stream before {n_lost} photos were answered; enrol them again");
     }

@@ -34,14 +34,14 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
             eprintln!("{}", status_json(status));
             return ExitCode::from(FAILED);
         }
-        (FAILED, format!("{} {}: {}", code_name(status), reason(status), status.message()), hint(status))
+        (FAILED, in_words(status), hint(status))
     } else if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
         let hint = "start one with `visage serve`, or name another with --server or VISAGE_SERVER";
-        (UNREACHABLE, format!("{unreachable} ({:#})", unreachable.source), Some(hint))
+        (UNREACHABLE, format!("{unreachable} ({})", chain(&unreachable.source)), Some(hint))
     } else if let Some(usage) = error.downcast_ref::<Usage>() {
         (USAGE, usage.to_string(), Some("see --help"))
     } else {
-        (FAILED, format!("{error:#}"), None)
+        (FAILED, chain(error), None)
     };
     if json {
         eprintln!("{}", json!({ "error": { "message": message, "hint": hint } }));
@@ -54,13 +54,39 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
 
 /// One line for an item of a stream that failed.
 pub(super) fn one_line(status: &crate::proto::rpc::Status) -> String {
+    format!("{}: {}", reason_of(status), status.message)
+}
+
+/// The machine-readable reason of an item of a stream that failed; its code where it has none.
+pub(super) fn reason_of(status: &crate::proto::rpc::Status) -> String {
     let reason = status.details.iter().find_map(|any| {
         let info = any.type_url.ends_with("google.rpc.ErrorInfo");
         info.then(|| prost::Message::decode(any.value.as_slice()).ok())
             .flatten()
             .map(|info: crate::proto::rpc::ErrorInfo| info.reason)
     });
-    format!("{}: {}", reason.unwrap_or_else(|| format!("{:?}", tonic::Code::from(status.code))), status.message)
+    reason.unwrap_or_else(|| format!("{:?}", tonic::Code::from(status.code)))
+}
+
+/// Code, reason and message; what says the same is said once.
+fn in_words(status: &Status) -> String {
+    let (code, reason) = (code_name(status), reason(status));
+    if reason.is_empty() || reason == code {
+        format!("{code}: {}", status.message())
+    } else {
+        format!("{code} {reason}: {}", status.message())
+    }
+}
+
+/// An error with its causes; a cause that the error itself has said is left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+    }
+    text
 }
 
 fn reason(status: &Status) -> String {

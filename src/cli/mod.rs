@@ -29,7 +29,12 @@ mod similar;
 mod train;
 mod watching;
 
-use std::{future::Future, io, path::PathBuf, process::ExitCode};
+use std::{
+    future::Future,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -159,7 +164,9 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Eval(args) => block_on(eval::run(args)),
         Command::Bench(args) => block_on(bench::run(args)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "visage", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "visage", &mut script);
+            io::stdout().write_all(&script)?;
             Ok(true)
         }
         Command::Worker => Ok(true),

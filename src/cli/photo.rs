@@ -1,9 +1,16 @@
 //! Photos on this machine.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anyhow::Context;
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use tokio::io::AsyncReadExt;
 
 /// A file's bytes; `-` is standard input.
@@ -19,4 +26,33 @@ pub(super) async fn read(path: &Path) -> anyhow::Result<Bytes> {
 /// A file's name without folder and extension.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The photos of a stream that could not be read: told at once, and left out of it.
+#[derive(Clone, Default)]
+pub(super) struct Unread(Arc<AtomicUsize>);
+
+impl Unread {
+    /// The files with their bytes, in order, without those that cannot be read.
+    pub(super) fn stream(&self, photos: Vec<PathBuf>) -> impl Stream<Item = (PathBuf, Bytes)> + Send + 'static {
+        let unread = self.clone();
+        futures::stream::iter(photos).filter_map(move |path| {
+            let unread = unread.clone();
+            async move {
+                match read(&path).await {
+                    Ok(image) => Some((path, image)),
+                    Err(error) => {
+                        unread.0.fetch_add(1, Ordering::Relaxed);
+                        eprintln!("{error:#}");
+                        None
+                    }
+                }
+            }
+        })
+    }
+
+    /// How many there were so far.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }

@@ -35,21 +35,21 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let request = |image| v1::PredictRequest { model: names::model(&args.model), image, heads: args.head.clone() };
     if let [photo] = args.photos.as_slice() {
         let request = args.remote.request(request(photo::read(photo).await?));
-        let answer = server.visage.predict(request).await?.into_inner();
-        output::show(args.remote.json, &answer, |answer| text(&photo.display().to_string(), answer))?;
+        let response = server.visage.predict(request).await?.into_inner();
+        let shown = photo.display().to_string();
+        let lines = text(&shown, &response);
+        // In the form of many, so that a script need not count its photos.
+        let answer = v1::StreamPredictResponse { correlation_id: shown, result: Some(Item::Response(response)) };
+        output::show(args.remote.json, &answer, |_| lines)?;
         return Ok(true);
     }
     let progress = output::bar(args.photos.len() as u64, "predicting");
     let photos = args.photos.clone();
     let (model, heads) = (names::model(&args.model), args.head.clone());
-    let requests = futures::stream::iter(photos).then(move |path| {
-        let (model, heads) = (model.clone(), heads.clone());
-        async move {
-            // A file that cannot be read goes as an empty photo, and its line says so.
-            let image = photo::read(&path).await.unwrap_or_default();
-            let request = v1::PredictRequest { model, image, heads };
-            v1::StreamPredictRequest { request: Some(request), correlation_id: path.display().to_string() }
-        }
+    let unread = photo::Unread::default();
+    let requests = unread.stream(photos).map(move |(path, image)| {
+        let request = v1::PredictRequest { model: model.clone(), image, heads: heads.clone() };
+        v1::StreamPredictRequest { request: Some(request), correlation_id: path.display().to_string() }
     });
     let mut answers = server.visage.stream_predict(requests).await?.into_inner();
     let (mut n_answers, mut all_answered) = (0, true);
@@ -66,10 +66,11 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
         })?;
     }
     progress.finish_and_clear();
-    if n_answers < args.photos.len() {
-        bail!("the server answered {n_answers} of {} photos and ended the stream", args.photos.len());
+    let n_sent = args.photos.len() - unread.count();
+    if n_answers < n_sent {
+        bail!("the server answered {n_answers} of {n_sent} photos and ended the stream");
     }
-    Ok(all_answered)
+    Ok(all_answered && unread.count() == 0)
 }
 
 fn text(photo: &str, answer: &v1::PredictResponse) -> String {

@@ -107,7 +107,9 @@ fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf]) -> String {
     } else {
         format!(" --server 127.0.0.1:{}", address.port())
     };
-    let folder = roots.first().map_or_else(|| "FOLDER".to_owned(), |root| root.display().to_string());
+    // As the other terminal may stand in another folder.
+    let shown = |root: &PathBuf| root.canonicalize().unwrap_or_else(|_| root.clone()).display().to_string();
+    let folder = roots.first().map_or_else(|| "FOLDER".to_owned(), shown);
     let mut text = format!(
         "ready. In another terminal:\n  \
          {program} train --model face --utkface {folder}{server}\n  \

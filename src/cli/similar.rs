@@ -69,7 +69,10 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
     let found = server.visage.find_similar(args.remote.request(request)).await?.into_inner();
     output::show(args.remote.json, &found, |found| {
         if found.matches.is_empty() {
-            return "no face of the collection is that much alike".to_owned();
+            return match args.min_score {
+                Some(score) => format!("no face scores {score} or more"),
+                None => "there is no face to compare with".to_owned(),
+            };
         }
         let rows = found.matches.iter().map(|m| {
             let face = m.face.clone().unwrap_or_default();

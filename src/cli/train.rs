@@ -48,13 +48,13 @@ pub(super) struct TrainArgs {
     /// A recipe to start from.
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// The network's body [default: resnet34].
+    /// The network's body [default: that of --from, or resnet34].
     #[arg(long, value_enum)]
     architecture: Option<Architecture>,
     /// Passes over the photos [default: 8].
     #[arg(long)]
     epochs: Option<i32>,
-    /// Side of the network's input in pixels [default: 64].
+    /// Side of the network's input in pixels [default: that of --from, or 64].
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<i32>,
     /// The peak of the one-cycle learning rate [default: 0.002].
@@ -121,8 +121,6 @@ impl TrainArgs {
         }
         if let Some(architecture) = self.architecture {
             recipe.architecture = v1::Architecture::from(architecture).into();
-        } else if recipe.architecture() == v1::Architecture::Unspecified {
-            recipe.architecture = v1::Architecture::Resnet34.into();
         }
         if recipe.stages.is_empty() {
             recipe.stages.push(DEFAULT_STAGE);
@@ -163,8 +161,16 @@ fn on_server(path: &Path) -> anyhow::Result<String> {
 
 /// Runs the command; `false` when the run did not succeed.
 pub(super) async fn run(args: TrainArgs) -> anyhow::Result<bool> {
-    let request = args.request()?;
+    let mut request = args.request()?;
     let mut server = args.remote.connect().await?;
+    if let (Some(version), None, None) = (&args.from, args.image_size, &args.recipe) {
+        // What goes on learning goes on reading photos of the same size.
+        let name = v1::GetModelVersionRequest { name: names::model(version) };
+        let parent = server.models.get_model_version(args.remote.request(name)).await?.into_inner();
+        for stage in request.recipe.iter_mut().flat_map(|recipe| &mut recipe.stages) {
+            stage.image_size_px = parent.image_size_px;
+        }
+    }
     let name = server.train(args.remote.request(request)).await?;
     if args.detach {
         let request = v1::GetTrainingRunRequest { name };

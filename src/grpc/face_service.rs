@@ -10,7 +10,7 @@ use super::{
     edge, status,
 };
 use crate::{
-    app::{App, AppError, CallContext, Enrolment, Idempotent, Page, Source},
+    app::{App, AppError, CallContext, Enrolment, Idempotent, Page, Source, blocking},
     proto::v1::{
         Collection, CreateCollectionRequest, DeleteCollectionRequest, DeleteFaceRequest, EnrollFaceRequest, Face,
         GetCollectionRequest, GetFaceRequest, ListCollectionsRequest, ListCollectionsResponse, ListFacesRequest,
@@ -28,7 +28,9 @@ pub(super) struct FaceService {
 }
 
 async fn enroll(app: &App, call: &CallContext, request: EnrollFaceRequest) -> Result<Face, AppError> {
-    let once = Idempotent::new(&call.caller.id, "EnrollFace", &request.request_id, &request)?;
+    // A photo of megabytes takes its time to be hashed.
+    let (caller, hashed) = (call.caller.id.clone(), request.clone());
+    let once = blocking(move || Idempotent::new(&caller, "EnrollFace", &hashed.request_id, &hashed)).await?;
     let face = if request.face_id.is_empty() { None } else { Some(FaceId::parse("face_id", &request.face_id)?) };
     let source = match request.source {
         None => return Err(AppError::field("source", "must be an image or a vector")),

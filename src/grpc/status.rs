@@ -280,7 +280,7 @@ fn serve_row(error: &ServeError) -> Row {
             Row::new(Code::ResourceExhausted, Reason::DeviceMemory, error).with("version", version)
         }
         ServeError::EngineFailed { .. } => Row::new(Code::Internal, Reason::Internal, error),
-        ServeError::GoldenMismatch { version, .. } => {
+        ServeError::GoldenMismatch { version, .. } | ServeError::WeightsMismatch { version, .. } => {
             Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
         }
         ServeError::Stopping => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1)),
@@ -304,6 +304,7 @@ fn store_row(error: &StoreError) -> Row {
         StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }
         | StoreError::Io { .. }
+        | StoreError::NotEmpty
         | StoreError::BadExport(_) => Row::new(Code::Internal, Reason::Internal, error),
     }
 }

@@ -16,7 +16,7 @@ pub use device::{Device, set_num_threads};
 pub use error::NnError;
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
-pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last, check_against};
+pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
 pub use state_dict::{parse_state_dict, read_state_dict};
 pub use weights::{parse_safetensors, read_safetensors, read_weights, write_safetensors};
 

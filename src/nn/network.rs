@@ -171,14 +171,6 @@ impl Network {
     }
 }
 
-/// Whether tensors are exactly those of a network.
-///
-/// # Errors
-/// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
-pub fn check_against(spec: &NetworkSpec, tensors: &[TensorData]) -> Result<(), NnError> {
-    check(&Network::new(spec, Device::Cpu).shapes(), tensors)
-}
-
 /// How many names a message lists.
 const NAMES_SHOWN: usize = 8;
 

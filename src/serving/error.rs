@@ -66,6 +66,14 @@ pub enum ServeError {
         /// Difference and tolerance.
         detail: String,
     },
+    /// The tensors are not those of the version's network.
+    #[error("the weights of {version} do not fit its network: {detail}")]
+    WeightsMismatch {
+        /// The version's name.
+        version: String,
+        /// Which tensors, and how.
+        detail: String,
+    },
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
@@ -79,7 +87,7 @@ impl ServeError {
             Self::Overloaded { .. } | Self::DeviceMemory { .. } | Self::Stopping => Kind::Overloaded,
             Self::DeadlineExceeded { .. } | Self::DeadlineUnmeetable { .. } | Self::Cancelled => Kind::Cancelled,
             Self::NotLoaded { .. } => Kind::Conflict,
-            Self::GoldenMismatch { .. } => Kind::Corrupt,
+            Self::GoldenMismatch { .. } | Self::WeightsMismatch { .. } => Kind::Corrupt,
             Self::EngineFailed { .. } => Kind::Internal,
         }
     }

@@ -103,7 +103,8 @@ impl Run<'_> {
                 let error = ServeError::DeviceMemory { version: version.to_string(), detail };
                 entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
             }
-            (Err(EngineError::Failed(detail)), 1) => {
+            (Err(cause), 1) => {
+                let detail = cause.to_string();
                 warn!(version = &**version, detail, "an image failed alone");
                 let error = ServeError::EngineFailed { version: version.to_string(), detail };
                 entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));

@@ -55,6 +55,7 @@ pub(super) fn engine_error(version: &str, error: EngineError) -> ServeError {
     let version = version.to_owned();
     match error {
         EngineError::OutOfMemory(detail) => ServeError::DeviceMemory { version, detail },
+        EngineError::WeightsMismatch(detail) => ServeError::WeightsMismatch { version, detail },
         EngineError::Failed(detail) => ServeError::EngineFailed { version, detail },
     }
 }

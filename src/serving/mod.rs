@@ -97,6 +97,9 @@ pub enum EngineError {
     /// No memory on the device for a batch of this size.
     #[error("no device memory: {0}")]
     OutOfMemory(String),
+    /// The tensors are not the network's; the words name them.
+    #[error("the weights do not fit the network: {0}")]
+    WeightsMismatch(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),

@@ -112,6 +112,7 @@ fn normalisation(preprocessing: &Preprocessing) -> Result<([f32; 3], [f32; 3]), 
 fn engine_error(error: NnError) -> EngineError {
     match error {
         NnError::OutOfMemory { detail } => EngineError::OutOfMemory(detail),
+        NnError::WeightsMismatch { detail } => EngineError::WeightsMismatch(detail),
         other => EngineError::Failed(other.to_string()),
     }
 }

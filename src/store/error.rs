@@ -9,7 +9,7 @@ use crate::error::Kind;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process has the store open.
-    #[error("the store at {} is open in another process; stop that server, or use a running server's API with --server", path.display())]
+    #[error("the store at {} is open in another process; stop that server first", path.display())]
     Locked {
         /// The store's folder.
         path: PathBuf,
@@ -49,6 +49,9 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// An import into a store that has something.
+    #[error("the store is not empty; import into an empty data folder")]
+    NotEmpty,
     /// An export that cannot be read.
     #[error("not a complete visage export: {0}")]
     BadExport(String),
@@ -59,7 +62,7 @@ impl StoreError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Conflict { .. } | Self::Locked { .. } => Kind::Conflict,
+            Self::Conflict { .. } | Self::Locked { .. } | Self::NotEmpty => Kind::Conflict,
             Self::NewerFormat { .. } | Self::BadExport(_) => Kind::Invalid,
             Self::Corrupt { .. } => Kind::Corrupt,
             Self::Io { .. } => Kind::Internal,

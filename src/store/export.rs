@@ -118,11 +118,11 @@ pub fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> Result<u
 /// The caller has verified it first ([`verify_export`]), since entries are written as they are read.
 ///
 /// # Errors
-/// [`StoreError::BadExport`] for a store that is not empty or an export that is not whole.
+/// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an export that is not whole.
 pub fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     for table in TABLES {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
-            return Err(bad(format!("the store already has {table:?}; import into an empty data folder")));
+            return Err(StoreError::NotEmpty);
         }
     }
     let (mut batch, mut n_bytes, mut identity) = (Batch::default(), 0, None);

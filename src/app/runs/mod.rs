@@ -182,7 +182,14 @@ impl Runs {
             // What an alias means is settled now, and the record says it.
             ModelRef::parse("recipe.version", reference)?;
             let version = self.shared.models.resolve(reference)?;
-            self.shared.models.manifest(&version).await?;
+            let parent = self.shared.models.manifest(&version).await?;
+            if new.recipe.architecture() == v1::Architecture::Unspecified {
+                recipe.architecture = parent.architecture;
+            } else if recipe.architecture != parent.architecture {
+                let rule =
+                    format!("{version} is a {}; leave it out, or name that", parent.architecture().as_str_name());
+                return Err(AppError::field("recipe.architecture", rule));
+            }
             recipe.warm_start = Some(v1::recipe::WarmStart::Version(version.to_string()));
         }
         let record = RunRecord {

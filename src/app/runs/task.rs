@@ -89,7 +89,7 @@ async fn train(runs: &Runs, active: &Active, record: &mut RunRecord) -> Result<E
     match exit.result {
         Ok(finished) => register(runs, active, record, *finished, scratch.path()).await,
         Err(failed) => {
-            tracing::warn!(run = %record.id, stderr = %exit.stderr_tail, "the training process failed");
+            tracing::info!(run = %record.id, stderr = %exit.stderr_tail, "the training process ended without a version");
             Ok(End::Failed(failure(&failed)))
         }
     }
@@ -154,7 +154,8 @@ async fn follow(
             Some(Some(Said::Progress(progress))) => {
                 let epoch = (progress.stage, progress.epoch);
                 record.progress = Some(progress.clone());
-                if epoch != kept.0 || kept.1.elapsed() > KEEP_PROGRESS_EVERY {
+                let ends_epoch = progress.epoch > 0 && progress.step == progress.n_steps;
+                if ends_epoch || epoch != kept.0 || kept.1.elapsed() > KEEP_PROGRESS_EVERY {
                     kept = (epoch, Instant::now());
                     write(runs, active, record, Kind::Progress(progress)).await?;
                 } else {

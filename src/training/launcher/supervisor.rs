@@ -198,7 +198,8 @@ impl Supervised {
             was_overdue,
             n_oom_kills: n_oom_kills().saturating_sub(self.n_oom_kills_before),
         };
-        if evidence.ending.is_some() && !status.success() {
+        // One that has said it failed ends so; only after good news it is strange.
+        if matches!(evidence.ending, Some(Ok(_))) && !status.success() {
             tracing::warn!(%status, "the training process ended badly after its last word, which counts");
         }
         WorkerExit { result: evidence.judge(), stderr_tail: heard.stderr_tail.unwrap_or_default() }
