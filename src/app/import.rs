@@ -1,5 +1,7 @@
 //! Registers a weights file as a version.
 
+use std::sync::Arc;
+
 use super::{App, AppError, Idempotent, blocking, detached};
 use crate::{
     nn::{NnError, read_weights},
@@ -28,7 +30,7 @@ impl App {
         request: v1::ImportModelVersionRequest,
         once: Idempotent,
     ) -> Result<v1::ModelVersion, AppError> {
-        let registry = std::sync::Arc::clone(self.models.registry());
+        let registry = Arc::clone(self.models.registry());
         let earlier = once.clone();
         if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
             return Ok(answer);
@@ -43,7 +45,13 @@ impl App {
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
         architecture("architecture", request.architecture)?;
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
-        let tensors = blocking(move || Ok(read_weights(&roots.resolve("weights_path", &path)?)?)).await?;
+        // One at a time: a file is held in memory whole, and more than once while it is read.
+        let place = Arc::clone(&self.imports).acquire_owned().await.map_err(|_| AppError::Stopping)?;
+        let tensors = blocking(move || {
+            let _place = place;
+            Ok(read_weights(&roots.resolve("weights_path", &path)?)?)
+        })
+        .await?;
         let new = NewVersion {
             model,
             architecture: request.architecture(),
@@ -65,7 +73,7 @@ impl App {
 
     /// Runs a version once, so that its golden outputs are known, and registers it.
     async fn register_verified(&self, mut new: NewVersion, once: Idempotent) -> Result<v1::ModelVersion, AppError> {
-        let registry = std::sync::Arc::clone(self.models.registry());
+        let registry = Arc::clone(self.models.registry());
         let (unregistered, tensors) = (new.unregistered(), new.tensors.clone());
         let probed = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await;
         let outputs = probed.map_err(|error| match error {

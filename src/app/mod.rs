@@ -28,6 +28,7 @@ pub use paging::{Page, PageLimits, PageRequest, Paged};
 pub use photos::{Outcome, Photos, Read};
 pub use predict::predict;
 pub use runs::{NewRun, RunSettings, Runs, Watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -59,6 +60,8 @@ pub struct App {
     roots: Roots,
     serving: ServingPool,
     store: Arc<dyn Store>,
+    /// Weights files are read one at a time.
+    imports: Arc<Semaphore>,
 }
 
 /// How often old answers of request ids are looked for.
@@ -150,7 +153,18 @@ impl App {
         )?;
         let page_limits = PageLimits { default_size: config.pages.default_size, max_size: config.pages.max_size };
         let stopping = CancellationToken::new();
-        Ok(Self { models, photos, faces, runs, page_limits, stopping, roots, serving, store })
+        Ok(Self {
+            models,
+            photos,
+            faces,
+            runs,
+            page_limits,
+            stopping,
+            roots,
+            serving,
+            store,
+            imports: Arc::new(Semaphore::new(1)),
+        })
     }
 
     /// Forgets the answers of old request ids, now and every hour, until the server stops.

@@ -34,6 +34,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -174,7 +175,11 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 }
 
 fn block_on(command: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
-    tokio::runtime::Runtime::new()?.block_on(command)
+    let runtime = tokio::runtime::Runtime::new()?;
+    let done = runtime.block_on(command);
+    // Whatever blocks still, a read of a file that does not come, is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
 }
 
 /// Whoever reads the output has had enough, as `head` has: no failure.

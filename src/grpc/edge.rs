@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, Stream, StreamExt};
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -43,7 +43,9 @@ pub(super) struct EdgeSettings {
 pub(super) struct EdgeLayer {
     settings: EdgeSettings,
     places: Arc<Semaphore>,
+    /// For streams of requests; those who only listen have their own.
     stream_places: Arc<Semaphore>,
+    watch_places: Arc<Semaphore>,
 }
 
 impl EdgeLayer {
@@ -51,7 +53,7 @@ impl EdgeLayer {
     #[must_use]
     pub(super) fn new(settings: EdgeSettings) -> Self {
         let places = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
-        Self { places: places(), stream_places: places(), settings }
+        Self { places: places(), stream_places: places(), watch_places: places(), settings }
     }
 }
 
@@ -91,6 +93,22 @@ fn is_streaming(path: &str) -> bool {
     )
 }
 
+/// Calls whose requests are a stream of photos.
+fn is_request_stream(path: &str) -> bool {
+    matches!(path.rsplit('/').next(), Some("StreamPredict" | "StreamEnrollFaces"))
+}
+
+/// How long a stream of requests may say nothing.
+const REQUEST_IDLE: Duration = Duration::from_secs(60);
+
+/// The messages of a request stream; one that falls silent ends with an error, and gives its place to another.
+pub(super) fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
+    tokio_stream::StreamExt::timeout(messages, REQUEST_IDLE).map(|message| match message {
+        Ok(message) => message.map_err(mend_inbound),
+        Err(_) => Err(status::deadline_exceeded("the wait for the next message of the stream")),
+    })
+}
+
 impl<S> Service<Request<Body>> for Edge<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
@@ -119,7 +137,11 @@ where
         request.extensions_mut().insert(context);
         let answer = async move {
             let started = Instant::now();
-            let places = if is_streaming(&path) { edge.stream_places } else { edge.places };
+            let places = match (is_streaming(&path), is_request_stream(&path)) {
+                (true, true) => edge.stream_places,
+                (true, false) => edge.watch_places,
+                (false, _) => edge.places,
+            };
             let place = if takes_place(&path) {
                 match places.try_acquire_owned() {
                     Ok(place) => Some(place),
@@ -208,7 +230,7 @@ fn mend(response: Response<Body>) -> Response<Body> {
 }
 
 /// As [`mend`], for a message of a request stream.
-pub(super) fn mend_inbound(status: Status) -> Status {
+fn mend_inbound(status: Status) -> Status {
     mended(&status).unwrap_or(status)
 }
 

@@ -98,12 +98,11 @@ impl face_service_server::FaceService for FaceService {
         let call = edge::context(&request)?;
         let app = Arc::clone(&self.app);
         let stopping = app.stopping.clone();
-        let answers = request
-            .into_inner()
+        let answers = edge::inbound(request.into_inner())
             .map(move |item| {
                 let (app, call) = (Arc::clone(&app), call.clone());
                 async move {
-                    let StreamEnrollFacesRequest { request, correlation_id } = item.map_err(edge::mend_inbound)?;
+                    let StreamEnrollFacesRequest { request, correlation_id } = item?;
                     let call = call.item();
                     let result = match request {
                         None => Err(AppError::field("request", "must be given")),

@@ -73,19 +73,32 @@ impl Row {
     }
 
     fn into_status(self) -> Status {
-        let metadata: HashMap<String, String> = self.metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let metadata: HashMap<String, String> =
+            self.metadata.into_iter().map(|(k, v)| (k.to_owned(), shortened(v))).collect();
         let mut details = ErrorDetails::with_error_info(reason_name(self.reason), DOMAIN, metadata);
         if let Some((field, description)) = self.field {
-            details.add_bad_request_violation(field, description);
+            details.add_bad_request_violation(field, shortened(description));
         }
         if let Some((kind, name)) = self.resource {
-            details.set_resource_info(kind, name, "", "");
+            details.set_resource_info(kind, shortened(name), "", "");
         }
         if let Some(after) = self.retry_after {
             details.set_retry_info(Some(after));
         }
-        Status::with_error_details(self.code, self.message, details)
+        Status::with_error_details(self.code, shortened(self.message), details)
     }
+}
+
+/// The most bytes of one text of an error. Errors travel as HTTP/2 headers, of which clients take 8 KiB in all, and quote
+/// what callers sent.
+const MAX_TEXT_BYTES: usize = 512;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        text.push('…');
+    }
+    text
 }
 
 /// A reason as it travels: without the enum's prefix.

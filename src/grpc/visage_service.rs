@@ -48,12 +48,11 @@ impl visage_service_server::VisageService for VisageService {
         let call = edge::context(&request)?;
         let app = Arc::clone(&self.app);
         let stopping = app.stopping.clone();
-        let answers = request
-            .into_inner()
+        let answers = edge::inbound(request.into_inner())
             .map(move |item| {
                 let (app, call) = (Arc::clone(&app), call.clone());
                 async move {
-                    let StreamPredictRequest { request, correlation_id } = item.map_err(edge::mend_inbound)?;
+                    let StreamPredictRequest { request, correlation_id } = item?;
                     let call = call.item();
                     let result = match request {
                         None => Err(AppError::field("request", "must be given")),

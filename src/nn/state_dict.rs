@@ -5,7 +5,7 @@
 //! can run anything. Sizes are checked before anything is allocated.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fs::File,
     io::{BufReader, Read, Seek},
     path::Path,
@@ -18,8 +18,8 @@ use super::{Dtype, NnError, TensorData};
 /// The most bytes of a pickle, which holds names and shapes only.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
 
-/// The most bytes of all tensors of a file.
-const MAX_TENSOR_BYTES: u64 = 8 << 30;
+/// The most bytes of all tensors of a file, and of all the storages that they look into.
+const MAX_TENSOR_BYTES: u64 = 512 << 20;
 
 /// Reads a `.pth` file as written by PyTorch 1.6 or later; f32 and i64 tensors.
 ///
@@ -50,6 +50,8 @@ pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, Stri
         return Err("it does not hold a dictionary; save model.state_dict()".to_owned());
     };
     let (mut tensors, mut total) = (Vec::new(), 0u64);
+    // Tensors may share one; each is unpacked once.
+    let (mut storages, mut n_unpacked) = (HashMap::<String, Vec<u8>>::new(), 0u64);
     for (name, value) in entries {
         let (Value::Text(name), Value::Tensor(tensor)) = (name, value) else {
             return Err("it holds other things than tensors by name; save model.state_dict()".to_owned());
@@ -60,7 +62,14 @@ pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, Stri
             return Err(format!("it holds more than {MAX_TENSOR_BYTES} bytes of tensors"));
         }
         let entry = format!("{folder}data/{}", tensor.storage);
-        let storage = read_entry(&mut zip, &entry, MAX_TENSOR_BYTES)?;
+        let storage = match storages.entry(entry) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let bytes = read_entry(&mut zip, new.key(), MAX_TENSOR_BYTES - n_unpacked)?;
+                n_unpacked += bytes.len() as u64;
+                new.insert(bytes)
+            }
+        };
         let from = tensor.offset as usize * tensor.width() as usize;
         let bytes = storage
             .get(from..from + tensor.n_bytes() as usize)

@@ -6,11 +6,23 @@ use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::{Dtype, NnError, TensorData, read_state_dict};
 
+/// The largest weights file that is read, in bytes: five times the largest network here.
+const MAX_FILE_BYTES: u64 = 512 << 20;
+
 /// Reads a weights file by the ending of its name: `.safetensors`, or `.pth` and `.pt` for a PyTorch state dict.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
 pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
+    // Looked at before it is opened: opening a pipe would wait for its writer, and reading begins with all of it.
+    let about = fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
+    if !about.is_file() {
+        return Err(unreadable("it is not a file".to_owned()));
+    }
+    if about.len() > MAX_FILE_BYTES {
+        return Err(unreadable(format!("it has {} bytes, at most {MAX_FILE_BYTES} are read", about.len())));
+    }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => read_safetensors(path),
         Some("pth" | "pt") => read_state_dict(path),

@@ -8,6 +8,9 @@ use crate::{
     proto::{v1, worker},
 };
 
+/// How much of an error is told across the pipe.
+const MAX_MESSAGE_CHARS: usize = 4_000;
+
 /// An error of the training layer.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainingError {
@@ -150,6 +153,8 @@ impl TrainingError {
             | Self::Io { .. }
             | Self::Internal { .. } => worker::FailureKind::Internal,
         };
-        worker::Failed { kind: kind.into(), message: self.to_string() }
+        // It may quote what a table holds; the pipe takes only so much.
+        let message = self.to_string().chars().take(MAX_MESSAGE_CHARS).collect();
+        worker::Failed { kind: kind.into(), message }
     }
 }

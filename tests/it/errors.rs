@@ -196,6 +196,14 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
     );
     row!(
         rows,
+        "a model name of a hundred kilobytes",
+        |c| c.visage.predict(predict_with(&format!("models/{}", "a".repeat(100_000)))),
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("model")
+    );
+    row!(
+        rows,
         "a malformed model name",
         |c| c.visage.predict(predict_with("face v1")),
         InvalidArgument,
@@ -550,6 +558,49 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
         Field("weights_path")
     );
 
+    let pipe = home.path("photos").join("pipe.pth");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.to_str().unwrap().to_owned();
+    row!(
+        rows,
+        "weights that are a pipe",
+        |c| c.models.import_model_version(v1::ImportModelVersionRequest {
+            parent: "models/imported".to_owned(),
+            weights_path: pipe.clone(),
+            architecture: v1::Architecture::Resnet18.into(),
+            heads: vec![quick_recipe().heads[0].clone()],
+            image_size_px: 32,
+            request_id: String::new(),
+        }),
+        InvalidArgument,
+        "WEIGHTS_MISMATCH",
+        Field("weights_path")
+    );
+    let file = home.path("photos").join("weights.safetensors");
+    row!(
+        rows,
+        "a file where a folder is due",
+        |c| c.visage.train(train(&file)),
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("sources[0].utkface.path")
+    );
+    let photos = home.path("photos");
+    row!(
+        rows,
+        "a recipe of megabytes",
+        |c| {
+            let labels = (0..1000).map(|i| format!("{i:0>250}")).collect();
+            let kind = v1::head::Kind::Classification(v1::ClassificationHead { labels });
+            let head = v1::Head { name: "much".to_owned(), kind: Some(kind), ..v1::Head::default() };
+            let mut recipe = quick_recipe();
+            recipe.heads.extend((0..8).map(|i| v1::Head { name: format!("much{i}"), ..head.clone() }));
+            c.visage.train(v1::TrainRequest { recipe: Some(recipe), ..train(&photos) })
+        },
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("recipe")
+    );
     row!(
         rows,
         "an unknown run",

@@ -30,8 +30,14 @@ use crate::{
     },
     registry::{ModelId, ModelRef, VersionName},
     store::{Batch, Range, Store, StoreExt, Table, join_key},
-    training::{Launcher, Recipe, Roots},
+    training::{Launcher, Recipe, Roots, Source},
 };
+
+/// The largest recipe, encoded: it is part of every answer about its run, and of the job.
+const MAX_RECIPE_BYTES: usize = 256 << 10;
+
+/// The longest message of a run's end, in characters.
+const MAX_END_CHARS: usize = 2_000;
 
 /// The bounds of training on this server.
 #[derive(Clone, Debug)]
@@ -177,6 +183,11 @@ impl Runs {
         if let Some(started) = blocking(move || earlier.earlier_answer::<v1::TrainingRun>(&*store)).await? {
             return self.get(run_id(&started.name)?).await;
         }
+        let n_bytes = new.recipe.encoded_len();
+        if n_bytes > MAX_RECIPE_BYTES {
+            let rule = format!("must be at most {MAX_RECIPE_BYTES} bytes, not {n_bytes}: shorten the labels");
+            return Err(AppError::field("recipe", rule));
+        }
         let mut recipe = Recipe::from_proto(&new.recipe)?.to_proto();
         if let Some(v1::recipe::WarmStart::Version(reference)) = &recipe.warm_start {
             // What an alias means is settled now, and the record says it.
@@ -226,11 +237,8 @@ impl Runs {
         self.get(run_id(&started.name)?).await
     }
 
-    /// Every path that a run names must be under a root, now and again when the child opens it.
+    /// What a run names must be there, and under a root, now and again when the child opens it.
     fn check_paths(&self, record: &RunRecord) -> Result<(), AppError> {
-        if record.sources.is_empty() {
-            return Err(AppError::field("sources", "must name at least one folder or table"));
-        }
         self.resolved_sources(record)?;
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
             record.recipe.as_ref().and_then(|r| r.warm_start.as_ref())
@@ -241,29 +249,8 @@ impl Runs {
     }
 
     fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
-        let below = |field: String, path: &str| -> Result<String, AppError> {
-            let path = self.shared.roots.resolve(&field, path)?;
-            path.into_os_string().into_string().map_err(|_| AppError::field(field, "must be valid UTF-8"))
-        };
-        let resolve_one = |(i, source): (usize, &v1::DataSource)| {
-            let source = match &source.source {
-                Some(v1::data_source::Source::Utkface(folder)) => {
-                    let path = below(format!("sources[{i}].utkface.path"), &folder.path)?;
-                    v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })
-                }
-                Some(v1::data_source::Source::Csv(table)) => {
-                    let mut table = table.clone();
-                    table.path = below(format!("sources[{i}].csv.path"), &table.path)?;
-                    if !table.image_root.is_empty() {
-                        table.image_root = below(format!("sources[{i}].csv.image_root"), &table.image_root)?;
-                    }
-                    v1::data_source::Source::Csv(table)
-                }
-                None => return Err(AppError::field(format!("sources[{i}]"), "must be utkface or csv")),
-            };
-            Ok(v1::DataSource { source: Some(source) })
-        };
-        record.sources.iter().enumerate().map(resolve_one).collect()
+        let sources = Source::all_from_proto(&record.sources, &self.shared.roots)?;
+        sources.iter().map(|source| Ok(source.to_proto()?)).collect()
     }
 
     fn spawn(&self, record: RunRecord, last_sequence: i64) {
@@ -462,7 +449,7 @@ fn run_error(kind: RunErrorKind, message: &str) -> rpc::Status {
         type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
         value: info.encode_to_vec(),
     };
-    rpc::Status { code, message: message.to_owned(), details: vec![info] }
+    rpc::Status { code, message: message.chars().take(MAX_END_CHARS).collect(), details: vec![info] }
 }
 
 fn run_to_proto(record: &RunRecord) -> v1::TrainingRun {
