@@ -69,7 +69,7 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// The largest message that is read, in bytes.
     pub max_message_bytes: usize,
-    /// Unary calls in work at once.
+    /// Unary calls in work at once, and as many streams.
     pub max_concurrent_requests: usize,
     /// For unary calls that bring no deadline, in milliseconds.
     pub default_deadline_ms: u64,

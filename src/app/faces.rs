@@ -118,8 +118,8 @@ impl Faces {
             display_name,
         };
         let turn = self.models.turn(&version).await;
-        // Again, for it may have been deleted before the turn came.
-        self.models.manifest(&version).await?;
+        // Again, for it may have been unloaded or deleted before the turn came.
+        self.models.load(&version).await?;
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
         blocking(move || {
             let _turn = turn;

@@ -47,9 +47,9 @@ impl App {
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         // One at a time: a file is held in memory whole, and more than once while it is read.
         let place = Arc::clone(&self.imports).acquire_owned().await.map_err(|_| AppError::Stopping)?;
-        let tensors = blocking(move || {
-            let _place = place;
-            Ok(read_weights(&roots.resolve("weights_path", &path)?)?)
+        let (tensors, _place) = blocking(move || {
+            let tensors = read_weights(&roots.resolve("weights_path", &path)?)?;
+            Ok((tensors, place))
         })
         .await?;
         let new = NewVersion {

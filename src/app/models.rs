@@ -175,7 +175,7 @@ impl Models {
     }
 
     /// Loads a version, whose turn the caller has.
-    async fn load(&self, version: &VersionName) -> Result<(), AppError> {
+    pub(super) async fn load(&self, version: &VersionName) -> Result<(), AppError> {
         let name = version.to_string();
         if self.shared.serving.state(&name) == LoadState::Loaded {
             return Ok(());
@@ -209,7 +209,10 @@ impl Models {
                 return Ok(answer);
             }
             let _turn = match &target {
-                Some(version) => Some(models.turn(version).await),
+                Some(version) => {
+                    models.manifest(version).await?;
+                    Some(models.turn(version).await)
+                }
                 None => None,
             };
             if let Some(version) = &target {
@@ -327,12 +330,15 @@ impl Models {
     /// Frees a version's memory.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias points at it.
+    /// [`RegistryError::InUse`] while an alias points at it or a collection compares with it.
     pub async fn unload(&self, version: &VersionName) -> Result<(), AppError> {
         self.manifest(version).await?;
         let _turn = self.turn(version).await;
         if let Some(alias) = self.aliases_of(version).first() {
             return Err(in_use(version, format!("the alias {alias}")));
+        }
+        if let Some(collection) = self.shared.index.collection_of_version(&version.to_string())? {
+            return Err(in_use(version, format!("collections/{collection}")));
         }
         self.shared.serving.unload(&version.to_string()).await;
         Ok(())

@@ -100,17 +100,23 @@ impl Place {
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let place = args.folder.place(config)?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_to_examine(place.existing_dir()?, &place.settings)?);
+    let format = match store::format(&*store) {
+        Ok(format) => Ok(format),
+        Err(StoreError::Corrupt { what, affects }) => Err(Finding { what, affects }),
+        Err(error) => return Err(error.into()),
+    };
     let progress = output::bar(0, "examining");
     let mut report = store::examine(&store, |done, total| {
         progress.set_length(total);
         progress.set_position(done);
     });
-    let format = match store::format(&*store) {
-        Ok(format) => format.to_string(),
-        Err(error @ StoreError::NewerFormat { .. }) => return Err(error.into()),
-        Err(error) => {
-            report.findings.insert(0, Finding { what: error.to_string(), affects: "nothing can be served".to_owned() });
-            "unknown".to_owned()
+    let format = match format {
+        Ok(format) => Some(format),
+        Err(finding) => {
+            if !report.findings.contains(&finding) {
+                report.findings.insert(0, finding);
+            }
+            None
         }
     };
     progress.finish_and_clear();
@@ -128,8 +134,9 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
         }
         let n = report.findings.len();
         say!(
-            "{n_entries} records and {} blobs of format {format} examined: {}",
+            "{n_entries} records and {} blobs of format {} examined: {}",
             report.n_blobs,
+            format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
             if n == 0 { "all whole".to_owned() } else { format!("{n} findings") }
         )?;
         if n > 0 {

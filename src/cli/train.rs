@@ -54,7 +54,7 @@ pub(super) struct TrainArgs {
     /// Passes over the photos [default: 8].
     #[arg(long)]
     epochs: Option<i32>,
-    /// Side of the network's input in pixels [default: that of --from, or 64].
+    /// Side of the network's input in pixels [default: the recipe's, that of --from, or 64].
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<i32>,
     /// The peak of the one-cycle learning rate [default: 0.002].

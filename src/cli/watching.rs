@@ -1,6 +1,6 @@
 //! A training run as it is watched: a bar, a line for every epoch, and how it ended.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::cell::Cell;
 
 use indicatif::ProgressBar;
 
@@ -30,7 +30,7 @@ pub(super) async fn watch(
     run: &str,
     on_interrupt: OnInterrupt,
 ) -> anyhow::Result<Option<v1::TrainingRun>> {
-    let shown = Shown { json: remote.json, bar: output::bar(0, "waiting for its turn"), metrics: RefCell::default() };
+    let shown = Shown { json: remote.json, bar: output::bar(0, "waiting for its turn"), last: Cell::default() };
     let mut canceller = server.clone();
     let following = server.follow(run, |event| shown.event(event));
     tokio::pin!(following);
@@ -53,8 +53,8 @@ pub(super) async fn watch(
 struct Shown {
     json: bool,
     bar: ProgressBar,
-    /// As last told.
-    metrics: RefCell<BTreeMap<String, f64>>,
+    /// Stage, epoch and step as last told.
+    last: Cell<(i32, i32, i32)>,
 }
 
 impl Shown {
@@ -91,8 +91,9 @@ impl Shown {
         let stage = if p.n_stages > 1 { format!("stage {}/{} ", p.stage, p.n_stages) } else { String::new() };
         let metrics = p.metrics.iter().map(|(name, value)| format!(", {name} {value:.3}")).collect::<String>();
         let so_far = format!("{stage}epoch {}/{}  loss {:.4}{metrics}", p.epoch, p.n_epochs, p.loss);
-        // An epoch is over when what it has come to is known.
-        if self.metrics.replace(p.metrics.clone()) != p.metrics && !self.json {
+        // An epoch's last step is told twice, the second time with what the epoch has come to.
+        let at = (p.stage, p.epoch, p.step);
+        if self.last.replace(at) == at && p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
             self.say(&so_far);
         }
         let n_steps = i64::from(p.n_epochs) * i64::from(p.n_steps);

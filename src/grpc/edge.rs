@@ -30,7 +30,7 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// The bounds that the edge keeps.
 #[derive(Clone, Debug)]
 pub(super) struct EdgeSettings {
-    /// Unary calls in work at once, and as many streams.
+    /// Unary calls in work at once; as many streams of requests, and as many calls that only listen.
     pub(super) max_concurrent_calls: usize,
     /// For unary calls that bring no deadline.
     pub(super) default_deadline: Duration,
@@ -103,9 +103,13 @@ const REQUEST_IDLE: Duration = Duration::from_secs(60);
 
 /// The messages of a request stream; one that falls silent ends with an error, and gives its place to another.
 pub(super) fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
-    tokio_stream::StreamExt::timeout(messages, REQUEST_IDLE).map(|message| match message {
-        Ok(message) => message.map_err(mend_inbound),
-        Err(_) => Err(status::deadline_exceeded("the wait for the next message of the stream")),
+    // The clock runs while a message is waited for, not while the answers are.
+    futures::stream::unfold(Box::pin(messages), |mut messages| async {
+        let message = match tokio::time::timeout(REQUEST_IDLE, messages.next()).await {
+            Ok(message) => message?.map_err(mend_inbound),
+            Err(_) => Err(status::deadline_exceeded("the wait for the next message of the stream")),
+        };
+        Some((message, messages))
     })
 }
 

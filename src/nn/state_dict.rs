@@ -452,7 +452,7 @@ mod tests {
     fn a_few_bytes_neither_nest_nor_multiply_without_end() {
         let deep = [b")".as_slice(), &b"\x85".repeat(50_000), b"."].concat();
         assert!(Machine::run(&deep).unwrap_err().contains("deep"));
-        // Each round doubles what is remembered; the tuple stays flat enough by being unpacked into a list's place.
+        // A thousand values, remembered once and recalled two thousand times.
         let wide = [b"(".as_slice(), &b"K\x01".repeat(1000), b"tq\0", &b"h\0".repeat(2000), b"."].concat();
         assert!(Machine::run(&wide).unwrap_err().contains("too many"));
     }

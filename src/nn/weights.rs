@@ -26,10 +26,7 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => read_safetensors(path),
         Some("pth" | "pt") => read_state_dict(path),
-        _ => Err(NnError::WeightsUnreadable {
-            path: path.to_owned(),
-            detail: "the name must end in .safetensors or .pth".to_owned(),
-        }),
+        _ => Err(unreadable("the name must end in .safetensors, .pth or .pt".to_owned())),
     }
 }
 

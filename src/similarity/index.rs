@@ -370,7 +370,10 @@ impl SimilarityIndex {
         let bytes = self.shared.store.get(Table::Faces, &key)?.ok_or_else(|| not_found(id, face))?;
         let hidden = collection.faces.hide(face.as_str());
         let mut batch = Batch::default();
-        batch.require_equals(Table::Faces, &key, bytes).delete(Table::Faces, &key);
+        batch
+            .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
+            .require_equals(Table::Faces, &key, bytes)
+            .delete(Table::Faces, &key);
         match self.shared.store.commit(batch) {
             Ok(()) => {
                 collection.faces.forget(face.as_str());

@@ -340,7 +340,7 @@ impl Runs {
         let has_ended = !matches!(record.state(), v1::RunState::Queued | v1::RunState::Running);
         if has_ended && kept.is_empty() {
             // Not every event was stored, so one who watched before a crash may have seen higher numbers than the end's.
-            kept.push(feed::event(after.max(0) + 1, feed::ended(&record)));
+            kept.push(feed::event(after.max(0).saturating_add(1), feed::ended(&record)));
         }
         Ok(Watch::new(kept, live, after))
     }
