@@ -97,16 +97,7 @@ impl InferenceNetwork {
         if rgb.is_empty() {
             return Ok(Vec::new());
         }
-        let bucket = BUCKETS
-            .into_iter()
-            .find(|b| *b >= rgb.len())
-            .ok_or_else(|| NnError::Torch { detail: format!("a batch of {} is over the largest bucket", rgb.len()) })?;
-        let n_bytes = side_px as usize * side_px as usize * 3;
-        if let Some(wrong) = rgb.iter().find(|image| image.len() != n_bytes) {
-            return Err(NnError::Torch { detail: format!("{} bytes of pixels, expected {n_bytes}", wrong.len()) });
-        }
-        let mut bytes = rgb.concat();
-        bytes.resize(bucket * n_bytes, 0);
+        let (bytes, bucket) = fill_bucket(rgb, side_px)?;
         tch::no_grad(|| {
             let images = self.normalisation.apply(&bytes, bucket, side_px)?;
             let output = self.network.forward_t(&channels_last(&images), false)?;
@@ -131,8 +122,26 @@ impl InferenceNetwork {
     }
 }
 
+/// Squares of pixels one after another, filled up with black ones to a bucket, and the bucket.
+///
+/// # Errors
+/// [`NnError::Torch`] for pixels of another size, or more images than the largest bucket.
+pub(super) fn fill_bucket(rgb: &[&[u8]], side_px: u32) -> Result<(Vec<u8>, usize), NnError> {
+    let bucket = BUCKETS
+        .into_iter()
+        .find(|b| *b >= rgb.len())
+        .ok_or_else(|| NnError::Torch { detail: format!("a batch of {} is over the largest bucket", rgb.len()) })?;
+    let n_bytes = side_px as usize * side_px as usize * 3;
+    if let Some(wrong) = rgb.iter().find(|image| image.len() != n_bytes) {
+        return Err(NnError::Torch { detail: format!("{} bytes of pixels, expected {n_bytes}", wrong.len()) });
+    }
+    let mut bytes = rgb.concat();
+    bytes.resize(bucket * n_bytes, 0);
+    Ok((bytes, bucket))
+}
+
 /// The rows of `[N, n]`.
-fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
+pub(super) fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
     let width = usize::try_from(*tensor.size().last().unwrap_or(&1)).unwrap_or(1).max(1);
     let flat = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
     let values = Vec::<f32>::try_from(&flat)?;

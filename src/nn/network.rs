@@ -174,7 +174,8 @@ impl Network {
 /// How many names a message lists.
 const NAMES_SHOWN: usize = 8;
 
-fn check(expected: &HashMap<String, Vec<i64>>, tensors: &[TensorData]) -> Result<(), NnError> {
+/// That these are the tensors of a network, all of them and no others.
+pub(super) fn check(expected: &HashMap<String, Vec<i64>>, tensors: &[TensorData]) -> Result<(), NnError> {
     let given: HashMap<&str, &TensorData> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut wrong = Vec::new();
     for (name, shape) in expected {
@@ -220,8 +221,13 @@ fn to_data(name: String, tensor: &Tensor) -> Result<TensorData, NnError> {
     Ok(TensorData { name, shape, dtype: Dtype::F32, bytes })
 }
 
+/// A tensor of f32 on the processor.
+pub(super) fn to_tensor(data: &TensorData) -> Result<Tensor, NnError> {
+    Ok(Tensor::f_from_data_size(&data.bytes, &data.shape, Kind::Float)?)
+}
+
 fn copy_into(variable: &mut Tensor, data: &TensorData) -> Result<(), NnError> {
-    let source = Tensor::f_from_data_size(&data.bytes, &data.shape, Kind::Float)?;
+    let source = to_tensor(data)?;
     tch::no_grad(|| variable.f_copy_(&source))?;
     Ok(())
 }

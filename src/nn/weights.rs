@@ -4,12 +4,13 @@ use std::{fs, path::Path};
 
 use safetensors::{SafeTensors, tensor::TensorView};
 
-use super::{Dtype, NnError, TensorData, read_state_dict};
+use super::{Dtype, NnError, TensorData, read_dlib_dat, read_dlib_onnx, read_state_dict};
 
 /// The largest weights file that is read, in bytes: five times the largest network here.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
-/// Reads a weights file by the ending of its name: `.safetensors`, or `.pth` and `.pt` for a PyTorch state dict.
+/// Reads a weights file by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state dict, `.dat`
+/// for a face network that dlib wrote, `.onnx` for a network of dlib's kinds in that format.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
@@ -26,7 +27,9 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => read_safetensors(path),
         Some("pth" | "pt") => read_state_dict(path),
-        _ => Err(unreadable("the name must end in .safetensors, .pth or .pt".to_owned())),
+        Some("dat") => read_dlib_dat(path),
+        Some("onnx") => read_dlib_onnx(path),
+        _ => Err(unreadable("the name must end in .safetensors, .pth, .pt, .dat or .onnx".to_owned())),
     }
 }
 
