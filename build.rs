@@ -7,7 +7,9 @@ use prost::Message;
 const PROTOS: &[&str] = &[
     "google/longrunning/operations.proto",
     "visage/v1/errors.proto",
+    "visage/v1/face.proto",
     "visage/v1/face_service.proto",
+    "visage/v1/identity.proto",
     "visage/v1/model_service.proto",
     "visage/v1/prediction.proto",
     "visage/v1/recipe.proto",

@@ -31,6 +31,10 @@ pub struct Config {
     pub server: ServerConfig,
     /// Reading pictures.
     pub images: ImagesConfig,
+    /// Reading faces.
+    pub faces: FacesConfig,
+    /// Published models.
+    pub models: ModelsConfig,
     /// Running networks.
     pub serving: ServingConfig,
     /// Training runs.
@@ -51,6 +55,8 @@ impl Default for Config {
             data_dir: PathBuf::from("visage-data"),
             server: ServerConfig::default(),
             images: ImagesConfig::default(),
+            faces: FacesConfig::default(),
+            models: ModelsConfig::default(),
             serving: ServingConfig::default(),
             training: TrainingConfig::default(),
             similarity: SimilarityConfig::default(),
@@ -119,6 +125,66 @@ impl Default for ImagesConfig {
     }
 }
 
+/// Reading faces: how many of a photo, and what a request may make of a version's thresholds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FacesConfig {
+    /// Faces of one photo that are read at most, the largest.
+    pub max_faces: usize,
+    /// The least and the most that a request may ask for, as of every key below.
+    pub min_face_px: [f64; 2],
+    /// A probability.
+    pub min_detection: [f64; 2],
+    /// A ratio of variances.
+    pub min_sharpness: [f64; 2],
+    /// Of 0 to 1.
+    pub min_brightness: [f64; 2],
+    /// Of 0 to 1.
+    pub max_brightness: [f64; 2],
+    /// Of 0 to 0.5.
+    pub min_contrast: [f64; 2],
+    /// In degrees.
+    pub max_yaw_degrees: [f64; 2],
+    /// In degrees.
+    pub max_pitch_degrees: [f64; 2],
+    /// A correlation.
+    pub min_symmetry: [f64; 2],
+    /// A share.
+    pub min_visible: [f64; 2],
+    /// In shares of a face's side.
+    pub max_misfit: [f64; 2],
+    /// In the unit of the head.
+    pub max_spread: [f64; 2],
+}
+
+impl Default for FacesConfig {
+    fn default() -> Self {
+        Self {
+            max_faces: 32,
+            min_face_px: [0.0, 1_000.0],
+            min_detection: [0.0, 1.0],
+            min_sharpness: [0.0, 10.0],
+            min_brightness: [0.0, 1.0],
+            max_brightness: [0.0, 1.0],
+            min_contrast: [0.0, 0.5],
+            max_yaw_degrees: [0.0, 90.0],
+            max_pitch_degrees: [0.0, 90.0],
+            min_symmetry: [-1.0, 1.0],
+            min_visible: [0.0, 1.0],
+            max_misfit: [0.0, 1.0],
+            max_spread: [0.0, 100.0],
+        }
+    }
+}
+
+/// Published models.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsConfig {
+    /// A folder of published weights that are registered at the start where they are not yet; empty: none.
+    pub published_dir: PathBuf,
+}
+
 /// Running networks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -133,7 +199,7 @@ pub struct ServingConfig {
     pub max_batch: usize,
     /// Weights that may be loaded at once, in bytes.
     pub memory_budget_bytes: u64,
-    /// The model of calls that name none, such as models/face; empty: the only one there is.
+    /// The model of calls that name none, such as models/face; empty: the only one with answers.
     pub default_model: String,
 }
 
@@ -355,6 +421,7 @@ impl Config {
             ("server.max_connection_age_s", self.server.max_connection_age_s >= 1, "must be at least 1"),
             ("images.max_pixels", (1..=1_000_000_000).contains(&self.images.max_pixels), "must be 1 to 10^9"),
             ("images.decode_queue", self.images.decode_queue >= 1, "must be at least 1"),
+            ("faces.max_faces", (1..=512).contains(&self.faces.max_faces), "must be 1 to 512"),
             ("serving.queue_capacity", self.serving.queue_capacity >= 1, "must be at least 1"),
             ("serving.max_batch", (1..=32).contains(&self.serving.max_batch), "must be 1 to 32"),
             ("training.max_concurrent_runs", self.training.max_concurrent_runs >= 1, "must be at least 1"),

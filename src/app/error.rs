@@ -3,8 +3,9 @@
 use crate::{
     error::Kind,
     nn::NnError,
+    proto::v1::AbstentionReason,
     registry::RegistryError,
-    serving::{DecodeError, ServeError},
+    serving::{PixelError, ServeError},
     similarity::SimilarityError,
     store::StoreError,
     training::TrainingError,
@@ -74,6 +75,20 @@ pub enum AppError {
         /// What it lacks.
         what: String,
     },
+    /// A photo has no face that can be enrolled, looked for or compared.
+    #[error("{field}: {}", unusable(reasons))]
+    FaceUnusable {
+        /// Where the photo stood in the request.
+        field: &'static str,
+        /// Why.
+        reasons: Vec<AbstentionReason>,
+    },
+    /// The published weights that the configuration names cannot be used.
+    #[error("models.published_dir: {detail}")]
+    PublishedWeights {
+        /// What is wrong with them, and what to do.
+        detail: String,
+    },
     /// The call's deadline passed outside the device's queue.
     #[error("the deadline passed during {during}")]
     DeadlineExceeded {
@@ -119,7 +134,7 @@ impl AppError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } => Kind::Invalid,
+            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } | Self::FaceUnusable { .. } => Kind::Invalid,
             Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
             Self::RequestIdReused { .. }
             | Self::RunFinal { .. }
@@ -127,7 +142,7 @@ impl AppError {
             | Self::UnsupportedByModel { .. } => Kind::Conflict,
             Self::TrainingQueueFull { .. } | Self::Stopping => Kind::Overloaded,
             Self::DeadlineExceeded { .. } => Kind::Cancelled,
-            Self::Internal(_) => Kind::Internal,
+            Self::Internal(_) | Self::PublishedWeights { .. } => Kind::Internal,
             Self::Registry(e) => e.kind(),
             Self::Serve(e) => e.kind(),
             Self::Image(e) => e.kind(),
@@ -139,11 +154,27 @@ impl AppError {
     }
 }
 
-impl From<DecodeError> for AppError {
-    fn from(error: DecodeError) -> Self {
+/// What is wrong with a photo, in words.
+fn unusable(reasons: &[AbstentionReason]) -> String {
+    let words = reasons.iter().map(|reason| match reason {
+        AbstentionReason::Unspecified => "the photo cannot be used",
+        AbstentionReason::NoFace => "no face is found in the photo",
+        AbstentionReason::FaceTooSmall => "the face is too small",
+        AbstentionReason::Blurred => "the face is blurred",
+        AbstentionReason::OutOfRange => "the face is too unlike those that the model knows",
+        AbstentionReason::BadlyExposed => "the face is too dark, too bright or too even",
+        AbstentionReason::TurnedAway => "the face is turned away",
+        AbstentionReason::Occluded => "the face is covered or cut off",
+        AbstentionReason::SeveralFaces => "the photo shows several faces, and a single one was asked for",
+    });
+    words.collect::<Vec<_>>().join("; ")
+}
+
+impl From<PixelError> for AppError {
+    fn from(error: PixelError) -> Self {
         match error {
-            DecodeError::Image(e) => Self::Image(e),
-            DecodeError::Serve(e) => Self::Serve(e),
+            PixelError::Image(e) => Self::Image(e),
+            PixelError::Serve(e) => Self::Serve(e),
         }
     }
 }

@@ -5,21 +5,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::{AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, blocking};
+use super::{AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking};
 use crate::{
     proto::{
         store::{CollectionRecord, FaceRecord},
-        v1,
+        v1::{self, FaceSelection},
     },
     similarity::{
         CollectionId, Embedding, EmbeddingSpace, FaceId, FaceName, NewCollection, NewFace, Query, SimilarityError,
-        SimilarityIndex, Target,
+        SimilarityIndex, Target, identity_evidence,
     },
     store::Store,
 };
-
-/// The layer of a collection whose creator names none.
-const DEFAULT_LAYER: &str = "embedding512";
 
 /// The collections of a server.
 #[derive(Clone)]
@@ -38,8 +35,8 @@ const MAX_DISPLAY_NAME_BYTES: usize = 256;
 /// What a face is found or enrolled by.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// An encoded photo.
-    Image(Bytes),
+    /// An encoded photo, and which of its faces.
+    Image(Bytes, FaceSelection),
     /// A vector, and the space it claims to be of (empty: the collection's).
     Vector {
         /// One number a dimension.
@@ -100,23 +97,18 @@ impl Faces {
         if let Some(made) = blocking(move || earlier.earlier_answer(&*store)).await? {
             return Ok(made);
         }
-        let (model, layer) = space.split_once('#').unwrap_or((space, DEFAULT_LAYER));
-        let version = self.models.resolve(model)?;
+        let space = self.models.resolve_space(space).await?;
+        let version = self.models.resolve(space.version())?;
         // Loaded before anybody asks the collection, and from then on for its sake.
         let manifest = self.models.ready(&version).await?;
-        let Some(known) = manifest.embedding_layers.iter().find(|l| l.layer == layer) else {
+        let Some(known) = manifest.embedding_layers.iter().find(|l| l.layer == space.layer()) else {
             let layers: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
             return Err(AppError::UnsupportedByModel {
                 version: version.to_string(),
-                what: format!("has no embedding layer {layer:?}; it has: {}", layers.join(", ")),
+                what: format!("has no embedding layer {:?}; it has: {}", space.layer(), layers.join(", ")),
             });
         };
-        let new = NewCollection {
-            id,
-            space: EmbeddingSpace::parse(&format!("{version}#{layer}"))?,
-            dimensions: known.dimensions as usize,
-            display_name,
-        };
+        let new = NewCollection { id, space, dimensions: known.dimensions as usize, display_name };
         let turn = self.models.turn(&version).await;
         // Again, for it may have been unloaded or deleted before the turn came.
         self.models.load(&version).await?;
@@ -262,12 +254,15 @@ impl Faces {
             Ok(index.search(&id, &Query { target, k, min_score, exact })?)
         })
         .await?;
+        let manifest = self.models.manifest(&self.models.resolve(found.space.version())?).await?;
+        let evidence = |score| manifest.identity.as_ref().map(|calibration| identity_evidence(calibration, score));
         let matches = found
             .matches
             .iter()
             .map(|(record, score)| v1::SimilarFace {
                 face: Some(face_to_proto(&collection, record)),
                 score: score.value(),
+                identity: evidence(score.value()),
             })
             .collect();
         Ok(v1::FindSimilarResponse {
@@ -298,29 +293,51 @@ impl Faces {
                 }
                 values
             }
-            Source::Image(image) => {
-                let version = own.version();
-                let read = self.photos.read(call, version, image).await?;
-                match read.outcome {
-                    Outcome::TooSmall { width, height, min_side_px } => {
-                        return Err(AppError::field(
-                            "image",
-                            format!(
-                                "{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}"
-                            ),
-                        ));
-                    }
-                    Outcome::Answered(mut output) => {
-                        output.embeddings.remove(own.layer()).ok_or_else(|| AppError::UnsupportedByModel {
-                            version: version.to_owned(),
-                            what: format!("gave no embedding {}", own.layer()),
-                        })?
-                    }
-                }
+            Source::Image(image, selection) => {
+                let wants = single_face("face_selection", selection)?;
+                let read = self.photos.read(call, own.version(), image, &wants).await?;
+                embedding_of("image", read, &own)?
             }
         };
         Ok((Embedding::new("vector", values, record.dimensions as usize)?, own))
     }
+}
+
+/// What is wanted of a photo of which one face counts.
+pub(super) fn single_face(field: &str, selection: FaceSelection) -> Result<Wants, AppError> {
+    match selection {
+        FaceSelection::All => Err(AppError::field(field, "must be LARGEST or SINGLE: only one face can be compared")),
+        selection => Ok(Wants { selection, ..Wants::default() }),
+    }
+}
+
+/// The embedding of the one face of a photo, or of a whole photo where the space's version reads those.
+///
+/// # Errors
+/// [`AppError::FaceUnusable`]; a field error for a photo that is too small.
+pub(super) fn embedding_of(field: &'static str, read: Read, space: &EmbeddingSpace) -> Result<Vec<f32>, AppError> {
+    let mut output = match read.outcome {
+        Outcome::Answered(output) => output,
+        Outcome::TooSmall { width, height, min_side_px } => {
+            let rule =
+                format!("{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}");
+            return Err(AppError::field(field, rule));
+        }
+        Outcome::Faces(found) => {
+            let reasons = found.reasons();
+            let Some(face) = found.faces.into_iter().next() else {
+                return Err(AppError::FaceUnusable { field, reasons });
+            };
+            match face.output {
+                Some(output) => output,
+                None => return Err(AppError::FaceUnusable { field, reasons: face.reasons }),
+            }
+        }
+    };
+    output.embeddings.remove(space.layer()).ok_or_else(|| AppError::UnsupportedByModel {
+        version: read.version.to_string(),
+        what: format!("gave no embedding {}", space.layer()),
+    })
 }
 
 fn collection_to_proto(record: &CollectionRecord, n_faces: usize) -> v1::Collection {

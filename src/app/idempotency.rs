@@ -59,6 +59,12 @@ struct Key {
 }
 
 impl Idempotent {
+    /// A change that nobody asks for twice.
+    #[must_use]
+    pub fn never() -> Self {
+        Self { key: None }
+    }
+
     /// A change that `request` asks for through `method`; without a `request_id` it is never the same as another.
     ///
     /// # Errors

@@ -1,29 +1,31 @@
-//! Registers a weights file as a version.
+//! Registers weights as versions: files that a caller names, and those that come published.
 
-use std::sync::Arc;
-
-use super::{App, AppError, Idempotent, blocking, detached};
-use crate::{
-    nn::{NnError, read_weights},
-    proto::{
-        store::{Golden, Preprocessing},
-        v1,
-    },
-    registry::{ModelId, NewVersion},
-    serving::ServeError,
-    training::{Head, architecture},
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-/// The seed of an import's golden input.
-const GOLDEN_SEED: u64 = 1;
-/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
-const GOLDEN_TOLERANCE: f32 = 1e-3;
+use super::{App, AppError, Idempotent, Models, blocking, detached, published::Published};
+use crate::{
+    nn::{NnError, PublishedNetwork, TensorData, read_weights},
+    proto::{
+        store::{EmbeddingLayer, Preprocessing, VersionRecord},
+        v1,
+    },
+    registry::{GOLDEN_SEED, ModelId, NewVersion, Origin, VersionName, golden},
+    serving::{ServeError, ServingPool},
+    training::{Head, Roots, architecture},
+};
+
+/// The longest licence and source that are kept, in bytes.
+const MAX_TEXT_BYTES: usize = 1024;
 
 impl App {
-    /// Registers the weights of a file under the roots; refuses tensors that do not fit the network, by name.
+    /// Registers the weights of a file or folder under the roots; refuses tensors that do not fit the network, by name.
     ///
     /// # Errors
-    /// When the path leads outside the roots, the file is no weights file, or it does not fit the heads.
+    /// When the path leads outside the roots, there are no weights or they do not fit the heads.
     pub async fn import_version(
         &self,
         model: ModelId,
@@ -35,6 +37,32 @@ impl App {
         if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
             return Ok(answer);
         }
+        for (field, text) in [("licence", &request.licence), ("source", &request.source)] {
+            if text.len() > MAX_TEXT_BYTES {
+                return Err(AppError::field(
+                    field,
+                    format!("must be at most {MAX_TEXT_BYTES} bytes, not {}", text.len()),
+                ));
+            }
+        }
+        let new = match published_network(request.architecture()) {
+            Some(network) => self.published_network(model, network, &request).await?,
+            None => self.residual_network(model, &request).await?,
+        };
+        register_verified(&self.models, &self.serving, new, once).await
+    }
+
+    /// A ResNet with the caller's heads.
+    async fn residual_network(
+        &self,
+        model: ModelId,
+        request: &v1::ImportModelVersionRequest,
+    ) -> Result<NewVersion, AppError> {
+        for (field, reference) in [("detector", &request.detector), ("embedder", &request.embedder)] {
+            if !reference.is_empty() {
+                return Err(AppError::field(field, "is for networks that read faces; a ResNet reads whole photos"));
+            }
+        }
         let heads = Head::parse_all("heads", &request.heads)?;
         if let Some(open) = heads.iter().find(|h| h.has_open_labels()) {
             return Err(AppError::field("heads", format!("the labels of {:?} must be given for an import", open.name)));
@@ -45,67 +73,209 @@ impl App {
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
         architecture("architecture", request.architecture)?;
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
-        // One at a time: a file is held in memory whole, and more than once while it is read.
-        let place = Arc::clone(&self.imports).acquire_owned().await.map_err(|_| AppError::Stopping)?;
-        let (tensors, _place) = blocking(move || {
-            let tensors = read_weights(&roots.resolve("weights_path", &path)?)?;
-            Ok((tensors, place))
-        })
-        .await?;
-        let new = NewVersion {
-            model,
-            architecture: request.architecture(),
+        let tensors = self.one_import(move || Ok(read_weights(&roots.resolve("weights_path", &path)?)?)).await?;
+        Ok(NewVersion {
             heads: heads.iter().map(Head::to_proto).collect(),
-            preprocessing: preprocessing(image_size_px),
-            tensors,
-            calibrations: Vec::new(),
             embedding_layers: super::embedding_layers(),
-            metrics: std::collections::BTreeMap::new(),
-            golden: None,
-            training_run: String::new(),
-            recipe: None,
-            data_fingerprint: String::new(),
-            imported_from: request.weights_path,
-            parent_version: String::new(),
-        };
-        self.register_verified(new, once).await
+            ..new_version(model, request.architecture(), preprocessing(image_size_px), tensors, origin(request))
+        })
     }
 
-    /// Runs a version once, so that its golden outputs are known, and registers it.
-    async fn register_verified(&self, mut new: NewVersion, once: Idempotent) -> Result<v1::ModelVersion, AppError> {
-        let registry = Arc::clone(self.models.registry());
-        let (unregistered, tensors) = (new.unregistered(), new.tensors.clone());
-        let probed = self.serving.probe(unregistered, tensors, GOLDEN_SEED).await;
-        let outputs = probed.map_err(|error| match error {
-            // Of a file that its caller named, not of a version that is stored.
-            ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
-            other => other.into(),
-        })?;
-        let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
-        new.golden = Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest });
-        let models = self.models.clone();
-        detached(async move {
-            let of_answer = models.clone();
-            let answer: v1::ModelVersion = blocking(move || {
-                once.once(registry.store(), || {
-                    let record = registry.register(new, |record| once.remember(&of_answer.version_to_proto(record)))?;
-                    Ok(of_answer.version_to_proto(&record))
-                })
-            })
-            .await?;
-            models.refresh().await?;
-            Ok(answer)
+    /// A network that comes published, with the heads and the preprocessing that belong to it.
+    async fn published_network(
+        &self,
+        model: ModelId,
+        network: PublishedNetwork,
+        request: &v1::ImportModelVersionRequest,
+    ) -> Result<NewVersion, AppError> {
+        if !request.heads.is_empty() || request.image_size_px != 0 {
+            let field = if request.heads.is_empty() { "image_size_px" } else { "heads" };
+            return Err(AppError::field(field, "comes with this architecture and must not be given"));
+        }
+        let published = Published::read()?;
+        let resolved = |field: &'static str, reference: &str| match reference {
+            "" => Err(AppError::field(field, "must name a version that this network is used with")),
+            reference => self.models.resolve(reference),
+        };
+        let detector = match network {
+            PublishedNetwork::Mtcnn => None,
+            _ => Some(resolved("detector", &request.detector)?),
+        };
+        if let Some(detector) = &detector {
+            let manifest = self.models.manifest(detector).await?;
+            if manifest.preprocessing.as_ref().is_none_or(|p| p.detection.is_none()) {
+                return Err(AppError::field("detector", format!("{detector} finds no faces")));
+            }
+        }
+        let embedding_space = match request.embedder.as_str() {
+            "" => String::new(),
+            _ if network != PublishedNetwork::DlibAgeGender => {
+                return Err(AppError::field("embedder", "is only for ARCHITECTURE_DLIB_AGE_GENDER"));
+            }
+            reference => self.models.first_space(&self.models.resolve(reference)?).await?,
+        };
+        let (roots, path) = (self.roots.clone(), request.weights_path.clone());
+        let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
+        let pinned = published.entry(network).filter(|entry| entry.is_of(&weights.digests));
+        let paired = Paired { detector, embedding_space };
+        Ok(published.version(model, network, pinned, weights.tensors, paired, origin(request)))
+    }
+
+    /// One at a time: a file is held in memory whole, and more than once while it is read.
+    async fn one_import<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, AppError> + Send + 'static,
+    ) -> Result<T, AppError> {
+        let place = Arc::clone(&self.imports).acquire_owned().await.map_err(|_| AppError::Stopping)?;
+        blocking(move || {
+            let _place = place;
+            work()
         })
         .await
     }
 }
 
-/// The preprocessing of networks that start from ImageNet's statistics, which all of this project's do.
+/// What a network that reads faces works with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Paired {
+    /// The detector that finds the faces.
+    pub(super) detector: Option<VersionName>,
+    /// `models/{model}/versions/{n}#{layer}`, or empty.
+    pub(super) embedding_space: String,
+}
+
+/// The tensors of a published network's files, and the files' SHA-256 by name.
+pub(super) struct PublishedWeights {
+    pub(super) tensors: Vec<TensorData>,
+    pub(super) digests: BTreeMap<String, String>,
+}
+
+/// The published network that an architecture names.
+pub(super) fn published_network(architecture: v1::Architecture) -> Option<PublishedNetwork> {
+    match architecture {
+        v1::Architecture::Mtcnn => Some(PublishedNetwork::Mtcnn),
+        v1::Architecture::DlibAgeGender => Some(PublishedNetwork::DlibAgeGender),
+        v1::Architecture::DlibFaceDescriptor => Some(PublishedNetwork::DlibFaceDescriptor),
+        v1::Architecture::Unspecified
+        | v1::Architecture::Resnet18
+        | v1::Architecture::Resnet34
+        | v1::Architecture::Resnet50 => None,
+    }
+}
+
+fn read_from_roots(roots: &Roots, path: &str, network: PublishedNetwork) -> Result<PublishedWeights, AppError> {
+    let place = roots.resolve("weights_path", path)?;
+    // One file may be named itself. Within a folder every file is looked up anew: a link may lead out of the roots.
+    let is_file = place.is_file() && network.files().len() == 1;
+    read_files(network, |name| {
+        if is_file { Ok(place.clone()) } else { Ok(roots.resolve("weights_path", &format!("{path}/{name}"))?) }
+    })
+}
+
+/// The weights of a network's files, each where `place` says.
+///
+/// # Errors
+/// When one that is needed is not there, or is no weights file.
+pub(super) fn read_files(
+    network: PublishedNetwork,
+    place: impl Fn(&str) -> Result<PathBuf, AppError>,
+) -> Result<PublishedWeights, AppError> {
+    let mut weights = PublishedWeights { tensors: Vec::new(), digests: BTreeMap::new() };
+    for file in network.files() {
+        let path = match place(file.name) {
+            Err(_) if file.is_optional => continue,
+            path => path?,
+        };
+        if file.is_optional && !path.exists() {
+            continue;
+        }
+        let tensors = read_weights(&path)?;
+        weights.digests.insert(file.name.to_owned(), digest(&path)?);
+        let prefixed = tensors.into_iter().map(|t| TensorData { name: format!("{}{}", file.prefix, t.name), ..t });
+        weights.tensors.extend(prefixed);
+    }
+    Ok(weights)
+}
+
+fn digest(path: &Path) -> Result<String, AppError> {
+    use sha2::{Digest, Sha256};
+    let unreadable = |e: std::io::Error| NnError::WeightsUnreadable { path: path.to_owned(), detail: e.to_string() };
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    Ok(super::hex(&Sha256::digest(bytes)))
+}
+
+fn origin(request: &v1::ImportModelVersionRequest) -> Origin {
+    Origin {
+        imported_from: request.weights_path.clone(),
+        licence: request.licence.clone(),
+        source: request.source.clone(),
+        ..Origin::default()
+    }
+}
+
+/// A version with nothing but what every one has.
+pub(super) fn new_version(
+    model: ModelId,
+    architecture: v1::Architecture,
+    preprocessing: Preprocessing,
+    tensors: Vec<TensorData>,
+    origin: Origin,
+) -> NewVersion {
+    NewVersion {
+        model,
+        architecture,
+        heads: Vec::new(),
+        preprocessing,
+        tensors,
+        calibrations: Vec::new(),
+        embedding_layers: Vec::<EmbeddingLayer>::new(),
+        metrics: BTreeMap::new(),
+        golden: None,
+        thresholds: None,
+        identity: None,
+        origin,
+    }
+}
+
+/// Runs a version once, so that its golden outputs are known, and registers it.
+pub(super) async fn register_verified(
+    models: &Models,
+    serving: &ServingPool,
+    mut new: NewVersion,
+    once: Idempotent,
+) -> Result<v1::ModelVersion, AppError> {
+    let registry = Arc::clone(models.registry());
+    let (unregistered, tensors): (VersionRecord, _) = (new.unregistered(), new.tensors.clone());
+    let probed = serving.probe(unregistered, tensors, GOLDEN_SEED).await;
+    let outputs = probed.map_err(|error| match error {
+        // Of a file that its caller named, not of a version that is stored.
+        ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
+        other => other.into(),
+    })?;
+    new.golden = Some(golden(outputs));
+    let models = models.clone();
+    detached(async move {
+        let of_answer = models.clone();
+        let answer: v1::ModelVersion = blocking(move || {
+            once.once(registry.store(), || {
+                let record = registry.register(new, |record| once.remember(&of_answer.version_to_proto(record)))?;
+                Ok(of_answer.version_to_proto(&record))
+            })
+        })
+        .await?;
+        models.refresh().await?;
+        Ok(answer)
+    })
+    .await
+}
+
+/// The preprocessing of networks that start from ImageNet's statistics, which all of the ResNets do.
 fn preprocessing(image_size_px: u32) -> Preprocessing {
     Preprocessing {
         image_size_px,
         mean: crate::nn::IMAGENET_MEAN.to_vec(),
         std: crate::nn::IMAGENET_STD.to_vec(),
         min_side_px: crate::nn::MIN_SIDE_PX,
+        ..Preprocessing::default()
     }
 }

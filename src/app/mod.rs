@@ -3,6 +3,7 @@
 //! [`App`] is the assembly: the store is opened, and everything else stands on it. Handlers call [`predict`],
 //! [`Faces`], [`Models`], [`Runs`]; each takes the [`CallContext`] that says who calls and until when.
 
+mod compare;
 mod context;
 mod error;
 mod faces;
@@ -12,20 +13,23 @@ mod models;
 mod paging;
 mod photos;
 mod predict;
+mod published;
 mod runs;
+mod thresholds;
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+pub use compare::Comparison;
 pub use context::{CallContext, Caller};
 pub use error::AppError;
 pub use faces::{Enrolment, Faces, Source, Wanted};
 pub use idempotency::Idempotent;
 pub use models::Models;
 pub use paging::{Page, PageLimits, PageRequest, Paged};
-pub use photos::{Outcome, Photos, Read};
+pub use photos::{FaceRead, FacesRead, Outcome, Photos, Read, Wants};
 pub use predict::predict;
 pub use runs::{NewRun, RunSettings, Runs, Watch};
 use tokio::sync::Semaphore;
@@ -36,7 +40,7 @@ use crate::{
     nn,
     proto::store::EmbeddingLayer,
     registry::{ModelRef, Registry},
-    serving::{DecodePool, DecodePoolSettings, EngineLoader, ServingPool, ServingSettings, TorchEngineLoader},
+    serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
     store::{self, SledSettings, Store},
     training::{Launcher, ProcessLauncher, Roots},
@@ -63,6 +67,9 @@ pub struct App {
     /// Weights files are read one at a time.
     imports: Arc<Semaphore>,
 }
+
+/// The published model that answers about faces.
+const PUBLISHED_DEFAULT: &str = "models/face";
 
 /// How often old answers of request ids are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
@@ -93,9 +100,14 @@ impl App {
     /// # Errors
     /// As [`App::open`].
     pub async fn open_with(config: &Config, backends: Backends) -> Result<Self, AppError> {
+        let published_dir = config.models.published_dir.clone();
         let config = config.clone();
         // Opening reads and verifies the whole store.
-        blocking(move || Self::open_blocking(&config, backends)).await
+        let app = blocking(move || Self::open_blocking(&config, backends)).await?;
+        if !published_dir.as_os_str().is_empty() {
+            published::register_published(&app.models, &app.serving, &published_dir).await?;
+        }
+        Ok(app)
     }
 
     fn open_blocking(config: &Config, backends: Backends) -> Result<Self, AppError> {
@@ -116,13 +128,17 @@ impl App {
             },
             backends.engines,
         )?;
-        let decoder = DecodePool::start(DecodePoolSettings {
+        let pixels = PixelPool::start(PixelPoolSettings {
             n_threads: config.images.decode_threads,
             queue_capacity: config.images.decode_queue,
             limits: DecodeLimits { max_pixels: config.images.max_pixels, ..DecodeLimits::default() },
         })
-        .map_err(|e| AppError::Internal(format!("starting the decoding threads: {e}")))?;
+        .map_err(|e| AppError::Internal(format!("starting the threads for pixels: {e}")))?;
         let default_model = match config.serving.default_model.as_str() {
+            // What a fresh server knows about faces, whatever is trained beside it.
+            "" if !config.models.published_dir.as_os_str().is_empty() => {
+                Some(ModelRef::parse("serving.default_model", PUBLISHED_DEFAULT)?)
+            }
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
         };
@@ -135,7 +151,7 @@ impl App {
             },
         )?);
         let models = Models::open(registry, serving.clone(), default_model, Arc::clone(&index))?;
-        let photos = Photos::new(models.clone(), decoder, serving.clone());
+        let photos = Photos::new(models.clone(), pixels, serving.clone(), config.faces.clone());
         let faces = Faces::new(Arc::clone(&store), index, models.clone(), photos.clone());
         let runs = Runs::open(
             Arc::clone(&store),
@@ -194,6 +210,10 @@ impl App {
 fn embedding_layers() -> Vec<EmbeddingLayer> {
     let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };
     nn::embedding_layers().into_iter().map(layer).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Runs blocking work away from the async threads.

@@ -17,11 +17,19 @@ use crate::{
     proto::{store::VersionRecord, v1},
     registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName},
     serving::{EngineSource, LoadState, ServingPool},
-    similarity::SimilarityIndex,
+    similarity::{EmbeddingSpace, SimilarityIndex},
 };
 
-/// Model to alias to version number.
-type Aliases = BTreeMap<ModelId, BTreeMap<AliasName, u64>>;
+/// What is known of each model.
+type Aliases = BTreeMap<ModelId, Known>;
+
+/// What is known of a model without asking the store.
+#[derive(Debug, Default)]
+struct Known {
+    aliases: BTreeMap<AliasName, u64>,
+    /// Whether its champion answers anything: a detector and an embedding have no heads.
+    answers: bool,
+}
 
 /// The models of a server.
 #[derive(Clone)]
@@ -79,9 +87,9 @@ impl Models {
     /// logged and left out: the others answer.
     pub async fn load_needed(&self) {
         let aliases = self.shared.aliases.load_full();
-        let named = aliases
-            .iter()
-            .flat_map(|(model, aliases)| aliases.values().map(|&number| VersionName { model: model.clone(), number }));
+        let named = aliases.iter().flat_map(|(model, known)| {
+            known.aliases.values().map(|&number| VersionName { model: model.clone(), number })
+        });
         let mut needed: BTreeSet<VersionName> = named.collect();
         for name in self.shared.index.versions() {
             match ModelRef::parse("embedding_space", &name) {
@@ -109,6 +117,7 @@ impl Models {
                 let of_model =
                     aliases.get(&model).ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
                 let number = *of_model
+                    .aliases
                     .get(&alias)
                     .ok_or_else(|| RegistryError::AliasNotFound { model: model.clone(), alias: alias.clone() })?;
                 Ok(VersionName { model, number })
@@ -121,7 +130,8 @@ impl Models {
             return Ok(configured.clone());
         }
         let aliases = self.shared.aliases.load();
-        match aliases.keys().collect::<Vec<_>>().as_slice() {
+        let answering = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model);
+        match answering.collect::<Vec<_>>().as_slice() {
             [only] => Ok(ModelRef::Alias { model: (*only).clone(), alias: AliasName::champion() }),
             [] => Err(AppError::field(
                 "model",
@@ -288,6 +298,42 @@ impl Models {
         Ok(paged.map(|record| self.version_to_proto(&record)))
     }
 
+    /// The embedding space of a version's first layer.
+    ///
+    /// # Errors
+    /// When there is no such version, or it has no layer that can be compared.
+    pub async fn first_space(&self, version: &VersionName) -> Result<String, AppError> {
+        let manifest = self.manifest(version).await?;
+        match manifest.embedding_layers.first() {
+            Some(layer) => Ok(format!("{version}#{}", layer.layer)),
+            None => Err(AppError::UnsupportedByModel {
+                version: version.to_string(),
+                what: "has no embedding to compare by".to_owned(),
+            }),
+        }
+    }
+
+    /// The embedding space that a reference means now: `{version}#{layer}`, a version alone for its first layer, and
+    /// nothing for the space that the default model's champion is paired with, or its own first.
+    ///
+    /// # Errors
+    /// When there is no such version or layer.
+    pub async fn resolve_space(&self, reference: &str) -> Result<EmbeddingSpace, AppError> {
+        let (model, layer) = match reference.split_once('#') {
+            Some((model, layer)) => (model, Some(layer)),
+            None => (reference, None),
+        };
+        let version = self.resolve(model)?;
+        let manifest = self.manifest(&version).await?;
+        let paired = manifest.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()).map(|c| &c.embedding_space);
+        let space = match (layer, paired) {
+            (Some(layer), _) => format!("{version}#{layer}"),
+            (None, Some(paired)) if !paired.is_empty() => paired.clone(),
+            (None, _) => self.first_space(&version).await?,
+        };
+        Ok(EmbeddingSpace::parse(&space)?)
+    }
+
     /// Reads the aliases anew, after a change in the registry.
     ///
     /// # Errors
@@ -321,7 +367,7 @@ impl Models {
         let of_model = aliases.get(&version.model);
         of_model
             .into_iter()
-            .flatten()
+            .flat_map(|known| &known.aliases)
             .filter(|(_, number)| **number == version.number)
             .map(|(alias, _)| alias.to_string())
             .collect()
@@ -392,8 +438,12 @@ impl Models {
                 code_version: record.code_version.clone(),
                 imported_from: record.imported_from.clone(),
                 parent_version: record.parent_version.clone(),
+                licence: record.licence.clone(),
+                source: record.source.clone(),
             }),
-            digest: hex(&record.digest),
+            face_reader: face_reader(record),
+            identity_calibration: record.identity.clone(),
+            digest: super::hex(&record.digest),
             load_state: match self.shared.serving.state(&name) {
                 LoadState::Unloaded => v1::LoadState::Unloaded,
                 LoadState::Loading => v1::LoadState::Loading,
@@ -416,7 +466,13 @@ fn read_aliases(registry: &Registry) -> Result<Aliases, AppError> {
         let Some(last) = views.last() else { return Ok(aliases) };
         after = Some(last.record.id.clone().into_bytes());
         for view in views {
-            aliases.insert(ModelId::parse("model", &view.record.id)?, view.aliases);
+            let model = ModelId::parse("model", &view.record.id)?;
+            let champion =
+                view.aliases.get(&AliasName::champion()).map(|&number| VersionName { model: model.clone(), number });
+            // A damaged champion is named when it is asked for.
+            let answers =
+                champion.is_none_or(|v| registry.get_version(&v).is_ok_and(|record| !record.heads.is_empty()));
+            aliases.insert(model, Known { aliases: view.aliases, answers });
         }
     }
 }
@@ -431,6 +487,16 @@ fn model_to_proto(view: &ModelView) -> v1::Model {
     }
 }
 
+fn face_reader(record: &VersionRecord) -> Option<v1::FaceReader> {
+    let chip = record.preprocessing.as_ref()?.face_chip.as_ref()?;
+    let embedder = chip.embedding_space.split('#').next().unwrap_or_default();
+    Some(v1::FaceReader {
+        detector: chip.detector.clone(),
+        embedder: embedder.to_owned(),
+        thresholds: record.thresholds,
+    })
+}
+
 fn in_use(version: &VersionName, by: String) -> AppError {
     RegistryError::InUse { what: version.to_string(), by }.into()
 }
@@ -438,8 +504,4 @@ fn in_use(version: &VersionName, by: String) -> AppError {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // The maps behind these locks are whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

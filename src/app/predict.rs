@@ -2,23 +2,29 @@
 
 use bytes::Bytes;
 
-use super::{AppError, CallContext, Outcome, Photos};
-use crate::{proto::v1, serving::predictions};
+use super::{AppError, CallContext, FaceRead, Outcome, Photos, Read, Wants};
+use crate::{
+    proto::v1::{self, FaceReading, Prediction},
+    serving::predictions,
+    vision::Point,
+};
 
 /// Answers one photo, or says why it cannot be used.
 ///
 /// `heads` names the heads wanted; empty means all of the version's.
 ///
 /// # Errors
-/// When there is no such version or head, the bytes are no readable image, or there is no room or time for it.
+/// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
+/// room or time for it.
 pub async fn predict(
     photos: &Photos,
     call: &CallContext,
     model: &str,
     image: Bytes,
     heads: &[String],
+    wants: &Wants,
 ) -> Result<v1::PredictResponse, AppError> {
-    let read = photos.read(call, model, image).await?;
+    let read = photos.read(call, model, image, wants).await?;
     let version = read.version.to_string();
     if let Some(unknown) = heads.iter().find(|h| read.manifest.heads.iter().all(|known| known.name != **h)) {
         let known: Vec<_> = read.manifest.heads.iter().map(|h| h.name.as_str()).collect();
@@ -27,15 +33,59 @@ pub async fn predict(
             format!("{version} has no head {unknown:?}, it has {}", known.join(", ")),
         ));
     }
-    let (answers, reasons) = match &read.outcome {
-        Outcome::Answered(output) => (predictions(&read.manifest, output)?, Vec::new()),
-        Outcome::TooSmall { .. } => (Vec::new(), vec![v1::AbstentionReason::FaceTooSmall.into()]),
+    let answer = v1::PredictResponse { model_version: version, timing: Some(read.timing), ..Default::default() };
+    let abstain = |reasons: Vec<v1::AbstentionReason>| reasons.into_iter().map(Into::into).collect::<Vec<i32>>();
+    let answer = match &read.outcome {
+        Outcome::Answered(output) => {
+            let predictions = wanted(predictions(&read.manifest, output)?, heads);
+            v1::PredictResponse { predictions, ..answer }
+        }
+        Outcome::TooSmall { .. } => {
+            let abstention_reasons = abstain(vec![v1::AbstentionReason::FaceTooSmall]);
+            v1::PredictResponse { abstained: true, abstention_reasons, ..answer }
+        }
+        Outcome::Faces(found) => {
+            let faces = found.faces.iter().map(|face| reading(&read, face, heads)).collect::<Result<Vec<_>, _>>()?;
+            let (predictions, abstention_reasons) = match faces.first() {
+                Some(first) => (first.predictions.clone(), first.abstention_reasons.clone()),
+                None => (Vec::new(), abstain(found.reasons())),
+            };
+            let n_faces_found = i32::try_from(found.n_found).unwrap_or(i32::MAX);
+            let abstained = !abstention_reasons.is_empty();
+            v1::PredictResponse { predictions, abstained, abstention_reasons, faces, n_faces_found, ..answer }
+        }
     };
-    Ok(v1::PredictResponse {
-        model_version: version,
-        predictions: answers.into_iter().filter(|p| heads.is_empty() || heads.contains(&p.head)).collect(),
-        abstained: !reasons.is_empty(),
-        abstention_reasons: reasons,
-        timing: Some(read.timing),
-    })
+    Ok(answer)
+}
+
+fn reading(read: &Read, face: &FaceRead, heads: &[String]) -> Result<FaceReading, AppError> {
+    let predictions = match &face.output {
+        Some(output) => wanted(predictions(&read.manifest, output)?, heads),
+        None => Vec::new(),
+    };
+    let embedding = face.embedding.clone().map(|(space, values)| v1::Embedding { values, space });
+    Ok(FaceReading { predictions, embedding, ..found_face(face) })
+}
+
+/// A face as it was found and judged, without what networks said of it.
+pub(super) fn found_face(face: &FaceRead) -> FaceReading {
+    let bounds = face.face.bounds;
+    let point = |p: Point| v1::Point { x: p.x.into(), y: p.y.into() };
+    FaceReading {
+        r#box: Some(v1::BoundingBox {
+            left: bounds.left.into(),
+            top: bounds.top.into(),
+            right: bounds.right.into(),
+            bottom: bounds.bottom.into(),
+        }),
+        landmarks: face.face.landmarks.map(point).to_vec(),
+        quality: face.quality.clone(),
+        abstained: !face.reasons.is_empty(),
+        abstention_reasons: face.reasons.iter().map(|&reason| reason.into()).collect(),
+        ..FaceReading::default()
+    }
+}
+
+fn wanted(predictions: Vec<Prediction>, heads: &[String]) -> Vec<Prediction> {
+    predictions.into_iter().filter(|p| heads.is_empty() || heads.contains(&p.head)).collect()
 }

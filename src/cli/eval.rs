@@ -184,7 +184,7 @@ async fn predict(server: &mut LocalServer, data: &Path, table: &FaceTable) -> an
     let stream = futures::stream::iter(requests).then(|path| async move {
         // A photo that cannot be read is sent as nothing, and counted as not answered.
         let image = tokio::fs::read(&path).await.unwrap_or_default();
-        let request = v1::PredictRequest { model: "models/face".to_owned(), image: image.into(), heads: Vec::new() };
+        let request = v1::PredictRequest { model: "models/face".to_owned(), image: image.into(), ..Default::default() };
         v1::StreamPredictRequest { request: Some(request), correlation_id: String::new() }
     });
     let mut answers = server.clients.visage.stream_predict(stream).await?.into_inner();

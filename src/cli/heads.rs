@@ -82,3 +82,27 @@ mod tests {
         assert!(nameless.heads().is_err());
     }
 }
+
+/// A network whose weights can be imported.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ImportedArchitecture {
+    Resnet18,
+    Resnet34,
+    Resnet50,
+    Mtcnn,
+    DlibAgeGender,
+    DlibFaceDescriptor,
+}
+
+impl From<ImportedArchitecture> for v1::Architecture {
+    fn from(architecture: ImportedArchitecture) -> Self {
+        match architecture {
+            ImportedArchitecture::Resnet18 => Self::Resnet18,
+            ImportedArchitecture::Resnet34 => Self::Resnet34,
+            ImportedArchitecture::Resnet50 => Self::Resnet50,
+            ImportedArchitecture::Mtcnn => Self::Mtcnn,
+            ImportedArchitecture::DlibAgeGender => Self::DlibAgeGender,
+            ImportedArchitecture::DlibFaceDescriptor => Self::DlibFaceDescriptor,
+        }
+    }
+}

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     connection::{Clients, Remote},
-    heads::{self, Architecture, HeadArgs},
+    heads::{self, HeadArgs, ImportedArchitecture},
     names, output, pages,
 };
 use crate::proto::v1;
@@ -65,9 +65,10 @@ enum ModelsCommand {
     },
     /// Makes a version from a weights file on the server's machine.
     #[command(after_help = "\
-Example:
+Examples:
   visage models import --model face --weights weights/age.safetensors --architecture resnet34 \\
-    --image-size 224 --regression age:years")]
+    --image-size 224 --regression age:years
+  visage models import --model mtcnn --weights weights/mtcnn --architecture mtcnn --licence MIT")]
     Import(ImportArgs),
 }
 
@@ -76,17 +77,31 @@ struct ImportArgs {
     /// The model that gets the version.
     #[arg(long, short)]
     model: String,
-    /// A safetensors or PyTorch file below one of the server's training roots.
-    #[arg(long, value_name = "FILE")]
+    /// A weights file or a folder of them, below one of the server's training roots: for a ResNet a safetensors or
+    /// PyTorch file; mtcnn: a folder with pnet.pt, rnet.pt and onet.pt; dlib-age-gender: one with age.onnx and
+    /// gender.onnx; dlib-face-descriptor: dlib's .dat file.
+    #[arg(long, value_name = "PATH")]
     weights: String,
-    /// The network that the file is of.
+    /// The network that the weights are of.
     #[arg(long, value_enum)]
-    architecture: Architecture,
-    /// Side of the network's input in pixels.
-    #[arg(long, value_name = "PIXELS")]
+    architecture: ImportedArchitecture,
+    /// Side of the network's input in pixels, for a ResNet.
+    #[arg(long, value_name = "PIXELS", default_value_t = 0, hide_default_value = true)]
     image_size: i32,
     #[command(flatten)]
     heads: HeadArgs,
+    /// The version that finds faces, for dlib's networks.
+    #[arg(long, value_name = "VERSION")]
+    detector: Option<String>,
+    /// The version whose embedding answers are paired with, for dlib-age-gender.
+    #[arg(long, value_name = "VERSION")]
+    embedder: Option<String>,
+    /// The weights' licence, as an SPDX expression.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    licence: String,
+    /// Where the weights were published.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    source: String,
 }
 
 /// Runs the command.
@@ -130,6 +145,10 @@ pub(super) async fn run(args: ModelsArgs) -> anyhow::Result<bool> {
                 architecture: v1::Architecture::from(import.architecture).into(),
                 heads: import.heads.heads()?,
                 image_size_px: import.image_size,
+                detector: import.detector.as_deref().map(names::model).unwrap_or_default(),
+                embedder: import.embedder.as_deref().map(names::model).unwrap_or_default(),
+                licence: import.licence,
+                source: import.source,
                 request_id: String::new(),
             };
             let version = server.models.import_model_version(remote.request(request)).await?.into_inner();
@@ -230,6 +249,10 @@ fn describe(version: &v1::ModelVersion) -> String {
         ("figures", metrics(version, "\n")),
         ("trained by", origin.training_run),
         ("imported from", origin.imported_from),
+        ("published as", origin.source),
+        ("licence", origin.licence),
+        ("reads faces by", version.face_reader.as_ref().map(|r| r.detector.clone()).unwrap_or_default()),
+        ("paired with", version.face_reader.as_ref().map(|r| r.embedder.clone()).unwrap_or_default()),
         ("started from", origin.parent_version),
         ("data", origin.data_fingerprint),
         ("code", origin.code_version),

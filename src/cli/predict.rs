@@ -32,7 +32,7 @@ pub(super) struct PredictArgs {
 /// Runs the command; `false` when a photo could not be answered.
 pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let mut server = args.remote.connect().await?;
-    let request = |image| v1::PredictRequest { model: names::model(&args.model), image, heads: args.head.clone() };
+    let request = |image| v1::PredictRequest { model: names::model(&args.model), image, heads: args.head.clone(), ..Default::default() };
     if let [photo] = args.photos.as_slice() {
         let request = args.remote.request(request(photo::read(photo).await?));
         let response = server.visage.predict(request).await?.into_inner();
@@ -48,7 +48,7 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let (model, heads) = (names::model(&args.model), args.head.clone());
     let unread = photo::Unread::default();
     let requests = unread.stream(photos).map(move |(path, image)| {
-        let request = v1::PredictRequest { model: model.clone(), image, heads: heads.clone() };
+        let request = v1::PredictRequest { model: model.clone(), image, heads: heads.clone(), ..Default::default() };
         v1::StreamPredictRequest { request: Some(request), correlation_id: path.display().to_string() }
     });
     let mut answers = server.visage.stream_predict(requests).await?.into_inner();

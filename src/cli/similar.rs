@@ -64,6 +64,7 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         k: args.k,
         min_score: args.min_score,
         exact: args.exact,
+        ..v1::FindSimilarRequest::default()
     };
     let mut server = args.remote.connect().await?;
     let found = server.visage.find_similar(args.remote.request(request)).await?.into_inner();

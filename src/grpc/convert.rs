@@ -34,6 +34,12 @@ pub(super) fn collection_name(field: &str, name: &str) -> Result<CollectionId, A
     Ok(CollectionId::parse(field, id)?)
 }
 
+/// A number that the contract knows.
+pub(super) fn face_selection(number: i32) -> Result<v1::FaceSelection, AppError> {
+    v1::FaceSelection::try_from(number)
+        .map_err(|_| AppError::field("face_selection", format!("{number} is no selection that this server has")))
+}
+
 /// `collections/{c}/faces/{f}`.
 pub(super) fn face_name(field: &str, name: &str) -> Result<FaceName, AppError> {
     Ok(FaceName::parse(field, name)?)

@@ -6,16 +6,16 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    convert::{collection_name, face_name, page},
+    convert::{collection_name, face_name, face_selection, page},
     edge, status,
 };
 use crate::{
-    app::{App, AppError, CallContext, Enrolment, Idempotent, Page, Source, blocking},
+    app::{App, AppError, CallContext, Comparison, Enrolment, Idempotent, Page, Source, blocking},
     proto::v1::{
-        Collection, CreateCollectionRequest, DeleteCollectionRequest, DeleteFaceRequest, EnrollFaceRequest, Face,
-        GetCollectionRequest, GetFaceRequest, ListCollectionsRequest, ListCollectionsResponse, ListFacesRequest,
-        ListFacesResponse, StreamEnrollFacesRequest, StreamEnrollFacesResponse, enroll_face_request,
-        face_service_server, stream_enroll_faces_response,
+        Collection, CompareFacesRequest, CompareFacesResponse, CreateCollectionRequest, DeleteCollectionRequest,
+        DeleteFaceRequest, EnrollFaceRequest, Face, GetCollectionRequest, GetFaceRequest, ListCollectionsRequest,
+        ListCollectionsResponse, ListFacesRequest, ListFacesResponse, StreamEnrollFacesRequest,
+        StreamEnrollFacesResponse, enroll_face_request, face_service_server, stream_enroll_faces_response,
     },
     similarity::{CollectionId, FaceId},
 };
@@ -34,7 +34,9 @@ async fn enroll(app: &App, call: &CallContext, request: EnrollFaceRequest) -> Re
     let face = if request.face_id.is_empty() { None } else { Some(FaceId::parse("face_id", &request.face_id)?) };
     let source = match request.source {
         None => return Err(AppError::field("source", "must be an image or a vector")),
-        Some(enroll_face_request::Source::Image(image)) => Source::Image(image),
+        Some(enroll_face_request::Source::Image(image)) => {
+            Source::Image(image, face_selection(request.face_selection)?)
+        }
         Some(enroll_face_request::Source::Vector(v)) => Source::Vector { values: v.values, space: v.space },
     };
     let collection = collection_name("parent", &request.parent)?;
@@ -150,5 +152,19 @@ impl face_service_server::FaceService for FaceService {
             self.app.faces.delete(name.collection, name.face).await
         };
         done.await.map(Response::new).map_err(|e| status::from_app(&call, e))
+    }
+
+    async fn compare_faces(
+        &self,
+        request: Request<CompareFacesRequest>,
+    ) -> Result<Response<CompareFacesResponse>, Status> {
+        let call = edge::context(&request)?;
+        let r = request.into_inner();
+        let compared = async {
+            let selection = face_selection(r.face_selection)?;
+            let (first, second) = (r.first_image, r.second_image);
+            self.app.compare_faces(&call, Comparison { first, second, space: r.embedding_space, selection }).await
+        };
+        compared.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 }

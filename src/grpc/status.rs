@@ -162,6 +162,14 @@ fn app_row(error: &AppError) -> Row {
         AppError::TrainingQueueFull { n_waiting } => Row::new(Code::ResourceExhausted, Reason::Overloaded, error)
             .with("waiting", n_waiting)
             .retry(Duration::from_secs(60)),
+        AppError::PublishedWeights { .. } => Row::new(Code::Internal, Reason::Internal, error),
+        AppError::FaceUnusable { field, reasons } => {
+            let names: Vec<_> =
+                reasons.iter().map(|r| r.as_str_name().trim_start_matches("ABSTENTION_REASON_")).collect();
+            Row::new(Code::InvalidArgument, Reason::FaceUnusable, error)
+                .field(field, "shows no face that can be used")
+                .with("abstention_reasons", names.join(", "))
+        }
         AppError::UnsupportedByModel { version, .. } => {
             Row::new(Code::FailedPrecondition, Reason::UnsupportedByModel, error).resource("ModelVersion", version)
         }

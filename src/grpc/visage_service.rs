@@ -6,11 +6,11 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    convert::{collection_name, face_of, model_name, train_operation},
+    convert::{collection_name, face_of, face_selection, model_name, train_operation},
     edge, status,
 };
 use crate::{
-    app::{self, App, AppError, Idempotent, NewRun, Source, Wanted},
+    app::{self, App, AppError, CallContext, Idempotent, NewRun, Source, Wanted, Wants},
     proto::{
         longrunning::Operation,
         v1::{
@@ -28,15 +28,18 @@ pub(super) struct VisageService {
     pub(super) stream_window: usize,
 }
 
+async fn predict(app: &App, call: &CallContext, request: PredictRequest) -> Result<PredictResponse, AppError> {
+    let selection = face_selection(request.face_selection)?;
+    let thresholds = request.thresholds.unwrap_or_default();
+    let wants = Wants { selection, thresholds, embedding: request.return_embedding };
+    app::predict(&app.photos, call, &request.model, request.image, &request.heads, &wants).await
+}
+
 #[tonic::async_trait]
 impl visage_service_server::VisageService for VisageService {
     async fn predict(&self, request: Request<PredictRequest>) -> Result<Response<PredictResponse>, Status> {
         let call = edge::context(&request)?;
-        let r = request.into_inner();
-        app::predict(&self.app.photos, &call, &r.model, r.image, &r.heads)
-            .await
-            .map(Response::new)
-            .map_err(|e| status::from_app(&call, e))
+        predict(&self.app, &call, request.into_inner()).await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
     type StreamPredictStream = Pin<Box<dyn Stream<Item = Result<StreamPredictResponse, Status>> + Send>>;
@@ -56,7 +59,7 @@ impl visage_service_server::VisageService for VisageService {
                     let call = call.item();
                     let result = match request {
                         None => Err(AppError::field("request", "must be given")),
-                        Some(r) => app::predict(&app.photos, &call, &r.model, r.image, &r.heads).await,
+                        Some(request) => predict(&app, &call, request).await,
                     };
                     let result = match result {
                         Ok(response) => stream_predict_response::Result::Response(response),
@@ -83,7 +86,7 @@ impl visage_service_server::VisageService for VisageService {
             let k = usize::try_from(r.k).map_err(|_| AppError::field("k", "must be 1 or more"))?;
             let wanted = match r.query {
                 None => return Err(AppError::field("query", "must be an image, a face or an embedding")),
-                Some(Query::Image(image)) => Wanted::Like(Source::Image(image)),
+                Some(Query::Image(image)) => Wanted::Like(Source::Image(image, face_selection(r.face_selection)?)),
                 Some(Query::Embedding(e)) => Wanted::Like(Source::Vector { values: e.values, space: e.space }),
                 Some(Query::Face(name)) => Wanted::LikeFace(face_of("face", &name, &collection)?),
             };

@@ -14,7 +14,9 @@ use std::{fs, path::Path};
 use super::{
     NnError, TensorData,
     dlib_form::{Layer, Values, Window, name_layers},
+    dlib_numbers::Reader,
     dlib_resnet::DLIB_MEANS,
+    dlib_shape::parse_dlib_shape,
 };
 
 /// The most layers of a network: the largest known has 132.
@@ -23,14 +25,16 @@ const MAX_LAYERS: usize = 4096;
 /// The longest name of a layer's format, in bytes.
 const MAX_NAME_BYTES: i64 = 64;
 
-/// Reads a face network that dlib wrote, with the parameter names of [`DlibResNet`](super::DlibResNet).
+/// Reads what dlib wrote: a face network, with the parameter names of [`DlibResNet`](super::DlibResNet), or a shape
+/// predictor (see [`parse_dlib_shape`]).
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the place in it that is at fault.
 pub fn read_dlib_dat(path: &Path) -> Result<Vec<TensorData>, NnError> {
     let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
     let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_dlib_dat(&bytes).map_err(unreadable)
+    // Both kinds of file have one ending and begin with the number 1.
+    parse_dlib_dat(&bytes).or_else(|why| parse_dlib_shape(&bytes).map_err(|_| why)).map_err(unreadable)
 }
 
 /// The tensors in such a file's bytes.
@@ -38,7 +42,7 @@ pub fn read_dlib_dat(path: &Path) -> Result<Vec<TensorData>, NnError> {
 /// # Errors
 /// What is wrong with them, and where.
 pub fn parse_dlib_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
-    let mut reader = Reader { bytes, at: 0 };
+    let mut reader = Reader::new(bytes);
     let layers = reader.network().map_err(|why| format!("at byte {}: {why}", reader.at))?;
     name_layers(layers)
 }
@@ -52,11 +56,6 @@ enum Wrapper {
     Layer,
     /// The layer upon the input, with how many outputs a sample has.
     First,
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -279,31 +278,6 @@ impl<'a> Reader<'a> {
         Ok(shape)
     }
 
-    fn expect_number(&mut self, what: &str, expected: i64) -> Result<(), String> {
-        let n = self.number(what)?;
-        if n == expected { Ok(()) } else { Err(format!("{what}: found {n}, expected {expected}")) }
-    }
-
-    fn number(&mut self, what: &str) -> Result<i64, String> {
-        let control = self.take(1, what)?[0];
-        let n_bytes = usize::from(control & 0x0f);
-        if control & 0x70 != 0 || !(1..=8).contains(&n_bytes) {
-            return Err(format!("{what}: {control:#04x} begins no number"));
-        }
-        let bytes = self.take(n_bytes, what)?;
-        let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-        let value = i64::try_from(value).map_err(|_| format!("{what}: the number {value} is too large"))?;
-        Ok(if control & 0x80 == 0 { value } else { -value })
-    }
-
-    fn real(&mut self, what: &str) -> Result<f64, String> {
-        let (mantissa, exponent) = (self.number(what)?, self.number(what)?);
-        // Exponents from 32000 on are dlib's infinities and no number.
-        let exponent = i32::try_from(exponent).ok().filter(|e| e.abs() < 32000);
-        let exponent = exponent.ok_or_else(|| format!("{what} is not finite"))?;
-        Ok(mantissa as f64 * 2f64.powi(exponent))
-    }
-
     fn truth(&mut self, what: &str) -> Result<bool, String> {
         match self.take(1, what)?[0] {
             b'0' => Ok(false),
@@ -320,13 +294,6 @@ impl<'a> Reader<'a> {
         let bytes = self.take(n as usize, what)?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
         text.ok_or_else(|| format!("{what} has a name that is no text"))
-    }
-
-    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], String> {
-        let left = &self.bytes[self.at..];
-        let bytes = left.get(..n).ok_or_else(|| format!("{what} asks for {n} bytes, {} are left", left.len()))?;
-        self.at += n;
-        Ok(bytes)
     }
 }
 

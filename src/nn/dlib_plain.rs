@@ -11,8 +11,9 @@ use tch::Tensor;
 
 use super::{
     DLIB_MEAN, DLIB_STD, Device, NnError, Normalisation, TensorData,
-    dlib_resnet::{FoldedConv, Loaded, check_images, conv_shapes},
+    dlib_resnet::{FoldedConv, check_images, conv_shapes},
     inference::{fill_bucket, rows},
+    network::Loaded,
 };
 
 /// All that fixes the shape of a network of this kind.

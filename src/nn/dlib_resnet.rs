@@ -16,7 +16,7 @@ use tch::{Kind, TchError, Tensor};
 use super::{
     Device, NnError, Normalisation, TensorData,
     inference::{fill_bucket, rows},
-    network::{channels_last, check, to_tensor},
+    network::{Loaded, channels_last},
 };
 
 /// What dlib takes from red, green and blue of 0..255 before it divides by 256.
@@ -103,31 +103,6 @@ pub(super) fn conv_shapes(
     shapes.insert(format!("{prefix}conv{n}.weight"), vec![n_out, n_in, size, size]);
     for vector in [format!("conv{n}.bias"), format!("affine{n}.weight"), format!("affine{n}.bias")] {
         shapes.insert(format!("{prefix}{vector}"), vec![n_out]);
-    }
-}
-
-/// Tensors that were found to be those of the network, by name.
-pub(super) struct Loaded<'a> {
-    tensors: HashMap<&'a str, &'a TensorData>,
-    device: Device,
-}
-
-impl<'a> Loaded<'a> {
-    /// # Errors
-    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
-    pub(super) fn check(
-        shapes: &HashMap<String, Vec<i64>>,
-        tensors: &'a [TensorData],
-        device: Device,
-    ) -> Result<Self, NnError> {
-        check(shapes, tensors)?;
-        Ok(Self { tensors: tensors.iter().map(|t| (t.name.as_str(), t)).collect(), device })
-    }
-
-    pub(super) fn tensor(&self, name: &str) -> Result<Tensor, NnError> {
-        let missing = || NnError::WeightsMismatch { detail: format!("{name} is missing") };
-        let data = self.tensors.get(name).ok_or_else(missing)?;
-        Ok(to_tensor(data)?.f_to_device(self.device.tch())?)
     }
 }
 

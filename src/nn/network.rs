@@ -221,8 +221,58 @@ fn to_data(name: String, tensor: &Tensor) -> Result<TensorData, NnError> {
     Ok(TensorData { name, shape, dtype: Dtype::F32, bytes })
 }
 
-/// A tensor of f32 on the processor.
+/// Tensors that were found to be those of the network, by name.
+pub(super) struct Loaded<'a> {
+    tensors: HashMap<&'a str, &'a TensorData>,
+    device: Device,
+}
+
+impl<'a> Loaded<'a> {
+    /// # Errors
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    pub(super) fn check(
+        shapes: &HashMap<String, Vec<i64>>,
+        tensors: &'a [TensorData],
+        device: Device,
+    ) -> Result<Self, NnError> {
+        check(shapes, tensors)?;
+        Ok(Self { tensors: tensors.iter().map(|t| (t.name.as_str(), t)).collect(), device })
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor, NnError> {
+        let missing = || NnError::WeightsMismatch { detail: format!("{name} is missing") };
+        let data = self.tensors.get(name).ok_or_else(missing)?;
+        Ok(to_tensor(data)?.f_to_device(self.device.tch())?)
+    }
+}
+
+/// The tensors of each prefix, without it.
+///
+/// # Errors
+/// [`NnError::WeightsMismatch`] naming a tensor of none of them.
+pub(super) fn strip_prefix<const N: usize>(
+    tensors: &[TensorData],
+    prefixes: [&str; N],
+) -> Result<[Vec<TensorData>; N], NnError> {
+    let mut parts = [const { Vec::new() }; N];
+    for tensor in tensors {
+        let part = prefixes.iter().enumerate().find_map(|(i, prefix)| Some((i, tensor.name.strip_prefix(prefix)?)));
+        let Some((i, name)) = part else {
+            let detail = format!("{} is not part of it; its parts are {}", tensor.name, prefixes.join(", "));
+            return Err(NnError::WeightsMismatch { detail });
+        };
+        parts[i].push(TensorData { name: name.to_owned(), ..tensor.clone() });
+    }
+    Ok(parts)
+}
+
+/// A tensor of f32 on the processor; `data` holds as many as its shape says.
 pub(super) fn to_tensor(data: &TensorData) -> Result<Tensor, NnError> {
+    let expected = data.shape.iter().map(|d| d.unsigned_abs()).product::<u64>() * 4;
+    if data.bytes.len() as u64 != expected || data.dtype != Dtype::F32 {
+        let detail = format!("{} holds {} bytes, not the {expected} of its shape", data.name, data.bytes.len());
+        return Err(NnError::WeightsMismatch { detail });
+    }
     Ok(Tensor::f_from_data_size(&data.bytes, &data.shape, Kind::Float)?)
 }
 

@@ -36,16 +36,44 @@ pub struct NewVersion {
     pub metrics: BTreeMap<String, f64>,
     /// What it answers to a known input.
     pub golden: Option<Golden>,
-    /// trainingRuns/{id}, or empty.
+    /// What a face must reach to be answered, for a version that reads faces.
+    pub thresholds: Option<v1::QualityThresholds>,
+    /// What the scores of its embedding mean, where that was measured.
+    pub identity: Option<v1::IdentityCalibration>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a version comes from; what does not apply is empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Origin {
+    /// trainingRuns/{id}.
     pub training_run: String,
-    /// How it was trained, if it was.
+    /// How it was trained.
     pub recipe: Option<v1::Recipe>,
     /// Of the data it was trained on.
     pub data_fingerprint: String,
-    /// The file it was imported from, or empty.
+    /// The file it was imported from.
     pub imported_from: String,
-    /// The version it started from, or empty.
+    /// The version it started from.
     pub parent_version: String,
+    /// An SPDX expression.
+    pub licence: String,
+    /// Where the weights were published.
+    pub source: String,
+}
+
+/// The seed of every version's golden input.
+pub const GOLDEN_SEED: u64 = 1;
+
+/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
+const GOLDEN_TOLERANCE: f32 = 1e-3;
+
+/// The golden outputs of a version that answered so to the input of [`GOLDEN_SEED`].
+#[must_use]
+pub fn golden(outputs: Vec<f32>) -> Golden {
+    let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
+    Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest }
 }
 
 impl NewVersion {
@@ -72,12 +100,16 @@ impl NewVersion {
             embedding_layers: self.embedding_layers.clone(),
             metrics: self.metrics.clone(),
             golden: self.golden.clone(),
-            training_run: self.training_run.clone(),
-            recipe: self.recipe.clone(),
-            data_fingerprint: self.data_fingerprint.clone(),
+            training_run: self.origin.training_run.clone(),
+            recipe: self.origin.recipe.clone(),
+            data_fingerprint: self.origin.data_fingerprint.clone(),
             code_version: env!("CARGO_PKG_VERSION").to_owned(),
-            imported_from: self.imported_from.clone(),
-            parent_version: self.parent_version.clone(),
+            imported_from: self.origin.imported_from.clone(),
+            parent_version: self.origin.parent_version.clone(),
+            licence: self.origin.licence.clone(),
+            source: self.origin.source.clone(),
+            thresholds: self.thresholds,
+            identity: self.identity.clone(),
             digest: Vec::new(),
         }
     }

@@ -23,11 +23,9 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
         embedding_layers: Vec::new(),
         metrics: BTreeMap::new(),
         golden: None,
-        training_run: String::new(),
-        recipe: None,
-        data_fingerprint: String::new(),
-        imported_from: String::new(),
-        parent_version: String::new(),
+        thresholds: None,
+        identity: None,
+        origin: Origin::default(),
     }
 }
 

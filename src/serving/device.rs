@@ -12,13 +12,13 @@ use std::{
 
 use tokio::sync::oneshot;
 
+use super::Input;
 use super::{
     EngineSource, ServeError,
     exchange::{Change, Errand, Job, LoadState, LoadedEngine, LoadedVersion, Probe, Reply, Report, Turn, Warmed},
     pool::{Served, ServingSettings},
     scheduler::{Priority, Scheduler, Ticket, Waiting},
 };
-use crate::vision::Pixels;
 
 /// How many versions may wait to be loaded or probed on one device.
 const MAX_ERRANDS: usize = 16;
@@ -101,7 +101,7 @@ impl Device {
     pub(super) fn enqueue(
         &self,
         version: &str,
-        image: Arc<Pixels>,
+        image: Arc<Input>,
         deadline: Option<Instant>,
         priority: Priority,
     ) -> Result<(Ticket, oneshot::Receiver<Result<Served, ServeError>>), ServeError> {
@@ -119,8 +119,12 @@ impl Device {
             Phase::Loaded => {}
             Phase::Loading | Phase::Draining => return Err(ServeError::NotLoaded { version: version.to_owned() }),
         }
-        if image.side_px != slot.side_px || image.rgb.len() as u64 != u64::from(slot.side_px).pow(2) * 3 {
-            let detail = format!("an image of side {} px came, {} is expected", image.side_px, slot.side_px);
+        let fits = match &*image {
+            Input::Square(pixels) => pixels.rgb.len() as u64 == u64::from(pixels.side_px).pow(2) * 3,
+            Input::Photo(_) => true,
+        };
+        if image.side_px() != slot.side_px || !fits {
+            let detail = format!("an image of side {} px came, {} is expected", image.side_px(), slot.side_px);
             return Err(ServeError::EngineFailed { version: version.to_owned(), detail });
         }
         slot.last_used = now;

@@ -7,8 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Engine, EngineSource, ServeError, pool::Served, scheduler::Batch};
-use crate::vision::Pixels;
+use super::{Engine, EngineSource, Input, ServeError, pool::Served, scheduler::Batch};
 
 /// What a version is on this device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +43,7 @@ pub struct LoadedVersion {
 /// An image in the queue.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) image: Arc<Pixels>,
+    pub(super) image: Arc<Input>,
     pub(super) reply: oneshot::Sender<Result<Served, ServeError>>,
 }
 
@@ -52,7 +51,7 @@ pub(super) struct Job {
 pub(super) struct LoadedEngine {
     pub(super) engine: Box<dyn Engine>,
     /// An image that it has answered before: tells a bad engine from bad images.
-    pub(super) probe: Arc<Pixels>,
+    pub(super) probe: Arc<Input>,
     /// Single images that failed since the last success.
     pub(super) n_failed: u32,
 }

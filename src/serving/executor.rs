@@ -13,14 +13,13 @@ use std::{
 use tracing::{error, warn};
 
 use super::{
-    EngineError, EngineLoader, ImageOutput, ServeError,
+    EngineError, EngineLoader, ImageOutput, Input, ServeError,
     device::Device,
     exchange::{Job, LoadedEngine, Reply, Report, Turn},
     panic_message,
     pool::Served,
     scheduler::{Batch, Waiting},
 };
-use crate::vision::Pixels;
 
 /// Single images that may fail in a row before the engine itself is doubted.
 const MAX_FAILED_IN_A_ROW: u32 = 3;
@@ -142,7 +141,7 @@ impl Run<'_> {
 }
 
 /// Runs the engine; a panic is an error, and so are too few answers.
-fn attempt(engine: &mut LoadedEngine, images: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError> {
+fn attempt(engine: &mut LoadedEngine, images: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
     // An engine that is left half-way by a panic shows in the images that follow; see `doubt`.
     let outputs = catch_unwind(AssertUnwindSafe(|| engine.engine.run(images)))
         .map_err(|panic| EngineError::of_panic(&*panic))??;

@@ -1,14 +1,34 @@
 //! The outputs that a version gave when it was registered, and must give whenever it is loaded.
 
-use std::{slice, sync::Arc};
+use std::sync::Arc;
 
-use super::{Engine, EngineError, ServeError};
-use crate::{nn, proto::store::Golden, vision::Pixels};
+use super::{Engine, EngineError, Input, ServeError, cascade_settings};
+use crate::{
+    nn,
+    proto::store::{Golden, VersionRecord},
+    vision::{DecodedImage, Pixels, Pyramid},
+};
 
 /// The test pattern that golden outputs are made of.
 #[must_use]
 pub fn golden_pixels(seed: u64, side_px: u32) -> Pixels {
     Pixels { side_px, rgb: nn::golden_input(seed, side_px) }
+}
+
+/// The side of the test pattern in which a detector looks for faces.
+const DETECTOR_SIDE_PX: u32 = 96;
+
+/// The test pattern of this seed as the version's input.
+#[must_use]
+pub fn golden_input(record: &VersionRecord, seed: u64) -> Input {
+    let preprocessing = record.preprocessing.as_ref();
+    let square = |side_px| Input::Square(golden_pixels(seed, side_px));
+    let Some(detection) = preprocessing.and_then(|p| p.detection.as_ref()) else {
+        return square(preprocessing.map_or(0, |p| p.image_size_px));
+    };
+    let pattern = golden_pixels(seed, DETECTOR_SIDE_PX);
+    let photo = DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb);
+    photo.map_or_else(|| square(DETECTOR_SIDE_PX), |p| Input::Photo(Pyramid::new(p, &cascade_settings(detection))))
 }
 
 /// Compares the engine with the version's golden outputs.
@@ -19,7 +39,7 @@ pub fn golden_pixels(seed: u64, side_px: u32) -> Pixels {
 pub(super) fn check(
     version: &str,
     engine: &mut dyn Engine,
-    input: &Arc<Pixels>,
+    input: &Arc<Input>,
     golden: &Golden,
 ) -> Result<(), ServeError> {
     let outputs = outputs(version, engine, input)?;
@@ -37,17 +57,12 @@ pub(super) fn check(
     Ok(())
 }
 
-/// The heads' outputs for one image, concatenated in order: what golden outputs hold. A classification's are its
-/// probabilities.
+/// What the engine answers to one input, as golden outputs hold it. A classification's are its probabilities.
 ///
 /// # Errors
 /// [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`].
-pub(super) fn outputs(version: &str, engine: &mut dyn Engine, input: &Arc<Pixels>) -> Result<Vec<f32>, ServeError> {
-    let outputs = engine.run(slice::from_ref(input)).map_err(|error| engine_error(version, error))?;
-    match outputs.into_iter().next() {
-        Some(output) => Ok(output.heads.concat()),
-        None => Err(engine_error(version, EngineError::Failed("no answer for one image".to_owned()))),
-    }
+pub(super) fn outputs(version: &str, engine: &mut dyn Engine, input: &Arc<Input>) -> Result<Vec<f32>, ServeError> {
+    engine.fingerprint(input).map_err(|error| engine_error(version, error))
 }
 
 /// The serving layer's error for an engine's.

@@ -56,26 +56,22 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
 fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
     let version = &source.version;
     let mut engine = loader.load(source).map_err(|error| golden::engine_error(version, error))?;
-    golden::outputs(version, &mut *engine, &Arc::new(golden::golden_pixels(seed, side_px(source))))
-}
-
-fn side_px(source: &EngineSource) -> u32 {
-    source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px)
+    golden::outputs(version, &mut *engine, &Arc::new(golden::golden_input(&source.record, seed)))
 }
 
 fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) -> Result<Warmed, ServeError> {
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
-    let side_px = side_px(&source);
     let golden = source.record.golden.clone();
+    let probe = Arc::new(golden::golden_input(&source.record, golden.as_ref().map_or(0, |g| g.input_seed)));
     // The tensors are on the device now; their bytes need not be held while it is warmed.
     drop(source);
-    let probe = Arc::new(golden::golden_pixels(golden.as_ref().map_or(0, |g| g.input_seed), side_px));
     match &golden {
         Some(golden) => golden::check(&version, &mut *engine, &probe, golden)?,
         None => warn!(version, "has no golden outputs to be compared with"),
     }
     let mut took: Vec<(usize, Duration)> = Vec::new();
+    let max_batch = max_batch.min(engine.max_batch());
     for bucket in BUCKETS.into_iter().filter(|&b| b == 1 || b <= max_batch) {
         let batch = vec![probe.clone(); bucket];
         // The first run of a shape makes its plans, so small batches, where that shows, are timed in the second.

@@ -3,7 +3,7 @@
 //! Owns the bounded queues and the threads that own the models. The [`Engine`] is all it knows of a network, so that
 //! the scheduler is tested with a fake one. Knows no transport and no store.
 //!
-//! A photo's way: [`DecodePool`] makes its pixels; [`ServingPool::run`] lets it wait in its version's queue
+//! A photo's way: [`PixelPool`] makes its pixels; [`ServingPool::run`] lets it wait in its version's queue
 //! (`scheduler`, which also refuses what cannot be met, by what `latency` has measured); the device's one thread
 //! (`executor`) forms a batch when it is free and runs the version's [`Engine`]; [`predictions`] makes the
 //! contract's types of the output. A version's way: [`ServingPool::load`] has the device's second thread (`loader`)
@@ -11,16 +11,19 @@
 //! [`ServingPool::unload`] lets what waits be answered first. What the threads and the handles share is `device`.
 
 mod answer;
-mod decode_pool;
+mod detector_engine;
 mod device;
 mod error;
 mod exchange;
 mod executor;
+mod face_engines;
 mod golden;
 mod latency;
 mod loader;
+mod pixel_pool;
 mod pool;
 mod scheduler;
+mod shape;
 pub mod testing;
 mod torch_engine;
 
@@ -30,10 +33,11 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use answer::predictions;
-pub use decode_pool::{DecodeError, DecodePool, DecodePoolSettings, DecodedPhoto};
+pub(crate) use detector_engine::{cascade_settings, detection_record, points};
 pub use error::ServeError;
 pub use exchange::{LoadState, LoadedVersion};
-pub use golden::golden_pixels;
+pub use golden::{golden_input, golden_pixels};
+pub use pixel_pool::{PixelError, PixelPool, PixelPoolSettings};
 pub use pool::{Served, ServingPool, ServingSettings};
 pub use scheduler::Priority;
 pub use torch_engine::TorchEngineLoader;
@@ -41,7 +45,7 @@ pub use torch_engine::TorchEngineLoader;
 use crate::{
     nn::{BUCKETS, TensorData},
     proto::store::VersionRecord,
-    vision::Pixels,
+    vision::{DetectedFace, Pixels, Pyramid},
 };
 
 /// The smallest bucket that holds `n_images`, or the largest there is.
@@ -57,15 +61,67 @@ pub struct ImageOutput {
     pub heads: Vec<Vec<f32>>,
     /// The layers that serve as embeddings, by name, as the network gives them (not normalised).
     pub embeddings: BTreeMap<String, Vec<f32>>,
+    /// One a head, in the version's order: the standard deviation of the distribution that the head answers with, in
+    /// its unit; none for a head that answers with a number alone. Empty when no head has one.
+    pub spreads: Vec<Option<f32>>,
+    /// What a detector found, in pixels of the photo as it was looked at; the largest first.
+    pub faces: Vec<DetectedFace>,
+}
+
+impl ImageOutput {
+    /// The answers of heads and embeddings, with nothing else.
+    #[must_use]
+    pub fn new(heads: Vec<Vec<f32>>, embeddings: BTreeMap<String, Vec<f32>>) -> Self {
+        Self { heads, embeddings, spreads: Vec::new(), faces: Vec::new() }
+    }
+}
+
+/// What an engine is asked about.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A whole photo or a face, cut to the network's side.
+    Square(Pixels),
+    /// A photo in which faces are to be found.
+    Photo(Pyramid),
+}
+
+impl Input {
+    /// The side of a square; 0 for a photo.
+    #[must_use]
+    pub fn side_px(&self) -> u32 {
+        match self {
+            Self::Square(pixels) => pixels.side_px,
+            Self::Photo(_) => 0,
+        }
+    }
 }
 
 /// A loaded network, owned by one thread at a time.
 pub trait Engine: Send {
-    /// Answers a batch; all images have the network's side.
+    /// Answers a batch; all inputs are of the version's kind and side.
     ///
     /// # Errors
     /// When the batch as a whole cannot be answered; the caller then tries smaller ones.
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError>;
+    fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError>;
+
+    /// The numbers that identify the network's answer to one input: what golden outputs hold. The heads' outputs in
+    /// order; of a network without heads, its embeddings'.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
+        let outputs = self.run(std::slice::from_ref(input))?;
+        let Some(output) = outputs.into_iter().next() else {
+            return Err(EngineError::Failed("no answer for one image".to_owned()));
+        };
+        let embeddings = || output.embeddings.into_values().flatten().collect();
+        Ok(if output.heads.is_empty() { embeddings() } else { output.heads.concat() })
+    }
+
+    /// The most inputs that one run is worth.
+    fn max_batch(&self) -> usize {
+        BUCKETS[BUCKETS.len() - 1]
+    }
 }
 
 /// Builds engines. Called on the loader thread only.

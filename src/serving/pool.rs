@@ -7,13 +7,13 @@ use std::{
 };
 
 use super::{
-    EngineLoader, EngineSource, ImageOutput, ServeError,
+    EngineLoader, EngineSource, ImageOutput, Input, ServeError,
     device::Device,
     exchange::{Change, LoadState, LoadedVersion},
     executor, loader,
     scheduler::{Priority, Ticket},
 };
-use crate::{nn::TensorData, proto::store::VersionRecord, vision::Pixels};
+use crate::{nn::TensorData, proto::store::VersionRecord};
 
 /// What a pool is made with.
 #[derive(Clone, Debug)]
@@ -164,12 +164,7 @@ impl ServingPool {
     /// [`ServeError::NotLoaded`]; [`ServeError::Overloaded`] and [`ServeError::DeadlineUnmeetable`] at once;
     /// [`ServeError::DeadlineExceeded`]; [`ServeError::EngineFailed`] and [`ServeError::DeviceMemory`] when the network
     /// fails on this image alone; [`ServeError::Stopping`].
-    pub async fn run(
-        &self,
-        version: &str,
-        image: Arc<Pixels>,
-        deadline: Option<Instant>,
-    ) -> Result<Served, ServeError> {
+    pub async fn run(&self, version: &str, image: Arc<Input>, deadline: Option<Instant>) -> Result<Served, ServeError> {
         self.run_with(version, image, deadline, Priority::Normal).await
     }
 
@@ -180,7 +175,7 @@ impl ServingPool {
     pub async fn run_with(
         &self,
         version: &str,
-        image: Arc<Pixels>,
+        image: Arc<Input>,
         deadline: Option<Instant>,
         priority: Priority,
     ) -> Result<Served, ServeError> {

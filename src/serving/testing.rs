@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput, golden_pixels};
+use super::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput, Input, golden_pixels};
 use crate::{
     proto::{
         store::{EmbeddingLayer, Golden, HeadCalibration, Preprocessing, VersionRecord},
@@ -153,7 +153,7 @@ impl Drop for FakeEngine {
 }
 
 impl Engine for FakeEngine {
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError> {
+    fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
         let firsts: Vec<u8> = batch.iter().map(|image| first(image)).collect();
         lock(&self.shared.calls).push(firsts.clone());
         self.shared.gate.pass();
@@ -203,8 +203,8 @@ impl Gate {
 /// What the fake answers for an image of a version: a regression gives the mean of the bytes, the labels of a
 /// classification share by the first bytes, and an embedding is made of bytes spread over the picture.
 #[must_use]
-pub fn output(record: &VersionRecord, image: &Pixels) -> ImageOutput {
-    let bytes = &image.rgb;
+pub fn output(record: &VersionRecord, image: &Input) -> ImageOutput {
+    let bytes = bytes(image);
     let mean = bytes.iter().map(|&b| f32::from(b)).sum::<f32>() / bytes.len().max(1) as f32;
     let sample = |at: usize| bytes.get(at.wrapping_mul(2_654_435_761) % bytes.len().max(1)).copied().unwrap_or(0);
     let answer = |head: &Head| match &head.kind {
@@ -219,10 +219,8 @@ pub fn output(record: &VersionRecord, image: &Pixels) -> ImageOutput {
         let vector = (0..layer.dimensions as usize).map(|at| f32::from(sample(at + 1)) - mean + 1e-3).collect();
         (layer.layer.clone(), vector)
     };
-    ImageOutput {
-        heads: record.heads.iter().map(answer).collect(),
-        embeddings: record.embedding_layers.iter().map(embedding).collect::<BTreeMap<_, _>>(),
-    }
+    let embeddings = record.embedding_layers.iter().map(embedding).collect::<BTreeMap<_, _>>();
+    ImageOutput::new(record.heads.iter().map(answer).collect(), embeddings)
 }
 
 /// A version with the heads `age` (calibrated) and `gender`, two embedding layers, and the fake's golden outputs.
@@ -236,6 +234,7 @@ pub fn version_record(model: &str, number: u64, side_px: u32) -> VersionRecord {
         mean: vec![0.485, 0.456, 0.406],
         std: vec![0.229, 0.224, 0.225],
         min_side_px: 1,
+        ..Default::default()
     };
     let mut record = VersionRecord {
         model: model.to_owned(),
@@ -246,11 +245,17 @@ pub fn version_record(model: &str, number: u64, side_px: u32) -> VersionRecord {
             head("gender", head::Kind::Classification(ClassificationHead { labels })),
         ],
         preprocessing: Some(preprocessing),
-        calibrations: vec![HeadCalibration { head: "age".to_owned(), coverage: 0.9, half_width: 5.0, n_examples: 100 }],
+        calibrations: vec![HeadCalibration {
+            head: "age".to_owned(),
+            coverage: 0.9,
+            half_width: 5.0,
+            n_examples: 100,
+            ..Default::default()
+        }],
         embedding_layers: vec![layer("embedding512", 512), layer("embedding16", 16)],
         ..Default::default()
     };
-    let outputs = output(&record, &golden_pixels(1, side_px)).heads.concat();
+    let outputs = output(&record, &Input::Square(golden_pixels(1, side_px))).heads.concat();
     record.golden = Some(Golden { input_seed: 1, outputs, tolerance: 1e-4 });
     record
 }
@@ -264,12 +269,19 @@ pub fn engine_source(record: VersionRecord) -> EngineSource {
 
 /// An image of one colour, so that its first byte is its marker.
 #[must_use]
-pub fn marked(marker: u8, side_px: u32) -> Arc<Pixels> {
-    Arc::new(Pixels { side_px, rgb: vec![marker; side_px as usize * side_px as usize * 3] })
+pub fn marked(marker: u8, side_px: u32) -> Arc<Input> {
+    Arc::new(Input::Square(Pixels { side_px, rgb: vec![marker; side_px as usize * side_px as usize * 3] }))
 }
 
-fn first(image: &Pixels) -> u8 {
-    image.rgb.first().copied().unwrap_or(0)
+fn first(image: &Input) -> u8 {
+    bytes(image).first().copied().unwrap_or(0)
+}
+
+fn bytes(image: &Input) -> &[u8] {
+    match image {
+        Input::Square(pixels) => &pixels.rgb,
+        Input::Photo(pyramid) => pyramid.photo().rgb(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

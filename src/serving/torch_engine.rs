@@ -2,14 +2,21 @@
 
 use std::sync::Arc;
 
-use super::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput};
+use super::{
+    Engine, EngineError, EngineLoader, EngineSource, ImageOutput, Input,
+    detector_engine::{AlignmentBox, DetectorEngine, cascade_settings},
+    face_engines::{AgeGenderEngine, DescriptorEngine},
+    shape::shape_predictor,
+};
 use crate::{
-    nn::{self, Architecture, Device, HeadKind, InferenceNetwork, NetworkSpec, NnError, RawOutput},
+    nn::{
+        self, AgeGender, Architecture, Device, DlibResNet, DlibResNetConfig, HeadKind, InferenceNetwork, Mtcnn,
+        NetworkSpec, NnError, RawOutput, TensorData,
+    },
     proto::{
         store::{Preprocessing, VersionRecord},
         v1::{self, head},
     },
-    vision::Pixels,
 };
 
 /// Builds versions' networks on one device.
@@ -37,9 +44,23 @@ impl TorchEngineLoader {
 impl EngineLoader for TorchEngineLoader {
     fn load(&self, source: &EngineSource) -> Result<Box<dyn Engine>, EngineError> {
         let record = &source.record;
-        let spec = network_spec(record).map_err(EngineError::Failed)?;
         let missing = || EngineError::Failed("the manifest has no preprocessing".to_owned());
         let preprocessing = record.preprocessing.as_ref().ok_or_else(missing)?;
+        match record.architecture() {
+            v1::Architecture::Mtcnn => return self.detector(&source.tensors, preprocessing),
+            v1::Architecture::DlibAgeGender => {
+                let networks = AgeGender::load(&source.tensors, self.device).map_err(engine_error)?;
+                return Ok(Box::new(AgeGenderEngine { networks }));
+            }
+            v1::Architecture::DlibFaceDescriptor => {
+                let config = DlibResNetConfig::face_descriptor();
+                let network = DlibResNet::load(&config, &source.tensors, self.device).map_err(engine_error)?;
+                let layer = record.embedding_layers.first().map(|layer| layer.layer.clone()).unwrap_or_default();
+                return Ok(Box::new(DescriptorEngine { network, layer }));
+            }
+            _ => {}
+        }
+        let spec = network_spec(record).map_err(EngineError::Failed)?;
         let (mean, std) = normalisation(preprocessing).map_err(EngineError::Failed)?;
         let network = InferenceNetwork::load(&spec, &source.tensors, mean, std, self.device).map_err(engine_error)?;
         let embedding_layers = record.embedding_layers.iter().map(|layer| layer.layer.clone()).collect();
@@ -51,6 +72,19 @@ impl EngineLoader for TorchEngineLoader {
     }
 }
 
+impl TorchEngineLoader {
+    fn detector(&self, tensors: &[TensorData], preprocessing: &Preprocessing) -> Result<Box<dyn Engine>, EngineError> {
+        let missing = || EngineError::Failed("the manifest does not say how faces are looked for".to_owned());
+        let detection = preprocessing.detection.as_ref().ok_or_else(missing)?;
+        let (shape, networks): (Vec<_>, Vec<_>) = tensors.iter().cloned().partition(|t| t.name.starts_with("shape."));
+        Ok(Box::new(DetectorEngine {
+            networks: Mtcnn::load(&networks, self.device).map_err(engine_error)?,
+            settings: cascade_settings(detection),
+            alignment: shape_predictor(&shape)?.zip(AlignmentBox::of(detection)),
+        }))
+    }
+}
+
 struct TorchEngine {
     network: InferenceNetwork,
     embedding_layers: Vec<String>,
@@ -58,8 +92,8 @@ struct TorchEngine {
 }
 
 impl Engine for TorchEngine {
-    fn run(&mut self, batch: &[Arc<Pixels>]) -> Result<Vec<ImageOutput>, EngineError> {
-        let rgb: Vec<&[u8]> = batch.iter().map(|image| image.rgb.as_slice()).collect();
+    fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
+        let rgb = squares(batch)?;
         let outputs = self.network.infer(&rgb, self.side_px).map_err(engine_error)?;
         outputs.into_iter().map(|output| self.output(output)).collect()
     }
@@ -73,8 +107,17 @@ impl TorchEngine {
             None => Err(EngineError::Failed(format!("the network has no layer {layer}"))),
         };
         let embeddings = self.embedding_layers.iter().map(&mut embedding).collect::<Result<_, _>>()?;
-        Ok(ImageOutput { heads: raw.heads, embeddings })
+        Ok(ImageOutput::new(raw.heads, embeddings))
     }
+}
+
+/// The pixels of squares.
+pub(super) fn squares(batch: &[Arc<Input>]) -> Result<Vec<&[u8]>, EngineError> {
+    let squares = batch.iter().map(|input| match &**input {
+        Input::Square(pixels) => Ok(pixels.rgb.as_slice()),
+        Input::Photo(_) => Err(EngineError::Failed("a photo to find faces in came to a network of squares".to_owned())),
+    });
+    squares.collect()
 }
 
 /// The network that a manifest describes.
@@ -83,7 +126,10 @@ fn network_spec(record: &VersionRecord) -> Result<NetworkSpec, String> {
         v1::Architecture::Resnet18 => Architecture::ResNet18,
         v1::Architecture::Resnet34 => Architecture::ResNet34,
         v1::Architecture::Resnet50 => Architecture::ResNet50,
-        v1::Architecture::Unspecified => {
+        v1::Architecture::Unspecified
+        | v1::Architecture::Mtcnn
+        | v1::Architecture::DlibAgeGender
+        | v1::Architecture::DlibFaceDescriptor => {
             return Err(format!("the manifest's architecture {} is not known", record.architecture));
         }
     };
@@ -109,7 +155,7 @@ fn normalisation(preprocessing: &Preprocessing) -> Result<([f32; 3], [f32; 3]), 
     Ok((mean, std))
 }
 
-fn engine_error(error: NnError) -> EngineError {
+pub(super) fn engine_error(error: NnError) -> EngineError {
     match error {
         NnError::OutOfMemory { detail } => EngineError::OutOfMemory(detail),
         NnError::WeightsMismatch { detail } => EngineError::WeightsMismatch(detail),
@@ -158,7 +204,7 @@ mod tests {
 
         let record = source.record.clone();
         pool.load(V1, source).await.unwrap();
-        let image = |seed| Arc::new(golden_pixels(seed, SIDE_PX));
+        let image = |seed| Arc::new(Input::Square(golden_pixels(seed, SIDE_PX)));
         let together = join_all((0..6).map(|seed| pool.run(V1, image(seed), None))).await;
         for (seed, together) in (0..6).zip(together) {
             let (alone, together) = (pool.run(V1, image(seed), None).await.unwrap().output, together.unwrap().output);

@@ -8,12 +8,14 @@ mod collection;
 mod embedding;
 mod error;
 mod graph;
+mod identity;
 mod index;
 mod names;
 mod segment;
 
 pub use embedding::{Embedding, EmbeddingSpace, Score};
 pub use error::SimilarityError;
+pub use identity::identity_evidence;
 pub use index::{NewCollection, NewFace, Query, SearchResult, SimilarityIndex, Target};
 pub use names::{CollectionId, FaceId, FaceName};
 

@@ -34,18 +34,15 @@ use super::{
 use crate::{
     nn::{self, Device, InferenceNetwork, Network, NetworkSpec, NnError, Normalisation},
     proto::{
-        store::{Golden, HeadCalibration, Preprocessing},
+        store::{HeadCalibration, Preprocessing},
         v1,
         worker::{Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
     },
+    registry::{GOLDEN_SEED, golden},
 };
 
 /// How often progress is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(250);
-/// The seed of the golden input.
-const GOLDEN_SEED: u64 = 1;
-/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
-const GOLDEN_TOLERANCE: f32 = 1e-3;
 
 /// Runs the process. Call it before the process has a second thread.
 #[must_use]
@@ -292,7 +289,6 @@ impl Work<'_, '_> {
         let mut inference = InferenceNetwork::load(spec, &tensors, nn::IMAGENET_MEAN, nn::IMAGENET_STD, Device::Cpu)?;
         let answers = inference.infer(&[&nn::golden_input(GOLDEN_SEED, side_px)], side_px)?;
         let outputs: Vec<f32> = answers.into_iter().flat_map(|answer| answer.heads.concat()).collect();
-        let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
         Ok(Finished {
             weights_file: file.to_string_lossy().into_owned(),
             weights_digest,
@@ -302,10 +298,11 @@ impl Work<'_, '_> {
                 mean: nn::IMAGENET_MEAN.to_vec(),
                 std: nn::IMAGENET_STD.to_vec(),
                 min_side_px: nn::MIN_SIDE_PX,
+                ..Preprocessing::default()
             }),
             calibrations,
             metrics,
-            golden: Some(Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest }),
+            golden: Some(golden(outputs)),
         })
     }
 }
@@ -324,6 +321,7 @@ fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[evaluate::Answers]) -> 
                 coverage: recipe.coverage,
                 half_width,
                 n_examples: n as u64,
+                ..HeadCalibration::default()
             }),
             None => tracing::warn!(head = head.name, n, "too few calibration examples for an interval"),
         }

@@ -36,6 +36,23 @@ pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
     Pixels { side_px, rgb: square.into_vec() }
 }
 
+impl DecodedImage {
+    /// The whole picture in another size, by the same filter; sides of zero become one.
+    #[must_use]
+    pub fn resized(&self, width_px: u32, height_px: u32) -> Self {
+        let (width, height) = (width_px.max(1), height_px.max(1));
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        let mut resized = Image::new(width, height, PixelType::U8x3);
+        #[expect(clippy::expect_used, reason = "a DecodedImage has width * height * 3 bytes, and so has the target")]
+        {
+            let source = ImageRef::new(self.width_px(), self.height_px(), self.rgb(), PixelType::U8x3)
+                .expect("the buffer has the right size");
+            Resizer::new().resize(&source, &mut resized, &options).expect("equal pixel types");
+            Self::from_rgb(width, height, resized.into_vec()).expect("both sides are at least one")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

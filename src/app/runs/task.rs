@@ -15,7 +15,7 @@ use crate::{
         v1::{self, watch_training_run_response::Event as Kind},
         worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
     },
-    registry::{ModelId, ModelRef, NewVersion, VersionName},
+    registry::{ModelId, ModelRef, NewVersion, Origin, VersionName},
     training::RunningWorker,
 };
 
@@ -215,11 +215,15 @@ async fn register(
         embedding_layers: crate::app::embedding_layers(),
         metrics: finished.metrics,
         golden: finished.golden,
-        training_run: format!("trainingRuns/{}", record.id),
-        recipe: Some(recipe),
-        data_fingerprint: record.data.as_ref().map(|d| d.fingerprint.clone()).unwrap_or_default(),
-        imported_from: String::new(),
-        parent_version,
+        thresholds: None,
+        identity: None,
+        origin: Origin {
+            training_run: format!("trainingRuns/{}", record.id),
+            recipe: Some(recipe),
+            data_fingerprint: record.data.as_ref().map(|d| d.fingerprint.clone()).unwrap_or_default(),
+            parent_version,
+            ..Origin::default()
+        },
     };
     let mut ended = record.clone();
     ended.set_state(v1::RunState::Succeeded);

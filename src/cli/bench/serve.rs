@@ -163,7 +163,7 @@ struct Load {
 impl Load {
     async fn call(&self, n: usize) -> (Duration, bool) {
         let image = self.photos[n % self.photos.len()].clone();
-        let request = v1::PredictRequest { model: MODEL.to_owned(), image, heads: Vec::new() };
+        let request = v1::PredictRequest { model: MODEL.to_owned(), image, ..Default::default() };
         let started = Instant::now();
         let answer = self.clients.visage.clone().predict(request).await;
         (started.elapsed(), answer.is_ok())

@@ -1,8 +1,8 @@
-//! Decoding on threads of its own: bounded, by deadline, sized to the cores.
+//! Work on pixels on threads of its own: bounded, by deadline, sized to the cores.
 //!
 //! Decoding a phone's photo costs more than a small network's forward pass, and would stall the threads that carry
-//! requests. Photos wait here as they do for the device: the earliest deadline first, what is cancelled leaves the
-//! queue, and what has expired is answered without being decoded.
+//! requests; cutting faces out and judging them costs less, but enough. Work waits here as it does for the device: the
+//! earliest deadline first, what is cancelled leaves the queue, and what has expired is answered without being done.
 
 use std::{
     collections::BTreeMap,
@@ -12,47 +12,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{ServeError, panic_message};
-use crate::vision::{DecodeLimits, ImageError, Pixels, decode, to_pixels};
+use crate::vision::{DecodeLimits, ImageError};
 
 /// What the pool is called in errors.
-const NAME: &str = "the decoder";
+const NAME: &str = "the work on pixels";
 
-/// What a decode pool is made with.
+/// What a pool is made with.
 #[derive(Clone, Copy, Debug)]
-pub struct DecodePoolSettings {
+pub struct PixelPoolSettings {
     /// Threads; 0: as many as cores.
     pub n_threads: usize,
-    /// Photos that may wait.
+    /// Pieces of work that may wait.
     pub queue_capacity: usize,
     /// What one photo may cost.
     pub limits: DecodeLimits,
 }
 
-impl Default for DecodePoolSettings {
-    /// A thread a core, 256 photos waiting.
+impl Default for PixelPoolSettings {
+    /// A thread a core, 256 pieces of work waiting.
     fn default() -> Self {
         Self { n_threads: 0, queue_capacity: 256, limits: DecodeLimits::default() }
     }
 }
 
-/// A photo, ready for a network.
-#[derive(Clone, Debug)]
-pub struct DecodedPhoto {
-    /// The network's input.
-    pub pixels: Arc<Pixels>,
-    /// The photo's width after orientation, in pixels.
-    pub width: u32,
-    /// The photo's height after orientation, in pixels.
-    pub height: u32,
-}
-
-/// Why a photo was not decoded.
+/// Why the work was not done.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum DecodeError {
+pub enum PixelError {
     /// The photo cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -61,7 +49,7 @@ pub enum DecodeError {
     Serve(#[from] ServeError),
 }
 
-impl DecodeError {
+impl PixelError {
     /// Who must act.
     #[must_use]
     pub fn kind(&self) -> crate::error::Kind {
@@ -72,9 +60,9 @@ impl DecodeError {
     }
 }
 
-/// The decoding threads. A cheap handle: clones share the pool, and dropping the last one stops it.
+/// The threads. A cheap handle: clones share the pool, and dropping the last one stops it.
 #[derive(Clone)]
-pub struct DecodePool {
+pub struct PixelPool {
     inner: Arc<Inner>,
 }
 
@@ -84,7 +72,7 @@ struct Inner {
 }
 
 struct Shared {
-    settings: DecodePoolSettings,
+    settings: PixelPoolSettings,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -93,7 +81,7 @@ struct State {
     waiting: BTreeMap<Key, Job>,
     n_arrivals: u64,
     n_threads: usize,
-    /// Seconds that a photo takes, as an exponentially weighted average.
+    /// Seconds that a piece takes, as an exponentially weighted average.
     seconds: f64,
     stopping: bool,
 }
@@ -101,18 +89,15 @@ struct State {
 /// Those with a deadline first, the earlier before the later; then by arrival.
 type Key = (bool, Option<Instant>, u64);
 
-struct Job {
-    bytes: Bytes,
-    side_px: u32,
-    reply: oneshot::Sender<Result<DecodedPhoto, DecodeError>>,
-}
+/// Does the work and answers, or answers with the error; says whether the work was done.
+type Job = Box<dyn FnOnce(Result<&DecodeLimits, ServeError>) -> bool + Send>;
 
-impl DecodePool {
+impl PixelPool {
     /// Starts the threads.
     ///
     /// # Errors
     /// [`ServeError::EngineFailed`] when the system gives no thread.
-    pub fn start(settings: DecodePoolSettings) -> Result<Self, ServeError> {
+    pub fn start(settings: PixelPoolSettings) -> Result<Self, ServeError> {
         let n_threads = match settings.n_threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -122,7 +107,7 @@ impl DecodePool {
         let inner = Inner { shared: shared.clone(), threads: Mutex::default() };
         for thread_idx in 0..n_threads {
             let shared = shared.clone();
-            let thread = thread::Builder::new().name(format!("decode-{thread_idx}"));
+            let thread = thread::Builder::new().name(format!("pixels-{thread_idx}"));
             let spawned = thread.spawn(move || shared.serve());
             let thread = spawned.map_err(|e| ServeError::EngineFailed {
                 version: NAME.to_owned(),
@@ -133,37 +118,37 @@ impl DecodePool {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Decodes a photo and cuts it to a square of `side_px`. Dropping the future takes it out of the queue, if it still
-    /// waits there.
+    /// Does `work`, which is told what decoding one image may cost. Dropping the future takes it out of the queue, if it
+    /// still waits there. A panic in it is contained.
     ///
     /// # Errors
-    /// [`DecodeError::Image`] when the photo cannot be used; as [`DecodeError::Serve`]: [`ServeError::Overloaded`] at
-    /// once when the queue is full, [`ServeError::DeadlineExceeded`], [`ServeError::Stopping`].
-    pub async fn decode(
+    /// Those of `work`; as [`PixelError::Serve`]: [`ServeError::Overloaded`] at once when the queue is full,
+    /// [`ServeError::DeadlineExceeded`], [`ServeError::Stopping`], [`ServeError::EngineFailed`] for a panic.
+    pub async fn run<T: Send + 'static>(
         &self,
-        bytes: Bytes,
-        side_px: u32,
         deadline: Option<Instant>,
-    ) -> Result<DecodedPhoto, DecodeError> {
+        work: impl FnOnce(&DecodeLimits) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, PixelError> {
         let shared = &self.inner.shared;
-        let (key, answer) = shared.enqueue(bytes, side_px, deadline)?;
+        let (reply, answer) = oneshot::channel();
+        let key = shared.enqueue(job(work, reply), deadline)?;
         let mut waiting = CancelOnDrop { shared, key: Some(key) };
         let result = answer.await;
         waiting.key = None;
         result.unwrap_or_else(|_| {
-            let detail = "a decoding thread lost it".to_owned();
+            let detail = "a thread lost it".to_owned();
             Err(ServeError::EngineFailed { version: NAME.to_owned(), detail }.into())
         })
     }
 
-    /// Photos that wait.
+    /// Pieces of work that wait.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         self.inner.shared.lock().waiting.len()
     }
 
     /// Stops: what waits is answered with [`ServeError::Stopping`], and the threads are joined. Blocks for as long as
-    /// the photos being decoded take.
+    /// the work in hand takes.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
@@ -178,7 +163,7 @@ impl Inner {
         };
         self.shared.work.notify_all();
         for job in waiting.into_values() {
-            drop(job.reply.send(Err(ServeError::Stopping.into())));
+            job(Err(ServeError::Stopping));
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -196,12 +181,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enqueue(
-        &self,
-        bytes: Bytes,
-        side_px: u32,
-        deadline: Option<Instant>,
-    ) -> Result<(Key, oneshot::Receiver<Result<DecodedPhoto, DecodeError>>), ServeError> {
+    fn enqueue(&self, job: Job, deadline: Option<Instant>) -> Result<Key, ServeError> {
         let now = Instant::now();
         let mut state = self.lock();
         if state.stopping {
@@ -212,40 +192,28 @@ impl Shared {
         }
         let n_waiting = state.waiting.len();
         if n_waiting >= self.settings.queue_capacity {
-            // One thread of so many is free after its share of a photo's time.
+            // One thread of so many is free after its share of a piece's time.
             let retry_after = Duration::from_secs_f64((state.seconds / state.n_threads as f64).clamp(0.01, 30.0));
             return Err(ServeError::Overloaded { version: NAME.to_owned(), n_waiting, retry_after });
         }
         let key = (deadline.is_none(), deadline, state.n_arrivals);
         state.n_arrivals += 1;
-        let (reply, answer) = oneshot::channel();
-        state.waiting.insert(key, Job { bytes, side_px, reply });
+        state.waiting.insert(key, job);
         drop(state);
         self.work.notify_one();
-        Ok((key, answer))
+        Ok(key)
     }
 
     /// A thread's body.
     fn serve(&self) {
         while let Some(((_, deadline, _), job)) = self.next() {
-            if job.reply.is_closed() {
-                continue;
-            }
             let start = Instant::now();
             if deadline.is_some_and(|due| due <= start) {
-                drop(job.reply.send(Err(ServeError::DeadlineExceeded { version: NAME.to_owned() }.into())));
-                continue;
-            }
-            let decoded = catch_unwind(AssertUnwindSafe(|| self.decode(&job)));
-            let decoded = decoded.unwrap_or_else(|panic| {
-                let detail = panic_message(&*panic);
-                Err(ServeError::EngineFailed { version: NAME.to_owned(), detail }.into())
-            });
-            if decoded.is_ok() {
+                job(Err(ServeError::DeadlineExceeded { version: NAME.to_owned() }));
+            } else if job(Ok(&self.settings.limits)) {
                 let mut state = self.lock();
                 state.seconds += 0.1 * (start.elapsed().as_secs_f64() - state.seconds);
             }
-            drop(job.reply.send(decoded));
         }
     }
 
@@ -261,12 +229,36 @@ impl Shared {
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
 
-    fn decode(&self, job: &Job) -> Result<DecodedPhoto, DecodeError> {
-        let image = decode(&job.bytes, &self.settings.limits)?;
-        let pixels = Arc::new(to_pixels(&image, job.side_px));
-        Ok(DecodedPhoto { pixels, width: image.width_px(), height: image.height_px() })
-    }
+/// The work with its answer's way.
+fn job<T: Send + 'static>(
+    work: impl FnOnce(&DecodeLimits) -> Result<T, ImageError> + Send + 'static,
+    reply: oneshot::Sender<Result<T, PixelError>>,
+) -> Job {
+    Box::new(move |go| {
+        let limits = match go {
+            Ok(limits) => limits,
+            Err(refused) => {
+                drop(reply.send(Err(refused.into())));
+                return false;
+            }
+        };
+        // Its caller has gone away.
+        if reply.is_closed() {
+            return false;
+        }
+        let done = match catch_unwind(AssertUnwindSafe(|| work(limits))) {
+            Ok(done) => done.map_err(PixelError::Image),
+            Err(panic) => {
+                let detail = panic_message(&*panic);
+                Err(ServeError::EngineFailed { version: NAME.to_owned(), detail }.into())
+            }
+        };
+        let is_done = done.is_ok();
+        drop(reply.send(done));
+        is_done
+    })
 }
 
 struct CancelOnDrop<'a> {
@@ -287,60 +279,69 @@ impl Drop for CancelOnDrop<'_> {
 mod tests {
     use super::*;
 
-    const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
-
-    fn pool(n_threads: usize, queue_capacity: usize) -> DecodePool {
-        DecodePool::start(DecodePoolSettings { n_threads, queue_capacity, ..Default::default() }).unwrap()
+    fn pool(n_threads: usize, queue_capacity: usize) -> PixelPool {
+        PixelPool::start(PixelPoolSettings { n_threads, queue_capacity, ..Default::default() }).unwrap()
     }
 
     #[tokio::test]
-    async fn decodes_and_says_the_photos_size() {
+    async fn work_is_done_and_its_error_told() {
         let pool = pool(2, 100);
-        let portrait = || pool.decode(Bytes::from_static(PORTRAIT), 64, None);
-        let all = futures::future::try_join_all((0..20).map(|_| portrait())).await.unwrap();
-        for photo in &all {
-            assert_eq!((photo.width, photo.height, photo.pixels.side_px), (320, 320, 64));
-            assert_eq!(photo.pixels, all[0].pixels);
-        }
-        let text = pool.decode(Bytes::from_static(b"this is text"), 64, None).await;
-        assert!(matches!(text, Err(DecodeError::Image(ImageError::UnsupportedFormat { n_bytes: 12 }))));
-        assert!(portrait().await.is_ok());
+        let all = futures::future::try_join_all((0..20).map(|i| pool.run(None, move |_| Ok(i * i)))).await.unwrap();
+        assert_eq!(all[7], 49);
+        let refused = pool
+            .run(None, |limits| Err::<(), _>(ImageError::UnsupportedFormat { n_bytes: limits.max_pixels as usize }));
+        assert!(matches!(refused.await, Err(PixelError::Image(ImageError::UnsupportedFormat { n_bytes: 50_000_000 }))));
+        let panicked = pool.run(None, |_| -> Result<(), ImageError> { panic!("at the disco") }).await;
+        assert!(
+            matches!(panicked, Err(PixelError::Serve(ServeError::EngineFailed { detail, .. })) if detail.contains("disco"))
+        );
+        assert!(pool.run(None, |_| Ok(())).await.is_ok());
     }
 
     #[tokio::test]
-    async fn late_photos_and_a_full_queue_are_refused() {
+    async fn late_work_and_a_full_queue_are_refused() {
         let pool = pool(1, 0);
-        let full = pool.decode(Bytes::from_static(PORTRAIT), 64, None).await;
-        assert!(matches!(full, Err(DecodeError::Serve(ServeError::Overloaded { n_waiting: 0, .. }))));
-        let late = pool.decode(Bytes::from_static(PORTRAIT), 64, Some(Instant::now())).await;
-        assert!(matches!(late, Err(DecodeError::Serve(ServeError::DeadlineExceeded { .. }))));
+        let full = pool.run(None, |_| Ok(())).await;
+        assert!(matches!(full, Err(PixelError::Serve(ServeError::Overloaded { n_waiting: 0, .. }))));
+        let late = pool.run(Some(Instant::now()), |_| Ok(())).await;
+        assert!(matches!(late, Err(PixelError::Serve(ServeError::DeadlineExceeded { .. }))));
     }
 
     #[test]
     fn the_earliest_deadline_is_first_and_the_cancelled_leave() {
-        let settings = DecodePoolSettings { queue_capacity: 3, ..Default::default() };
+        let settings = PixelPoolSettings { queue_capacity: 3, ..Default::default() };
         let state = State { waiting: BTreeMap::new(), n_arrivals: 0, n_threads: 1, seconds: 0.1, stopping: false };
         // No thread serves it: the queue stands still.
         let shared = Shared { settings, state: Mutex::new(state), work: Condvar::new() };
         let in_secs = |secs| Some(Instant::now() + Duration::from_secs(secs));
-        let put = |side_px, deadline| shared.enqueue(Bytes::new(), side_px, deadline);
-        let (_first, _a) = put(1, None).unwrap();
-        let (second, _b) = put(2, in_secs(90)).unwrap();
-        let (_third, _c) = put(3, in_secs(60)).unwrap();
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let put = |number: u32, deadline| {
+            let done = done.clone();
+            let work = move |_: Result<&DecodeLimits, ServeError>| {
+                done.lock().unwrap().push(number);
+                true
+            };
+            shared.enqueue(Box::new(work), deadline)
+        };
+        put(1, None).unwrap();
+        let second = put(2, in_secs(90)).unwrap();
+        put(3, in_secs(60)).unwrap();
         let Err(ServeError::Overloaded { n_waiting: 3, retry_after, .. }) = put(4, None) else { panic!() };
         assert_eq!(retry_after, Duration::from_millis(100));
         drop(CancelOnDrop { shared: &shared, key: Some(second) });
-        let (_fourth, _d) = put(4, in_secs(30)).unwrap();
-        let order: Vec<_> = (0..3).filter_map(|_| shared.next()).map(|(_, job)| job.side_px).collect();
-        assert_eq!(order, [4, 3, 1]);
+        put(4, in_secs(30)).unwrap();
+        for _ in 0..3 {
+            shared.next().unwrap().1(Ok(&DecodeLimits::default()));
+        }
+        assert_eq!(*done.lock().unwrap(), [4, 3, 1]);
     }
 
     #[tokio::test]
     async fn a_stopped_pool_takes_nothing() {
         let pool = pool(1, 8);
         pool.shutdown();
-        let refused = pool.decode(Bytes::from_static(PORTRAIT), 64, None).await;
-        assert!(matches!(refused, Err(DecodeError::Serve(ServeError::Stopping))));
+        let refused = pool.run(None, |_| Ok(())).await;
+        assert!(matches!(refused, Err(PixelError::Serve(ServeError::Stopping))));
         pool.shutdown();
     }
 }

@@ -1,0 +1,97 @@
+//! CompareFaces: whether two photos show the same person. Nothing is stored.
+
+use bytes::Bytes;
+use futures::future::try_join;
+
+use super::{
+    App, AppError, CallContext, FacesRead, Outcome, Read,
+    faces::{embedding_of, single_face},
+    photos::proto_duration,
+    predict::found_face,
+};
+use crate::{
+    proto::v1::{self, AbstentionReason, FaceReading, FaceSelection},
+    similarity::{Embedding, EmbeddingSpace, Score, identity_evidence},
+};
+
+/// Two photos to compare.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// One.
+    pub first: Bytes,
+    /// The other.
+    pub second: Bytes,
+    /// The embedding space, as a collection's is named; empty: the default's.
+    pub space: String,
+    /// Which face of each.
+    pub selection: FaceSelection,
+}
+
+impl App {
+    /// Compares the faces of two photos.
+    ///
+    /// # Errors
+    /// When there is no such space, a photo is no readable image, or there is no room or time for it.
+    pub async fn compare_faces(
+        &self,
+        call: &CallContext,
+        request: Comparison,
+    ) -> Result<v1::CompareFacesResponse, AppError> {
+        for (field, image) in [("first_image", &request.first), ("second_image", &request.second)] {
+            if image.is_empty() {
+                return Err(AppError::field(field, "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
+            }
+        }
+        let wants = single_face("face_selection", request.selection)?;
+        let space = self.models.resolve_space(&request.space).await?;
+        let read = |image| self.photos.read(call, space.version(), image, &wants);
+        let (first, second) = try_join(read(request.first), read(request.second)).await?;
+        let mut answer = v1::CompareFacesResponse {
+            embedding_space: space.to_string(),
+            first_face: face(&first),
+            second_face: face(&second),
+            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.timing.clone() }),
+            ..v1::CompareFacesResponse::default()
+        };
+        let mut reasons: Vec<AbstentionReason> = [&first, &second].into_iter().flat_map(reasons).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        if !reasons.is_empty() {
+            answer.abstained = true;
+            answer.abstention_reasons = reasons.into_iter().map(Into::into).collect();
+            return Ok(answer);
+        }
+        let manifest = std::sync::Arc::clone(&first.manifest);
+        let score = Score::of(
+            embedding("first_image", first, &space)?.values(),
+            embedding("second_image", second, &space)?.values(),
+        );
+        answer.score = Some(score.value());
+        answer.identity = manifest.identity.as_ref().map(|calibration| identity_evidence(calibration, score.value()));
+        Ok(answer)
+    }
+}
+
+fn embedding(field: &'static str, read: Read, space: &EmbeddingSpace) -> Result<Embedding, AppError> {
+    let values = embedding_of(field, read, space)?;
+    let dimensions = values.len();
+    Ok(Embedding::new(field, values, dimensions)?)
+}
+
+fn reasons(read: &Read) -> Vec<AbstentionReason> {
+    match &read.outcome {
+        Outcome::Answered(_) => Vec::new(),
+        Outcome::TooSmall { .. } => vec![AbstentionReason::FaceTooSmall],
+        Outcome::Faces(found) => match found.faces.first() {
+            Some(face) => face.reasons.clone(),
+            None => found.reasons(),
+        },
+    }
+}
+
+fn face(read: &Read) -> Option<FaceReading> {
+    match &read.outcome {
+        Outcome::Faces(FacesRead { faces, .. }) => faces.first().map(found_face),
+        Outcome::Answered(_) | Outcome::TooSmall { .. } => None,
+    }
+}

@@ -1,0 +1,226 @@
+//! A photo with faces through the pipeline: decode, find, cut out and judge, read and embed.
+//!
+//! Work on pixels is done by the pixel pool, and what a network does by its version's queue on the device; the stages
+//! follow one another and none calls back.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+
+use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
+use crate::{
+    app::{AppError, CallContext, thresholds},
+    proto::{
+        store::{FaceChip, VersionRecord},
+        v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
+    },
+    registry::{ModelRef, VersionName},
+    serving::{Input, Served, cascade_settings, points},
+    similarity::EmbeddingSpace,
+    vision::{ChipSettings, DetectedFace, FaceQuality, Point, Pyramid, cut_chip, decode},
+};
+
+/// A network that is asked about each face, and what its chips look like.
+struct Reader {
+    version: String,
+    chip: ChipSettings,
+}
+
+/// A photo in which faces are looked for.
+struct Looked {
+    input: Arc<Input>,
+    /// Pixels of the photo as it was sent, along and down, for each of the one that is looked at.
+    scale: (f32, f32),
+}
+
+/// A face, cut out and judged.
+struct Cut {
+    quality: FaceQuality,
+    /// For each reader, in order; none of a face that is not fit.
+    chips: Vec<Arc<Input>>,
+    reasons: Vec<AbstentionReason>,
+}
+
+impl Photos {
+    /// Reads the faces of a photo, in a version that reads faces.
+    pub(super) async fn read_faces(
+        &self,
+        call: &CallContext,
+        version: &VersionName,
+        manifest: &VersionRecord,
+        chip: &FaceChip,
+        image: Bytes,
+        wants: &Wants,
+    ) -> Result<(FacesRead, v1::Timing), AppError> {
+        let thresholds = thresholds::effective(manifest.thresholds.as_ref(), &wants.thresholds, &self.faces)?;
+        let mut readers = vec![Reader { version: version.to_string(), chip: chip_settings(version, manifest)? }];
+        let space = if wants.embedding { Some(self.paired(version, chip, &mut readers).await?) } else { None };
+        let detector = stored_version(&chip.detector)?;
+        let detector_manifest = self.models.ready(&detector).await?;
+        let detection = detector_manifest.preprocessing.as_ref().and_then(|p| p.detection.clone());
+        let detection = detection.ok_or_else(|| AppError::Internal(format!("{detector} finds no faces")))?;
+
+        let start = Instant::now();
+        let settings = cascade_settings(&detection);
+        let work = move |limits: &_| {
+            let photo = decode(&image, limits)?;
+            let (width, height) = (photo.width_px() as f32, photo.height_px() as f32);
+            let pyramid = Pyramid::new(photo, &settings);
+            let scale = (width / pyramid.photo().width_px() as f32, height / pyramid.photo().height_px() as f32);
+            Ok(Looked { input: Arc::new(Input::Photo(pyramid)), scale })
+        };
+        let looked = self.pixels.run(call.deadline, work).await?;
+        let decode = proto_duration(start.elapsed());
+
+        let start = Instant::now();
+        let found = self.serving.run(&detector.to_string(), Arc::clone(&looked.input), call.deadline).await?;
+        let mut faces = found.output.faces;
+        let n_found = faces.len();
+        match wants.selection {
+            FaceSelection::Unspecified | FaceSelection::Largest => faces.truncate(1),
+            FaceSelection::All => faces.truncate(self.faces.max_faces),
+            FaceSelection::Single if n_found > 1 => faces.clear(),
+            FaceSelection::Single => {}
+        }
+        let timing = v1::Timing { decode, detection: proto_duration(start.elapsed()), ..v1::Timing::default() };
+        if faces.is_empty() {
+            return Ok((FacesRead { n_found, faces: Vec::new() }, timing));
+        }
+
+        let start = Instant::now();
+        let landmarks = points(&detection.landmark_template).unwrap_or(readers[0].chip.template);
+        let scale = looked.scale;
+        let (cuts, faces) = self.cut(call, looked, faces, &readers, landmarks, thresholds).await?;
+        let alignment = proto_duration(start.elapsed());
+
+        let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
+        let answered = try_join_all(asked).await?;
+        let first = answered.first().and_then(|answered| answered.served.first());
+        let timing = v1::Timing {
+            alignment,
+            queue: first.and_then(|served| proto_duration(served.queue)),
+            inference: first.and_then(|served| proto_duration(served.inference)),
+            batch_size: first.map_or(0, |served| i32::try_from(served.batch_size).unwrap_or(i32::MAX)),
+            embedding: answered
+                .first()
+                .and_then(|answered| answered.served.get(1))
+                .and_then(|served| proto_duration(served.queue + served.inference)),
+            ..timing
+        };
+        let read = faces
+            .into_iter()
+            .zip(answered)
+            .map(|(face, answered)| answered.into_face(face.scaled(scale.0, scale.1), space.as_ref()));
+        Ok((FacesRead { n_found, faces: read.collect() }, timing))
+    }
+
+    /// The space that the version is paired with; its network becomes the second reader.
+    async fn paired(
+        &self,
+        version: &VersionName,
+        chip: &FaceChip,
+        readers: &mut Vec<Reader>,
+    ) -> Result<EmbeddingSpace, AppError> {
+        if chip.embedding_space.is_empty() {
+            let what = "is paired with no embedding".to_owned();
+            return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
+        }
+        let space = EmbeddingSpace::parse(&chip.embedding_space)?;
+        let embedder = stored_version(space.version())?;
+        let manifest = self.models.ready(&embedder).await?;
+        readers.push(Reader { version: embedder.to_string(), chip: chip_settings(&embedder, &manifest)? });
+        Ok(space)
+    }
+
+    /// Judges the faces, and cuts out those that are fit, once for each reader.
+    async fn cut(
+        &self,
+        call: &CallContext,
+        looked: Looked,
+        faces: Vec<DetectedFace>,
+        readers: &[Reader],
+        landmarks: [Point; 5],
+        thresholds: QualityThresholds,
+    ) -> Result<(Vec<Cut>, Vec<DetectedFace>), AppError> {
+        let settings: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
+        let work = move |_: &_| {
+            let Input::Photo(pyramid) = &*looked.input else { return Ok((Vec::new(), faces)) };
+            let photo = pyramid.photo();
+            let cut = |face: &DetectedFace| {
+                let scale = f64::from(looked.scale.0.min(looked.scale.1));
+                let quality = FaceQuality::of(photo, scale, face, &landmarks, &settings[0].template);
+                let reasons = thresholds::judge(&quality, &thresholds);
+                let chip = |settings: &ChipSettings| {
+                    Arc::new(Input::Square(cut_chip(photo, &face.alignment, settings).pixels))
+                };
+                let chips = if reasons.is_empty() { settings.iter().map(chip).collect() } else { Vec::new() };
+                Cut { quality, chips, reasons }
+            };
+            Ok((faces.iter().map(cut).collect(), faces))
+        };
+        Ok(self.pixels.run(call.deadline, work).await?)
+    }
+
+    /// Asks every reader about a face at once.
+    async fn ask(
+        &self,
+        call: &CallContext,
+        readers: &[Reader],
+        cut: Cut,
+        thresholds: &QualityThresholds,
+    ) -> Result<Answered, AppError> {
+        let asked =
+            readers.iter().zip(cut.chips).map(|(reader, chip)| self.serving.run(&reader.version, chip, call.deadline));
+        let served = try_join_all(asked).await?;
+        let mut reasons = cut.reasons;
+        let mut quality: BTreeMap<String, f64> =
+            cut.quality.by_name().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let spreads = served.first().map(|served| served.output.spreads.as_slice()).unwrap_or_default();
+        let spread = spreads.iter().flatten().copied().reduce(f32::max).map(f64::from);
+        quality.extend(spread.map(|spread| ("spread".to_owned(), spread)));
+        if thresholds::too_uncertain(spread, thresholds) {
+            reasons.push(AbstentionReason::OutOfRange);
+        }
+        Ok(Answered { quality, reasons, served })
+    }
+}
+
+/// What the readers say of a face.
+struct Answered {
+    quality: BTreeMap<String, f64>,
+    reasons: Vec<AbstentionReason>,
+    served: Vec<Served>,
+}
+
+impl Answered {
+    fn into_face(self, face: DetectedFace, space: Option<&EmbeddingSpace>) -> FaceRead {
+        let mut outputs = self.served.into_iter().map(|served| served.output);
+        let (output, paired) = (outputs.next(), outputs.next());
+        let fit = self.reasons.is_empty();
+        let embedding = paired
+            .zip(space)
+            .filter(|_| fit)
+            .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(space.layer())?)));
+        FaceRead { face, quality: self.quality, output: output.filter(|_| fit), embedding, reasons: self.reasons }
+    }
+}
+
+/// A version that a manifest names.
+fn stored_version(name: &str) -> Result<VersionName, AppError> {
+    match ModelRef::parse("detector", name)? {
+        ModelRef::Version(version) => Ok(version),
+        ModelRef::Alias { .. } => Err(AppError::Internal(format!("a manifest names {name}, which is no version"))),
+    }
+}
+
+/// What a version's chips look like.
+fn chip_settings(version: &VersionName, manifest: &VersionRecord) -> Result<ChipSettings, AppError> {
+    let preprocessing = manifest.preprocessing.as_ref();
+    let chip = preprocessing.and_then(|p| Some((p.image_size_px, p.face_chip.as_ref()?)));
+    let settings = chip.and_then(|(side_px, chip)| {
+        let template = points(&chip.template)?;
+        (side_px >= 2 && chip.padding.is_finite()).then_some(ChipSettings { side_px, padding: chip.padding, template })
+    });
+    settings.ok_or_else(|| AppError::Internal(format!("the manifest of {version} does not say how faces are cut out")))
+}

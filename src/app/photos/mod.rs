@@ -1,0 +1,209 @@
+//! A photo through the pipeline of the version that reads it.
+//!
+//! A version reads whole photos, or faces. A whole photo is decoded on the pixel pool and goes through the network; of
+//! one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or expired work never
+//! reaches the device.
+
+mod faces;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{AppError, CallContext, Models};
+use crate::{
+    config::FacesConfig,
+    proto::{
+        store::VersionRecord,
+        v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
+    },
+    registry::VersionName,
+    serving::{ImageOutput, Input, PixelPool, ServeError, ServingPool},
+    vision::{DetectedFace, decode, to_pixels},
+};
+
+/// Reads photos with the registry's versions.
+#[derive(Clone)]
+pub struct Photos {
+    models: Models,
+    pixels: PixelPool,
+    serving: ServingPool,
+    faces: Arc<FacesConfig>,
+}
+
+/// What a caller wants of a photo's faces.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wants {
+    /// Which faces.
+    pub selection: FaceSelection,
+    /// Instead of the version's own.
+    pub thresholds: QualityThresholds,
+    /// Whether the embedding that the version is paired with.
+    pub embedding: bool,
+}
+
+/// What became of a photo.
+pub struct Read {
+    /// The version that read it.
+    pub version: VersionName,
+    /// Its manifest.
+    pub manifest: Arc<VersionRecord>,
+    /// The network's answer, or why there is none.
+    pub outcome: Outcome,
+    /// Where the time went.
+    pub timing: v1::Timing,
+}
+
+/// What the pipeline says.
+pub enum Outcome {
+    /// What the network says of the whole photo.
+    Answered(ImageOutput),
+    /// The photo is smaller than the version reads.
+    TooSmall {
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// The least side that the version reads.
+        min_side_px: u32,
+    },
+    /// What it says of the faces.
+    Faces(FacesRead),
+}
+
+/// The faces of a photo.
+pub struct FacesRead {
+    /// How many were found.
+    pub n_found: usize,
+    /// Those that were selected, the largest first; empty when none was found, or several where one was asked for.
+    pub faces: Vec<FaceRead>,
+}
+
+/// A face of a photo.
+pub struct FaceRead {
+    /// Where it is, in pixels of the photo as it was sent.
+    pub face: DetectedFace,
+    /// How fit its picture is, by the signal's name.
+    pub quality: BTreeMap<String, f64>,
+    /// Why it is not answered; empty when it is.
+    pub reasons: Vec<AbstentionReason>,
+    /// What the network says of it; absent when it is not answered.
+    pub output: Option<ImageOutput>,
+    /// Its embedding in the space that the version is paired with, when it was asked for and the face is answered.
+    pub embedding: Option<(String, Vec<f32>)>,
+}
+
+impl FacesRead {
+    /// Why no face was selected; empty when one was.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<AbstentionReason> {
+        match (self.faces.is_empty(), self.n_found) {
+            (false, _) => Vec::new(),
+            (true, 0) => vec![AbstentionReason::NoFace],
+            (true, _) => vec![AbstentionReason::SeveralFaces],
+        }
+    }
+}
+
+impl Photos {
+    /// Reads photos with `models` on `serving`, with the work on pixels done by `pixels`.
+    #[must_use]
+    pub fn new(models: Models, pixels: PixelPool, serving: ServingPool, faces: FacesConfig) -> Self {
+        Self { models, pixels, serving, faces: Arc::new(faces) }
+    }
+
+    /// Reads one photo with the version that `reference` means.
+    ///
+    /// # Errors
+    /// When there is no such version, the bytes are no readable image, a threshold is out of bounds, or there is no room
+    /// or time for it.
+    pub async fn read(
+        &self,
+        call: &CallContext,
+        reference: &str,
+        image: Bytes,
+        wants: &Wants,
+    ) -> Result<Read, AppError> {
+        if image.is_empty() {
+            return Err(AppError::field("image", "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
+        }
+        // A version may be retired between the look-up and its queue; then the reference means another one, or the
+        // caller named this very one and it is loaded again. Once more is enough: a swap retires one version.
+        match self.read_once(call, reference, image.clone(), wants).await {
+            Err(AppError::Serve(ServeError::NotLoaded { .. })) => self.read_once(call, reference, image, wants).await,
+            result => result,
+        }
+    }
+
+    async fn read_once(
+        &self,
+        call: &CallContext,
+        reference: &str,
+        image: Bytes,
+        wants: &Wants,
+    ) -> Result<Read, AppError> {
+        let version = self.models.resolve(reference)?;
+        let manifest = self.models.ready(&version).await?;
+        let preprocessing = manifest
+            .preprocessing
+            .as_ref()
+            .ok_or_else(|| AppError::Internal(format!("{version} has no preprocessing")))?;
+        if preprocessing.detection.is_some() {
+            let what = "finds faces and answers nothing about them; ask a version that reads them".to_owned();
+            return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
+        }
+        let (outcome, timing) = match &preprocessing.face_chip {
+            Some(chip) => {
+                let (faces, timing) = self.read_faces(call, &version, &manifest, chip, image, wants).await?;
+                (Outcome::Faces(faces), timing)
+            }
+            None if wants.embedding => {
+                let what = "reads whole photos and is paired with no embedding; enrol the photo instead".to_owned();
+                return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
+            }
+            None => {
+                let (side_px, min_side_px) = (preprocessing.image_size_px, preprocessing.min_side_px);
+                self.read_whole(call, &version, side_px, min_side_px, image).await?
+            }
+        };
+        let timing = v1::Timing { total: proto_duration(call.arrived.elapsed()), ..timing };
+        Ok(Read { version, manifest, outcome, timing })
+    }
+
+    async fn read_whole(
+        &self,
+        call: &CallContext,
+        version: &VersionName,
+        side_px: u32,
+        min_side_px: u32,
+        image: Bytes,
+    ) -> Result<(Outcome, v1::Timing), AppError> {
+        let decoding = Instant::now();
+        let work = move |limits: &_| {
+            let image = decode(&image, limits)?;
+            Ok((Arc::new(Input::Square(to_pixels(&image, side_px))), image.width_px(), image.height_px()))
+        };
+        let (input, width, height) = self.pixels.run(call.deadline, work).await?;
+        let timing = v1::Timing { decode: proto_duration(decoding.elapsed()), ..v1::Timing::default() };
+        if width.min(height) < min_side_px {
+            return Ok((Outcome::TooSmall { width, height, min_side_px }, timing));
+        }
+        let served = self.serving.run(&version.to_string(), input, call.deadline).await?;
+        let timing = v1::Timing {
+            queue: proto_duration(served.queue),
+            inference: proto_duration(served.inference),
+            batch_size: i32::try_from(served.batch_size).unwrap_or(i32::MAX),
+            ..timing
+        };
+        Ok((Outcome::Answered(served.output), timing))
+    }
+}
+
+/// A duration in its wire form; absent beyond what that can say.
+pub(crate) fn proto_duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}

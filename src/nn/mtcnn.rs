@@ -1,0 +1,244 @@
+//! The three networks that find faces, after Zhang et al. 2016, with the parameter names of facenet-pytorch's files.
+//!
+//! They are asked one after another; what happens to the boxes in between is `vision::detect`'s.
+
+use std::collections::HashMap;
+
+use tch::{Kind, TchError, Tensor};
+
+use super::{Device, NnError, Normalisation, TensorData, network::Loaded};
+
+/// Bytes to the networks' input: `(value - 127.5) / 128`.
+const MEAN: [f32; 3] = [0.5; 3];
+const STD: [f32; 3] = [128.0 / 255.0; 3];
+
+/// The most crops in one run of the second and third network; more go in several.
+const MAX_CROPS: usize = 64;
+
+/// Crops are filled up to one of these numbers, as kernels are kept by shape.
+const CROP_BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, MAX_CROPS];
+
+/// Name and shape of every parameter, after the networks' prefix.
+const PARAMETERS: [(&str, &[(&str, &[i64])]); 3] = [
+    (
+        "pnet",
+        &[
+            ("conv1", &[10, 3, 3, 3]),
+            ("prelu1", &[10]),
+            ("conv2", &[16, 10, 3, 3]),
+            ("prelu2", &[16]),
+            ("conv3", &[32, 16, 3, 3]),
+            ("prelu3", &[32]),
+            ("conv4_1", &[2, 32, 1, 1]),
+            ("conv4_2", &[4, 32, 1, 1]),
+        ],
+    ),
+    (
+        "rnet",
+        &[
+            ("conv1", &[28, 3, 3, 3]),
+            ("prelu1", &[28]),
+            ("conv2", &[48, 28, 3, 3]),
+            ("prelu2", &[48]),
+            ("conv3", &[64, 48, 2, 2]),
+            ("prelu3", &[64]),
+            ("dense4", &[128, 576]),
+            ("prelu4", &[128]),
+            ("dense5_1", &[2, 128]),
+            ("dense5_2", &[4, 128]),
+        ],
+    ),
+    (
+        "onet",
+        &[
+            ("conv1", &[32, 3, 3, 3]),
+            ("prelu1", &[32]),
+            ("conv2", &[64, 32, 3, 3]),
+            ("prelu2", &[64]),
+            ("conv3", &[64, 64, 3, 3]),
+            ("prelu3", &[64]),
+            ("conv4", &[128, 64, 2, 2]),
+            ("prelu4", &[128]),
+            ("dense5", &[256, 1152]),
+            ("prelu5", &[256]),
+            ("dense6_1", &[2, 256]),
+            ("dense6_2", &[4, 256]),
+            ("dense6_3", &[10, 256]),
+        ],
+    ),
+];
+
+/// What the first network says about a canvas: a map of cells, two pixels apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CanvasOutput {
+    /// Cells in a row.
+    pub width: usize,
+    /// The probability that a cell shows a face, row by row.
+    pub scores: Vec<f32>,
+    /// Four planes: offsets of the box's left, top, right and bottom, in shares of its sides.
+    pub offsets: Vec<f32>,
+}
+
+/// What the second or the third network says about a crop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CropOutput {
+    /// The probability that it is a face.
+    pub score: f32,
+    /// Offsets of the box's left, top, right and bottom, in shares of its sides.
+    pub offsets: [f32; 4],
+    /// Of the third network: five x, then five y, in shares of the box's sides; of the second: zeros.
+    pub landmarks: [f32; 10],
+}
+
+/// The networks with fixed weights on one device.
+#[derive(Debug)]
+pub struct Mtcnn {
+    parameters: HashMap<String, Tensor>,
+    normalisation: Normalisation,
+}
+
+impl Mtcnn {
+    /// Takes the tensors of `pnet.*`, `rnet.*` and `onet.*`.
+    ///
+    /// # Errors
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    pub fn load(tensors: &[TensorData], device: Device) -> Result<Self, NnError> {
+        let mut shapes = HashMap::new();
+        for (network, layers) in PARAMETERS {
+            for (layer, shape) in layers {
+                shapes.insert(format!("{network}.{layer}.weight"), shape.to_vec());
+                if !layer.starts_with("prelu") {
+                    shapes.insert(format!("{network}.{layer}.bias"), shape[..1].to_vec());
+                }
+            }
+        }
+        let loaded = Loaded::check(&shapes, tensors, device)?;
+        let parameters = shapes.into_keys().map(|name| loaded.tensor(&name).map(|tensor| (name, tensor)));
+        Ok(Self {
+            parameters: parameters.collect::<Result<_, NnError>>()?,
+            normalisation: Normalisation::new(MEAN, STD, device),
+        })
+    }
+
+    /// Asks the first network about canvases of one size, rows of interleaved RGB.
+    ///
+    /// # Errors
+    /// [`NnError::Torch`] for canvases of another size, [`NnError::OutOfMemory`].
+    pub fn propose(&self, canvases: &[&[u8]], width: u32, height: u32) -> Result<Vec<CanvasOutput>, NnError> {
+        let images = self.normalisation.apply_rectangles(&canvases.concat(), canvases.len(), width, height)?;
+        tch::no_grad(|| {
+            let x = self.convolve(&images, "pnet", 1)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.convolve(&x, "pnet", 2)?;
+            let x = self.convolve(&x, "pnet", 3)?;
+            let scores = self.conv(&x, "pnet.conv4_1")?.f_softmax(1, Kind::Float)?.f_select(1, 1)?;
+            let offsets = self.conv(&x, "pnet.conv4_2")?;
+            let width = usize::try_from(scores.size().last().copied().unwrap_or(0)).unwrap_or(0);
+            let (scores, offsets) = (of_each(&scores)?, of_each(&offsets)?);
+            let outputs = scores.into_iter().zip(offsets);
+            Ok(outputs.map(|(scores, offsets)| CanvasOutput { width, scores, offsets }).collect())
+        })
+    }
+
+    /// Asks the second network about crops of 24 pixels, one after another.
+    ///
+    /// # Errors
+    /// As [`Mtcnn::propose`].
+    pub fn refine(&self, crops: &[u8]) -> Result<Vec<CropOutput>, NnError> {
+        self.in_buckets(crops, 24, |images| {
+            let x = self.convolve(images, "rnet", 1)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.convolve(&x, "rnet", 2)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.dense(&flat(&self.convolve(&x, "rnet", 3)?)?, "rnet.dense4")?;
+            let x = x.f_prelu(self.weight("rnet.prelu4"))?;
+            let scores = self.dense(&x, "rnet.dense5_1")?.f_softmax(1, Kind::Float)?;
+            Ok((scores, self.dense(&x, "rnet.dense5_2")?, None))
+        })
+    }
+
+    /// Asks the third network about crops of 48 pixels, one after another.
+    ///
+    /// # Errors
+    /// As [`Mtcnn::propose`].
+    pub fn decide(&self, crops: &[u8]) -> Result<Vec<CropOutput>, NnError> {
+        self.in_buckets(crops, 48, |images| {
+            let x = self.convolve(images, "onet", 1)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.convolve(&x, "onet", 2)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.convolve(&x, "onet", 3)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], true)?;
+            let x = self.dense(&flat(&self.convolve(&x, "onet", 4)?)?, "onet.dense5")?;
+            let x = x.f_prelu(self.weight("onet.prelu5"))?;
+            let scores = self.dense(&x, "onet.dense6_1")?.f_softmax(1, Kind::Float)?;
+            Ok((scores, self.dense(&x, "onet.dense6_2")?, Some(self.dense(&x, "onet.dense6_3")?)))
+        })
+    }
+
+    /// Runs crops of `side_px` in numbers that kernels are prepared for.
+    fn in_buckets(
+        &self,
+        crops: &[u8],
+        side_px: u32,
+        forward: impl Fn(&Tensor) -> Result<(Tensor, Tensor, Option<Tensor>), TchError>,
+    ) -> Result<Vec<CropOutput>, NnError> {
+        let n_bytes = (side_px * side_px * 3) as usize;
+        if !crops.len().is_multiple_of(n_bytes) {
+            return Err(NnError::Torch { detail: format!("{} bytes are no crops of {n_bytes}", crops.len()) });
+        }
+        let mut outputs = Vec::with_capacity(crops.len() / n_bytes);
+        for some in crops.chunks(MAX_CROPS * n_bytes) {
+            let n = some.len() / n_bytes;
+            let bucket = CROP_BUCKETS.into_iter().find(|bucket| *bucket >= n).unwrap_or(n);
+            let mut filled = some.to_vec();
+            filled.resize(bucket * n_bytes, 0);
+            let images = self.normalisation.apply(&filled, bucket, side_px)?;
+            let (scores, offsets, landmarks) = tch::no_grad(|| forward(&images))?;
+            let (scores, offsets) = (of_each(&scores)?, of_each(&offsets)?);
+            let landmarks = landmarks.map(|landmarks| of_each(&landmarks)).transpose()?;
+            for i in 0..n {
+                let marks = landmarks.as_ref().map_or([0.0; 10], |marks| array(&marks[i]));
+                outputs.push(CropOutput {
+                    score: array::<2>(&scores[i])[1],
+                    offsets: array(&offsets[i]),
+                    landmarks: marks,
+                });
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// A convolution without padding and its parametric ReLU, which has one slope a channel.
+    fn convolve(&self, x: &Tensor, network: &str, layer: usize) -> Result<Tensor, TchError> {
+        self.conv(x, &format!("{network}.conv{layer}"))?.f_prelu(self.weight(&format!("{network}.prelu{layer}")))
+    }
+
+    fn conv(&self, x: &Tensor, layer: &str) -> Result<Tensor, TchError> {
+        x.f_conv2d(self.weight(layer), Some(self.bias(layer)), [1, 1], [0, 0], [1, 1], 1)
+    }
+
+    fn dense(&self, x: &Tensor, layer: &str) -> Result<Tensor, TchError> {
+        x.f_linear(self.weight(layer), Some(self.bias(layer)))
+    }
+
+    fn weight(&self, layer: &str) -> &Tensor {
+        &self.parameters[&format!("{layer}.weight")]
+    }
+
+    fn bias(&self, layer: &str) -> &Tensor {
+        &self.parameters[&format!("{layer}.bias")]
+    }
+}
+
+/// `[N, C, H, W]` to `[N, W * H * C]`: the order in which the networks were published counts a column at a time.
+fn flat(x: &Tensor) -> Result<Tensor, TchError> {
+    x.f_permute([0, 3, 2, 1])?.f_contiguous()?.f_flatten(1, -1)
+}
+
+/// Everything of each image, in order.
+fn of_each(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
+    let n = usize::try_from(tensor.size().first().copied().unwrap_or(0)).unwrap_or(0);
+    let flat = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
+    let values = Vec::<f32>::try_from(&flat)?;
+    Ok(values.chunks((values.len() / n.max(1)).max(1)).map(<[f32]>::to_vec).collect())
+}
+
+/// The first `N` numbers; zeros where there are fewer.
+fn array<const N: usize>(values: &[f32]) -> [f32; N] {
+    std::array::from_fn(|i| values.get(i).copied().unwrap_or(0.0))
+}

@@ -1,0 +1,170 @@
+//! The engine that finds faces: three networks, and the boxes between them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Engine, EngineError, ImageOutput, Input, torch_engine::engine_error};
+use crate::{
+    nn::{CropOutput, Mtcnn},
+    proto::store::Detection,
+    vision::{
+        CascadeSettings, Point, Pyramid, ShapePredictor,
+        detect::{CROP_SIDES_PX, ProposalMap, Proposals, StageOutput},
+    },
+};
+
+/// A detector with fixed weights.
+pub(super) struct DetectorEngine {
+    pub(super) networks: Mtcnn,
+    pub(super) settings: CascadeSettings,
+    /// What places the points that faces are cut out by, and the box it is given; without it they are the landmarks.
+    pub(super) alignment: Option<(ShapePredictor, AlignmentBox)>,
+}
+
+/// The box that a shape predictor expects around a face, told from the cascade's landmarks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AlignmentBox {
+    /// Where the landmarks of an average face lie in a unit square.
+    landmarks: [Point; 5],
+    /// Where the box's centre lies in it, and how long the box's sides are.
+    centre: Point,
+    side: f32,
+}
+
+impl AlignmentBox {
+    /// A manifest's, if it has one.
+    pub(super) fn of(detection: &Detection) -> Option<Self> {
+        let landmarks = points(&detection.landmark_template)?;
+        let &[x, y, side] = detection.alignment_box.as_slice() else { return None };
+        Some(Self { landmarks, centre: Point { x, y }, side })
+    }
+}
+
+/// Five points from ten numbers.
+pub(crate) fn points(numbers: &[f32]) -> Option<[Point; 5]> {
+    let numbers = <[f32; 10]>::try_from(numbers).ok()?;
+    Some(std::array::from_fn(|i| Point { x: numbers[2 * i], y: numbers[2 * i + 1] }))
+}
+
+/// More photos in a run gain nothing: the first network is busy with one, and the other two see all crops together.
+const MAX_BATCH: usize = 8;
+
+/// A manifest's settings.
+pub(crate) fn cascade_settings(detection: &Detection) -> CascadeSettings {
+    let defaults = CascadeSettings::default();
+    let thresholds = <[f32; 3]>::try_from(detection.thresholds.as_slice()).unwrap_or(defaults.thresholds);
+    CascadeSettings {
+        min_face_px: detection.min_face_px,
+        factor: detection.factor,
+        thresholds,
+        max_side_px: detection.max_side_px,
+    }
+}
+
+/// A manifest's form of the settings.
+pub(crate) fn detection_record(settings: &CascadeSettings) -> Detection {
+    Detection {
+        min_face_px: settings.min_face_px,
+        factor: settings.factor,
+        thresholds: settings.thresholds.to_vec(),
+        max_side_px: settings.max_side_px,
+        ..Detection::default()
+    }
+}
+
+impl Engine for DetectorEngine {
+    fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
+        let pyramids = batch.iter().map(|input| match &**input {
+            Input::Photo(pyramid) => Ok(pyramid),
+            Input::Square(_) => Err(EngineError::Failed("a square came to a detector".to_owned())),
+        });
+        let pyramids = pyramids.collect::<Result<Vec<_>, _>>()?;
+        let mut proposals = self.propose(&pyramids)?;
+        let outputs = self.ask(&pyramids, &proposals, 0)?;
+        for ((proposals, pyramid), outputs) in proposals.iter_mut().zip(&pyramids).zip(&outputs) {
+            *proposals = proposals.refined(pyramid, outputs, &self.settings);
+        }
+        let outputs = self.ask(&pyramids, &proposals, 1)?;
+        let faces = proposals.iter().zip(&outputs).zip(&pyramids).map(|((proposals, outputs), pyramid)| {
+            let mut faces = proposals.faces(outputs, &self.settings);
+            if let Some((predictor, expected)) = &self.alignment {
+                for face in &mut faces {
+                    let bounds = face.square_at(&expected.landmarks, expected.centre, expected.side);
+                    face.alignment = predictor.place(pyramid.photo(), &bounds);
+                }
+            }
+            faces
+        });
+        Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
+    }
+
+    /// A pattern without faces would pass through any broken network unseen: what each of the three answers, instead.
+    fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
+        let Input::Photo(pyramid) = &**input else {
+            return Err(EngineError::Failed("a square came to a detector".to_owned()));
+        };
+        let (width, height, rgb) = pyramid.canvas();
+        let maps = self.networks.propose(&[rgb], width, height).map_err(engine_error)?;
+        let mut numbers: Vec<f32> = maps.iter().flat_map(|map| [mean(&map.scores), mean(&map.offsets)]).collect();
+        let crop = |side_px: u32| {
+            let n_bytes = (side_px * side_px * 3) as usize;
+            pyramid.photo().rgb().get(..n_bytes).unwrap_or_default().to_vec()
+        };
+        let refined = self.networks.refine(&crop(CROP_SIDES_PX[0])).map_err(engine_error)?;
+        let decided = self.networks.decide(&crop(CROP_SIDES_PX[1])).map_err(engine_error)?;
+        for output in refined.iter().chain(&decided) {
+            numbers.push(output.score);
+            numbers.extend(output.offsets.iter().chain(&output.landmarks));
+        }
+        Ok(numbers)
+    }
+
+    fn max_batch(&self) -> usize {
+        MAX_BATCH
+    }
+}
+
+impl DetectorEngine {
+    /// What the first network proposes in each photo; canvases of one size go together.
+    fn propose(&self, pyramids: &[&Pyramid]) -> Result<Vec<Proposals>, EngineError> {
+        let mut by_size: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
+        for (i, pyramid) in pyramids.iter().enumerate() {
+            let (width, height, _) = pyramid.canvas();
+            by_size.entry((width, height)).or_default().push(i);
+        }
+        let mut proposals = vec![Proposals::default(); pyramids.len()];
+        for ((width, height), of_size) in by_size {
+            // One at a time: their maps are large, and a run of one has one shape.
+            for i in of_size {
+                let maps = self.networks.propose(&[pyramids[i].canvas().2], width, height).map_err(engine_error)?;
+                if let Some(map) = maps.first() {
+                    let map = ProposalMap { width: map.width, scores: &map.scores, offsets: &map.offsets };
+                    proposals[i] = Proposals::of_map(pyramids[i], &map, &self.settings);
+                }
+            }
+        }
+        Ok(proposals)
+    }
+
+    /// What the second (0) or third (1) network says about every box, by photo.
+    fn ask(
+        &self,
+        pyramids: &[&Pyramid],
+        proposals: &[Proposals],
+        stage: usize,
+    ) -> Result<Vec<Vec<StageOutput>>, EngineError> {
+        let side_px = CROP_SIDES_PX[stage];
+        let crops: Vec<u8> =
+            proposals.iter().zip(pyramids).flat_map(|(proposals, pyramid)| proposals.crops(pyramid, side_px)).collect();
+        let outputs = if stage == 0 { self.networks.refine(&crops) } else { self.networks.decide(&crops) };
+        let mut outputs = outputs.map_err(engine_error)?.into_iter().map(stage_output);
+        Ok(proposals.iter().map(|proposals| outputs.by_ref().take(proposals.len()).collect()).collect())
+    }
+}
+
+fn stage_output(output: CropOutput) -> StageOutput {
+    StageOutput { score: output.score, offsets: output.offsets, landmarks: output.landmarks }
+}
+
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len().max(1) as f32
+}

@@ -1,0 +1,184 @@
+//! From proposals to faces: what each network's answer does to the boxes before the next looks.
+
+use super::{
+    boxes::{BoundingBox, DetectedFace, Overlap, Point, suppress},
+    pyramid::{CascadeSettings, ProposalMap, Pyramid},
+};
+use crate::vision::area::area_resize;
+
+/// The side of the crops that the second and the third network see, in pixels.
+pub const CROP_SIDES_PX: [u32; 2] = [24, 48];
+
+/// The most boxes that go on to the second network, the best ones. A photo of a crowd has hundreds; a pattern made to
+/// look like faces everywhere must not take the device for seconds.
+const MAX_PROPOSALS: usize = 512;
+
+/// Overlaps of which the worse box goes: within a size, between sizes, after the second and after the third network.
+const MOST_OVERLAP: [f32; 4] = [0.5, 0.7, 0.7, 0.7];
+
+/// Boxes that may be faces.
+#[derive(Clone, Debug, Default)]
+pub struct Proposals {
+    boxes: Vec<BoundingBox>,
+}
+
+/// What the second or the third network says about one crop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageOutput {
+    /// The probability that it is a face.
+    pub score: f32,
+    /// Offsets of the box's left, top, right and bottom, in shares of its sides.
+    pub offsets: [f32; 4],
+    /// Of the third network: five x, then five y, in shares of the box's sides; of the second: zeros.
+    pub landmarks: [f32; 10],
+}
+
+impl Proposals {
+    /// What the first network proposes.
+    #[must_use]
+    pub fn of_map(pyramid: &Pyramid, map: &ProposalMap<'_>, settings: &CascadeSettings) -> Self {
+        let cells = pyramid.cells(map, settings.thresholds[0]);
+        let mut kept = Vec::new();
+        for level_idx in 0..pyramid.n_levels() {
+            let of_level: Vec<_> = cells.iter().filter(|cell| cell.level_idx == level_idx).collect();
+            let boxes: Vec<_> = of_level.iter().map(|cell| (edges(cell.edges), cell.score)).collect();
+            kept.extend(suppress(&boxes, MOST_OVERLAP[0], Overlap::Union).into_iter().map(|i| of_level[i]));
+        }
+        let boxes: Vec<_> = kept.iter().map(|cell| (edges(cell.edges), cell.score)).collect();
+        let best = suppress(&boxes, MOST_OVERLAP[1], Overlap::Union);
+        let refined = |i: usize| boxes[i].0.regressed(kept[i].offsets, 0.0).squared();
+        Self { boxes: best.into_iter().take(MAX_PROPOSALS).map(refined).collect() }.within(pyramid)
+    }
+
+    /// How many boxes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.boxes.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.boxes.is_empty()
+    }
+
+    /// The crops that the next network looks at: squares of `side_px`, rows of interleaved RGB, one after another.
+    #[must_use]
+    pub fn crops(&self, pyramid: &Pyramid, side_px: u32) -> Vec<u8> {
+        let photo = pyramid.photo();
+        let n_bytes = side_px as usize * side_px as usize * 3;
+        let mut rgb = vec![0; self.boxes.len() * n_bytes];
+        for (bounds, crop) in self.boxes.iter().zip(rgb.chunks_exact_mut(n_bytes)) {
+            if let Some(window) = window(bounds, photo.width_px(), photo.height_px()) {
+                area_resize(photo, window, (side_px, side_px), crop, side_px as usize * 3);
+            }
+        }
+        rgb
+    }
+
+    /// What is left after the second network, one answer a box.
+    #[must_use]
+    pub fn refined(&self, pyramid: &Pyramid, outputs: &[StageOutput], settings: &CascadeSettings) -> Self {
+        let sure = self.above(outputs, settings.thresholds[1]);
+        let boxes: Vec<_> = sure.iter().map(|(bounds, output)| (*bounds, output.score)).collect();
+        let kept = suppress(&boxes, MOST_OVERLAP[2], Overlap::Union);
+        let refined = |i: usize| boxes[i].0.regressed(sure[i].1.offsets, 1.0).squared();
+        Self { boxes: kept.into_iter().map(refined).collect() }.within(pyramid)
+    }
+
+    /// The faces that are left after the third network, one answer a box; the largest first.
+    #[must_use]
+    pub fn faces(&self, outputs: &[StageOutput], settings: &CascadeSettings) -> Vec<DetectedFace> {
+        let face = |(bounds, output): (BoundingBox, &StageOutput)| {
+            let (width, height) = (bounds.width() + 1.0, bounds.height() + 1.0);
+            let landmark = |i: usize| Point {
+                x: bounds.left - 1.0 + width * output.landmarks[i],
+                y: bounds.top - 1.0 + height * output.landmarks[5 + i],
+            };
+            let landmarks = std::array::from_fn(landmark);
+            let bounds = bounds.regressed(output.offsets, 1.0);
+            DetectedFace { bounds, score: output.score, landmarks, alignment: landmarks }
+        };
+        let sure: Vec<DetectedFace> = self.above(outputs, settings.thresholds[2]).into_iter().map(face).collect();
+        let boxes: Vec<_> = sure.iter().map(|face| (face.bounds, face.score)).collect();
+        let kept = suppress(&boxes, MOST_OVERLAP[3], Overlap::Smaller);
+        let mut faces: Vec<DetectedFace> = kept.into_iter().map(|i| sure[i]).collect();
+        faces.sort_by(|a, b| b.bounds.area().total_cmp(&a.bounds.area()));
+        faces
+    }
+
+    fn above<'a>(&self, outputs: &'a [StageOutput], threshold: f32) -> Vec<(BoundingBox, &'a StageOutput)> {
+        self.boxes.iter().copied().zip(outputs).filter(|(_, output)| output.score > threshold).collect()
+    }
+
+    /// Without those that show nothing of the photo.
+    fn within(mut self, pyramid: &Pyramid) -> Self {
+        let photo = pyramid.photo();
+        self.boxes.retain(|bounds| window(bounds, photo.width_px(), photo.height_px()).is_some());
+        self
+    }
+}
+
+fn edges([left, top, right, bottom]: [f32; 4]) -> BoundingBox {
+    BoundingBox { left, top, right, bottom }
+}
+
+/// The part of the photo that a box shows: left, top, width and height in whole pixels. The published code counts a
+/// box's pixels from one.
+fn window(bounds: &BoundingBox, width: u32, height: u32) -> Option<(u32, u32, u32, u32)> {
+    // A cast from a number beyond the range takes the range's end.
+    let first = |edge: f32| (edge.trunc() as i64).max(1) - 1;
+    let end = |edge: f32, side: u32| (edge.trunc() as i64).min(i64::from(side));
+    let (left, top) = (first(bounds.left), first(bounds.top));
+    let (right, bottom) = (end(bounds.right, width), end(bounds.bottom, height));
+    (right > left && bottom > top).then(|| (left as u32, top as u32, (right - left) as u32, (bottom - top) as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::DecodedImage;
+
+    fn pyramid() -> Pyramid {
+        let rgb = (0..200 * 200).flat_map(|i| [(i % 200) as u8, (i / 200) as u8, 7]).collect();
+        Pyramid::new(DecodedImage::from_rgb(200, 200, rgb).unwrap(), &CascadeSettings::default())
+    }
+
+    fn sure(score: f32) -> StageOutput {
+        StageOutput { score, offsets: [0.0; 4], landmarks: [0.3, 0.7, 0.5, 0.35, 0.65, 0.4, 0.4, 0.6, 0.8, 0.8] }
+    }
+
+    #[test]
+    fn a_box_beyond_the_photo_is_cut_to_it() {
+        let at = |left, top, right, bottom| window(&edges([left, top, right, bottom]), 200, 100);
+        assert_eq!(at(-5.0, -5.0, 10.0, 20.0), Some((0, 0, 10, 20)));
+        assert_eq!(at(190.5, 90.0, 300.0, 300.0), Some((189, 89, 11, 11)));
+        assert_eq!(at(201.0, 0.0, 300.0, 50.0), None);
+        assert_eq!(at(-50.0, 0.0, -3.0, 50.0), None);
+        assert_eq!(at(f32::NAN, f32::NAN, f32::INFINITY, 5.0), Some((0, 0, 200, 5)));
+    }
+
+    #[test]
+    fn faces_come_largest_first_with_their_landmarks() {
+        let boxes = vec![edges([10.0, 10.0, 50.0, 50.0]), edges([80.0, 80.0, 180.0, 180.0])];
+        let proposals = Proposals { boxes };
+        let crops = proposals.crops(&pyramid(), 24);
+        assert_eq!(crops.len(), 2 * 24 * 24 * 3);
+        let faces = proposals.faces(&[sure(0.95), sure(0.9)], &CascadeSettings::default());
+        assert_eq!(faces.len(), 2);
+        assert_eq!(faces[0].bounds.left, 80.0);
+        assert!((faces[0].landmarks[0].x - (79.0 + 101.0 * 0.3)).abs() < 1e-3);
+        assert!(proposals.faces(&[sure(0.5), sure(0.6)], &CascadeSettings::default()).is_empty());
+    }
+
+    #[test]
+    fn a_map_of_faces_everywhere_is_bounded() {
+        let pyramid = pyramid();
+        let (width, height, _) = pyramid.canvas();
+        let n = (width / 2 * height / 2) as usize;
+        let (scores, offsets) = (vec![1.0; n], vec![0.0; 4 * n]);
+        let map = ProposalMap { width: width as usize / 2, scores: &scores, offsets: &offsets };
+        let proposals = Proposals::of_map(&pyramid, &map, &CascadeSettings::default());
+        assert!(!proposals.is_empty() && proposals.len() <= MAX_PROPOSALS);
+    }
+}

@@ -1,0 +1,14 @@
+//! Finding faces: all of the cascade that is pixels and boxes. The networks are in `nn`, the two meet in `serving`.
+//!
+//! MTCNN (Zhang, Zhang, Li and Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
+//! Networks", 2016) looks at a photo in many sizes with a small network, and at what that proposes with two larger
+//! ones. The sizes are laid out side by side on one of a few fixed canvases ([`Pyramid`]), so that the first network
+//! runs once a photo and in few shapes; [`Proposals`] go from stage to stage, and [`DetectedFace`]s come out.
+
+mod boxes;
+mod cascade;
+mod pyramid;
+
+pub use boxes::{BoundingBox, DetectedFace, Point};
+pub use cascade::{CROP_SIDES_PX, Proposals, StageOutput};
+pub use pyramid::{CANVASES, CascadeSettings, ProposalMap, Pyramid};

@@ -1,0 +1,262 @@
+//! A photo in all the sizes at which faces are looked for, on one canvas.
+
+use crate::vision::{DecodedImage, area::area_resize};
+
+/// How faces are looked for; part of a detector's manifest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CascadeSettings {
+    /// Smaller faces are not looked for; in pixels of the photo as it is looked at.
+    pub min_face_px: f64,
+    /// Each size is this share of the one before, above 0 and below 1.
+    pub factor: f64,
+    /// What the three networks must score, 0 to 1.
+    pub thresholds: [f32; 3],
+    /// Photos are looked at with their longer side at most this, in pixels.
+    pub max_side_px: u32,
+}
+
+impl Default for CascadeSettings {
+    /// As the networks were published, in photos of up to 1024 pixels.
+    fn default() -> Self {
+        Self { min_face_px: 20.0, factor: 0.709, thresholds: [0.6, 0.7, 0.7], max_side_px: MAX_SIDE_PX }
+    }
+}
+
+/// The longest side for which there is a canvas.
+const MAX_SIDE_PX: u32 = 1024;
+
+/// Width and height of the canvases, by area. Few, because kernels are prepared and kept by shape.
+pub const CANVASES: [(u32, u32); 9] =
+    [(224, 192), (336, 304), (512, 448), (704, 448), (512, 640), (768, 672), (1088, 704), (800, 960), (1088, 960)];
+
+/// The side of what the first network sees at once, in pixels.
+const CELL_PX: u32 = 12;
+
+/// Pixels from one cell to the next.
+const STRIDE_PX: u32 = 2;
+
+/// The sides that a photo can have at least and at most along its longer one, per shorter one: beyond, it is a strip.
+const MAX_LEVELS: usize = 32;
+
+/// One size of the photo.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Level {
+    /// Its side, per side of the photo.
+    scale: f64,
+    /// Its place on the canvas; even, so that cells lie on it as if it stood alone.
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
+}
+
+/// A photo as it is looked at, with all its sizes on one canvas.
+#[derive(Clone, Debug)]
+pub struct Pyramid {
+    photo: DecodedImage,
+    canvas: (u32, u32),
+    rgb: Vec<u8>,
+    levels: Vec<Level>,
+}
+
+/// What the first network says about a canvas.
+#[derive(Clone, Copy, Debug)]
+pub struct ProposalMap<'a> {
+    /// Cells in a row.
+    pub width: usize,
+    /// `height * width` probabilities that a cell shows a face.
+    pub scores: &'a [f32],
+    /// Four planes of `height * width`: offsets of the box's left, top, right and bottom, in shares of its sides.
+    pub offsets: &'a [f32],
+}
+
+/// A cell in which the first network sees a face.
+pub(super) struct Cell {
+    /// Which size of the photo.
+    pub(super) level_idx: usize,
+    /// In pixels of the photo: left, top, right, bottom.
+    pub(super) edges: [f32; 4],
+    pub(super) score: f32,
+    pub(super) offsets: [f32; 4],
+}
+
+impl Pyramid {
+    /// Lays out a photo, which is made smaller first if its longer side is over the settings' or the canvases' limit.
+    /// A photo smaller than a face has no size to look at, and no face.
+    #[must_use]
+    pub fn new(photo: DecodedImage, settings: &CascadeSettings) -> Self {
+        let photo = within(photo, settings.max_side_px.min(MAX_SIDE_PX));
+        let sizes = sizes(photo.width_px(), photo.height_px(), settings);
+        // The largest canvas takes all sizes of every photo up to the limit; a test tries them.
+        let (canvas, levels) = CANVASES
+            .into_iter()
+            .find_map(|canvas| Some((canvas, layout(canvas, &sizes)?)))
+            .unwrap_or((CANVASES[0], Vec::new()));
+        let mut rgb = vec![GREY; canvas.0 as usize * canvas.1 as usize * 3];
+        for level in &levels {
+            let at = (level.top as usize * canvas.0 as usize + level.left as usize) * 3;
+            let window = (0, 0, photo.width_px(), photo.height_px());
+            area_resize(&photo, window, (level.width, level.height), &mut rgb[at..], canvas.0 as usize * 3);
+        }
+        Self { photo, canvas, rgb, levels }
+    }
+
+    /// The photo as it is looked at.
+    #[must_use]
+    pub fn photo(&self) -> &DecodedImage {
+        &self.photo
+    }
+
+    /// The canvas: width and height in pixels, and rows of interleaved RGB.
+    #[must_use]
+    pub fn canvas(&self) -> (u32, u32, &[u8]) {
+        (self.canvas.0, self.canvas.1, &self.rgb)
+    }
+
+    /// The cells that score at least `threshold`, each within one size of the photo. A map of another size than the
+    /// canvas's has none beyond its end.
+    pub(super) fn cells(&self, map: &ProposalMap<'_>, threshold: f32) -> Vec<Cell> {
+        let n_cells = map.scores.len();
+        let mut cells = Vec::new();
+        for (level_idx, level) in self.levels.iter().enumerate() {
+            for row in 0..n_cells_along(level.height) {
+                let at = (level.top / STRIDE_PX + row) as usize * map.width + (level.left / STRIDE_PX) as usize;
+                for column in 0..n_cells_along(level.width) {
+                    let at = at + column as usize;
+                    let Some(&score) = map.scores.get(at).filter(|score| **score >= threshold) else { continue };
+                    let offset = |plane: usize| map.offsets.get(plane * n_cells + at).copied().unwrap_or(0.0);
+                    // The published code rounds to whole pixels here, and the networks behind it expect that.
+                    let edge = |cell: u32, more: u32| (f64::from(cell * STRIDE_PX + more) / level.scale).floor() as f32;
+                    cells.push(Cell {
+                        level_idx,
+                        edges: [edge(column, 1), edge(row, 1), edge(column, CELL_PX), edge(row, CELL_PX)],
+                        score,
+                        offsets: [offset(0), offset(1), offset(2), offset(3)],
+                    });
+                }
+            }
+        }
+        cells
+    }
+
+    /// How many sizes there are.
+    pub(super) fn n_levels(&self) -> usize {
+        self.levels.len()
+    }
+}
+
+/// Between the sizes; the middle of the scale, which is zero to the network.
+const GREY: u8 = 128;
+
+/// Cells along a side: a convolution of 3, a pooling of 2 that rounds up, two convolutions of 3.
+fn n_cells_along(side_px: u32) -> u32 {
+    side_px.saturating_sub(2).div_ceil(STRIDE_PX).saturating_sub(4)
+}
+
+fn within(photo: DecodedImage, max_side_px: u32) -> DecodedImage {
+    let (width, height) = (photo.width_px(), photo.height_px());
+    let long = width.max(height);
+    if long <= max_side_px {
+        return photo;
+    }
+    let shrunk = |side: u32| (u64::from(side) * u64::from(max_side_px) / u64::from(long)).max(1) as u32;
+    photo.resized(shrunk(width), shrunk(height))
+}
+
+/// Scale, width and height of each size, the largest first.
+fn sizes(width: u32, height: u32, settings: &CascadeSettings) -> Vec<(f64, u32, u32)> {
+    let cell = f64::from(CELL_PX);
+    let mut scale = cell / settings.min_face_px;
+    let mut short = f64::from(width.min(height)) * scale;
+    let mut sizes = Vec::new();
+    while short >= cell && sizes.len() < MAX_LEVELS {
+        let scaled = |side: u32| (f64::from(side) * scale + 1.0) as u32;
+        sizes.push((scale, scaled(width), scaled(height)));
+        scale *= settings.factor;
+        short *= settings.factor;
+    }
+    sizes
+}
+
+/// A place for each size, or nothing when the canvas is too small. Guillotine packing: a size goes into the smallest
+/// free rectangle that holds it, and leaves one to its right and one below.
+fn layout(canvas: (u32, u32), sizes: &[(f64, u32, u32)]) -> Option<Vec<Level>> {
+    struct Free {
+        left: u32,
+        top: u32,
+        width: u32,
+        height: u32,
+    }
+    // Even, and with room between neighbours for the last, rounded-up cell.
+    let taken = |side: u32| (side + 2).next_multiple_of(STRIDE_PX);
+    let mut free = vec![Free { left: 0, top: 0, width: canvas.0, height: canvas.1 }];
+    let mut levels = Vec::new();
+    for &(scale, width, height) in sizes {
+        let fitting = free.iter().enumerate().filter(|(_, f)| f.width >= width && f.height >= height);
+        let (best, _) = fitting.min_by_key(|(_, f)| u64::from(f.width) * u64::from(f.height))?;
+        let Free { left, top, width: free_width, height: free_height } = free.swap_remove(best);
+        levels.push(Level { scale, left, top, width, height });
+        let (right, below) = (taken(width).min(free_width), taken(height).min(free_height));
+        free.push(Free { left: left + right, top, width: free_width - right, height: below });
+        free.push(Free { left, top: top + below, width: free_width, height: free_height - below });
+    }
+    Some(levels)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn grey(width: u32, height: u32) -> DecodedImage {
+        DecodedImage::from_rgb(width, height, vec![90; (width * height * 3) as usize]).unwrap()
+    }
+
+    #[test]
+    fn a_face_of_the_usual_size_takes_the_smallest_canvas() {
+        let pyramid = Pyramid::new(grey(200, 200), &CascadeSettings::default());
+        assert_eq!(pyramid.canvas, CANVASES[0]);
+        let sides: Vec<_> = pyramid.levels.iter().map(|level| level.width).collect();
+        assert_eq!(sides, [121, 86, 61, 43, 31, 22, 16]);
+    }
+
+    #[test]
+    fn a_photo_smaller_than_a_face_has_nothing_to_look_at() {
+        assert_eq!(Pyramid::new(grey(19, 300), &CascadeSettings::default()).n_levels(), 0);
+        assert_eq!(Pyramid::new(grey(1, 1), &CascadeSettings::default()).n_levels(), 0);
+    }
+
+    #[test]
+    fn a_cell_is_where_it_lies_in_the_photo() {
+        let pyramid = Pyramid::new(grey(200, 100), &CascadeSettings::default());
+        let width = pyramid.canvas.0 as usize / 2;
+        let mut scores = vec![0.0; width * pyramid.canvas.1 as usize / 2];
+        let second = pyramid.levels[1];
+        scores[(second.top as usize / 2 + 3) * width + second.left as usize / 2 + 5] = 0.9;
+        let cells = pyramid.cells(&ProposalMap { width, scores: &scores, offsets: &[] }, 0.6);
+        assert_eq!(cells.len(), 1);
+        let at = |cell: f64| (cell / (0.6 * 0.709)).floor() as f32;
+        assert_eq!(cells[0].edges, [at(11.0), at(7.0), at(22.0), at(18.0)]);
+        assert_eq!(cells[0].level_idx, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_photo_has_a_canvas_and_its_sizes_do_not_touch(width in 1..1500u32, height in 1..1500u32) {
+            let long = width.max(height).max(1024);
+            let (width, height) = (width * 1024 / long, height * 1024 / long);
+            let sizes = sizes(width, height, &CascadeSettings::default());
+            let (canvas, levels) = CANVASES.into_iter().find_map(|c| Some((c, layout(c, &sizes)?))).unwrap();
+            for (i, a) in levels.iter().enumerate() {
+                prop_assert!(a.left + a.width <= canvas.0 && a.top + a.height <= canvas.1);
+                prop_assert!(a.left % 2 == 0 && a.top % 2 == 0);
+                for b in &levels[i + 1..] {
+                    let apart = a.left + a.width < b.left || b.left + b.width < a.left
+                        || a.top + a.height < b.top || b.top + b.height < a.top;
+                    prop_assert!(apart, "{a:?} {b:?}");
+                }
+            }
+        }
+    }
+}
