@@ -187,7 +187,7 @@ impl<'a> Reader<'a> {
         if filters[2..] != [window.size, window.size] {
             return Err(format!("a convolution of {} pixels has filters of shape {filters:?}", window.size));
         }
-        let (weight, bias) = split(&params, &filters, &biases).map_err(|why| format!("a convolution {why}"))?;
+        let (weight, bias) = split(params, &filters, &biases).map_err(|why| format!("a convolution {why}"))?;
         Ok(Layer::Conv {
             window,
             weight: Values { shape: filters.to_vec(), bytes: weight.to_vec() },
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         if name == "affine_2" {
             self.enabled(name)?;
         }
-        let (scale, offset) = split(&params, &gamma, &beta).map_err(|why| format!("an affine layer {why}"))?;
+        let (scale, offset) = split(params, &gamma, &beta).map_err(|why| format!("an affine layer {why}"))?;
         if scale.len() != offset.len() {
             return Err(format!("an affine layer has factors {gamma:?} but shifts {beta:?}"));
         }
@@ -221,7 +221,7 @@ impl<'a> Reader<'a> {
         if name == "fc_3" && !self.truth("whether a linear layer has biases")? && mode == 0 {
             return Err("a linear layer's biases are switched off".to_owned());
         }
-        let (weight, bias) = split(&params, &weights, &biases).map_err(|why| format!("a linear layer {why}"))?;
+        let (weight, bias) = split(params, &weights, &biases).map_err(|why| format!("a linear layer {why}"))?;
         if weights[2..] != [1, 1] {
             return Err(format!("a linear layer has weights of shape {weights:?}"));
         }
