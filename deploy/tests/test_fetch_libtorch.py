@@ -34,7 +34,7 @@ MEMBERS = {f"torch/lib/{name}": content for name, content in CONTENT.items()}
 MEMBERS["torch/include/torch/csrc/api/include/torch/torch.h"] = b"#pragma once\n"
 MEMBERS["torch/nn/module.py"] = b"not needed"
 WHEEL_BYTES = wheel_bytes(MEMBERS)
-WHEEL = package_index.Wheel(
+WHEEL = package_index.IndexFile(
     "torch", "torch-9-py3-none-any.whl", len(WHEEL_BYTES), hashlib.sha256(WHEEL_BYTES).hexdigest()
 )
 LIBRARIES = tuple(fetch_libtorch.Library(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in CONTENT.items())
