@@ -45,7 +45,7 @@ Answer = Dict[str, Any]
 DESCRIPTOR_DAT = Path("descriptor") / "dlib_face_recognition_resnet_model_v1.dat"
 MEANS = np.array([122.782, 117.001, 104.298], np.float32)
 # Where MTCNN's five points lie in a face chip without padding, as shares of its side: eyes, nose, corners of the mouth.
-TEMPLATE = np.array([[0.22235, 0.20467], [0.76831, 0.20480], [0.49040, 0.52677], [0.25368, 0.76247], [0.73604, 0.76195]])
+TEMPLATE = np.array([[0.22472, 0.20663], [0.76655, 0.20596], [0.49186, 0.52587], [0.25139, 0.76321], [0.73983, 0.76326]])
 # Side in pixels and padding of the chips.
 AGE_CHIP, GENDER_CHIP, DESCRIPTOR_CHIP = (64, 0.2), (32, 0.2), (150, 0.25)
 
