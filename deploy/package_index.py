@@ -222,7 +222,8 @@ class PipSettings:
         """The indexes to ask, in order."""
         if self.settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
             return []
-        return [self.settings.get("index-url") or default_index(self.purpose)] + self.settings.get("extra-index-url", "").split()
+        first = self.settings.get("index-url") or default_index(self.purpose)
+        return [first, *self.settings.get("extra-index-url", "").split()]
 
     def find(self, file: IndexFile) -> str:
         """The address of the file, by the simple repository API (JSON or HTML)."""

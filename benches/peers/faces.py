@@ -16,8 +16,8 @@ A request is one JSON object; answers are JSON objects, one a line.
     descriptor-onnx   {"safetensors": PATH, "out": PATH}
                       writes dlib's descriptor network as an ONNX file
 
-DIR is the folder that deploy/fetch_weights.py prints. Exit status: 2 for a request that cannot be used, 3 when a package
-is not installed.
+DIR is the folder that deploy/fetch_weights.py prints. Exit status: 2 for a request that cannot be used, 3 when a
+package is not installed.
 """
 
 import io
@@ -45,7 +45,9 @@ Answer = Dict[str, Any]
 DESCRIPTOR_DAT = Path("descriptor") / "dlib_face_recognition_resnet_model_v1.dat"
 MEANS = np.array([122.782, 117.001, 104.298], np.float32)
 # Where MTCNN's five points lie in a face chip without padding, as shares of its side: eyes, nose, corners of the mouth.
-TEMPLATE = np.array([[0.22472, 0.20663], [0.76655, 0.20596], [0.49186, 0.52587], [0.25139, 0.76321], [0.73983, 0.76326]])
+TEMPLATE = np.array(
+    [[0.22472, 0.20663], [0.76655, 0.20596], [0.49186, 0.52587], [0.25139, 0.76321], [0.73983, 0.76326]]
+)
 # Side in pixels and padding of the chips.
 AGE_CHIP, GENDER_CHIP, DESCRIPTOR_CHIP = (64, 0.2), (32, 0.2), (150, 0.25)
 

@@ -17,10 +17,8 @@ def write_wheel(folder: Path, name: str, depends_on: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(
-            f"{about}/METADATA",
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n" + (f"Requires-Dist: {depends_on}\n" * bool(depends_on)),
-        )
+        needs = f"Requires-Dist: {depends_on}\n" if depends_on else ""
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{needs}")
         wheel.writestr(f"{about}/RECORD", "")
 
 
