@@ -21,6 +21,9 @@ export PYTHON
 # Begins a recipe that compiles: LIBTORCH is the machine's own or the fetched one.
 WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
 
+# Begins a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
+WITH_WEIGHTS = VISAGE_WEIGHTS="$$($(PYTHON) deploy/fetch_weights.py)"; export VISAGE_WEIGHTS
+
 .PHONY: help build serve test lint fmt bench eval clean tools
 
 help: ## Show this list
@@ -30,19 +33,23 @@ help: ## Show this list
 	  '  ARGS="..."                   more arguments for serve, test, eval and bench' \
 	  '  VISAGE_SERVER__LISTEN=...    and the like: any setting of the server (docs/configuration.md)' \
 	  '  VISAGE_CACHE=DIR             where fetched things are kept (~/.cache/visage)' \
+	  '  VISAGE_WEIGHTS=DIR           published face weights of your own; without it they are fetched' \
 	  '  LIBTORCH=DIR                 a libtorch 2.11.0 of your own, LIBTORCH_USE_PYTORCH=1 that of your python3'
 
 build: tools ## Compile the release binary, target/release/visage
 	@$(WITH_LIBTORCH); cargo build --release --locked
 
 serve: build ## Start a server on the folder visage-data
-	@exec $(BINARY) serve $(ARGS)
+	@if [ -z "$${VISAGE_MODELS__PUBLISHED_DIR+set}" ]; then \
+	  VISAGE_MODELS__PUBLISHED_DIR="$$($(PYTHON) deploy/fetch_weights.py)"; export VISAGE_MODELS__PUBLISHED_DIR; \
+	fi; \
+	exec $(BINARY) serve $(ARGS)
 
 test: tools ## Run every test
 	@$(PYTHON) -m unittest discover -s deploy/tests
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
 	$$VISAGE_PYTHON -m unittest discover -s clients/python/tests; \
-	$(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
+	$(WITH_WEIGHTS); $(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
 
 lint: tools ## Check format, clippy, documentation, dependencies and Python types
 	@cargo fmt --check
@@ -65,14 +72,15 @@ fmt: tools ## Format the code
 
 eval: build ## Measure quality on a folder (DATA=) into target/evidence/<suite>.json
 	@$(if $(DATA),,echo 'eval needs a folder: make eval DATA=FOLDER (it holds faces.csv)' >&2; exit 2;) \
-	mkdir -p $(EVIDENCE); \
+	$(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	for suite in $(or $(SUITE),faces); do \
 	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
 	done
 
 bench: build ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
-	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt)"; export VISAGE_PYTHON; \
-	mkdir -p $(EVIDENCE); \
+	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt \
+	  --no-deps benches/peers/requirements-no-deps.txt)"; export VISAGE_PYTHON; \
+	$(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	missed=0; \
 	for suite in $(or $(SUITE),training serve similar); do \
 	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \
@@ -81,7 +89,7 @@ bench: build ## Measure speed beside peers (SUITE=training, serve or similar; al
 
 clean: ## Remove what was built (not the fetched cache, not the data folder)
 	@rm -rf target clients/python/build
-	@echo "The fetched libtorch stays in $(CACHE)."
+	@echo "The fetched libtorch and face weights stay in $(CACHE)."
 
 # A missing tool is named with the way to get it, before a compiler says something less clear.
 tools:

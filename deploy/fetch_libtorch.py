@@ -14,21 +14,20 @@ Only the path goes to standard output; everything said to people goes to standar
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from package_index import CHUNK_BYTES, FetchError, PipSettings, Wheel, digest_of, download, local_wheel, say
+from cache_folder import cache_folder, locked, staged, writing_to
+from package_index import CHUNK_BYTES, FetchError, IndexFile, PipSettings, Purpose, digest_of, download, local_file
 
+PURPOSE = Purpose("libtorch", "set LIBTORCH to a libtorch of your own")
 VERSION = "2.11.0"
 STAMP = "visage-libtorch.json"
 # Written beside the libraries: torch-sys links `-ltorch`, which in a CPU build only forwards to libtorch_cpu.
@@ -43,19 +42,19 @@ class Library(NamedTuple):
     sha256: str
 
 
-TORCH = Wheel(
+TORCH = IndexFile(
     "torch",
     "torch-2.11.0-cp312-cp312-manylinux_2_28_x86_64.whl",
     530_712_279,
     "0f68f4ac6d95d12e896c3b7a912b5871619542ec54d3649cf48cc1edd4dd2756",
 )
-CUPTI = Wheel(
+CUPTI = IndexFile(
     "nvidia-cuda-cupti",
     "nvidia_cuda_cupti-13.0.85-py3-none-manylinux_2_25_x86_64.whl",
     10_715_597,
     "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
 )
-CUDART = Wheel(
+CUDART = IndexFile(
     "nvidia-cuda-runtime",
     "nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
     2_243_632,
@@ -63,7 +62,7 @@ CUDART = Wheel(
 )
 # libtorch_cpu.so of this wheel names the CUDA runtime and its profiler among the libraries it loads, even where
 # there is no GPU; both are small.
-LIBRARIES: Dict[Wheel, Tuple[Library, ...]] = {
+LIBRARIES: Dict[IndexFile, Tuple[Library, ...]] = {
     TORCH: (
         Library("libc10.so", 1_498_969, "be5e17cd7752a6af003978706379384c3108f6b68916bb1949e610f6397bb640"),
         Library("libtorch_cpu.so", 451_209_129, "2e1034d418c1c881c86f67fc357b8723efc3f22bdb266f06aace8e6ca9c170b3"),
@@ -90,10 +89,11 @@ def main() -> int:
     try:
         print(libtorch(options.find_links, options.keep_wheels))
     except FetchError as err:
-        print(f"libtorch: {err}", file=sys.stderr)
+        PURPOSE.say(str(err))
         return 1
     except KeyboardInterrupt:
-        print("\nlibtorch: stopped; the next run goes on from here.", file=sys.stderr)
+        print(file=sys.stderr)
+        PURPOSE.say("stopped; the next run goes on from here.")
         return 130
     return 0
 
@@ -103,8 +103,7 @@ def libtorch(find_links: List[str], keep_wheels: bool) -> Path:
     own = machines_own()
     if own is not None:
         return own
-    cache = Path(os.environ.get("VISAGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "visage")
-    cache = cache.expanduser().absolute()
+    cache = cache_folder()
     target = cache / f"libtorch-{VERSION}"
     if is_stamped(target):
         return target
@@ -114,15 +113,9 @@ def libtorch(find_links: List[str], keep_wheels: bool) -> Path:
             f"libtorch {VERSION} for this machine and set LIBTORCH to its folder (the one with include/ and lib/), or "
             "set LIBTORCH_USE_PYTORCH=1 to use the PyTorch of your python3."
         )
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with locked(cache / f"libtorch-{VERSION}.lock"):
-            if not is_stamped(target) and not adopt(target):
-                install(cache, target, find_links, keep_wheels)
-    except OSError as err:
-        if err.errno == errno.ENOSPC:
-            raise FetchError(f"the disk of {cache} is full; about 1.2 GB are needed while fetching.") from err
-        raise FetchError(f"cannot write to {cache}: {err}. VISAGE_CACHE names another folder.") from err
+    with writing_to(cache, "1.2 GB"), locked(cache / f"libtorch-{VERSION}.lock", PURPOSE.say):
+        if not is_stamped(target) and not adopt(target):
+            install(cache, target, find_links, keep_wheels)
     return target
 
 
@@ -185,9 +178,9 @@ def adopt(target: Path) -> bool:
     """Stamps a folder that was laid out by hand, if its libraries have the right digests."""
     if not looks_complete(target):
         return False
-    say(f"checking the libraries in {target}")
+    PURPOSE.say(f"checking the libraries in {target}")
     if any(digest_of(target / "lib" / library.name) != library.sha256 for library in all_libraries()):
-        say("their digests are not the expected ones; fetching them again")
+        PURPOSE.say("their digests are not the expected ones; fetching them again")
         return False
     write_stamp(target)
     return True
@@ -201,61 +194,38 @@ def all_libraries() -> List[Library]:
     return [library for libraries in LIBRARIES.values() for library in libraries]
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, so that two builds at once fetch once."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say("another build is fetching it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 # Fetching
 
 
 def install(cache: Path, target: Path, find_links: List[str], keep_wheels: bool) -> None:
     """Fetches the wheels and puts the complete folder in place by one rename."""
-    say(f"libtorch {VERSION} is fetched once, from PyTorch's Python wheel (531 MB), into {target}")
-    pip = PipSettings.read()
+    PURPOSE.say(f"libtorch {VERSION} is fetched once, from PyTorch's Python wheel (531 MB), into {target}")
+    pip = PipSettings.read(PURPOSE)
     folders = [Path(f).expanduser() for f in find_links + pip.local_folders()]
     downloads = cache / "downloads"
     downloads.mkdir(exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"libtorch-{VERSION}.", dir=cache))
     fetched: List[Path] = []
-    try:
+    with staged(target) as staging:
         (staging / "lib").mkdir()
         for wheel, libraries in LIBRARIES.items():
-            path = local_wheel(wheel, folders)
+            path = local_file(wheel, folders, PURPOSE)
             if path is None:
                 path = download(wheel, downloads, pip)
                 fetched.append(path)
             extract(path, wheel, libraries, staging)
         (staging / "lib" / "libtorch.so").write_text(LINKER_SCRIPT)
         write_stamp(staging)
-        staging.chmod(0o755)
-        if target.exists():
-            replaced = Path(tempfile.mkdtemp(prefix=f"libtorch-{VERSION}.old.", dir=cache))
-            target.rename(replaced / "old")
-            staging.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     if not keep_wheels:
         for path in fetched:
             path.unlink()
         with contextlib.suppress(OSError):
             downloads.rmdir()
-    say("done")
+    PURPOSE.say("done")
 
 
-def extract(path: Path, wheel: Wheel, libraries: Tuple[Library, ...], into: Path) -> None:
+def extract(path: Path, wheel: IndexFile, libraries: Tuple[Library, ...], into: Path) -> None:
     """Copies the wheel's libraries to `lib`, and PyTorch's headers to `include`."""
-    say(f"unpacking {wheel.filename}")
+    PURPOSE.say(f"unpacking {wheel.filename}")
     with zipfile.ZipFile(path) as archive:
         members = {name.rsplit("/", 1)[-1]: name for name in archive.namelist() if "/lib/" in name}
         for library in libraries:

@@ -1,8 +1,8 @@
-"""Finds and downloads a wheel from the Python package index that pip is configured for.
+"""Finds and downloads files of the Python package index that pip is configured for.
 
 Owns: reading pip's settings, the simple repository API, a download that goes on where an earlier one stopped, and the
-progress bar. Knows nothing of what the wheel is for. No index is named here: without a setting, pip's own default is
-taken from pip. Python 3.9, no packages.
+progress bar. Knows nothing of what a file is for: its caller gives the words for people. No index is named here:
+without a setting, pip's own default is taken from pip. Python 3.9, no packages.
 """
 
 import base64
@@ -35,8 +35,21 @@ QUIET_BYTES = 50_000_000
 NETWORK_ERRORS = (urllib.error.URLError, OSError, http.client.HTTPException)
 
 
-class Wheel(NamedTuple):
-    """A file on the package index."""
+class Purpose(NamedTuple):
+    """What is fetched, in the words of messages to people."""
+
+    name: str
+    """Stands before every line, such as `libtorch`."""
+    instead: str
+    """What one can do without an index, such as `set LIBTORCH to a libtorch of your own`."""
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+
+
+class IndexFile(NamedTuple):
+    """A file on the package index, a wheel or a source archive."""
 
     project: str
     filename: str
@@ -48,63 +61,63 @@ class FetchError(Exception):
     """A message for the person who ran the build."""
 
 
-def local_wheel(wheel: Wheel, folders: List[Path]) -> Optional[Path]:
-    """The wheel among the user's own files, if its digest is right."""
+def local_file(file: IndexFile, folders: List[Path], purpose: Purpose) -> Optional[Path]:
+    """The file among the user's own, if its digest is right."""
     for folder in folders:
-        path = folder / wheel.filename
+        path = folder / file.filename
         if path.is_file():
-            say(f"using {path}")
-            if digest_of(path) == wheel.sha256:
+            purpose.say(f"using {path}")
+            if digest_of(path) == file.sha256:
                 return path
-            say("its digest is not the expected one; left alone")
+            purpose.say("its digest is not the expected one; left alone")
     return None
 
 
-def download(wheel: Wheel, folder: Path, pip: "PipSettings") -> Path:
-    """Downloads a wheel, going on from what an earlier run left, and checks its digest."""
-    done = folder / wheel.filename
-    part = folder / (wheel.filename + ".part")
-    if done.is_file() and digest_of(done) == wheel.sha256:
+def download(file: IndexFile, folder: Path, pip: "PipSettings") -> Path:
+    """Downloads a file, going on from what an earlier run left, and checks its digest."""
+    done = folder / file.filename
+    part = folder / (file.filename + ".part")
+    if done.is_file() and digest_of(done) == file.sha256:
         return done
     free = shutil.disk_usage(folder).free
-    if free < 2 * wheel.n_bytes:
+    if free < 2 * file.n_bytes:
         raise FetchError(
-            f"{folder} has {free // 2**20} MiB free; at least {2 * wheel.n_bytes // 2**20} MiB are needed."
+            f"{folder} has {free // 2**20} MiB free; at least {2 * file.n_bytes // 2**20} MiB are needed."
         )
-    url = with_retries(f"asking for {wheel.project}", lambda: pip.find(wheel))
+    url = with_retries(f"asking for {file.project}", lambda: pip.find(file), pip.purpose)
     digest = hashlib.sha256()
-    if part.is_file() and part.stat().st_size > wheel.n_bytes:
+    if part.is_file() and part.stat().st_size > file.n_bytes:
         part.unlink()
     if part.is_file():
-        with open(part, "rb") as file:
-            for block in iter(lambda: file.read(CHUNK_BYTES), b""):
+        with open(part, "rb") as source:
+            for block in iter(lambda: source.read(CHUNK_BYTES), b""):
                 digest.update(block)
     n_failures = 0
-    bar = Bar(wheel.filename, wheel.n_bytes)
+    bar = Bar(file.filename, file.n_bytes)
     while True:
         have = part.stat().st_size if part.is_file() else 0
-        if have == wheel.n_bytes:
+        if have == file.n_bytes:
             break
         before = have
         try:
             with pip.open(url, {"Range": f"bytes={have}-"} if have else {}) as answer:
                 if have and answer.status != 206:
                     digest, have = hashlib.sha256(), 0
-                with open(part, "ab" if have else "wb") as file:
+                with open(part, "ab" if have else "wb") as sink:
                     bar.start(have)
                     for block in iter(lambda: answer.read(CHUNK_BYTES), b""):
-                        if have + len(block) > wheel.n_bytes:
+                        if have + len(block) > file.n_bytes:
                             raise FetchError(
-                                f"{wheel.filename} is longer than it should be; the index serves another file."
+                                f"{file.filename} is longer than it should be; the index serves another file."
                             )
-                        file.write(block)
+                        sink.write(block)
                         digest.update(block)
                         have += len(block)
                         bar.show(have)
-            failure = None if have == wheel.n_bytes else "the connection closed early"
+            failure = None if have == file.n_bytes else "the connection closed early"
         except urllib.error.HTTPError as err:
             if err.code in (401, 403, 404, 407, 410):
-                raise FetchError(f"the index refused {wheel.filename}: {err.code} {err.reason}.") from err
+                raise FetchError(f"the index refused {file.filename}: {err.code} {err.reason}.") from err
             failure = f"{err.code} {err.reason}"
         except NETWORK_ERRORS as err:
             if isinstance(err, OSError) and err.errno == errno.ENOSPC:
@@ -114,22 +127,22 @@ def download(wheel: Wheel, folder: Path, pip: "PipSettings") -> Path:
             n_failures = 1 if have > before else n_failures + 1
             if n_failures >= MAX_FAILURES:
                 raise FetchError(
-                    f"cannot download {wheel.filename}: {failure}. The next run goes on from {have} bytes."
+                    f"cannot download {file.filename}: {failure}. The next run goes on from {have} bytes."
                 )
             bar.pause(f"{failure}; trying again")
             time.sleep(min(30.0, FIRST_WAIT_S * 2 ** (n_failures - 1)))
     bar.finish()
-    if digest.hexdigest() != wheel.sha256:
+    if digest.hexdigest() != file.sha256:
         part.unlink()
         raise FetchError(
-            f"{wheel.filename} has not the expected digest and was deleted. Run this again; if it happens twice, "
+            f"{file.filename} has not the expected digest and was deleted. Run this again; if it happens twice, "
             "the index serves another file."
         )
     part.rename(done)
     return done
 
 
-def with_retries(what: str, call: Callable[[], str]) -> str:
+def with_retries(what: str, call: Callable[[], str], purpose: Purpose) -> str:
     """Calls until it answers, a few times, waiting longer each time. A refusal is not tried again."""
     for attempt in range(MAX_FAILURES):
         try:
@@ -138,7 +151,7 @@ def with_retries(what: str, call: Callable[[], str]) -> str:
             failure = getattr(err, "reason", err)
             if isinstance(err, urllib.error.HTTPError) and err.code in (401, 403, 407):
                 raise FetchError(f"{what}: {err.code} {err.reason}.") from err
-            say(f"{what}: {failure}; trying again")
+            purpose.say(f"{what}: {failure}; trying again")
             if attempt + 1 < MAX_FAILURES:
                 time.sleep(min(30.0, FIRST_WAIT_S * 2**attempt))
     raise FetchError(f"{what}: {failure}. Is this machine's Python package index reachable?")
@@ -147,8 +160,9 @@ def with_retries(what: str, call: Callable[[], str]) -> str:
 class PipSettings:
     """The package index as pip is told of it: environment before files, pip's own default last."""
 
-    def __init__(self, settings: Dict[str, str]) -> None:
+    def __init__(self, settings: Dict[str, str], purpose: Purpose) -> None:
         self.settings = settings
+        self.purpose = purpose
         self.proxies = {s: settings["proxy"] for s in ("http", "https")} if settings.get("proxy") else None
         context = ssl.create_default_context(cafile=self.certificates())
         handlers: List[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
@@ -157,7 +171,7 @@ class PipSettings:
         self.opener = urllib.request.build_opener(*handlers)
 
     @staticmethod
-    def read() -> "PipSettings":
+    def read(purpose: Purpose) -> "PipSettings":
         """From pip's configuration files and PIP_ variables."""
         config_home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
         files = [Path(f) / "pip" / "pip.conf" for f in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
@@ -171,7 +185,7 @@ class PipSettings:
             try:
                 parser.read(file)
             except configparser.Error as err:
-                say(f"{file} is left out: {err}")
+                purpose.say(f"{file} is left out: {err}")
                 continue
             for section in ("global", "download"):
                 if parser.has_section(section):
@@ -179,7 +193,7 @@ class PipSettings:
         for key, value in os.environ.items():
             if key.startswith("PIP_") and value:
                 settings[key[4:].lower().replace("_", "-")] = value
-        return PipSettings(settings)
+        return PipSettings(settings, purpose)
 
     def certificates(self) -> Optional[str]:
         """The file of certificate authorities; None for the system's."""
@@ -208,14 +222,15 @@ class PipSettings:
         """The indexes to ask, in order."""
         if self.settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
             return []
-        return [self.settings.get("index-url") or default_index()] + self.settings.get("extra-index-url", "").split()
+        first = self.settings.get("index-url") or default_index(self.purpose)
+        return [first, *self.settings.get("extra-index-url", "").split()]
 
-    def find(self, wheel: Wheel) -> str:
-        """The address of the wheel, by the simple repository API (JSON or HTML)."""
+    def find(self, file: IndexFile) -> str:
+        """The address of the file, by the simple repository API (JSON or HTML)."""
         accept = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
         others: List[str] = []
         for index in self.indexes():
-            page = f"{index.rstrip('/')}/{wheel.project}/"
+            page = f"{index.rstrip('/')}/{file.project}/"
             try:
                 with self.open(page, {"Accept": accept}) as answer:
                     kind, base, body = answer.headers.get_content_type(), answer.geturl(), answer.read().decode()
@@ -227,16 +242,16 @@ class PipSettings:
             for url in links_json(body) if kind.endswith("json") else links_html(body):
                 url = urllib.parse.urljoin(base, url)
                 parts = urllib.parse.urlsplit(url)
-                if urllib.parse.unquote(parts.path.rsplit("/", 1)[-1]) == wheel.filename:
-                    if parts.fragment.startswith("sha256=") and parts.fragment[7:] != wheel.sha256:
+                if urllib.parse.unquote(parts.path.rsplit("/", 1)[-1]) == file.filename:
+                    if parts.fragment.startswith("sha256=") and parts.fragment[7:] != file.sha256:
                         others.append(url)
                         continue
                     return urllib.parse.urldefrag(url)[0]
         if others:
-            raise FetchError(f"the index has {wheel.filename} with another digest than the pinned one; it is not used.")
+            raise FetchError(f"the index has {file.filename} with another digest than the pinned one; it is not used.")
         raise FetchError(
-            f"the configured Python package index has no {wheel.filename}. Put that file in a folder and set "
-            "PIP_FIND_LINKS to the folder, or set LIBTORCH to a libtorch of your own."
+            f"the configured Python package index has no {file.filename}. Put that file in a folder and set "
+            f"PIP_FIND_LINKS to the folder, or {self.purpose.instead}."
         )
 
     def open(self, url: str, headers: Dict[str, str]) -> "http.client.HTTPResponse":
@@ -286,7 +301,7 @@ def links_html(body: str) -> List[str]:
     return found
 
 
-def default_index() -> str:
+def default_index(purpose: Purpose) -> str:
     """The index that pip asks when nobody told it otherwise."""
     with bundled_pip():
         try:
@@ -296,7 +311,7 @@ def default_index() -> str:
         except ImportError:
             raise FetchError(
                 f"{sys.executable} has no pip that could tell where the Python package index is. Install pip (Debian: "
-                "apt install python3-venv), or set PIP_INDEX_URL, or set LIBTORCH to a libtorch of your own."
+                f"apt install python3-venv), or set PIP_INDEX_URL, or {purpose.instead}."
             ) from None
 
 
@@ -371,8 +386,3 @@ def digest_of(path: Path) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
-
-
-def say(text: str) -> None:
-    """One line for people."""
-    print(f"libtorch: {text}", file=sys.stderr, flush=True)

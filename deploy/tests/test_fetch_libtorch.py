@@ -1,24 +1,20 @@
 """The fetching of libtorch against a small package index on this machine: what a first build must survive."""
 
 import hashlib
-import http.server
 import io
-import json
 import os
 import platform
 import sys
-import tempfile
-import threading
 import unittest
 import zipfile
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from index_server import IndexTest, index_file
 
-import fetch_libtorch  # noqa: E402
-import package_index  # noqa: E402
+import fetch_libtorch
+import package_index
 
 
 def wheel_bytes(members: Dict[str, bytes]) -> bytes:
@@ -34,87 +30,16 @@ MEMBERS = {f"torch/lib/{name}": content for name, content in CONTENT.items()}
 MEMBERS["torch/include/torch/csrc/api/include/torch/torch.h"] = b"#pragma once\n"
 MEMBERS["torch/nn/module.py"] = b"not needed"
 WHEEL_BYTES = wheel_bytes(MEMBERS)
-WHEEL = package_index.Wheel(
-    "torch", "torch-9-py3-none-any.whl", len(WHEEL_BYTES), hashlib.sha256(WHEEL_BYTES).hexdigest()
-)
+WHEEL = index_file("torch", "torch-9-py3-none-any.whl", WHEEL_BYTES)
 LIBRARIES = tuple(fetch_libtorch.Library(n, len(c), hashlib.sha256(c).hexdigest()) for n, c in CONTENT.items())
 
 
-class Index(http.server.BaseHTTPRequestHandler):
-    """A package index with one project, and faults to order."""
-
-    as_html = False
-    digest: Optional[str] = None
-    body = WHEEL_BYTES
-    drop_after: List[int] = []
-    ranges: List[Optional[str]] = []
-    obey_range = True
-
-    def do_GET(self) -> None:
-        if self.path == "/simple/torch/":
-            digest = type(self).digest or WHEEL.sha256
-            if self.as_html:
-                page = f'<a href="/files/{WHEEL.filename}#sha256={digest}">x</a>'.encode()
-                kind = "text/html"
-            else:
-                file = {
-                    "filename": WHEEL.filename,
-                    "url": f"../../files/{WHEEL.filename}",
-                    "hashes": {"sha256": digest},
-                }
-                page, kind = json.dumps({"files": [file]}).encode(), "application/vnd.pypi.simple.v1+json"
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(page)
-        elif self.path == f"/files/{WHEEL.filename}":
-            asked = self.headers.get("Range")
-            self.ranges.append(asked)
-            start = int(asked.split("=")[1].rstrip("-")) if asked and self.obey_range else 0
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(self.body) - start))
-            self.end_headers()
-            end = start + self.drop_after.pop(0) if self.drop_after else len(self.body)
-            self.wfile.write(self.body[start:end])
-        else:
-            self.send_error(404)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class FetchTest(unittest.TestCase):
+class FetchTest(IndexTest):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.cache = Path(folder.name)
-
-        class Handler(Index):
-            drop_after: List[int] = []
-            ranges: List[Optional[str]] = []
-
-        self.handler = Handler
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-        self.addCleanup(self.server.server_close)
-        self.addCleanup(self.server.shutdown)
-        environment = {
-            "VISAGE_CACHE": folder.name,
-            "PIP_INDEX_URL": f"http://127.0.0.1:{self.server.server_port}/simple",
-            "PIP_CONFIG_FILE": os.devnull,
-            "HOME": folder.name,
-            "no_proxy": "127.0.0.1",
-        }
-        for patch in (
-            mock.patch.dict(os.environ, environment, clear=True),
-            mock.patch.object(fetch_libtorch, "LIBRARIES", {WHEEL: LIBRARIES}),
-            mock.patch.object(fetch_libtorch, "TORCH", WHEEL),
-            mock.patch.object(platform, "machine", lambda: "x86_64"),
-            mock.patch.object(package_index, "FIRST_WAIT_S", 0.0),
-            mock.patch.object(sys, "stderr", io.StringIO()),
-        ):
-            patch.start()
-            self.addCleanup(patch.stop)
+        self.start({WHEEL: WHEEL_BYTES})
+        self.patch(mock.patch.object(fetch_libtorch, "LIBRARIES", {WHEEL: LIBRARIES}))
+        self.patch(mock.patch.object(fetch_libtorch, "TORCH", WHEEL))
+        self.patch(mock.patch.object(platform, "machine", lambda: "x86_64"))
 
     def fetch(self) -> Path:
         return fetch_libtorch.libtorch([], keep_wheels=False)
@@ -159,7 +84,7 @@ class FetchTest(unittest.TestCase):
             self.fetch()
 
     def test_refuses_a_file_of_another_digest(self) -> None:
-        self.handler.body = WHEEL_BYTES[:-1] + b"?"
+        self.handler.files = {WHEEL.filename: WHEEL_BYTES[:-1] + b"?"}
         with self.assertRaisesRegex(package_index.FetchError, "digest"):
             self.fetch()
         self.assertFalse((self.cache / "libtorch-2.11.0").exists())
@@ -173,7 +98,7 @@ class FetchTest(unittest.TestCase):
 
     def test_a_missing_wheel_says_what_to_do(self) -> None:
         os.environ["PIP_INDEX_URL"] += "/elsewhere"
-        with self.assertRaisesRegex(package_index.FetchError, "PIP_FIND_LINKS"):
+        with self.assertRaisesRegex(package_index.FetchError, "PIP_FIND_LINKS.*LIBTORCH"):
             self.fetch()
 
     def test_takes_a_wheel_from_a_folder(self) -> None:
