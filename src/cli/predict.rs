@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use futures::StreamExt;
 
-use super::{connection::Remote, failure, names, output, photo};
+use super::{connection::Remote, face_options::FaceArgs, failure, names, output, photo, pictures};
 use crate::proto::v1::{self, prediction::Result as Answer, stream_predict_response::Result as Item};
 
 /// Says what a model reads from photos.
@@ -26,18 +26,32 @@ pub(super) struct PredictArgs {
     #[arg(long)]
     head: Vec<String>,
     #[command(flatten)]
+    faces: FaceArgs,
+    /// Draws boxes, landmarks, answers and reasons over the photo, as an SVG picture; for one photo.
+    #[arg(long, value_name = "FILE.svg")]
+    annotate: Option<PathBuf>,
+    #[command(flatten)]
     pub(super) remote: Remote,
 }
 
 /// Runs the command; `false` when a photo could not be answered.
 pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let mut server = args.remote.connect().await?;
-    let request = |image| v1::PredictRequest { model: names::model(&args.model), image, heads: args.head.clone(), ..Default::default() };
+    let template =
+        v1::PredictRequest { model: names::model(&args.model), heads: args.head.clone(), ..args.faces.request()? };
+    if args.annotate.is_some() && args.photos.len() > 1 {
+        bail!(failure::Usage("--annotate draws over one photo; give it one".to_owned()));
+    }
     if let [photo] = args.photos.as_slice() {
-        let request = args.remote.request(request(photo::read(photo).await?));
+        let image = photo::read(photo).await?;
+        let request = args.remote.request(v1::PredictRequest { image: image.clone(), ..template });
         let response = server.visage.predict(request).await?.into_inner();
         let shown = photo.display().to_string();
         let lines = text(&shown, &response);
+        if let Some(file) = &args.annotate {
+            let picture = pictures::annotated(&image, &response)?;
+            tokio::fs::write(file, picture).await.with_context(|| file.display().to_string())?;
+        }
         // In the form of many, so that a script need not count its photos.
         let answer = v1::StreamPredictResponse { correlation_id: shown, result: Some(Item::Response(response)) };
         output::show(args.remote.json, &answer, |_| lines)?;
@@ -45,10 +59,9 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     }
     let progress = output::bar(args.photos.len() as u64, "predicting");
     let photos = args.photos.clone();
-    let (model, heads) = (names::model(&args.model), args.head.clone());
     let unread = photo::Unread::default();
     let requests = unread.stream(photos).map(move |(path, image)| {
-        let request = v1::PredictRequest { model: model.clone(), image, heads: heads.clone(), ..Default::default() };
+        let request = v1::PredictRequest { image, ..template.clone() };
         v1::StreamPredictRequest { request: Some(request), correlation_id: path.display().to_string() }
     });
     let mut answers = server.visage.stream_predict(requests).await?.into_inner();
@@ -77,22 +90,51 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     let total = answer.timing.as_ref().and_then(|t| t.total).map(|d| f64::from(d.nanos) / 1e6 + d.seconds as f64 * 1e3);
     let mut text = format!("{photo}  {}  {:.0} ms", answer.model_version, total.unwrap_or(0.0));
     if answer.abstained {
-        let reasons: Vec<_> = answer.abstention_reasons().map(reason).collect();
-        text.push_str(&format!("\n  no answer: {}", reasons.join(", ")));
+        text.push_str(&format!("\n  no answer: {}", reasons(answer.abstention_reasons())));
     }
-    let width = answer.predictions.iter().map(|p| p.head.len()).max().unwrap_or(0);
-    for prediction in &answer.predictions {
-        let said = match &prediction.result {
-            Some(Answer::Regression(r)) => regression(r),
-            Some(Answer::Classification(c)) => format!("{} ({:.0} %)", c.label, 100.0 * c.probability),
-            None => String::new(),
-        };
-        text.push_str(&format!("\n  {:width$}  {said}", prediction.head));
+    if answer.faces.is_empty() {
+        return text + &predictions("  ", &answer.predictions);
+    }
+    if answer.n_faces_found > 1 {
+        text.push_str(&format!("\n  {} faces found, {} read", answer.n_faces_found, answer.faces.len()));
+    }
+    for (i, face) in answer.faces.iter().enumerate() {
+        if answer.faces.len() > 1 {
+            let place = face.r#box.unwrap_or_default();
+            text.push_str(&format!("\n  face {} at {:.0},{:.0}", i + 1, place.left, place.top));
+        }
+        if face.abstained && (i > 0 || answer.faces.len() > 1) {
+            text.push_str(&format!("\n    no answer: {}", reasons(face.abstention_reasons())));
+        }
+        text.push_str(&predictions(if answer.faces.len() > 1 { "    " } else { "  " }, &face.predictions));
     }
     text
 }
 
-fn reason(reason: v1::AbstentionReason) -> String {
+fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
+    reasons.map(reason).collect::<Vec<_>>().join(", ")
+}
+
+fn predictions(indent: &str, predictions: &[v1::Prediction]) -> String {
+    let width = predictions.iter().map(|p| p.head.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for prediction in predictions {
+        let said = said(prediction);
+        text.push_str(&format!("\n{indent}{:width$}  {said}", prediction.head));
+    }
+    text
+}
+
+/// What a head says, in words.
+pub(super) fn said(prediction: &v1::Prediction) -> String {
+    match &prediction.result {
+        Some(Answer::Regression(r)) => regression(r),
+        Some(Answer::Classification(c)) => format!("{} ({:.0} %)", c.label, 100.0 * c.probability),
+        None => String::new(),
+    }
+}
+
+pub(super) fn reason(reason: v1::AbstentionReason) -> String {
     output::enum_name(reason.as_str_name(), "ABSTENTION_REASON_").to_lowercase().replace('_', " ")
 }
 

@@ -1,17 +1,23 @@
 //! `visage similar`: faces of a collection that are like a photo, a face or a vector.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 
-use super::{connection::Remote, names, output, photo};
+use super::{
+    connection::Remote,
+    face_options::Faces,
+    names, output, photo,
+    pictures::{self, Match},
+};
 use crate::proto::v1::{self, find_similar_request::Query};
 
 /// Finds the faces of a collection that are most alike.
 ///
-/// A score is the cosine of two embeddings: 1 for the same photo. It is not the probability that two photos show one
-/// person.
+/// A score is the cosine of two embeddings: 1 for the same photo. Where the space was calibrated on identities, each
+/// match has the probability that it is the same person, at even odds beforehand, and how often faces of different people
+/// score as much.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -39,6 +45,15 @@ pub(super) struct SimilarArgs {
     /// Compares with every face, however long that takes.
     #[arg(long)]
     exact: bool,
+    /// Which of the photo's faces is looked for.
+    #[arg(long, value_enum, default_value_t)]
+    faces: Faces,
+    /// Makes a page of the photo and its matches.
+    #[arg(long, value_name = "FILE.html", requires = "photo")]
+    sheet: Option<PathBuf>,
+    /// Where the sheet's photos of the matches lie, named by their faces' ids; searched with its sub-folders.
+    #[arg(long, value_name = "FOLDER", requires = "sheet")]
+    photos: Option<PathBuf>,
     #[command(flatten)]
     pub(super) remote: Remote,
 }
@@ -64,10 +79,14 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         k: args.k,
         min_score: args.min_score,
         exact: args.exact,
-        ..v1::FindSimilarRequest::default()
+        face_selection: v1::FaceSelection::from(args.faces).into(),
     };
     let mut server = args.remote.connect().await?;
     let found = server.visage.find_similar(args.remote.request(request)).await?.into_inner();
+    if let (Some(file), Some(photo)) = (&args.sheet, &args.photo) {
+        let page = sheet(photo, args.photos.as_deref(), &found)?;
+        tokio::fs::write(file, page).await.with_context(|| file.display().to_string())?;
+    }
     output::show(args.remote.json, &found, |found| {
         if found.matches.is_empty() {
             return match args.min_score {
@@ -77,11 +96,48 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         }
         let rows = found.matches.iter().map(|m| {
             let face = m.face.clone().unwrap_or_default();
-            [format!("{:.4}", m.score), face.name, face.subject, labels(&face.labels)]
+            let evidence = m.identity.as_ref().map(evidence).unwrap_or_default();
+            [format!("{:.4}", m.score), evidence, face.name, face.subject, labels(&face.labels)]
         });
-        output::table(["score", "face", "subject", "labels"], rows).to_string()
+        output::table(["score", "same person", "face", "subject", "labels"], rows).to_string()
     })?;
     Ok(true)
+}
+
+/// What a score means, in a few words.
+pub(super) fn evidence(identity: &v1::IdentityEvidence) -> String {
+    let probability = format!("{:.1} %", 100.0 * identity.same_person_probability);
+    match &identity.false_match_rate {
+        Some(v1::FalseMatchRate { rate: Some(rate), supported: true, .. }) => {
+            format!("{probability}, false matches {rate:.0e}")
+        }
+        Some(rate) => format!("{probability}, false matches at most {:.0e}", rate.upper),
+        None => probability,
+    }
+}
+
+/// The page of a photo and its matches.
+fn sheet(query: &Path, photos: Option<&Path>, found: &v1::FindSimilarResponse) -> anyhow::Result<String> {
+    let bytes = std::fs::read(query).with_context(|| query.display().to_string())?;
+    let query = Match { title: query.display().to_string(), lines: vec!["looked for".to_owned()], photo: Some(bytes) };
+    let matches = found.matches.iter().map(|m| {
+        let face = m.face.clone().unwrap_or_default();
+        let id = face.name.rsplit('/').next().unwrap_or_default().to_owned();
+        let mut lines = vec![format!("score {:.4}", m.score)];
+        lines.extend(m.identity.as_ref().map(evidence));
+        lines.extend((!face.subject.is_empty()).then(|| format!("subject {}", face.subject)));
+        Match { title: id.clone(), lines, photo: photos.and_then(|folder| photo_of(folder, &id)) }
+    });
+    Ok(pictures::sheet(&query, &matches.collect::<Vec<_>>()))
+}
+
+/// The photo in a folder whose name is the face's id.
+fn photo_of(folder: &Path, id: &str) -> Option<Vec<u8>> {
+    let named = |entry: &walkdir::DirEntry| {
+        entry.file_type().is_file() && (entry.file_name() == id || entry.path().file_stem().is_some_and(|s| s == id))
+    };
+    let found = walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_map(Result::ok).find(named)?;
+    std::fs::read(found.path()).ok()
 }
 
 /// Labels in one cell: `a=1 b=2`.

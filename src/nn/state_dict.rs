@@ -1,4 +1,5 @@
-//! PyTorch's state dicts: a zip of a pickle and one file a tensor's storage.
+//! PyTorch's state dicts: a zip of a pickle and one file a tensor's storage; before PyTorch 1.6, pickles and storages
+//! one after another.
 //!
 //! Only what `torch.save(model.state_dict())` writes is understood: dictionaries of tensors. A pickle is a program for
 //! a stack machine; this machine knows no function but the two that rebuild tensors and dictionaries, so that no file
@@ -21,7 +22,7 @@ const MAX_PICKLE_BYTES: u64 = 16 << 20;
 /// The most bytes of all tensors of a file, and of all the storages that they look into.
 const MAX_TENSOR_BYTES: u64 = 512 << 20;
 
-/// Reads a `.pth` file as written by PyTorch 1.6 or later; f32 and i64 tensors.
+/// Reads a `.pth` file of any version of PyTorch; f32 and i64 tensors.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
@@ -35,10 +36,17 @@ pub fn read_state_dict(path: &Path) -> Result<Vec<TensorData>, NnError> {
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, String> {
-    let mut zip = ZipArchive::new(bytes).map_err(|e| {
-        format!("no zip archive ({e}); files of PyTorch before 1.6 must be saved again with torch.save")
-    })?;
+pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, String> {
+    let mut start = Vec::new();
+    bytes.by_ref().take(LEGACY_MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| e.to_string())?;
+    if start == LEGACY_MAGIC {
+        let mut rest = Vec::new();
+        bytes.take(MAX_PICKLE_BYTES + MAX_TENSOR_BYTES).read_to_end(&mut rest).map_err(|e| e.to_string())?;
+        return parse_legacy(&rest);
+    }
+    bytes.rewind().map_err(|e| e.to_string())?;
+    let mut zip =
+        ZipArchive::new(bytes).map_err(|e| format!("neither a zip archive ({e}) nor of PyTorch before 1.6"))?;
     let pickle = zip
         .file_names()
         .find(|name| name.ends_with("/data.pkl"))
@@ -46,12 +54,31 @@ pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, Stri
         .ok_or("it holds no data.pkl, so it is no PyTorch state dict")?;
     let folder = pickle.trim_end_matches("data.pkl").to_owned();
     let program = read_entry(&mut zip, &pickle, MAX_PICKLE_BYTES)?;
-    let Value::Dict(entries) = Machine::run(&program)? else {
+    let (state, _) = Machine::run(&program)?;
+    // Tensors may share one; each is unpacked once.
+    let (mut storages, mut n_unpacked) = (HashMap::<String, Vec<u8>>::new(), 0u64);
+    tensors(state, |view| {
+        let storage = match storages.entry(format!("{folder}data/{}", view.storage)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let bytes = read_entry(&mut zip, new.key(), MAX_TENSOR_BYTES - n_unpacked)?;
+                n_unpacked += bytes.len() as u64;
+                new.insert(bytes)
+            }
+        };
+        view.of(storage)
+    })
+}
+
+/// The tensors of a state dict whose storages `bytes_of` knows.
+fn tensors(
+    state: Value,
+    mut bytes_of: impl FnMut(&TensorView) -> Result<Vec<u8>, String>,
+) -> Result<Vec<TensorData>, String> {
+    let Value::Dict(entries) = state else {
         return Err("it does not hold a dictionary; save model.state_dict()".to_owned());
     };
     let (mut tensors, mut total) = (Vec::new(), 0u64);
-    // Tensors may share one; each is unpacked once.
-    let (mut storages, mut n_unpacked) = (HashMap::<String, Vec<u8>>::new(), 0u64);
     for (name, value) in entries {
         let (Value::Text(name), Value::Tensor(tensor)) = (name, value) else {
             return Err("it holds other things than tensors by name; save model.state_dict()".to_owned());
@@ -61,23 +88,46 @@ pub fn parse_state_dict(bytes: impl Read + Seek) -> Result<Vec<TensorData>, Stri
         if total > MAX_TENSOR_BYTES {
             return Err(format!("it holds more than {MAX_TENSOR_BYTES} bytes of tensors"));
         }
-        let entry = format!("{folder}data/{}", tensor.storage);
-        let storage = match storages.entry(entry) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                let bytes = read_entry(&mut zip, new.key(), MAX_TENSOR_BYTES - n_unpacked)?;
-                n_unpacked += bytes.len() as u64;
-                new.insert(bytes)
-            }
-        };
-        let from = tensor.offset as usize * tensor.width() as usize;
-        let bytes = storage
-            .get(from..from + tensor.n_bytes() as usize)
-            .ok_or_else(|| format!("tensor {name}: its storage has {} bytes only", storage.len()))?;
-        tensors.push(TensorData { name, shape, dtype: tensor.dtype, bytes: bytes.to_vec() });
+        let bytes = bytes_of(&tensor).map_err(|why| format!("tensor {name}: {why}"))?;
+        tensors.push(TensorData { name, shape, dtype: tensor.dtype, bytes });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tensors)
+}
+
+/// How a file of PyTorch before 1.6 begins: a pickle of the number 0x1950a86a20f9469cfc6c.
+const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
+/// What follows the magic number: pickles of the format's version, of the machine that wrote it, of the state dict, and
+/// of the storages' keys; then each storage, as a count of its elements and these.
+fn parse_legacy(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
+    let (version, rest) = Machine::run(bytes)?;
+    if version != Value::Int(1001) {
+        return Err("it is of an unknown version of PyTorch's format before 1.6".to_owned());
+    }
+    let (_machine, rest) = Machine::run(rest)?;
+    let (state, rest) = Machine::run(rest)?;
+    let (Value::Tuple(keys), mut rest) = Machine::run(rest)? else {
+        return Err("it does not list its storages".to_owned());
+    };
+    let mut widths = HashMap::new();
+    if let Value::Dict(entries) = &state {
+        let views =
+            entries.iter().filter_map(|(_, value)| if let Value::Tensor(view) = value { Some(view) } else { None });
+        widths.extend(views.map(|view| (view.storage.as_str(), view.width())));
+    }
+    let mut storages = HashMap::new();
+    for key in keys {
+        let Value::Text(key) = key else { return Err("it names a storage in an unknown way".to_owned()) };
+        // A storage that no tensor looks into would have no known width.
+        let width = *widths.get(key.as_str()).ok_or_else(|| format!("no tensor is of its storage {key}"))?;
+        let (n_elements, after) = rest.split_first_chunk::<8>().ok_or("it ends within its storages")?;
+        let n_bytes = u64::from_le_bytes(*n_elements).checked_mul(width).and_then(|n| usize::try_from(n).ok());
+        let (storage, after) = n_bytes.and_then(|n| after.split_at_checked(n)).ok_or("it ends within its storages")?;
+        storages.insert(key, storage);
+        rest = after;
+    }
+    tensors(state, |view| view.of(storages.get(&view.storage).ok_or("it has no such storage")?))
 }
 
 fn read_entry(zip: &mut ZipArchive<impl Read + Seek>, name: &str, max: u64) -> Result<Vec<u8>, String> {
@@ -116,24 +166,45 @@ impl TensorView {
         self.shape.iter().map(|d| d.unsigned_abs()).product::<u64>() * self.width()
     }
 
-    /// The shape, once it is shown to be one and the elements to lie in order.
-    fn check(&self) -> Result<Vec<i64>, String> {
-        let mut expected = 1i64;
-        let mut contiguous = self.shape.len() == self.strides.len();
-        for (&d, &stride) in self.shape.iter().zip(&self.strides).rev() {
-            if d < 0 {
-                return Err(format!("it has the shape {:?}", self.shape));
+    /// Its elements within its storage, in order. It may look at them in another order than they are stored in, but not
+    /// at more than there are: a few bytes could ask for any memory otherwise.
+    fn of(&self, storage: &[u8]) -> Result<Vec<u8>, String> {
+        let width = self.width() as usize;
+        let too_small = || format!("its storage has {} bytes only", storage.len());
+        let n_bytes = usize::try_from(self.n_bytes()).ok().filter(|n| *n <= storage.len()).ok_or_else(too_small)?;
+        let mut bytes = Vec::with_capacity(n_bytes);
+        let mut index = vec![0_i64; self.shape.len()];
+        while bytes.len() < n_bytes {
+            let ahead: i64 = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
+            // Within i64: `check` has held the farthest element against the largest storage.
+            let at = (self.offset as usize + ahead.unsigned_abs() as usize) * width;
+            bytes.extend_from_slice(storage.get(at..at + width).ok_or_else(too_small)?);
+            for (i, d) in index.iter_mut().zip(&self.shape).rev() {
+                *i += 1;
+                if *i < *d {
+                    break;
+                }
+                *i = 0;
             }
-            contiguous &= d <= 1 || stride == expected;
-            expected = expected.checked_mul(d.max(1)).ok_or("its shape is too large")?;
         }
-        let end = self.offset.checked_add(expected.unsigned_abs()).and_then(|n| n.checked_mul(self.width()));
-        if end.is_none_or(|end| end > MAX_TENSOR_BYTES) {
-            return Err("it is too large".to_owned());
+        Ok(bytes)
+    }
+
+    /// The shape, once it is shown to be one of a size that is read, and no element to lie before or far behind its
+    /// storage.
+    fn check(&self) -> Result<Vec<i64>, String> {
+        let too_large = || "it is too large".to_owned();
+        let max_elements = (MAX_TENSOR_BYTES / self.width()) as i64;
+        if self.shape.len() != self.strides.len() || self.shape.iter().chain(&self.strides).any(|n| *n < 0) {
+            return Err(format!("it has the shape {:?} and the strides {:?}", self.shape, self.strides));
         }
-        contiguous
-            .then(|| self.shape.clone())
-            .ok_or_else(|| "its elements are not in order; save it contiguous".to_owned())
+        let (mut n_elements, mut farthest) = (1_i64, i64::try_from(self.offset).map_err(|_| too_large())?);
+        for (d, stride) in self.shape.iter().zip(&self.strides) {
+            n_elements = n_elements.checked_mul((*d).max(1)).filter(|n| *n <= max_elements).ok_or_else(too_large)?;
+            let reach = (d - 1).max(0).checked_mul(*stride).and_then(|reach| farthest.checked_add(reach));
+            farthest = reach.filter(|at| *at <= max_elements).ok_or_else(too_large)?;
+        }
+        Ok(self.shape.clone())
     }
 }
 
@@ -197,14 +268,15 @@ fn check_depth(values: &[Value]) -> Result<(), String> {
 }
 
 impl<'a> Machine<'a> {
-    fn run(program: &'a [u8]) -> Result<Value, String> {
+    /// The program's result, and the bytes behind its end.
+    fn run(program: &'a [u8]) -> Result<(Value, &'a [u8]), String> {
         let mut machine = Self { program, stack: Vec::new(), memo: HashMap::new(), n_copied: 0 };
         loop {
             if machine.stack.len() > MAX_VALUES {
                 return Err("its pickle holds too many values".to_owned());
             }
             if let Some(value) = machine.step()? {
-                return Ok(value);
+                return Ok((value, machine.program));
             }
         }
     }
@@ -344,6 +416,14 @@ impl<'a> Machine<'a> {
                 self.stack.push(Value::Tuple(values));
             }
             0x85..=0x87 => self.tuple(usize::from(code - 0x84))?,
+            b'e' => {
+                let items = self.above_mark()?;
+                check_depth(&items)?;
+                match self.stack.last_mut() {
+                    Some(Value::Tuple(list)) => list.extend(items),
+                    _ => return Err("its pickle appends to what is no list".to_owned()),
+                }
+            }
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.set_items(vec![key, value])?;
@@ -468,6 +548,48 @@ mod tests {
         assert_eq!(tensors, expected);
     }
 
+    /// The same, saved with `_use_new_zipfile_serialization=False`: as PyTorch before 1.6 wrote it.
+    const LEGACY_FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict_legacy.pth");
+
+    #[test]
+    fn a_transposed_view_is_read_in_its_own_order() {
+        let view = |shape: &[i64], strides: &[i64], offset| TensorView {
+            storage: String::new(),
+            dtype: Dtype::F32,
+            offset,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+        };
+        let storage: Vec<u8> = (0..6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let read = |view: &TensorView| {
+            view.check()?;
+            let bytes = view.of(&storage)?;
+            Ok::<Vec<f32>, String>(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        assert_eq!(read(&view(&[3, 2], &[1, 3], 0)).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(read(&view(&[2], &[3], 1)).unwrap(), [1.0, 4.0]);
+        assert_eq!(read(&view(&[], &[], 5)).unwrap(), [5.0]);
+        assert_eq!(read(&view(&[0, 4], &[4, 1], 0)).unwrap(), []);
+        for (shape, strides, offset) in [
+            (&[7_i64][..], &[0_i64][..], 0),
+            (&[2], &[1], 5),
+            (&[2], &[-1], 3),
+            (&[1 << 40], &[1], 0),
+            (&[2], &[i64::MAX], 0),
+        ] {
+            assert!(read(&view(shape, strides, offset)).is_err(), "{shape:?} {strides:?} {offset}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_an_old_pytorch_holds_the_same() {
+        let old = parse_state_dict(Cursor::new(LEGACY_FIXTURE)).unwrap();
+        assert_eq!(old, parse_state_dict(Cursor::new(FIXTURE)).unwrap());
+        for n in LEGACY_MAGIC.len()..LEGACY_FIXTURE.len() {
+            assert!(parse_state_dict(Cursor::new(&LEGACY_FIXTURE[..n])).is_err(), "cut at {n}");
+        }
+    }
+
     #[test]
     fn a_pickle_that_wants_to_run_something_is_refused() {
         let error = Machine::run(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.").unwrap_err();
@@ -486,6 +608,10 @@ mod tests {
             let at = at.index(bytes.len());
             bytes[at] = byte;
             let _ = parse_state_dict(Cursor::new(bytes));
+            let mut legacy = LEGACY_FIXTURE.to_vec();
+            let at = at.min(legacy.len() - 1);
+            legacy[at] = byte;
+            let _ = parse_state_dict(Cursor::new(legacy));
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::proto::{
 
 /// One prediction a head, in the version's order.
 ///
-/// A regression gets its interval from the head's calibration: the value, plus and minus the calibrated half width; a
-/// head without a calibration has none. A classification lists every label, most probable first; of equal ones, in the
+/// A regression gets its interval from the head's calibration: the value, plus and minus the calibrated half width,
+/// which may grow with the spread of the head's own distribution; a head without a calibration has none. A classification lists every label, most probable first; of equal ones, in the
 /// version's order.
 ///
 /// # Errors
@@ -19,16 +19,23 @@ pub fn predictions(record: &VersionRecord, output: &ImageOutput) -> Result<Vec<P
         let detail = format!("{} heads answered, the version has {}", output.heads.len(), record.heads.len());
         return Err(failed(record, detail));
     }
-    record.heads.iter().zip(&output.heads).map(|(head, values)| prediction(record, head, values)).collect()
+    let spread = |head_idx: usize| output.spreads.get(head_idx).copied().flatten();
+    let heads = record.heads.iter().zip(&output.heads).enumerate();
+    heads.map(|(i, (head, values))| prediction(record, head, values, spread(i))).collect()
 }
 
-fn prediction(record: &VersionRecord, head: &v1::Head, values: &[f32]) -> Result<Prediction, ServeError> {
+fn prediction(
+    record: &VersionRecord,
+    head: &v1::Head,
+    values: &[f32],
+    spread: Option<f32>,
+) -> Result<Prediction, ServeError> {
     if values.iter().any(|v| !v.is_finite()) {
         return Err(failed(record, format!("head {} answered with no finite number", head.name)));
     }
     let result = match (&head.kind, values) {
         (Some(head::Kind::Regression(kind)), [value]) => {
-            prediction::Result::Regression(regression(record, &head.name, kind, f64::from(*value)))
+            prediction::Result::Regression(regression(record, &head.name, kind, f64::from(*value), spread))
         }
         (Some(head::Kind::Classification(kind)), [_, ..]) if kind.labels.len() == values.len() => {
             prediction::Result::Classification(classification(&kind.labels, values))
@@ -38,12 +45,19 @@ fn prediction(record: &VersionRecord, head: &v1::Head, values: &[f32]) -> Result
     Ok(Prediction { head: head.name.clone(), result: Some(result) })
 }
 
-fn regression(record: &VersionRecord, head: &str, kind: &v1::RegressionHead, value: f64) -> Regression {
+fn regression(
+    record: &VersionRecord,
+    head: &str,
+    kind: &v1::RegressionHead,
+    value: f64,
+    spread: Option<f32>,
+) -> Regression {
     let calibration = record.calibrations.iter().find(|c| c.head == head);
+    let half_width = calibration.map(|c| c.half_width + c.half_width_per_spread * f64::from(spread.unwrap_or(0.0)));
     Regression {
         value,
-        lower: calibration.map(|c| value - c.half_width),
-        upper: calibration.map(|c| value + c.half_width),
+        lower: half_width.map(|half_width| value - half_width),
+        upper: half_width.map(|half_width| value + half_width),
         coverage: calibration.map(|c| c.coverage),
         unit: kind.unit.clone(),
     }
@@ -92,7 +106,7 @@ mod tests {
     }
 
     fn output(heads: &[&[f32]]) -> ImageOutput {
-        ImageOutput { heads: heads.iter().map(|h| h.to_vec()).collect(), embeddings: Default::default() }
+        ImageOutput::new(heads.iter().map(|h| h.to_vec()).collect(), Default::default())
     }
 
     #[test]
@@ -107,6 +121,17 @@ mod tests {
         assert_eq!(order, [("yes", 0.5), ("no", 0.25), ("sometimes", 0.25)]);
         let Some(prediction::Result::Regression(bmi)) = &all[2].result else { panic!() };
         assert_eq!((bmi.value, bmi.lower, bmi.upper, bmi.coverage), (22.5, None, None, None));
+    }
+
+    #[test]
+    fn an_uncertain_answer_has_a_wider_interval() {
+        let mut record = record();
+        record.calibrations[0].half_width_per_spread = 2.0;
+        let spread =
+            ImageOutput { spreads: vec![Some(3.0), None, None], ..output(&[&[40.0], &[0.2, 0.3, 0.5], &[1.0]]) };
+        let all = predictions(&record, &spread).unwrap();
+        let Some(prediction::Result::Regression(age)) = &all[0].result else { panic!() };
+        assert_eq!((age.lower, age.upper), (Some(27.5), Some(52.5)));
     }
 
     #[test]

@@ -339,9 +339,9 @@ pub fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Archite
         Ok(v1::Architecture::Resnet18) => Ok(Architecture::ResNet18),
         Ok(v1::Architecture::Unspecified | v1::Architecture::Resnet34) => Ok(Architecture::ResNet34),
         Ok(v1::Architecture::Resnet50) => Ok(Architecture::ResNet50),
-        Ok(
-            v1::Architecture::Mtcnn | v1::Architecture::DlibAgeGender | v1::Architecture::DlibFaceDescriptor,
-        ) => Err(TrainingError::field(field, "is a published network, which is imported and not trained")),
+        Ok(v1::Architecture::Mtcnn | v1::Architecture::DlibAgeGender | v1::Architecture::DlibFaceDescriptor) => {
+            Err(TrainingError::field(field, "is a published network, which is imported and not trained"))
+        }
         Err(_) => Err(TrainingError::field(field, format!("{architecture} is no architecture that this server has"))),
     }
 }

@@ -1,0 +1,99 @@
+//! Which faces of a photo, and what they must be, as options.
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+
+use super::failure::Usage;
+use crate::proto::v1;
+
+/// Which faces are read.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(super) enum Faces {
+    /// The largest.
+    #[default]
+    Largest,
+    /// Every one.
+    All,
+    /// The only one; a photo of several is not answered.
+    Single,
+}
+
+impl From<Faces> for v1::FaceSelection {
+    fn from(faces: Faces) -> Self {
+        match faces {
+            Faces::Largest => Self::Largest,
+            Faces::All => Self::All,
+            Faces::Single => Self::Single,
+        }
+    }
+}
+
+/// What is asked of a photo's faces.
+#[derive(Args, Clone, Debug)]
+pub(super) struct FaceArgs {
+    /// Which faces of a photo are read.
+    #[arg(long, value_enum, default_value_t)]
+    faces: Faces,
+    /// Answers each face's embedding, too.
+    #[arg(long)]
+    embedding: bool,
+    /// Instead of the version's own threshold, such as min_face_px=20; may be given more than once.
+    #[arg(long, value_name = "NAME=NUMBER")]
+    threshold: Vec<String>,
+}
+
+impl FaceArgs {
+    /// The request's fields of these options.
+    pub(super) fn request(&self) -> anyhow::Result<v1::PredictRequest> {
+        let thresholds = if self.threshold.is_empty() { None } else { Some(thresholds(&self.threshold)?) };
+        Ok(v1::PredictRequest {
+            face_selection: v1::FaceSelection::from(self.faces).into(),
+            return_embedding: self.embedding,
+            thresholds,
+            ..v1::PredictRequest::default()
+        })
+    }
+}
+
+fn thresholds(options: &[String]) -> anyhow::Result<v1::QualityThresholds> {
+    let mut thresholds = v1::QualityThresholds::default();
+    for option in options {
+        let (name, number) = option.split_once('=').ok_or_else(|| usage(option))?;
+        let number: f64 = number.parse().map_err(|_| usage(option))?;
+        let field = match name {
+            "min_face_px" => &mut thresholds.min_face_px,
+            "min_detection" => &mut thresholds.min_detection,
+            "min_sharpness" => &mut thresholds.min_sharpness,
+            "min_brightness" => &mut thresholds.min_brightness,
+            "max_brightness" => &mut thresholds.max_brightness,
+            "min_contrast" => &mut thresholds.min_contrast,
+            "max_yaw_degrees" => &mut thresholds.max_yaw_degrees,
+            "max_pitch_degrees" => &mut thresholds.max_pitch_degrees,
+            "min_symmetry" => &mut thresholds.min_symmetry,
+            "min_visible" => &mut thresholds.min_visible,
+            "max_misfit" => &mut thresholds.max_misfit,
+            "max_spread" => &mut thresholds.max_spread,
+            _ => bail!(Usage(format!("--threshold {option}: there is no threshold {name}; docs/cli.md lists them"))),
+        };
+        *field = Some(number);
+    }
+    Ok(thresholds)
+}
+
+fn usage(option: &str) -> Usage {
+    Usage(format!("--threshold {option}: must be NAME=NUMBER, such as min_face_px=20"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_are_set_by_name() {
+        let set = thresholds(&["min_face_px=20".to_owned(), "max_misfit=0.5".to_owned()]).unwrap();
+        assert_eq!((set.min_face_px, set.max_misfit, set.min_symmetry), (Some(20.0), Some(0.5), None));
+        for wrong in ["min_face_px", "min_face_px=few", "least=1"] {
+            assert!(thresholds(&[wrong.to_owned()]).unwrap_err().to_string().contains(wrong));
+        }
+    }
+}
