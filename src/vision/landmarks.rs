@@ -3,7 +3,8 @@
 //! Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (2014), as dlib has it:
 //! from an average shape in a box, each tree compares the brightness of pixels, whose places move with the shape, and
 //! corrects it a little. Numbers are as wide as dlib's, so that the same trees are walked; but the points that come out
-//! lie between pixels, where dlib rounds them.
+//! lie between pixels, where dlib rounds them. Brightness is a whole number, so thresholds are rounded down to one,
+//! which changes no comparison.
 
 use super::{BoundingBox, DecodedImage, Point, align::Similarity};
 
@@ -42,6 +43,9 @@ pub struct ShapePredictor {
     n_splits: usize,
 }
 
+/// Trees that are walked side by side, so that the processor need not wait for each comparison.
+const N_ABREAST: usize = 8;
+
 #[derive(Clone, Debug)]
 struct Cascade {
     pixels: Vec<ShapePixel>,
@@ -60,11 +64,19 @@ struct ShapePixel {
     delta: Point,
 }
 
-/// Eight bytes, so that a tree of 15 splits lies in two or three lines of the cache.
+/// Six bytes, so that a tree of 15 splits lies in two or three lines of the cache.
 #[derive(Clone, Copy, Debug)]
 struct Split {
     pixels: [u16; 2],
-    threshold: f32,
+    threshold: i16,
+}
+
+impl Split {
+    /// Of pixels below [`MAX_PIXELS`].
+    fn new(pixels: [usize; 2], threshold: f32) -> Self {
+        // Differences lie between -255 and 255.
+        Self { pixels: pixels.map(|pixel| pixel as u16), threshold: threshold.floor().clamp(-256.0, 255.0) as i16 }
+    }
 }
 
 impl ShapePredictor {
@@ -106,6 +118,9 @@ impl ShapePredictor {
         if let Some(pixel) = parts.splits.iter().flatten().find(|pixel| **pixel >= n_pixels) {
             return Err(format!("a split compares pixel {pixel} of {n_pixels}"));
         }
+        if parts.thresholds.iter().any(|threshold| threshold.is_nan()) {
+            return Err("a threshold is no number".to_owned());
+        }
         Ok(Self { initial: parts.initial, cascades: cascades(&parts), n_splits })
     }
 
@@ -126,19 +141,40 @@ impl ShapePredictor {
                 let (Point { x, y }, anchor) = (pixel.delta, shape[pixel.anchor]);
                 frame.brightness_at(photo, Point { x: a * x - b * y + anchor.x, y: b * x + a * y + anchor.y })
             }));
-            let trees = cascade.splits.chunks_exact(self.n_splits);
-            for (splits, leaves) in trees.zip(cascade.leaves.chunks_exact(self.n_splits + 1)) {
-                let leaf = &leaves[leaf(splits, &brightness)];
-                for (point, step) in shape.iter_mut().zip(leaf.as_chunks::<2>().0) {
-                    point.x += step[0];
-                    point.y += step[1];
-                }
+            let n_trees = cascade.leaves.len() / (self.n_splits + 1);
+            for tree in (0..n_trees - n_trees % N_ABREAST).step_by(N_ABREAST) {
+                self.add_trees::<N_ABREAST>(cascade, tree, &brightness, &mut shape);
+            }
+            for tree in n_trees - n_trees % N_ABREAST..n_trees {
+                self.add_trees::<1>(cascade, tree, &brightness, &mut shape);
             }
         }
         shape.map(|point| {
             let (x, y) = frame.to_photo(point);
             Point { x: x as f32, y: y as f32 }
         })
+    }
+
+    /// Adds what `N` trees, from `first` on, say.
+    fn add_trees<const N: usize>(&self, cascade: &Cascade, first: usize, brightness: &[u8], shape: &mut [Point; 5]) {
+        let trees: [&[Split]; N] =
+            std::array::from_fn(|i| &cascade.splits[(first + i) * self.n_splits..][..self.n_splits]);
+        let mut at = [0; N];
+        // All trees are as deep.
+        for _ in 0..(self.n_splits + 1).ilog2() {
+            for (at, splits) in at.iter_mut().zip(&trees) {
+                let Split { pixels: [a, b], threshold } = splits[*at];
+                let difference = i16::from(brightness[usize::from(a)]) - i16::from(brightness[usize::from(b)]);
+                *at = 2 * *at + 2 - usize::from(difference > threshold);
+            }
+        }
+        for (i, at) in at.into_iter().enumerate() {
+            let leaf = &cascade.leaves[(first + i) * (self.n_splits + 1) + at - self.n_splits];
+            for (point, step) in shape.iter_mut().zip(leaf.as_chunks::<2>().0) {
+                point.x += step[0];
+                point.y += step[1];
+            }
+        }
     }
 }
 
@@ -152,7 +188,7 @@ fn cascades(parts: &ShapeParts) -> Vec<Cascade> {
         let (anchors, deltas): (&[usize], &[Point]) = (anchors, deltas);
         let (splits, thresholds): (&[[usize; 2]], &[f32]) = (splits, thresholds);
         let pixel = |(&anchor, &delta)| ShapePixel { anchor, delta };
-        let split = |(pixels, &threshold): (&[usize; 2], _)| Split { pixels: pixels.map(|p| p as u16), threshold };
+        let split = |(&pixels, &threshold)| Split::new(pixels, threshold);
         let leaf = |points: &[Point; 5]| std::array::from_fn(|i| [points[i / 2].x, points[i / 2].y][i % 2]);
         Cascade {
             pixels: anchors.iter().zip(deltas).map(pixel).collect(),
@@ -161,16 +197,6 @@ fn cascades(parts: &ShapeParts) -> Vec<Cascade> {
         }
     };
     pixels.zip(splits).zip(leaves).map(cascade).collect()
-}
-
-/// The leaf that a tree ends in, from its root down.
-fn leaf(splits: &[Split], brightness: &[f32]) -> usize {
-    let mut at = 0;
-    while let Some(Split { pixels: [a, b], threshold }) = splits.get(at) {
-        let difference = brightness[usize::from(*a)] - brightness[usize::from(*b)];
-        at = 2 * at + 2 - usize::from(difference > *threshold);
-    }
-    at - splits.len()
 }
 
 /// From the unit square to a box of whole pixels.
@@ -193,16 +219,17 @@ impl Frame {
     }
 
     /// The mean of the three colours at the nearest pixel, a whole number as dlib's; 0 beyond the photo.
-    fn brightness_at(&self, photo: &DecodedImage, point: Point) -> f32 {
+    fn brightness_at(&self, photo: &DecodedImage, point: Point) -> u8 {
+        // The half that is added makes the nearest pixel of the one whose number is left when the rest is cut off.
         let (x, y) = self.to_photo(point);
-        let (x, y) = (nearest(x), nearest(y));
+        let (x, y) = (x + 0.5, y + 0.5);
         let is_inside = x >= 0.0 && y >= 0.0 && x < f64::from(photo.width_px()) && y < f64::from(photo.height_px());
         if !is_inside {
-            return 0.0;
+            return 0;
         }
         let i = (y as usize * photo.width_px() as usize + x as usize) * 3;
         let sum: u16 = photo.rgb()[i..i + 3].iter().map(|&value| u16::from(value)).sum();
-        f32::from(sum / 3)
+        (sum / 3) as u8
     }
 }
 
@@ -300,6 +327,33 @@ mod tests {
     }
 
     #[test]
+    fn every_tree_of_any_number_is_walked_to_its_leaf() {
+        // Brightness falls from the first landmark to the third: the splits [0, 1], [1, 2] and [0, 2] go left.
+        let splits = [[0, 1], [1, 0], [1, 2]];
+        for n_trees in 1..20 {
+            let leaf = |i: usize| [point([0.0, 0.01, 0.02, 0.03][i % 4], 0.0); 5];
+            let parts = ShapeParts {
+                anchors: vec![0, 1, 2],
+                deltas: vec![point(0.0, 0.0); 3],
+                n_pixels: 3,
+                // Root left, its left child right: the second leaf. Turned round: right, then left: the third.
+                splits: (0..n_trees).flat_map(|t| if t % 2 == 0 { splits } else { [[2, 1], [1, 0], [0, 2]] }).collect(),
+                thresholds: vec![20.5; 3 * n_trees],
+                leaves: (0..4 * n_trees).map(leaf).collect(),
+                n_trees,
+                n_splits: 3,
+                ..parts()
+            };
+            let mut rgb = halves(200, 150).rgb().to_vec();
+            rgb[(50 * 101 + 50) * 3..][..3].fill(100);
+            let photo = DecodedImage::from_rgb(101, 101, rgb).unwrap();
+            let x = ShapePredictor::new(parts).unwrap().place(&photo, &square(0.0, 0.0, 100.0))[0].x;
+            let expected = 20.0 + (n_trees.div_ceil(2) as f32) + 2.0 * (n_trees / 2) as f32;
+            assert!((x - expected).abs() < 1e-3, "{n_trees} trees: {x}, expected {expected}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_refused() {
         let refused = |spoil: fn(&mut ShapeParts)| {
             let mut parts = parts();
@@ -313,6 +367,7 @@ mod tests {
         assert!(refused(|p| p.anchors.push(0)).contains("anchors"));
         assert!(refused(|p| p.anchors.clear()).contains("no cascades"));
         assert!(refused(|p| p.n_pixels = 1 << 17).contains("65536"));
+        assert!(refused(|p| p.thresholds[0] = f32::NAN).contains("threshold"));
         assert!(refused(|p| p.initial = [p.initial[0]; 5]).contains("one spot"));
         for n_splits in [0, 2, usize::MAX] {
             let error = ShapePredictor::new(ShapeParts { n_splits, ..parts() }).unwrap_err();

@@ -180,7 +180,11 @@ proptest! {
     }
 
     #[test]
-    fn a_wrong_number_ends_in_tensors_or_an_error(at in any::<prop::sample::Index>(), n in any::<i64>(), small in -20..20i64) {
+    fn a_wrong_number_ends_in_tensors_or_an_error(
+        at in any::<prop::sample::Index>(),
+        n in any::<i64>(),
+        small in -20..20i64,
+    ) {
         let stream = Stream::tiny();
         let at = at.index(stream.0.len());
         for n in [n.max(-i64::MAX), small] {
