@@ -16,7 +16,6 @@ use super::{
     dlib_form::{Layer, Values, Window, name_layers},
     dlib_numbers::Reader,
     dlib_resnet::DLIB_MEANS,
-    dlib_shape::parse_dlib_shape,
 };
 
 /// The most layers of a network: the largest known has 132.
@@ -25,16 +24,14 @@ const MAX_LAYERS: usize = 4096;
 /// The longest name of a layer's format, in bytes.
 const MAX_NAME_BYTES: i64 = 64;
 
-/// Reads what dlib wrote: a face network, with the parameter names of [`DlibResNet`](super::DlibResNet), or a shape
-/// predictor (see [`parse_dlib_shape`]).
+/// Reads a face network that dlib wrote, with the parameter names of [`DlibResNet`](super::DlibResNet).
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the place in it that is at fault.
 pub fn read_dlib_dat(path: &Path) -> Result<Vec<TensorData>, NnError> {
     let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
     let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    // Both kinds of file have one ending and begin with the number 1.
-    parse_dlib_dat(&bytes).or_else(|why| parse_dlib_shape(&bytes).map_err(|_| why)).map_err(unreadable)
+    parse_dlib_dat(&bytes).map_err(unreadable)
 }
 
 /// The tensors in such a file's bytes.
@@ -81,7 +78,7 @@ impl<'a> Reader<'a> {
                 self.number("the samples' expansion")?;
             }
         }
-        let n_left = self.bytes.len() - self.at;
+        let n_left = self.n_left();
         if n_left == 0 { Ok(layers) } else { Err(format!("{n_left} bytes are left behind the network")) }
     }
 

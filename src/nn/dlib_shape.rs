@@ -1,236 +1,206 @@
-//! dlib's shape predictors: ensembles of regression trees that place landmarks (Kazemi and Sullivan, "One Millisecond
+//! dlib's predictors of five landmarks (`.dat`): ensembles of regression trees (Kazemi and Sullivan, "One Millisecond
 //! Face Alignment with an Ensemble of Regression Trees", 2014).
 //!
 //! The file: a version, the average shape, the forests (one a cascade; a tree is its splits and its leaves), and for
-//! each cascade the pixels that it looks at, by the nearest landmark and the way from there.
+//! each cascade the pixels that it compares, first by the landmark that each lies near, then by the way from there.
+//! Every cascade must have as many trees, splits and pixels as the first, so that the numbers are tensors. A count is
+//! held against the bytes that are left before anything is allocated, and every index against what it counts, so that
+//! what was read can be used unseen.
 
-use super::{Dtype, TensorData, dlib_numbers::Reader};
+use std::{fs, path::Path};
 
-/// The tensors in a shape predictor's bytes: `shape.initial` `[points, 2]`, `shape.anchors` `[cascades, pixels]`,
-/// `shape.deltas` `[cascades, pixels, 2]`, `shape.splits` `[cascades, trees, splits, 2]`, `shape.thresholds`
-/// `[cascades, trees, splits]` and `shape.leaves` `[cascades, trees, leaves, 2 * points]`.
+use super::{Dtype, NnError, TensorData, dlib_numbers::Reader};
+
+const N_POINTS: usize = 5;
+
+/// The fewest bytes of a number, and of a real number.
+const NUMBER_BYTES: usize = 2;
+const REAL_BYTES: usize = 2 * NUMBER_BYTES;
+
+/// Reads a five-point shape predictor that dlib wrote; see [`parse_dlib_shape`].
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file, and the place in it that is at fault.
+pub fn read_dlib_shape(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
+    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+    parse_dlib_shape(&bytes).map_err(unreadable)
+}
+
+/// The tensors in such a file's bytes, by name:
+///
+/// | tensor | shape | what it holds |
+/// |---|---|---|
+/// | `shape.anchors` | `[cascades, pixels]`, i64 | the landmark that each pixel lies near |
+/// | `shape.deltas` | `[cascades, pixels, 2]` | the way from there, in the unit square |
+/// | `shape.initial` | `[5, 2]` | the average shape in the unit square |
+/// | `shape.leaves` | `[cascades, trees, splits + 1, 10]` | what a leaf adds to the shape |
+/// | `shape.splits` | `[cascades, trees, splits, 2]`, i64 | the two pixels that a split compares |
+/// | `shape.thresholds` | `[cascades, trees, splits]` | what their difference must exceed to go left |
 ///
 /// # Errors
 /// What is wrong with them, and where.
 pub fn parse_dlib_shape(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut reader = Reader::new(bytes);
-    let shape = Shape::read(&mut reader).map_err(|why| format!("at byte {}: {why}", reader.at))?;
-    match bytes.len() - reader.at {
-        0 => Ok(shape.tensors()),
+    let ensemble = Ensemble::read(&mut reader).map_err(|why| format!("at byte {}: {why}", reader.at))?;
+    match reader.n_left() {
+        0 => Ok(ensemble.tensors()),
         n_left => Err(format!("{n_left} bytes are left behind the predictor")),
     }
 }
 
-/// Rows that must all be as long as the first.
 #[derive(Default)]
-struct Rectangle {
-    /// How long each dimension is, the outermost first; empty until the first row has been read.
-    shape: Vec<usize>,
-}
-
-impl Rectangle {
-    fn check(&mut self, depth: usize, n: usize, what: &str) -> Result<(), String> {
-        match self.shape.get(depth) {
-            None => self.shape.push(n),
-            Some(&first) if first != n => return Err(format!("{what}: {n} where there were {first} before")),
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
-    fn dimensions(&self) -> Vec<i64> {
-        self.shape.iter().map(|&n| n as i64).collect()
-    }
-}
-
-#[derive(Default)]
-struct Shape {
+struct Ensemble {
     initial: Vec<f32>,
     splits: Vec<i64>,
     thresholds: Vec<f32>,
     leaves: Vec<f32>,
     anchors: Vec<i64>,
     deltas: Vec<f32>,
-    /// Cascades, trees, splits.
-    of_splits: Rectangle,
-    /// Cascades, trees, leaves, numbers.
-    of_leaves: Rectangle,
-    /// Cascades, pixels.
-    of_anchors: Rectangle,
-    of_deltas: Rectangle,
+    n_cascades: usize,
+    n_trees: Same,
+    n_splits: Same,
+    n_pixels: Same,
 }
 
-impl Shape {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, String> {
-        reader.expect_number("the predictor's version", 1)?;
-        let mut shape = Self { initial: column(reader, "the average shape")?, ..Self::default() };
-        if shape.initial.is_empty() || !shape.initial.len().is_multiple_of(2) {
-            return Err(format!("the average shape has {} numbers", shape.initial.len()));
+/// A length that is the same wherever it occurs.
+#[derive(Default)]
+struct Same(Option<usize>);
+
+impl Same {
+    fn check(&mut self, n: usize, what: &str) -> Result<(), String> {
+        match *self.0.get_or_insert(n) {
+            0 => Err(format!("{what}: there are none")),
+            first if first != n => Err(format!("{what}: {n} where there were {first} before")),
+            _ => Ok(()),
         }
-        let n_cascades = reader.count("the forests", 1)?;
-        shape.of_splits.check(0, n_cascades, "the forests")?;
-        shape.of_leaves.check(0, n_cascades, "the forests")?;
-        for _ in 0..n_cascades {
-            let n_trees = reader.count("a forest's trees", 1)?;
-            shape.of_splits.check(1, n_trees, "a forest's trees")?;
-            shape.of_leaves.check(1, n_trees, "a forest's trees")?;
-            for _ in 0..n_trees {
-                shape.read_tree(reader)?;
-            }
-        }
-        shape.read_pixels(reader, n_cascades)?;
-        Ok(shape)
     }
 
-    fn read_tree(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
-        let n_splits = reader.count("a tree's splits", 4)?;
-        self.of_splits.check(2, n_splits, "a tree's splits")?;
+    fn get(&self) -> usize {
+        self.0.unwrap_or(0)
+    }
+}
+
+impl Ensemble {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, String> {
+        reader.expect_number("the predictor's version", 1)?;
+        let mut ensemble = Self { initial: points(reader, "the average shape")?, ..Self::default() };
+        ensemble.n_cascades = reader.count("the cascades", NUMBER_BYTES)?;
+        if ensemble.n_cascades == 0 {
+            return Err("the cascades: there are none".to_owned());
+        }
+        for cascade in 0..ensemble.n_cascades {
+            ensemble.forest(reader).map_err(|why| format!("cascade {cascade}, {why}"))?;
+        }
+        ensemble.expect_cascades(reader, "the pixels' landmarks")?;
+        for cascade in 0..ensemble.n_cascades {
+            ensemble.anchors(reader).map_err(|why| format!("cascade {cascade}, {why}"))?;
+        }
+        ensemble.check_splits()?;
+        ensemble.expect_cascades(reader, "the pixels' ways")?;
+        for cascade in 0..ensemble.n_cascades {
+            ensemble.deltas(reader).map_err(|why| format!("cascade {cascade}, {why}"))?;
+        }
+        Ok(ensemble)
+    }
+
+    fn forest(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
+        let n_trees = reader.count("the trees", 2 * NUMBER_BYTES)?;
+        self.n_trees.check(n_trees, "the trees")?;
+        (0..n_trees).try_for_each(|tree| self.tree(reader).map_err(|why| format!("tree {tree}: {why}")))
+    }
+
+    fn tree(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
+        let n_splits = reader.count("the splits", 2 * NUMBER_BYTES + REAL_BYTES)?;
+        self.n_splits.check(n_splits, "the splits")?;
         for _ in 0..n_splits {
             self.splits.extend([reader.number("a split's pixel")?, reader.number("a split's pixel")?]);
             self.thresholds.push(reader.float("a split's threshold")?);
         }
-        let n_leaves = reader.count("a tree's leaves", 2)?;
-        if n_leaves != n_splits + 1 {
-            return Err(format!("a tree of {n_splits} splits has {n_leaves} leaves"));
+        let n_leaves = reader.count("the leaves", 2 * N_POINTS * REAL_BYTES)?;
+        if n_leaves != n_splits + 1 || !n_leaves.is_power_of_two() {
+            return Err(format!("{n_splits} splits and {n_leaves} leaves are no full tree"));
         }
-        self.of_leaves.check(2, n_leaves, "a tree's leaves")?;
         for _ in 0..n_leaves {
-            let leaf = column(reader, "a leaf")?;
-            self.of_leaves.check(3, leaf.len(), "a leaf")?;
-            self.leaves.extend(leaf);
+            self.leaves.extend(points(reader, "a leaf")?);
         }
         Ok(())
     }
 
-    fn read_pixels(&mut self, reader: &mut Reader<'_>, n_cascades: usize) -> Result<(), String> {
-        for what in ["the pixels' landmarks", "the pixels' ways"] {
-            let n = reader.count(what, 1)?;
-            if n != n_cascades {
-                return Err(format!("{what}: {n} where there are {n_cascades} cascades"));
+    fn expect_cascades(&self, reader: &mut Reader<'_>, what: &str) -> Result<(), String> {
+        match reader.count(what, NUMBER_BYTES)? {
+            n if n == self.n_cascades => Ok(()),
+            n => Err(format!("{what} are of {n} cascades, the forests of {}", self.n_cascades)),
+        }
+    }
+
+    fn anchors(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
+        let n_pixels = reader.count("the pixels' landmarks", NUMBER_BYTES)?;
+        self.n_pixels.check(n_pixels, "the pixels' landmarks")?;
+        for _ in 0..n_pixels {
+            let anchor = reader.number("a pixel's landmark")?;
+            if !(0..N_POINTS as i64).contains(&anchor) {
+                return Err(format!("a pixel lies near landmark {anchor} of {N_POINTS}"));
             }
-            let is_anchors = what == "the pixels' landmarks";
-            let rectangle = if is_anchors { &mut self.of_anchors } else { &mut self.of_deltas };
-            rectangle.check(0, n, what)?;
-            for _ in 0..n {
-                let n_pixels = reader.count(what, 2)?;
-                rectangle.check(1, n_pixels, what)?;
-                for _ in 0..n_pixels {
-                    if is_anchors {
-                        self.anchors.push(reader.number(what)?);
-                    } else {
-                        self.deltas.extend([reader.float(what)?, reader.float(what)?]);
-                    }
-                }
-            }
+            self.anchors.push(anchor);
         }
         Ok(())
+    }
+
+    fn deltas(&mut self, reader: &mut Reader<'_>) -> Result<(), String> {
+        let n_pixels = reader.count("the pixels' ways", 2 * REAL_BYTES)?;
+        self.n_pixels.check(n_pixels, "the pixels' ways")?;
+        for _ in 0..2 * n_pixels {
+            self.deltas.push(reader.float("a pixel's way")?);
+        }
+        Ok(())
+    }
+
+    /// How many pixels there are to compare, the file says only behind the trees.
+    fn check_splits(&self) -> Result<(), String> {
+        let n_pixels = self.n_pixels.get();
+        let Some(i) = self.splits.iter().position(|pixel| !(0..n_pixels as i64).contains(pixel)) else {
+            return Ok(());
+        };
+        let tree = i / (2 * self.n_splits.get());
+        let (cascade, tree) = (tree / self.n_trees.get(), tree % self.n_trees.get());
+        Err(format!("cascade {cascade}, tree {tree}: a split compares pixel {} of {n_pixels}", self.splits[i]))
     }
 
     fn tensors(self) -> Vec<TensorData> {
-        let with = |mut shape: Vec<i64>, last: i64| {
-            shape.push(last);
-            shape
+        let (n_cascades, n_trees) = (self.n_cascades, self.n_trees.get());
+        let (n_splits, n_pixels) = (self.n_splits.get(), self.n_pixels.get());
+        let tensor = |name: &str, shape: &[usize], dtype, bytes| {
+            let shape = shape.iter().map(|&n| n as i64).collect();
+            TensorData { name: name.to_owned(), shape, dtype, bytes }
         };
-        let splits = self.of_splits.dimensions();
+        let integers = |name, shape: &[usize], values: &[i64]| {
+            tensor(name, shape, Dtype::I64, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        };
+        let floats = |name, shape: &[usize], values: &[f32]| {
+            tensor(name, shape, Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        };
         vec![
-            integers("shape.anchors", self.of_anchors.dimensions(), &self.anchors),
-            floats("shape.deltas", with(self.of_deltas.dimensions(), 2), &self.deltas),
-            floats("shape.initial", vec![self.initial.len() as i64 / 2, 2], &self.initial),
-            floats("shape.leaves", self.of_leaves.dimensions(), &self.leaves),
-            integers("shape.splits", with(splits.clone(), 2), &self.splits),
-            floats("shape.thresholds", splits, &self.thresholds),
+            integers("shape.anchors", &[n_cascades, n_pixels], &self.anchors),
+            floats("shape.deltas", &[n_cascades, n_pixels, 2], &self.deltas),
+            floats("shape.initial", &[N_POINTS, 2], &self.initial),
+            floats("shape.leaves", &[n_cascades, n_trees, n_splits + 1, 2 * N_POINTS], &self.leaves),
+            integers("shape.splits", &[n_cascades, n_trees, n_splits, 2], &self.splits),
+            floats("shape.thresholds", &[n_cascades, n_trees, n_splits], &self.thresholds),
         ]
     }
 }
 
-/// A matrix of one column; dlib writes its sides as negative numbers.
-fn column(reader: &mut Reader<'_>, what: &str) -> Result<Vec<f32>, String> {
-    let (rows, columns) = (reader.number(what)?, reader.number(what)?);
-    let left = (reader.bytes.len() - reader.at) as i64;
-    // A real number has four bytes at least.
-    if columns.abs() != 1 || rows.abs() > left / 4 {
-        return Err(format!("{what} has {rows} by {columns} numbers, and {left} bytes are left"));
+/// Five points: a matrix of one column, whose sides dlib writes as negative numbers, and wrote as positive ones once.
+fn points(reader: &mut Reader<'_>, what: &str) -> Result<Vec<f32>, String> {
+    let sides = (reader.number(what)?, reader.number(what)?);
+    let n = 2 * N_POINTS as i64;
+    if sides != (-n, -1) && sides != (n, 1) {
+        let (rows, columns) = (sides.0.unsigned_abs(), sides.1.unsigned_abs());
+        return Err(format!("{what} has {rows} by {columns} numbers; only predictors of {N_POINTS} points are read"));
     }
-    (0..rows.abs()).map(|_| reader.float(what)).collect()
-}
-
-fn floats(name: &str, shape: Vec<i64>, values: &[f32]) -> TensorData {
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    TensorData { name: name.to_owned(), shape, dtype: Dtype::F32, bytes }
-}
-
-fn integers(name: &str, shape: Vec<i64>, values: &[i64]) -> TensorData {
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    TensorData { name: name.to_owned(), shape, dtype: Dtype::I64, bytes }
+    (0..n).map(|_| reader.float(what)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn number(n: i64, to: &mut Vec<u8>) {
-        to.extend([1 | if n < 0 { 0x80 } else { 0 }, n.unsigned_abs() as u8]);
-    }
-
-    /// One cascade of one tree of one split, over two points and two pixels.
-    fn stream() -> Vec<u8> {
-        let mut s = Vec::new();
-        let real = |n: i64, s: &mut Vec<u8>| {
-            number(n, s);
-            number(-1, s);
-        };
-        number(1, &mut s);
-        [-4, -1].iter().for_each(|n| number(*n, &mut s));
-        (0..4).for_each(|n| real(n, &mut s));
-        [1, 1, 1, 0, 1].iter().for_each(|n| number(*n, &mut s));
-        real(7, &mut s);
-        number(2, &mut s);
-        for leaf in 0..2 {
-            [-4, -1].iter().for_each(|n| number(*n, &mut s));
-            (0..4).for_each(|n| real(10 * leaf + n, &mut s));
-        }
-        [1, 2, 0, 1, 1, 2].iter().for_each(|n| number(*n, &mut s));
-        (1..5).for_each(|n| real(n, &mut s));
-        s
-    }
-
-    fn values(tensors: &[TensorData], name: &str) -> (Vec<i64>, Vec<f32>) {
-        let tensor = tensors.iter().find(|t| t.name == name).unwrap();
-        let values = tensor.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        (tensor.shape.clone(), values)
-    }
-
-    #[test]
-    fn every_part_has_its_tensor() {
-        let tensors = parse_dlib_shape(&stream()).unwrap();
-        assert_eq!(values(&tensors, "shape.initial"), (vec![2, 2], vec![0.0, 0.5, 1.0, 1.5]));
-        assert_eq!(values(&tensors, "shape.thresholds"), (vec![1, 1, 1], vec![3.5]));
-        assert_eq!(values(&tensors, "shape.leaves").0, [1, 1, 2, 4]);
-        assert_eq!(values(&tensors, "shape.deltas"), (vec![1, 2, 2], vec![0.5, 1.0, 1.5, 2.0]));
-        let splits = tensors.iter().find(|t| t.name == "shape.splits").unwrap();
-        assert_eq!((splits.shape.as_slice(), splits.dtype), ([1, 1, 1, 2].as_slice(), Dtype::I64));
-    }
-
-    #[test]
-    fn a_longer_stream_is_refused() {
-        let mut longer = stream();
-        longer.push(0);
-        assert!(parse_dlib_shape(&longer).unwrap_err().contains("left behind"));
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_streams_are_errors_or_whole(at in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
-            let mut bytes = stream();
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-            for tensor in parse_dlib_shape(&bytes).unwrap_or_default() {
-                let width = if tensor.dtype == Dtype::I64 { 8 } else { 4 };
-                prop_assert_eq!(tensor.shape.iter().product::<i64>() as usize * width, tensor.bytes.len());
-            }
-            prop_assert!(parse_dlib_shape(&stream()[..cut.index(stream().len())]).is_err());
-        }
-    }
-}
+mod tests;

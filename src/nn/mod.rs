@@ -30,7 +30,7 @@ pub use dlib_dat::{parse_dlib_dat, read_dlib_dat};
 pub use dlib_onnx::{parse_dlib_onnx, read_dlib_onnx};
 pub use dlib_plain::{DlibPlainConfig, DlibPlainNet};
 pub use dlib_resnet::{DLIB_MEAN, DLIB_STD, DlibBlock, DlibResNet, DlibResNetConfig};
-pub use dlib_shape::parse_dlib_shape;
+pub use dlib_shape::{parse_dlib_shape, read_dlib_shape};
 pub use error::NnError;
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};

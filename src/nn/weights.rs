@@ -4,13 +4,17 @@ use std::{fs, path::Path};
 
 use safetensors::{SafeTensors, tensor::TensorView};
 
-use super::{Dtype, NnError, TensorData, read_dlib_dat, read_dlib_onnx, read_state_dict};
+use super::{
+    Dtype, NnError, TensorData, dlib_numbers::DlibKind, parse_dlib_dat, parse_dlib_shape, read_dlib_onnx,
+    read_state_dict,
+};
 
 /// The largest weights file that is read, in bytes: five times the largest network here.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
 /// Reads a weights file by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state dict, `.dat`
-/// for a face network that dlib wrote, `.onnx` for a network of dlib's kinds in that format.
+/// for a face network or a five-point shape predictor that dlib wrote (told apart by their first bytes), `.onnx` for a
+/// network of dlib's kinds in that format.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
@@ -27,9 +31,20 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => read_safetensors(path),
         Some("pth" | "pt") => read_state_dict(path),
-        Some("dat") => read_dlib_dat(path),
+        Some("dat") => {
+            let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+            parse_dat(&bytes).map_err(unreadable)
+        }
         Some("onnx") => read_dlib_onnx(path),
         _ => Err(unreadable("the name must end in .safetensors, .pth, .pt, .dat or .onnx".to_owned())),
+    }
+}
+
+fn parse_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
+    match DlibKind::of(bytes) {
+        Some(DlibKind::Network) => parse_dlib_dat(bytes),
+        Some(DlibKind::Shape) => parse_dlib_shape(bytes),
+        None => Err("it begins neither as a network nor as a shape predictor that dlib wrote".to_owned()),
     }
 }
 
@@ -108,6 +123,19 @@ mod tests {
         let path = dir.path().join("w.safetensors");
         write_safetensors(&path, &tensors()).unwrap();
         assert_eq!(read_safetensors(&path).unwrap(), tensors());
+    }
+
+    #[test]
+    fn a_file_of_dlibs_is_read_as_what_it_begins_as() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.dat");
+        let detail = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            read_weights(&path).unwrap_err().to_string()
+        };
+        assert!(detail(b"\x01\x01\x01\x0closs_metric_").contains("a layer's format"));
+        assert!(detail(b"\x01\x01\x81\x0a\x81\x01").contains("average shape"));
+        assert!(detail(b"PK").contains("neither as a network nor as a shape predictor"));
     }
 
     proptest! {

@@ -1,39 +1,82 @@
 //! Five points by which faces are cut out, placed by regression trees.
 //!
 //! Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (2014), as dlib has it:
-//! from an average shape in a box, each tree compares the brightness of two pixels, whose places move with the shape,
-//! and corrects it a little.
+//! from an average shape in a box, each tree compares the brightness of pixels, whose places move with the shape, and
+//! corrects it a little. Numbers are as wide as dlib's, so that the same trees are walked; but the points that come out
+//! lie between pixels, where dlib rounds them. Brightness is a whole number, so thresholds are rounded down to one,
+//! which changes no comparison.
 
 use super::{BoundingBox, DecodedImage, Point, align::Similarity};
+
+/// The most pixels that a cascade compares.
+const MAX_PIXELS: usize = 1 << 16;
 
 /// The numbers of a predictor of five points.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ShapeParts {
     /// The average shape in the unit square.
     pub initial: [Point; 5],
-    /// One a pair of pixels and cascade: the landmark that each pixel lies near.
+    /// One a cascade and pixel: the landmark that the pixel lies near, 0 to 4.
     pub anchors: Vec<usize>,
-    /// The way from there, in the unit square of the average shape.
+    /// One a cascade and pixel: the way from there, in the unit square of the average shape.
     pub deltas: Vec<Point>,
-    /// Pixels that a cascade looks at.
+    /// Pixels that a cascade looks at, at most 65536.
     pub n_pixels: usize,
-    /// Two pixels a split: which differences are compared.
+    /// One a cascade, tree and split: the two pixels that are compared, below `n_pixels`.
     pub splits: Vec<[usize; 2]>,
-    /// What the difference must be above to go left.
+    /// One a cascade, tree and split: what the first pixel's brightness must be above the second's to go left.
     pub thresholds: Vec<f32>,
-    /// What a leaf adds to the shape.
+    /// One a cascade, tree and leaf, one leaf more than splits: what is added to the shape.
     pub leaves: Vec<[Point; 5]>,
     /// Trees a cascade.
     pub n_trees: usize,
-    /// Splits a tree: one less than a power of two.
+    /// Splits a tree: one less than a power of two. The children of `i` are `2i + 1`, the left one, and `2i + 2`.
     pub n_splits: usize,
 }
 
-/// A predictor of five points.
+/// A predictor of five points: the outer and the inner corner of the eye at the picture's right, the outer and the
+/// inner one of the eye at the left, and the base of the nose.
 #[derive(Clone, Debug)]
 pub struct ShapePredictor {
-    parts: ShapeParts,
-    n_cascades: usize,
+    initial: [Point; 5],
+    cascades: Vec<Cascade>,
+    n_splits: usize,
+}
+
+/// Trees that are walked side by side, so that the processor need not wait for each comparison.
+const N_ABREAST: usize = 8;
+
+#[derive(Clone, Debug)]
+struct Cascade {
+    pixels: Vec<ShapePixel>,
+    /// `n_splits` a tree.
+    splits: Vec<Split>,
+    /// `n_splits + 1` a tree: x and y of each point.
+    leaves: Vec<[f32; 10]>,
+}
+
+/// A pixel whose place moves with the shape.
+#[derive(Clone, Copy, Debug)]
+struct ShapePixel {
+    /// The landmark that it lies near.
+    anchor: usize,
+    /// The way from there.
+    delta: Point,
+}
+
+/// Six bytes, so that a tree of 15 splits lies in two or three lines of the cache.
+#[derive(Clone, Copy, Debug)]
+struct Split {
+    pixels: [u16; 2],
+    threshold: i16,
+}
+
+impl Split {
+    /// Of pixels below [`MAX_PIXELS`].
+    fn new(pixels: [usize; 2], threshold: f32) -> Self {
+        // Differences lie between -255 and 255.
+        Self { pixels: pixels.map(|pixel| pixel as u16), threshold: threshold.floor().clamp(-256.0, 255.0) as i16 }
+    }
 }
 
 impl ShapePredictor {
@@ -42,96 +85,171 @@ impl ShapePredictor {
     /// # Errors
     /// What does not fit together.
     pub fn new(parts: ShapeParts) -> Result<Self, String> {
-        let n_leaves = parts.n_splits + 1;
-        if parts.n_pixels == 0 || parts.n_trees == 0 || !n_leaves.is_power_of_two() {
-            return Err(format!(
-                "{} pixels, {} trees of {} splits make no predictor",
-                parts.n_pixels, parts.n_trees, parts.n_splits
-            ));
+        let ShapeParts { n_pixels, n_trees, n_splits, .. } = parts;
+        let is_full_tree = n_splits.checked_add(1).is_some_and(usize::is_power_of_two) && n_splits > 0;
+        if n_pixels == 0 || n_trees == 0 || !is_full_tree {
+            return Err(format!("{n_pixels} pixels and {n_trees} trees of {n_splits} splits make no predictor"));
         }
-        let n_cascades = parts.anchors.len() / parts.n_pixels;
+        if n_pixels > MAX_PIXELS {
+            return Err(format!("a cascade looks at {n_pixels} pixels, more than {MAX_PIXELS}"));
+        }
+        if parts.initial.iter().all(|point| *point == parts.initial[0]) {
+            return Err("the average shape is one spot".to_owned());
+        }
+        let n_cascades = parts.anchors.len() / n_pixels;
+        if n_cascades == 0 {
+            return Err("there are no cascades".to_owned());
+        }
+        let n_of_trees = |each: usize| n_trees.saturating_mul(each);
         let expected = [
-            ("anchors", parts.anchors.len(), parts.n_pixels),
-            ("deltas", parts.deltas.len(), parts.n_pixels),
-            ("splits", parts.splits.len(), parts.n_trees * parts.n_splits),
-            ("thresholds", parts.thresholds.len(), parts.n_trees * parts.n_splits),
-            ("leaves", parts.leaves.len(), parts.n_trees * n_leaves),
+            ("anchors", parts.anchors.len(), n_pixels),
+            ("deltas", parts.deltas.len(), n_pixels),
+            ("splits", parts.splits.len(), n_of_trees(n_splits)),
+            ("thresholds", parts.thresholds.len(), n_of_trees(n_splits)),
+            ("leaves", parts.leaves.len(), n_of_trees(n_splits + 1)),
         ];
-        if let Some((name, n, of_cascade)) = expected.into_iter().find(|(_, n, each)| *n != n_cascades * each) {
-            return Err(format!("{n} {name} where {n_cascades} cascades have {of_cascade} each"));
+        let misfit = expected.into_iter().find(|(_, n, each)| *n != n_cascades.saturating_mul(*each));
+        if let Some((name, n, each)) = misfit {
+            return Err(format!("{n} {name} where {n_cascades} cascades have {each} each"));
         }
-        if parts.anchors.iter().any(|anchor| *anchor >= 5) {
-            return Err("a pixel lies near a landmark that there is not".to_owned());
+        if let Some(anchor) = parts.anchors.iter().find(|anchor| **anchor >= 5) {
+            return Err(format!("a pixel lies near landmark {anchor} of 5"));
         }
-        if parts.splits.iter().flatten().any(|pixel| *pixel >= parts.n_pixels) {
-            return Err("a split compares a pixel that there is not".to_owned());
+        if let Some(pixel) = parts.splits.iter().flatten().find(|pixel| **pixel >= n_pixels) {
+            return Err(format!("a split compares pixel {pixel} of {n_pixels}"));
         }
-        Ok(Self { parts, n_cascades })
+        if parts.thresholds.iter().any(|threshold| threshold.is_nan()) {
+            return Err("a threshold is no number".to_owned());
+        }
+        Ok(Self { initial: parts.initial, cascades: cascades(&parts), n_splits })
     }
 
-    /// The five points of the face in this box, in pixels of `photo`.
+    /// The five points of the face in this box, in pixels of `photo`; see [`ShapePredictor`] for their order.
+    ///
+    /// The box's corners are taken for the nearest whole pixels, both within it, as dlib's are. It may reach beyond the
+    /// photo, where all is black.
     #[must_use]
     pub fn place(&self, photo: &DecodedImage, bounds: &BoundingBox) -> [Point; 5] {
-        let parts = &self.parts;
-        // dlib's boxes are of whole pixels, both edges within.
-        let to_photo = |p: Point| Point {
-            x: bounds.left.round() + p.x * (bounds.right.round() - bounds.left.round()),
-            y: bounds.top.round() + p.y * (bounds.bottom.round() - bounds.top.round()),
-        };
-        let mut shape = parts.initial;
-        let mut brightness = vec![0.0_f32; parts.n_pixels];
-        for cascade in 0..self.n_cascades {
-            let turn = Similarity::fit(&parts.initial, &shape);
-            let pixels = cascade * parts.n_pixels..(cascade + 1) * parts.n_pixels;
-            let places = parts.anchors[pixels.clone()].iter().zip(&parts.deltas[pixels]);
-            for (value, (&anchor, delta)) in brightness.iter_mut().zip(places) {
-                let (dx, dy) = turn.apply_direction(delta.x.into(), delta.y.into());
-                let place = Point { x: shape[anchor].x + dx as f32, y: shape[anchor].y + dy as f32 };
-                *value = brightness_at(photo, to_photo(place));
+        let frame = Frame::of(bounds);
+        let mut shape = self.initial;
+        let mut brightness = Vec::new();
+        for cascade in &self.cascades {
+            let (a, b) = Similarity::fit(&self.initial, &shape).apply_direction(1.0, 0.0);
+            let (a, b) = (a as f32, b as f32);
+            brightness.clear();
+            brightness.extend(cascade.pixels.iter().map(|pixel| {
+                let (Point { x, y }, anchor) = (pixel.delta, shape[pixel.anchor]);
+                frame.brightness_at(photo, Point { x: a * x - b * y + anchor.x, y: b * x + a * y + anchor.y })
+            }));
+            let n_trees = cascade.leaves.len() / (self.n_splits + 1);
+            for tree in (0..n_trees - n_trees % N_ABREAST).step_by(N_ABREAST) {
+                self.add_trees::<N_ABREAST>(cascade, tree, &brightness, &mut shape);
             }
-            for tree in cascade * parts.n_trees..(cascade + 1) * parts.n_trees {
-                let leaf = &parts.leaves[tree * (parts.n_splits + 1) + self.leaf(tree, &brightness)];
-                for (point, change) in shape.iter_mut().zip(leaf) {
-                    point.x += change.x;
-                    point.y += change.y;
-                }
+            for tree in n_trees - n_trees % N_ABREAST..n_trees {
+                self.add_trees::<1>(cascade, tree, &brightness, &mut shape);
             }
         }
-        shape.map(to_photo)
+        shape.map(|point| {
+            let (x, y) = frame.to_photo(point);
+            Point { x: x as f32, y: y as f32 }
+        })
     }
 
-    /// The leaf of a tree, from its root down: the left child of `i` is `2i + 1`.
-    fn leaf(&self, tree: usize, brightness: &[f32]) -> usize {
-        let first = tree * self.parts.n_splits;
-        let mut at = 0;
-        while at < self.parts.n_splits {
-            let [a, b] = self.parts.splits[first + at];
-            let is_left = brightness[a] - brightness[b] > self.parts.thresholds[first + at];
-            at = 2 * at + if is_left { 1 } else { 2 };
+    /// Adds what `N` trees, from `first` on, say.
+    fn add_trees<const N: usize>(&self, cascade: &Cascade, first: usize, brightness: &[u8], shape: &mut [Point; 5]) {
+        let trees: [&[Split]; N] =
+            std::array::from_fn(|i| &cascade.splits[(first + i) * self.n_splits..][..self.n_splits]);
+        let mut at = [0; N];
+        // All trees are as deep.
+        for _ in 0..(self.n_splits + 1).ilog2() {
+            for (at, splits) in at.iter_mut().zip(&trees) {
+                let Split { pixels: [a, b], threshold } = splits[*at];
+                let difference = i16::from(brightness[usize::from(a)]) - i16::from(brightness[usize::from(b)]);
+                *at = 2 * *at + 2 - usize::from(difference > threshold);
+            }
         }
-        at - self.parts.n_splits
+        for (i, at) in at.into_iter().enumerate() {
+            let leaf = &cascade.leaves[(first + i) * (self.n_splits + 1) + at - self.n_splits];
+            for (point, step) in shape.iter_mut().zip(leaf.as_chunks::<2>().0) {
+                point.x += step[0];
+                point.y += step[1];
+            }
+        }
     }
 }
 
-/// The mean of the three colours at the nearest pixel; 0 beyond the photo.
-fn brightness_at(photo: &DecodedImage, at: Point) -> f32 {
-    let (x, y) = ((at.x + 0.5).floor(), (at.y + 0.5).floor());
-    let inside = x >= 0.0 && y >= 0.0 && x < photo.width_px() as f32 && y < photo.height_px() as f32;
-    if !inside {
-        return 0.0;
+/// Lays checked parts out by cascade.
+fn cascades(parts: &ShapeParts) -> Vec<Cascade> {
+    let n_splits = parts.n_trees * parts.n_splits;
+    let pixels = parts.anchors.chunks_exact(parts.n_pixels).zip(parts.deltas.chunks_exact(parts.n_pixels));
+    let splits = parts.splits.chunks_exact(n_splits).zip(parts.thresholds.chunks_exact(n_splits));
+    let leaves = parts.leaves.chunks_exact(n_splits + parts.n_trees);
+    let cascade = |(((anchors, deltas), (splits, thresholds)), leaves): (_, &[[Point; 5]])| {
+        let (anchors, deltas): (&[usize], &[Point]) = (anchors, deltas);
+        let (splits, thresholds): (&[[usize; 2]], &[f32]) = (splits, thresholds);
+        let pixel = |(&anchor, &delta)| ShapePixel { anchor, delta };
+        let split = |(&pixels, &threshold)| Split::new(pixels, threshold);
+        let leaf = |points: &[Point; 5]| std::array::from_fn(|i| [points[i / 2].x, points[i / 2].y][i % 2]);
+        Cascade {
+            pixels: anchors.iter().zip(deltas).map(pixel).collect(),
+            splits: splits.iter().zip(thresholds).map(split).collect(),
+            leaves: leaves.iter().map(leaf).collect(),
+        }
+    };
+    pixels.zip(splits).zip(leaves).map(cascade).collect()
+}
+
+/// From the unit square to a box of whole pixels.
+struct Frame {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+impl Frame {
+    fn of(bounds: &BoundingBox) -> Self {
+        let [left, top, right, bottom] =
+            [bounds.left, bounds.top, bounds.right, bounds.bottom].map(|edge| nearest(edge.into()));
+        Self { left, top, width: right - left, height: bottom - top }
     }
-    let i = (y as usize * photo.width_px() as usize + x as usize) * 3;
-    let sum: u32 = photo.rgb()[i..i + 3].iter().map(|&v| u32::from(v)).sum();
-    // dlib divides whole numbers.
-    (sum / 3) as f32
+
+    fn to_photo(&self, point: Point) -> (f64, f64) {
+        (self.left + self.width * f64::from(point.x), self.top + self.height * f64::from(point.y))
+    }
+
+    /// The mean of the three colours at the nearest pixel, a whole number as dlib's; 0 beyond the photo.
+    fn brightness_at(&self, photo: &DecodedImage, point: Point) -> u8 {
+        // The half that is added makes the nearest pixel of the one whose number is left when the rest is cut off.
+        let (x, y) = self.to_photo(point);
+        let (x, y) = (x + 0.5, y + 0.5);
+        let is_inside = x >= 0.0 && y >= 0.0 && x < f64::from(photo.width_px()) && y < f64::from(photo.height_px());
+        if !is_inside {
+            return 0;
+        }
+        let i = (y as usize * photo.width_px() as usize + x as usize) * 3;
+        let sum: u16 = photo.rgb()[i..i + 3].iter().map(|&value| u16::from(value)).sum();
+        (sum / 3) as u8
+    }
+}
+
+/// The nearest whole number; of two the greater.
+fn nearest(value: f64) -> f64 {
+    (value + 0.5).floor()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn point(x: f32, y: f32) -> Point {
+        Point { x, y }
+    }
+
+    /// One cascade of one tree of one split, which compares the pixels at the first two landmarks.
     fn parts() -> ShapeParts {
-        let point = |x, y| Point { x, y };
         ShapeParts {
             initial: [point(0.2, 0.2), point(0.8, 0.2), point(0.5, 0.5), point(0.3, 0.8), point(0.7, 0.8)],
             anchors: vec![0, 1],
@@ -145,21 +263,94 @@ mod tests {
         }
     }
 
+    /// 101 by 101 pixels of two shades.
+    fn halves(left: u8, right: u8) -> DecodedImage {
+        let rgb = (0..101 * 101).flat_map(|i| [if i % 101 < 50 { left } else { right }; 3]).collect();
+        DecodedImage::from_rgb(101, 101, rgb).unwrap()
+    }
+
+    fn square(left: f32, top: f32, side: f32) -> BoundingBox {
+        BoundingBox { left, top, right: left + side, bottom: top + side }
+    }
+
+    #[track_caller]
+    fn assert_near(found: Point, x: f32, y: f32) {
+        assert!((found.x - x).abs() < 1e-3 && (found.y - y).abs() < 1e-3, "{found:?} is not ({x}, {y})");
+    }
+
     #[test]
     fn a_tree_moves_the_shape_by_what_it_sees() {
         let predictor = ShapePredictor::new(parts()).unwrap();
-        let photo = |left: u8, right: u8| {
-            let rgb = (0..100 * 100).flat_map(|i| [if i % 100 < 50 { left } else { right }; 3]).collect();
-            DecodedImage::from_rgb(100, 100, rgb).unwrap()
+        let bounds = square(0.0, 0.0, 100.0);
+        let bright_left = predictor.place(&halves(200, 100), &bounds);
+        assert_near(bright_left[0], 30.0, 20.0);
+        assert_near(bright_left[4], 80.0, 80.0);
+        // As bright as the threshold is not brighter.
+        assert_near(predictor.place(&halves(150, 100), &bounds)[0], 20.0, 30.0);
+        // Beyond the photo all is black.
+        assert_near(predictor.place(&halves(200, 200), &square(50.0, 0.0, 100.0))[0], 80.0, 20.0);
+        assert_near(predictor.place(&halves(200, 200), &square(-300.0, 0.0, 100.0))[0], -280.0, 30.0);
+    }
+
+    #[test]
+    fn a_boxs_corners_are_whole_pixels() {
+        let predictor = ShapePredictor::new(parts()).unwrap();
+        let bounds = BoundingBox { left: 0.4, top: -0.5, right: 99.5, bottom: 100.4 };
+        assert_near(predictor.place(&halves(0, 0), &bounds)[0], 20.0, 30.0);
+    }
+
+    #[test]
+    fn pixels_turn_and_grow_with_the_shape() {
+        // The first cascade always turns the shape by a quarter about its first landmark and doubles it.
+        let first = parts();
+        let at = first.initial[0];
+        let turned = first.initial.map(|p| point(at.x - 2.0 * (p.y - at.y), at.y + 2.0 * (p.x - at.x)));
+        let step: [Point; 5] =
+            std::array::from_fn(|i| point(turned[i].x - first.initial[i].x, turned[i].y - first.initial[i].y));
+        let parts = ShapeParts {
+            anchors: vec![0, 0, 0, 0],
+            // Of the second cascade: 0.1 to the right becomes 0.2 downwards, and 0.1 upwards 0.2 to the right.
+            deltas: vec![point(0.0, 0.0), point(0.0, 0.0), point(0.1, 0.0), point(0.0, -0.1)],
+            splits: vec![[0, 1], [1, 0]],
+            thresholds: vec![50.0, 50.0],
+            leaves: vec![step, step, [point(1.0, 0.0); 5], [point(0.0, 0.0); 5]],
+            ..first
         };
-        let bounds = BoundingBox { left: 0.0, top: 0.0, right: 100.0, bottom: 100.0 };
-        let bright_left = predictor.place(&photo(200, 100), &bounds);
-        assert!((bright_left[0].x - 30.0).abs() < 1e-4 && (bright_left[0].y - 20.0).abs() < 1e-4);
-        let even = predictor.place(&photo(100, 100), &bounds);
-        assert!((even[0].x - 20.0).abs() < 1e-4 && (even[0].y - 30.0).abs() < 1e-4);
-        // Beyond the photo all is dark.
-        let outside = BoundingBox { left: 300.0, top: 0.0, right: 400.0, bottom: 100.0 };
-        assert!((predictor.place(&photo(9, 9), &outside)[0].x - 320.0).abs() < 1e-3);
+        let predictor = ShapePredictor::new(parts).unwrap();
+        let with_spot = |x: usize, y: usize| {
+            let rgb = (0..101 * 101).flat_map(|i| [if i == y * 101 + x { 255 } else { 0 }; 3]).collect();
+            predictor.place(&DecodedImage::from_rgb(101, 101, rgb).unwrap(), &square(0.0, 0.0, 100.0))
+        };
+        assert_near(with_spot(40, 20)[0], 120.0, 20.0);
+        assert_near(with_spot(20, 40)[0], 20.0, 20.0);
+        assert_near(with_spot(30, 20)[1], 20.0, 140.0);
+    }
+
+    #[test]
+    fn every_tree_of_any_number_is_walked_to_its_leaf() {
+        // Brightness falls from the first landmark to the third: the splits [0, 1], [1, 2] and [0, 2] go left.
+        let splits = [[0, 1], [1, 0], [1, 2]];
+        for n_trees in 1..20 {
+            let leaf = |i: usize| [point([0.0, 0.01, 0.02, 0.03][i % 4], 0.0); 5];
+            let parts = ShapeParts {
+                anchors: vec![0, 1, 2],
+                deltas: vec![point(0.0, 0.0); 3],
+                n_pixels: 3,
+                // Root left, its left child right: the second leaf. Turned round: right, then left: the third.
+                splits: (0..n_trees).flat_map(|t| if t % 2 == 0 { splits } else { [[2, 1], [1, 0], [0, 2]] }).collect(),
+                thresholds: vec![20.5; 3 * n_trees],
+                leaves: (0..4 * n_trees).map(leaf).collect(),
+                n_trees,
+                n_splits: 3,
+                ..parts()
+            };
+            let mut rgb = halves(200, 150).rgb().to_vec();
+            rgb[(50 * 101 + 50) * 3..][..3].fill(100);
+            let photo = DecodedImage::from_rgb(101, 101, rgb).unwrap();
+            let x = ShapePredictor::new(parts).unwrap().place(&photo, &square(0.0, 0.0, 100.0))[0].x;
+            let expected = 20.0 + (n_trees.div_ceil(2) as f32) + 2.0 * (n_trees / 2) as f32;
+            assert!((x - expected).abs() < 1e-3, "{n_trees} trees: {x}, expected {expected}");
+        }
     }
 
     #[test]
@@ -169,11 +360,40 @@ mod tests {
             spoil(&mut parts);
             ShapePredictor::new(parts).unwrap_err()
         };
-        assert!(refused(|p| p.splits[0] = [0, 2]).contains("pixel"));
-        assert!(refused(|p| p.anchors[0] = 5).contains("landmark"));
-        assert!(refused(|p| drop(p.leaves.pop())).contains("leaves"));
-        assert!(refused(|p| drop(p.deltas.pop())).contains("deltas"));
-        assert!(refused(|p| p.n_splits = 2).contains("no predictor"));
+        assert!(refused(|p| p.splits[0] = [0, 2]).contains("pixel 2 of 2"));
+        assert!(refused(|p| p.anchors[0] = 5).contains("landmark 5"));
+        assert!(refused(|p| p.leaves.truncate(1)).contains("leaves"));
+        assert!(refused(|p| p.deltas.truncate(1)).contains("deltas"));
+        assert!(refused(|p| p.anchors.push(0)).contains("anchors"));
+        assert!(refused(|p| p.anchors.clear()).contains("no cascades"));
+        assert!(refused(|p| p.n_pixels = 1 << 17).contains("65536"));
+        assert!(refused(|p| p.thresholds[0] = f32::NAN).contains("threshold"));
+        assert!(refused(|p| p.initial = [p.initial[0]; 5]).contains("one spot"));
+        for n_splits in [0, 2, usize::MAX] {
+            let error = ShapePredictor::new(ShapeParts { n_splits, ..parts() }).unwrap_err();
+            assert!(error.contains("no predictor"), "{error}");
+        }
         assert!(refused(|p| p.n_pixels = 0).contains("no predictor"));
+        assert!(refused(|p| p.n_trees = usize::MAX).contains("splits"));
+        assert!(refused(|p| *p = ShapeParts::default()).contains("no predictor"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_box_and_any_numbers_end_in_points(
+            edges in any::<[f32; 4]>(),
+            delta in any::<[f32; 2]>(),
+            leaf in any::<[f32; 2]>(),
+            threshold in any::<f32>(),
+        ) {
+            let mut parts = parts();
+            parts.deltas[0] = point(delta[0], delta[1]);
+            parts.leaves[0][3] = point(leaf[0], leaf[1]);
+            parts.thresholds[0] = threshold;
+            let predictor = ShapePredictor::new(parts).unwrap();
+            let bounds = BoundingBox { left: edges[0], top: edges[1], right: edges[2], bottom: edges[3] };
+            let _ = predictor.place(&halves(9, 200), &bounds);
+            let _ = predictor.place(&halves(200, 9), &square(0.0, 0.0, 100.0));
+        }
     }
 }
