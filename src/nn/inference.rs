@@ -56,21 +56,13 @@ impl Normalisation {
     /// # Errors
     /// [`NnError::Torch`] when the bytes are not that many.
     pub fn apply(&self, rgb: &[u8], n: usize, side_px: u32) -> Result<Tensor, NnError> {
-        self.apply_rectangles(rgb, n, side_px, side_px)
-    }
-
-    /// `n` interleaved RGB pictures of one size to `[n, 3, height, width]`, channels-last.
-    ///
-    /// # Errors
-    /// [`NnError::Torch`] when the bytes are not that many.
-    pub fn apply_rectangles(&self, rgb: &[u8], n: usize, width: u32, height: u32) -> Result<Tensor, NnError> {
-        let expected = n * width as usize * height as usize * 3;
+        let side = i64::from(side_px);
+        let expected = n * side_px as usize * side_px as usize * 3;
         if rgb.len() != expected {
             return Err(NnError::Torch { detail: format!("{} bytes of pixels, expected {expected}", rgb.len()) });
         }
         // Interleaved bytes are channels-last already: the permuted view keeps that layout.
-        let shape = [n as i64, height.into(), width.into(), 3];
-        let bytes = Tensor::f_from_slice(rgb)?.f_view(shape)?.f_to_device(self.device)?;
+        let bytes = Tensor::f_from_slice(rgb)?.f_view([n as i64, side, side, 3])?.f_to_device(self.device)?;
         let mut image = bytes.f_to_kind(Kind::Float)?.f_permute([0, 3, 1, 2])?;
         Ok(image.f_mul_(&self.scale)?.f_add_(&self.shift)?)
     }

@@ -6,11 +6,7 @@ use std::collections::HashMap;
 
 use tch::{Kind, TchError, Tensor};
 
-use super::{Device, NnError, Normalisation, TensorData, network::Loaded};
-
-/// Bytes to the networks' input: `(value - 127.5) / 128`.
-const MEAN: [f32; 3] = [0.5; 3];
-const STD: [f32; 3] = [128.0 / 255.0; 3];
+use super::{Device, NnError, TensorData, network::Loaded};
 
 /// The most crops in one run of the second and third network; more go in several.
 const MAX_CROPS: usize = 64;
@@ -94,7 +90,7 @@ pub struct CropOutput {
 #[derive(Debug)]
 pub struct Mtcnn {
     parameters: HashMap<String, Tensor>,
-    normalisation: Normalisation,
+    device: tch::Device,
 }
 
 impl Mtcnn {
@@ -114,18 +110,15 @@ impl Mtcnn {
         }
         let loaded = Loaded::check(&shapes, tensors, device)?;
         let parameters = shapes.into_keys().map(|name| loaded.tensor(&name).map(|tensor| (name, tensor)));
-        Ok(Self {
-            parameters: parameters.collect::<Result<_, NnError>>()?,
-            normalisation: Normalisation::new(MEAN, STD, device),
-        })
+        Ok(Self { parameters: parameters.collect::<Result<_, NnError>>()?, device: device.tch() })
     }
 
-    /// Asks the first network about canvases of one size, rows of interleaved RGB.
+    /// Asks the first network about a canvas, rows of interleaved RGB, scaled to `(value - 127.5) / 128`.
     ///
     /// # Errors
-    /// [`NnError::Torch`] for canvases of another size, [`NnError::OutOfMemory`].
-    pub fn propose(&self, canvases: &[&[u8]], width: u32, height: u32) -> Result<Vec<CanvasOutput>, NnError> {
-        let images = self.normalisation.apply_rectangles(&canvases.concat(), canvases.len(), width, height)?;
+    /// [`NnError::Torch`] for a canvas of another size, [`NnError::OutOfMemory`].
+    pub fn propose(&self, canvas: &[f32], width: u32, height: u32) -> Result<CanvasOutput, NnError> {
+        let images = self.images(canvas, 1, width, height)?;
         tch::no_grad(|| {
             let x = self.convolve(&images, "pnet", 1)?.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], true)?;
             let x = self.convolve(&x, "pnet", 2)?;
@@ -133,17 +126,15 @@ impl Mtcnn {
             let scores = self.conv(&x, "pnet.conv4_1")?.f_softmax(1, Kind::Float)?.f_select(1, 1)?;
             let offsets = self.conv(&x, "pnet.conv4_2")?;
             let width = usize::try_from(scores.size().last().copied().unwrap_or(0)).unwrap_or(0);
-            let (scores, offsets) = (of_each(&scores)?, of_each(&offsets)?);
-            let outputs = scores.into_iter().zip(offsets);
-            Ok(outputs.map(|(scores, offsets)| CanvasOutput { width, scores, offsets }).collect())
+            Ok(CanvasOutput { width, scores: of_each(&scores)?.concat(), offsets: of_each(&offsets)?.concat() })
         })
     }
 
-    /// Asks the second network about crops of 24 pixels, one after another.
+    /// Asks the second network about crops of 24 pixels, one after another, scaled likewise.
     ///
     /// # Errors
     /// As [`Mtcnn::propose`].
-    pub fn refine(&self, crops: &[u8]) -> Result<Vec<CropOutput>, NnError> {
+    pub fn refine(&self, crops: &[f32]) -> Result<Vec<CropOutput>, NnError> {
         self.in_buckets(crops, 24, |images| {
             let x = self.convolve(images, "rnet", 1)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
             let x = self.convolve(&x, "rnet", 2)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
@@ -154,11 +145,11 @@ impl Mtcnn {
         })
     }
 
-    /// Asks the third network about crops of 48 pixels, one after another.
+    /// Asks the third network about crops of 48 pixels, one after another, scaled likewise.
     ///
     /// # Errors
     /// As [`Mtcnn::propose`].
-    pub fn decide(&self, crops: &[u8]) -> Result<Vec<CropOutput>, NnError> {
+    pub fn decide(&self, crops: &[f32]) -> Result<Vec<CropOutput>, NnError> {
         self.in_buckets(crops, 48, |images| {
             let x = self.convolve(images, "onet", 1)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
             let x = self.convolve(&x, "onet", 2)?.f_max_pool2d([3, 3], [2, 2], [0, 0], [1, 1], true)?;
@@ -173,21 +164,21 @@ impl Mtcnn {
     /// Runs crops of `side_px` in numbers that kernels are prepared for.
     fn in_buckets(
         &self,
-        crops: &[u8],
+        crops: &[f32],
         side_px: u32,
         forward: impl Fn(&Tensor) -> Result<(Tensor, Tensor, Option<Tensor>), TchError>,
     ) -> Result<Vec<CropOutput>, NnError> {
-        let n_bytes = (side_px * side_px * 3) as usize;
-        if !crops.len().is_multiple_of(n_bytes) {
-            return Err(NnError::Torch { detail: format!("{} bytes are no crops of {n_bytes}", crops.len()) });
+        let n_numbers = (side_px * side_px * 3) as usize;
+        if !crops.len().is_multiple_of(n_numbers) {
+            return Err(NnError::Torch { detail: format!("{} numbers are no crops of {n_numbers}", crops.len()) });
         }
-        let mut outputs = Vec::with_capacity(crops.len() / n_bytes);
-        for some in crops.chunks(MAX_CROPS * n_bytes) {
-            let n = some.len() / n_bytes;
+        let mut outputs = Vec::with_capacity(crops.len() / n_numbers);
+        for some in crops.chunks(MAX_CROPS * n_numbers) {
+            let n = some.len() / n_numbers;
             let bucket = CROP_BUCKETS.into_iter().find(|bucket| *bucket >= n).unwrap_or(n);
             let mut filled = some.to_vec();
-            filled.resize(bucket * n_bytes, 0);
-            let images = self.normalisation.apply(&filled, bucket, side_px)?;
+            filled.resize(bucket * n_numbers, 0.0);
+            let images = self.images(&filled, bucket, side_px, side_px)?;
             let (scores, offsets, landmarks) = tch::no_grad(|| forward(&images))?;
             let (scores, offsets) = (of_each(&scores)?, of_each(&offsets)?);
             let landmarks = landmarks.map(|landmarks| of_each(&landmarks)).transpose()?;
@@ -201,6 +192,16 @@ impl Mtcnn {
             }
         }
         Ok(outputs)
+    }
+
+    /// Interleaved pictures to `[n, 3, height, width]`, channels-last.
+    fn images(&self, pixels: &[f32], n: usize, width: u32, height: u32) -> Result<Tensor, NnError> {
+        let expected = n * width as usize * height as usize * 3;
+        if pixels.len() != expected {
+            return Err(NnError::Torch { detail: format!("{} numbers of pixels, expected {expected}", pixels.len()) });
+        }
+        let shape = [n as i64, height.into(), width.into(), 3];
+        Ok(Tensor::f_from_slice(pixels)?.f_view(shape)?.f_to_device(self.device)?.f_permute([0, 3, 1, 2])?)
     }
 
     /// A convolution without padding and its parametric ReLU, which has one slope a channel.

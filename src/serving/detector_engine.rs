@@ -85,7 +85,7 @@ impl Engine for DetectorEngine {
         }
         let outputs = self.ask(&pyramids, &proposals, 1)?;
         let faces = proposals.iter().zip(&outputs).zip(&pyramids).map(|((proposals, outputs), pyramid)| {
-            let mut faces = proposals.faces(outputs, &self.settings);
+            let mut faces = proposals.faces(pyramid, outputs, &self.settings);
             if let Some((predictor, expected)) = &self.alignment {
                 for face in &mut faces {
                     let bounds = face.square_at(&expected.landmarks, expected.centre, expected.side);
@@ -102,15 +102,12 @@ impl Engine for DetectorEngine {
         let Input::Photo(pyramid) = &**input else {
             return Err(EngineError::Failed("a square came to a detector".to_owned()));
         };
-        let (width, height, rgb) = pyramid.canvas();
-        let maps = self.networks.propose(&[rgb], width, height).map_err(engine_error)?;
-        let mut numbers: Vec<f32> = maps.iter().flat_map(|map| [mean(&map.scores), mean(&map.offsets)]).collect();
-        let crop = |side_px: u32| {
-            let n_bytes = (side_px * side_px * 3) as usize;
-            pyramid.photo().rgb().get(..n_bytes).unwrap_or_default().to_vec()
-        };
-        let refined = self.networks.refine(&crop(CROP_SIDES_PX[0])).map_err(engine_error)?;
-        let decided = self.networks.decide(&crop(CROP_SIDES_PX[1])).map_err(engine_error)?;
+        let (width, height, pixels) = pyramid.canvas();
+        let map = self.networks.propose(pixels, width, height).map_err(engine_error)?;
+        let mut numbers = vec![mean(&map.scores), mean(&map.offsets)];
+        let crop = |side_px: u32| pixels.get(..(side_px * side_px * 3) as usize).unwrap_or_default();
+        let refined = self.networks.refine(crop(CROP_SIDES_PX[0])).map_err(engine_error)?;
+        let decided = self.networks.decide(crop(CROP_SIDES_PX[1])).map_err(engine_error)?;
         for output in refined.iter().chain(&decided) {
             numbers.push(output.score);
             numbers.extend(output.offsets.iter().chain(&output.landmarks));
@@ -124,25 +121,15 @@ impl Engine for DetectorEngine {
 }
 
 impl DetectorEngine {
-    /// What the first network proposes in each photo; canvases of one size go together.
+    /// What the first network proposes in each photo. One at a time: its maps are large, and a run of one has one shape.
     fn propose(&self, pyramids: &[&Pyramid]) -> Result<Vec<Proposals>, EngineError> {
-        let mut by_size: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
-        for (i, pyramid) in pyramids.iter().enumerate() {
-            let (width, height, _) = pyramid.canvas();
-            by_size.entry((width, height)).or_default().push(i);
-        }
-        let mut proposals = vec![Proposals::default(); pyramids.len()];
-        for ((width, height), of_size) in by_size {
-            // One at a time: their maps are large, and a run of one has one shape.
-            for i in of_size {
-                let maps = self.networks.propose(&[pyramids[i].canvas().2], width, height).map_err(engine_error)?;
-                if let Some(map) = maps.first() {
-                    let map = ProposalMap { width: map.width, scores: &map.scores, offsets: &map.offsets };
-                    proposals[i] = Proposals::of_map(pyramids[i], &map, &self.settings);
-                }
-            }
-        }
-        Ok(proposals)
+        let proposals = pyramids.iter().map(|pyramid| {
+            let (width, height, pixels) = pyramid.canvas();
+            let map = self.networks.propose(pixels, width, height).map_err(engine_error)?;
+            let map = ProposalMap { width: map.width, scores: &map.scores, offsets: &map.offsets };
+            Ok(Proposals::of_map(pyramid, &map, &self.settings))
+        });
+        proposals.collect()
     }
 
     /// What the second (0) or third (1) network says about every box, by photo.
@@ -153,7 +140,7 @@ impl DetectorEngine {
         stage: usize,
     ) -> Result<Vec<Vec<StageOutput>>, EngineError> {
         let side_px = CROP_SIDES_PX[stage];
-        let crops: Vec<u8> =
+        let crops: Vec<f32> =
             proposals.iter().zip(pyramids).flat_map(|(proposals, pyramid)| proposals.crops(pyramid, side_px)).collect();
         let outputs = if stage == 0 { self.networks.refine(&crops) } else { self.networks.decide(&crops) };
         let mut outputs = outputs.map_err(engine_error)?.into_iter().map(stage_output);

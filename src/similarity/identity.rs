@@ -21,8 +21,9 @@ fn false_match_rate(calibration: &IdentityCalibration, score: f64) -> FalseMatch
     let points = &calibration.false_matches;
     let above = points.partition_point(|point| point.score <= score);
     let Some(point) = above.checked_sub(1).and_then(|i| points.get(i)) else {
-        // Below all that was counted: as good as every pair scores this much.
-        return FalseMatchRate { rate: Some(1.0), lower: 0.0, upper: 1.0, supported: !points.is_empty() };
+        // Below all that was counted: more pairs than the table's first score this much.
+        let lower = points.first().map_or(0.0, |first| first.lower);
+        return FalseMatchRate { rate: None, lower, upper: 1.0, supported: lower > 0.0 };
     };
     FalseMatchRate {
         rate: (point.rate > 0.0).then_some(point.rate),
@@ -61,7 +62,7 @@ mod tests {
         assert_eq!(rate(0.92), FalseMatchRate { rate: Some(1e-2), lower: 5e-3, upper: 2e-2, supported: true });
         assert_eq!(rate(0.96).supported, false);
         assert_eq!(rate(0.99), FalseMatchRate { rate: None, lower: 0.0, upper: 2e-4, supported: false });
-        assert_eq!(rate(0.1).rate, Some(1.0));
+        assert_eq!(rate(0.1), FalseMatchRate { rate: None, lower: 0.45, upper: 1.0, supported: true });
         let empty = identity_evidence(&IdentityCalibration::default(), 0.9).false_match_rate.unwrap();
         assert!(!empty.supported);
     }

@@ -3,15 +3,17 @@
 use super::DecodedImage;
 
 /// Writes the part of `photo` at `window` (left, top, width, height; inside the photo, at least one pixel) into `to`
-/// with `size` (width, height), rows `to_stride` bytes apart.
+/// with `size` (width, height), rows `to_stride` numbers apart; each mean as `(mean - 127.5) / 128`, as the detection
+/// networks take it.
 ///
 /// A pixel is the mean of all that it covers at least in part, as PyTorch's `interpolate(mode="area")` has it: the
-/// published detection networks were made with that. An enlargement repeats pixels.
+/// published networks were made with that. An enlargement repeats pixels. Nothing is rounded to whole numbers on the way:
+/// boxes that score nearly the same would come in another order.
 pub(super) fn area_resize(
     photo: &DecodedImage,
     (left, top, width, height): (u32, u32, u32, u32),
     size: (u32, u32),
-    to: &mut [u8],
+    to: &mut [f32],
     to_stride: usize,
 ) {
     let (width, height) = (width as usize, height as usize);
@@ -37,9 +39,8 @@ pub(super) fn area_resize(
                 rgb[1] += covered[1];
                 rgb[2] += covered[2];
             }
-            let n = ((right - left) * (end - first)) as u32;
-            // At most 255, so the cast loses nothing.
-            pixel.copy_from_slice(&rgb.map(|sum| ((sum + n / 2) / n) as u8));
+            let n = ((right - left) * (end - first)) as f32;
+            pixel.copy_from_slice(&rgb.map(|sum| (sum as f32 / n - 127.5) / 128.0));
         }
     }
 }
@@ -55,15 +56,19 @@ mod tests {
 
     use super::*;
 
+    fn scaled(value: f32) -> f32 {
+        (value - 127.5) / 128.0
+    }
+
     #[test]
     fn each_pixel_is_the_mean_of_what_it_covers() {
         let photo = DecodedImage::from_rgb(5, 1, (0..15).collect()).unwrap();
-        let mut to = [0; 6];
+        let mut to = [0.0; 6];
         area_resize(&photo, (0, 0, 5, 1), (2, 1), &mut to, 6);
         // Pixels 0 to 2, and 2 to 4.
-        assert_eq!(to, [3, 4, 5, 9, 10, 11]);
+        assert_eq!(to, [3.0, 4.0, 5.0, 9.0, 10.0, 11.0].map(scaled));
         area_resize(&photo, (1, 0, 1, 1), (2, 1), &mut to, 6);
-        assert_eq!(to, [3, 4, 5, 3, 4, 5]);
+        assert_eq!(to, [3.0, 4.0, 5.0, 3.0, 4.0, 5.0].map(scaled));
     }
 
     proptest! {
@@ -71,11 +76,11 @@ mod tests {
         fn one_colour_stays(width in 1..60u32, height in 1..60u32, to_width in 1..40u32, to_height in 1..40u32, value: u8) {
             let photo = DecodedImage::from_rgb(width, height, vec![value; (width * height * 3) as usize]).unwrap();
             let stride = to_width as usize * 3 + 6;
-            let mut to = vec![value ^ 1; stride * to_height as usize];
+            let mut to = vec![9.0; stride * to_height as usize];
             area_resize(&photo, (0, 0, width, height), (to_width, to_height), &mut to, stride);
             for row in to.chunks(stride) {
-                prop_assert!(row[..to_width as usize * 3].iter().all(|v| *v == value));
-                prop_assert!(row[to_width as usize * 3..].iter().all(|v| *v == value ^ 1));
+                prop_assert!(row[..to_width as usize * 3].iter().all(|v| (v - scaled(value.into())).abs() < 1e-6));
+                prop_assert!(row[to_width as usize * 3..].iter().all(|v| *v == 9.0));
             }
         }
     }

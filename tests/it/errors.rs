@@ -47,11 +47,11 @@ macro_rules! row {
 }
 
 fn predict(image: impl Into<bytes::Bytes>) -> v1::PredictRequest {
-    v1::PredictRequest { model: "models/face".to_owned(), image: image.into(), heads: Vec::new() }
+    v1::PredictRequest { model: "models/face".to_owned(), image: image.into(), ..Default::default() }
 }
 
 fn predict_with(model: &str) -> v1::PredictRequest {
-    v1::PredictRequest { model: model.to_owned(), image: PORTRAIT.into(), heads: Vec::new() }
+    v1::PredictRequest { model: model.to_owned(), image: PORTRAIT.into(), ..Default::default() }
 }
 
 fn find(query: v1::find_similar_request::Query, k: i32) -> v1::FindSimilarRequest {
@@ -551,7 +551,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
             architecture: v1::Architecture::Resnet18.into(),
             heads: vec![quick_recipe().heads[0].clone()],
             image_size_px: 32,
-            request_id: String::new(),
+            ..Default::default()
         }),
         InvalidArgument,
         "WEIGHTS_MISMATCH",
@@ -570,7 +570,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
             architecture: v1::Architecture::Resnet18.into(),
             heads: vec![quick_recipe().heads[0].clone()],
             image_size_px: 32,
-            request_id: String::new(),
+            ..Default::default()
         }),
         InvalidArgument,
         "WEIGHTS_MISMATCH",

@@ -20,7 +20,7 @@ use crate::support::{
 const PORTRAIT: &[u8] = include_bytes!("../fixtures/portrait.jpg");
 
 async fn predict(c: &mut Clients, model: &str) -> v1::PredictResponse {
-    let request = v1::PredictRequest { model: model.to_owned(), image: PORTRAIT.into(), heads: Vec::new() };
+    let request = v1::PredictRequest { model: model.to_owned(), image: PORTRAIT.into(), ..Default::default() };
     c.visage.predict(request).await.unwrap().into_inner()
 }
 
@@ -218,7 +218,7 @@ async fn a_stream_of_photos_keeps_its_order_and_its_errors_apart() {
     let mut c = server.clients().await;
     let requests = (0..40).map(|i| {
         let image = if i % 7 == 3 { b"text".to_vec() } else { PORTRAIT.to_vec() };
-        let request = v1::PredictRequest { model: String::new(), image: image.into(), heads: vec!["age".to_owned()] };
+        let request = v1::PredictRequest { image: image.into(), heads: vec!["age".to_owned()], ..Default::default() };
         v1::StreamPredictRequest { request: Some(request), correlation_id: i.to_string() }
     });
     let requests: Vec<_> = requests.collect();

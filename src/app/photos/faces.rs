@@ -60,6 +60,11 @@ impl Photos {
         let detector_manifest = self.models.ready(&detector).await?;
         let detection = detector_manifest.preprocessing.as_ref().and_then(|p| p.detection.clone());
         let detection = detection.ok_or_else(|| AppError::Internal(format!("{detector} finds no faces")))?;
+        let landmarks = points(&detection.landmark_template).unwrap_or(readers[0].chip.template);
+        if detection.alignment_box.is_empty() {
+            // Without a predictor of the readers' points, faces are cut out by the landmarks themselves.
+            readers.iter_mut().for_each(|reader| reader.chip.template = landmarks);
+        }
 
         let start = Instant::now();
         let settings = cascade_settings(&detection);
@@ -89,7 +94,6 @@ impl Photos {
         }
 
         let start = Instant::now();
-        let landmarks = points(&detection.landmark_template).unwrap_or(readers[0].chip.template);
         let scale = looked.scale;
         let (cuts, faces) = self.cut(call, looked, faces, &readers, landmarks, thresholds).await?;
         let alignment = proto_duration(start.elapsed());

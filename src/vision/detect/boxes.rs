@@ -113,11 +113,11 @@ impl DetectedFace {
         Self { bounds: self.bounds.scaled(x, y), score: self.score, landmarks, alignment }
     }
 
-    /// The square that lies on this face where one with this centre and side lies on an average face, whose landmarks
-    /// are `template`. It is upright, however the face is tilted.
+    /// The square that lies on this face where one with this centre and side lies on an average face, whose alignment
+    /// points are `template`. It is upright, however the face is tilted.
     #[must_use]
     pub fn square_at(&self, template: &[Point; 5], centre: Point, side: f32) -> BoundingBox {
-        let fit = Similarity::fit(template, &self.landmarks);
+        let fit = Similarity::fit(template, &self.alignment);
         let (x, y) = fit.apply(centre.x.into(), centre.y.into());
         let half = f64::from(side) * fit.scale() / 2.0;
         let edges = [x - half, y - half, x + half, y + half].map(|edge| edge as f32);
@@ -141,7 +141,11 @@ pub(super) fn suppress(boxes: &[(BoundingBox, f32)], most: f32, overlap: Overlap
         [b.left, b.top, b.right, b.bottom, *score].iter().all(|value| value.is_finite())
     };
     let mut order: Vec<usize> = (0..boxes.len()).filter(|&i| is_number(&boxes[i])).collect();
-    // Of equal scores the first, always: a stable sort.
+    // Boxes that reach beyond the photo on all sides show the same crop and score the same. Of equal ones the published
+    // code takes the first, but the last where it looks at the smaller box.
+    if matches!(overlap, Overlap::Smaller) {
+        order.reverse();
+    }
     order.sort_by(|&a, &b| boxes[b].1.total_cmp(&boxes[a].1));
     let mut kept: Vec<usize> = Vec::new();
     for candidate in order {
@@ -186,6 +190,9 @@ mod tests {
         let nested = [(square(0.0, 0.0, 10.0), 0.8), (square(2.0, 2.0, 5.0), 0.9)];
         assert_eq!(suppress(&nested, 0.7, Overlap::Union), [1, 0]);
         assert_eq!(suppress(&nested, 0.7, Overlap::Smaller), [1]);
+        let equal = [(square(0.0, 0.0, 10.0), 0.9), (square(0.0, 0.0, 11.0), 0.9)];
+        assert_eq!(suppress(&equal, 0.5, Overlap::Union), [0]);
+        assert_eq!(suppress(&equal, 0.5, Overlap::Smaller), [1]);
         assert!(suppress(&[(square(f32::NAN, 0.0, 1.0), 1.0)], 0.5, Overlap::Union).is_empty());
     }
 

@@ -62,18 +62,19 @@ impl Proposals {
         self.boxes.is_empty()
     }
 
-    /// The crops that the next network looks at: squares of `side_px`, rows of interleaved RGB, one after another.
+    /// The crops that the next network looks at: squares of `side_px`, rows of interleaved RGB as the networks take it,
+    /// one after another.
     #[must_use]
-    pub fn crops(&self, pyramid: &Pyramid, side_px: u32) -> Vec<u8> {
+    pub fn crops(&self, pyramid: &Pyramid, side_px: u32) -> Vec<f32> {
         let photo = pyramid.photo();
-        let n_bytes = side_px as usize * side_px as usize * 3;
-        let mut rgb = vec![0; self.boxes.len() * n_bytes];
-        for (bounds, crop) in self.boxes.iter().zip(rgb.chunks_exact_mut(n_bytes)) {
+        let n_numbers = side_px as usize * side_px as usize * 3;
+        let mut pixels = vec![0.0; self.boxes.len() * n_numbers];
+        for (bounds, crop) in self.boxes.iter().zip(pixels.chunks_exact_mut(n_numbers)) {
             if let Some(window) = window(bounds, photo.width_px(), photo.height_px()) {
                 area_resize(photo, window, (side_px, side_px), crop, side_px as usize * 3);
             }
         }
-        rgb
+        pixels
     }
 
     /// What is left after the second network, one answer a box.
@@ -87,8 +88,13 @@ impl Proposals {
     }
 
     /// The faces that are left after the third network, one answer a box; the largest first.
+    ///
+    /// Of a box that reaches beyond the photo the network sees what lies within, stretched; the published code takes its
+    /// answer for the whole box all the same. Box and landmarks follow it, so that they can be compared; the alignment
+    /// points are where the network saw them.
     #[must_use]
-    pub fn faces(&self, outputs: &[StageOutput], settings: &CascadeSettings) -> Vec<DetectedFace> {
+    pub fn faces(&self, pyramid: &Pyramid, outputs: &[StageOutput], settings: &CascadeSettings) -> Vec<DetectedFace> {
+        let photo = pyramid.photo();
         let face = |(bounds, output): (BoundingBox, &StageOutput)| {
             let (width, height) = (bounds.width() + 1.0, bounds.height() + 1.0);
             let landmark = |i: usize| Point {
@@ -96,8 +102,13 @@ impl Proposals {
                 y: bounds.top - 1.0 + height * output.landmarks[5 + i],
             };
             let landmarks = std::array::from_fn(landmark);
-            let bounds = bounds.regressed(output.offsets, 1.0);
-            DetectedFace { bounds, score: output.score, landmarks, alignment: landmarks }
+            let seen = window(&bounds, photo.width_px(), photo.height_px()).map(|window| {
+                let [left, top, width, height] = [window.0, window.1, window.2, window.3].map(|px| px as f32);
+                let [x, y] = [0, 5].map(|first| &output.landmarks[first..]);
+                std::array::from_fn(|i| Point { x: left + width * x[i], y: top + height * y[i] })
+            });
+            let alignment = seen.unwrap_or(landmarks);
+            DetectedFace { bounds: bounds.regressed(output.offsets, 1.0), score: output.score, landmarks, alignment }
         };
         let sure: Vec<DetectedFace> = self.above(outputs, settings.thresholds[2]).into_iter().map(face).collect();
         let boxes: Vec<_> = sure.iter().map(|face| (face.bounds, face.score)).collect();
@@ -164,11 +175,20 @@ mod tests {
         let proposals = Proposals { boxes };
         let crops = proposals.crops(&pyramid(), 24);
         assert_eq!(crops.len(), 2 * 24 * 24 * 3);
-        let faces = proposals.faces(&[sure(0.95), sure(0.9)], &CascadeSettings::default());
+        let faces = proposals.faces(&pyramid(), &[sure(0.95), sure(0.9)], &CascadeSettings::default());
         assert_eq!(faces.len(), 2);
         assert_eq!(faces[0].bounds.left, 80.0);
         assert!((faces[0].landmarks[0].x - (79.0 + 101.0 * 0.3)).abs() < 1e-3);
-        assert!(proposals.faces(&[sure(0.5), sure(0.6)], &CascadeSettings::default()).is_empty());
+        assert!(proposals.faces(&pyramid(), &[sure(0.5), sure(0.6)], &CascadeSettings::default()).is_empty());
+    }
+
+    #[test]
+    fn a_face_beyond_the_edge_is_cut_out_where_it_was_seen() {
+        let proposals = Proposals { boxes: vec![edges([-99.0, -99.0, 101.0, 101.0])] };
+        let faces = proposals.faces(&pyramid(), &[sure(0.99)], &CascadeSettings::default());
+        // Of the box of 201 pixels the network saw the last 101, and in them the first eye at three tenths.
+        assert!((faces[0].landmarks[0].x - (-100.0 + 201.0 * 0.3)).abs() < 1e-3, "{faces:?}");
+        assert!((faces[0].alignment[0].x - 101.0 * 0.3).abs() < 1e-3, "{faces:?}");
     }
 
     #[test]

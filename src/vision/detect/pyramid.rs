@@ -35,7 +35,7 @@ const CELL_PX: u32 = 12;
 /// Pixels from one cell to the next.
 const STRIDE_PX: u32 = 2;
 
-/// The sides that a photo can have at least and at most along its longer one, per shorter one: beyond, it is a strip.
+/// More sizes than any photo up to the longest side has.
 const MAX_LEVELS: usize = 32;
 
 /// One size of the photo.
@@ -55,7 +55,7 @@ struct Level {
 pub struct Pyramid {
     photo: DecodedImage,
     canvas: (u32, u32),
-    rgb: Vec<u8>,
+    pixels: Vec<f32>,
     levels: Vec<Level>,
 }
 
@@ -92,13 +92,14 @@ impl Pyramid {
             .into_iter()
             .find_map(|canvas| Some((canvas, layout(canvas, &sizes)?)))
             .unwrap_or((CANVASES[0], Vec::new()));
-        let mut rgb = vec![GREY; canvas.0 as usize * canvas.1 as usize * 3];
+        // Zero is the middle grey between the sizes.
+        let mut pixels = vec![0.0; canvas.0 as usize * canvas.1 as usize * 3];
         for level in &levels {
             let at = (level.top as usize * canvas.0 as usize + level.left as usize) * 3;
             let window = (0, 0, photo.width_px(), photo.height_px());
-            area_resize(&photo, window, (level.width, level.height), &mut rgb[at..], canvas.0 as usize * 3);
+            area_resize(&photo, window, (level.width, level.height), &mut pixels[at..], canvas.0 as usize * 3);
         }
-        Self { photo, canvas, rgb, levels }
+        Self { photo, canvas, pixels, levels }
     }
 
     /// The photo as it is looked at.
@@ -107,10 +108,10 @@ impl Pyramid {
         &self.photo
     }
 
-    /// The canvas: width and height in pixels, and rows of interleaved RGB.
+    /// The canvas: width and height in pixels, and rows of interleaved RGB as the networks take it.
     #[must_use]
-    pub fn canvas(&self) -> (u32, u32, &[u8]) {
-        (self.canvas.0, self.canvas.1, &self.rgb)
+    pub fn canvas(&self) -> (u32, u32, &[f32]) {
+        (self.canvas.0, self.canvas.1, &self.pixels)
     }
 
     /// The cells that score at least `threshold`, each within one size of the photo. A map of another size than the
@@ -144,9 +145,6 @@ impl Pyramid {
         self.levels.len()
     }
 }
-
-/// Between the sizes; the middle of the scale, which is zero to the network.
-const GREY: u8 = 128;
 
 /// Cells along a side: a convolution of 3, a pooling of 2 that rounds up, two convolutions of 3.
 fn n_cells_along(side_px: u32) -> u32 {

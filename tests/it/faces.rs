@@ -1,0 +1,237 @@
+//! Faces on a fresh server, with the published weights: found, judged, read, enrolled, compared.
+//!
+//! The weights are not in the repository: without VISAGE_WEIGHTS, which `make test` sets, these tests say that they are
+//! skipped.
+
+use std::{fs, io::Cursor, path::PathBuf};
+
+use image::{GenericImage, ImageFormat, RgbImage};
+use visage::proto::v1::{self, AbstentionReason, FaceSelection, prediction::Result as Answer};
+
+use crate::support::{Clients, details, reason, server::Home};
+
+const PORTRAIT: &[u8] = include_bytes!("../fixtures/portrait.jpg");
+
+/// A home whose server registers the published weights; nothing where there are none.
+fn fresh(extra: &str) -> Option<Home> {
+    let Some(weights) = weights() else {
+        eprintln!("skipped: VISAGE_WEIGHTS does not name the published weights");
+        return None;
+    };
+    Some(Home::new(&format!("\n[models]\npublished_dir = {weights:?}\n{extra}")))
+}
+
+fn weights() -> Option<PathBuf> {
+    std::env::var_os("VISAGE_WEIGHTS").map(PathBuf::from)
+}
+
+fn png(image: &RgbImage) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn portrait() -> RgbImage {
+    image::load_from_memory(PORTRAIT).unwrap().into_rgb8()
+}
+
+/// Two portraits side by side, the right one smaller.
+fn pair() -> Vec<u8> {
+    let one = portrait();
+    let small = image::imageops::resize(&one, 200, 200, image::imageops::FilterType::Triangle);
+    let mut both = RgbImage::new(one.width() + 220, one.height());
+    both.copy_from(&one, 0, 0).unwrap();
+    both.copy_from(&small, one.width() + 10, 60).unwrap();
+    png(&both)
+}
+
+/// A picture without a face.
+fn landscape() -> Vec<u8> {
+    png(&RgbImage::from_fn(300, 200, |x, y| image::Rgb([(x / 2) as u8, (y / 2 + 90) as u8, 120])))
+}
+
+fn request(image: impl Into<bytes::Bytes>) -> v1::PredictRequest {
+    v1::PredictRequest { image: image.into(), ..v1::PredictRequest::default() }
+}
+
+async fn predict(c: &mut Clients, request: v1::PredictRequest) -> v1::PredictResponse {
+    c.visage.predict(request).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_fresh_server_reads_faces() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let answer = predict(&mut c, request(PORTRAIT)).await;
+    assert_eq!(
+        (answer.model_version.as_str(), answer.n_faces_found, answer.abstained),
+        ("models/face/versions/1", 1, false)
+    );
+    let [face] = answer.faces.as_slice() else { panic!("{answer:?}") };
+    // Where a person sees the face.
+    let place = face.r#box.unwrap();
+    assert!((100.0..150.0).contains(&place.left) && (190.0..235.0).contains(&place.right), "{place:?}");
+    assert!(face.landmarks.len() == 5 && face.landmarks[0].x < face.landmarks[1].x, "{:?}", face.landmarks);
+    assert!(face.quality["detection"] > 0.99 && face.quality["visible"] > 0.9, "{:?}", face.quality);
+    assert!(face.embedding.is_none() && face.predictions == answer.predictions);
+    let [age, gender] = answer.predictions.as_slice() else { panic!("{answer:?}") };
+    let Some(Answer::Regression(age)) = &age.result else { panic!("{age:?}") };
+    // She was forty-one or younger in the picture; an interval of nine in ten should hold that.
+    assert!((20.0..50.0).contains(&age.value) && age.lower < Some(41.0) && age.upper > Some(35.0), "{age:?}");
+    let Some(Answer::Classification(gender)) = &gender.result else { panic!("{gender:?}") };
+    assert_eq!(gender.label, "female");
+
+    let paired = predict(&mut c, v1::PredictRequest { return_embedding: true, ..request(PORTRAIT) }).await;
+    let embedding = paired.faces[0].embedding.clone().unwrap();
+    assert_eq!(embedding.space, "models/face-descriptor/versions/1#descriptor128");
+    assert_eq!(embedding.values.len(), 128);
+
+    // Turned by its EXIF tag, it is the same face.
+    let version = c
+        .models
+        .get_model_version(v1::GetModelVersionRequest { name: "models/face@champion".to_owned() })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(version.provenance.unwrap().licence, "CC0-1.0");
+    assert_eq!(version.face_reader.unwrap().detector, "models/mtcnn/versions/1");
+
+    // A second start finds all of it registered.
+    assert!(server.stop().success());
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    assert_eq!(predict(&mut c, request(PORTRAIT)).await.predictions, answer.predictions);
+    for model in ["mtcnn", "face-descriptor", "face"] {
+        let request = v1::GetModelRequest { name: format!("models/{model}") };
+        assert_eq!(c.models.get_model(request).await.unwrap().into_inner().latest_version, 1);
+    }
+}
+
+#[tokio::test]
+async fn several_faces_are_read_as_asked() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let with = |selection: FaceSelection| v1::PredictRequest { face_selection: selection.into(), ..request(pair()) };
+    let largest = predict(&mut c, with(FaceSelection::Largest)).await;
+    assert_eq!((largest.n_faces_found, largest.faces.len()), (2, 1));
+    let all = predict(&mut c, with(FaceSelection::All)).await;
+    assert_eq!((all.n_faces_found, all.faces.len()), (2, 2));
+    assert_eq!(all.faces[0].r#box, largest.faces[0].r#box);
+    assert!(all.faces[1].r#box.unwrap().left > 320.0);
+    let single = predict(&mut c, with(FaceSelection::Single)).await;
+    assert_eq!(single.abstention_reasons, [AbstentionReason::SeveralFaces as i32]);
+    assert!(single.abstained && single.faces.is_empty() && single.predictions.is_empty());
+    let none = predict(&mut c, request(landscape())).await;
+    assert_eq!((none.n_faces_found, none.abstention_reasons), (0, vec![AbstentionReason::NoFace as i32]));
+}
+
+#[tokio::test]
+async fn thresholds_are_the_versions_or_the_callers_within_bounds() {
+    let Some(home) = fresh("\n[faces]\nmin_face_px = [20.0, 500.0]\n") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let with = |min_face_px: f64| v1::PredictRequest {
+        thresholds: Some(v1::QualityThresholds { min_face_px: Some(min_face_px), ..Default::default() }),
+        ..request(PORTRAIT)
+    };
+    let strict = predict(&mut c, with(400.0)).await;
+    assert_eq!(strict.abstention_reasons, [AbstentionReason::FaceTooSmall as i32]);
+    assert!(
+        strict.faces[0].abstained && strict.faces[0].predictions.is_empty() && strict.faces[0].landmarks.len() == 5
+    );
+    assert!(!predict(&mut c, with(20.0)).await.abstained);
+    let refused = c.visage.predict(with(10.0)).await.unwrap_err();
+    assert_eq!(reason(&refused), "FIELD_INVALID");
+    assert_eq!(details(&refused).bad_request().unwrap().field_violations[0].field, "thresholds.min_face_px");
+    let unknown = v1::PredictRequest { face_selection: 99, ..request(PORTRAIT) };
+    assert_eq!(reason(&c.visage.predict(unknown).await.unwrap_err()), "FIELD_INVALID");
+    let detector = v1::PredictRequest { model: "models/mtcnn".to_owned(), ..request(PORTRAIT) };
+    assert_eq!(reason(&c.visage.predict(detector).await.unwrap_err()), "UNSUPPORTED_BY_MODEL");
+}
+
+#[tokio::test]
+async fn faces_are_enrolled_found_and_compared_from_whole_photos() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let collection = v1::CreateCollectionRequest { collection_id: "policies".to_owned(), ..Default::default() };
+    let collection = c.faces.create_collection(collection).await.unwrap().into_inner();
+    assert_eq!(collection.embedding_space, "models/face-descriptor/versions/1#descriptor128");
+    let enroll = |face: &str, image: Vec<u8>| v1::EnrollFaceRequest {
+        parent: "collections/policies".to_owned(),
+        face_id: face.to_owned(),
+        source: Some(v1::enroll_face_request::Source::Image(image.into())),
+        ..Default::default()
+    };
+    c.faces.enroll_face(enroll("her", PORTRAIT.to_vec())).await.unwrap();
+    let refused = c.faces.enroll_face(enroll("nobody", landscape())).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (tonic::Code::InvalidArgument, "FACE_UNUSABLE".to_owned()));
+    assert_eq!(details(&refused).error_info().unwrap().metadata["abstention_reasons"], "NO_FACE");
+    let all = v1::EnrollFaceRequest { face_selection: FaceSelection::All.into(), ..enroll("both", pair()) };
+    assert_eq!(reason(&c.faces.enroll_face(all).await.unwrap_err()), "FIELD_INVALID");
+    let single = v1::EnrollFaceRequest { face_selection: FaceSelection::Single.into(), ..enroll("both", pair()) };
+    assert_eq!(reason(&c.faces.enroll_face(single).await.unwrap_err()), "FACE_UNUSABLE");
+
+    let find = v1::FindSimilarRequest {
+        collection: "collections/policies".to_owned(),
+        query: Some(v1::find_similar_request::Query::Image(pair().into())),
+        k: 1,
+        ..Default::default()
+    };
+    let found = c.visage.find_similar(find).await.unwrap().into_inner();
+    assert!(found.matches[0].score > 0.98, "{found:?}");
+    let identity = found.matches[0].identity.clone().unwrap();
+    assert!(identity.same_person_probability > 0.9, "{identity:?}");
+
+    // Smaller, and mirrored: still she.
+    let small = image::imageops::resize(&portrait(), 180, 180, image::imageops::FilterType::Triangle);
+    let compare = |second: Vec<u8>| v1::CompareFacesRequest {
+        first_image: PORTRAIT.into(),
+        second_image: second.into(),
+        ..Default::default()
+    };
+    let same =
+        c.faces.compare_faces(compare(png(&image::imageops::flip_horizontal(&small)))).await.unwrap().into_inner();
+    assert!(same.score.unwrap() > 0.95 && same.first_face.is_some() && same.second_face.is_some(), "{same:?}");
+    assert!(same.identity.unwrap().false_match_rate.unwrap().upper < 0.05);
+    let none = c.faces.compare_faces(compare(landscape())).await.unwrap().into_inner();
+    assert!(none.abstained && none.score.is_none() && none.second_face.is_none());
+    assert_eq!(none.abstention_reasons, [AbstentionReason::NoFace as i32]);
+    let empty = c.faces.compare_faces(compare(Vec::new())).await.unwrap_err();
+    assert_eq!(details(&empty).bad_request().unwrap().field_violations[0].field, "second_image");
+}
+
+#[tokio::test]
+async fn published_networks_are_imported_from_a_root() {
+    let Some(home) = fresh("") else { return };
+    let folder = home.path("photos").join("mtcnn");
+    fs::create_dir(&folder).unwrap();
+    for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
+        fs::copy(weights().unwrap().join("mtcnn").join(file), folder.join(file)).unwrap();
+    }
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let import = |model: &str, path: &str, architecture: v1::Architecture| v1::ImportModelVersionRequest {
+        parent: format!("models/{model}"),
+        weights_path: path.to_owned(),
+        architecture: architecture.into(),
+        licence: "MIT".to_owned(),
+        ..Default::default()
+    };
+    let detector = import("own-detector", "mtcnn", v1::Architecture::Mtcnn);
+    let version = c.models.import_model_version(detector).await.unwrap().into_inner();
+    assert_eq!(version.provenance.unwrap().licence, "MIT");
+    // Without the predictor the cascade's landmarks cut faces out; and a network of another kind is told by its tensors.
+    fs::copy(folder.join("rnet.pt"), folder.join("pnet.pt")).unwrap();
+    let wrong = c.models.import_model_version(import("wrong", "mtcnn", v1::Architecture::Mtcnn)).await.unwrap_err();
+    assert_eq!(reason(&wrong), "WEIGHTS_MISMATCH");
+    assert!(wrong.message().contains("pnet."), "{wrong:?}");
+    fs::remove_file(folder.join("rnet.pt")).unwrap();
+    let missing = c.models.import_model_version(import("less", "mtcnn", v1::Architecture::Mtcnn)).await.unwrap_err();
+    assert_eq!(reason(&missing), "FILE_NOT_FOUND");
+    let lonely = import("lonely", "mtcnn", v1::Architecture::DlibFaceDescriptor);
+    let lonely = c.models.import_model_version(lonely).await.unwrap_err();
+    assert_eq!(details(&lonely).bad_request().unwrap().field_violations[0].field, "detector");
+}
