@@ -50,7 +50,7 @@ impl App {
             embedding_space: space.to_string(),
             first_face: face(&first),
             second_face: face(&second),
-            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.timing.clone() }),
+            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.timing }),
             ..v1::CompareFacesResponse::default()
         };
         let mut reasons: Vec<AbstentionReason> = [&first, &second].into_iter().flat_map(reasons).collect();

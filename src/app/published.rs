@@ -43,8 +43,7 @@ const DLIB_TEMPLATE: [f32; 10] = [
 
 /// Where the cascade's landmarks lie in the same square: the means over 1,431 development photos of the training part,
 /// with a margin around each, so that no box reaches beyond the photo.
-const LANDMARK_TEMPLATE: [f32; 10] =
-    [0.2247, 0.2066, 0.7666, 0.206, 0.4919, 0.5259, 0.2514, 0.7632, 0.7398, 0.7633];
+const LANDMARK_TEMPLATE: [f32; 10] = [0.2247, 0.2066, 0.7666, 0.206, 0.4919, 0.5259, 0.2514, 0.7632, 0.7398, 0.7633];
 
 /// Where the box lies that dlib's frontal detector draws around a face, for which its predictor was trained: the medians
 /// over 1,469 of them.

@@ -14,8 +14,11 @@ const MAX_CROPS: usize = 64;
 /// Crops are filled up to one of these numbers, as kernels are kept by shape.
 const CROP_BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, MAX_CROPS];
 
-/// Name and shape of every parameter, after the networks' prefix.
-const PARAMETERS: [(&str, &[(&str, &[i64])]); 3] = [
+/// A layer's name, and its weight's shape; the first dimension is the bias's.
+type Layer = (&'static str, &'static [i64]);
+
+/// The layers of each network.
+const LAYERS: [(&str, &[Layer]); 3] = [
     (
         "pnet",
         &[
@@ -100,7 +103,7 @@ impl Mtcnn {
     /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
     pub fn load(tensors: &[TensorData], device: Device) -> Result<Self, NnError> {
         let mut shapes = HashMap::new();
-        for (network, layers) in PARAMETERS {
+        for (network, layers) in LAYERS {
             for (layer, shape) in layers {
                 shapes.insert(format!("{network}.{layer}.weight"), shape.to_vec());
                 if !layer.starts_with("prelu") {

@@ -569,7 +569,7 @@ mod tests {
         assert_eq!(read(&view(&[3, 2], &[1, 3], 0)).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(read(&view(&[2], &[3], 1)).unwrap(), [1.0, 4.0]);
         assert_eq!(read(&view(&[], &[], 5)).unwrap(), [5.0]);
-        assert_eq!(read(&view(&[0, 4], &[4, 1], 0)).unwrap(), []);
+        assert!(read(&view(&[0, 4], &[4, 1], 0)).unwrap().is_empty());
         for (shape, strides, offset) in [
             (&[7_i64][..], &[0_i64][..], 0),
             (&[2], &[1], 5),

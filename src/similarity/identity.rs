@@ -60,7 +60,7 @@ mod tests {
     fn the_rate_is_that_of_the_highest_score_reached() {
         let rate = |score| identity_evidence(&calibration(), score).false_match_rate.unwrap();
         assert_eq!(rate(0.92), FalseMatchRate { rate: Some(1e-2), lower: 5e-3, upper: 2e-2, supported: true });
-        assert_eq!(rate(0.96).supported, false);
+        assert!(!rate(0.96).supported);
         assert_eq!(rate(0.99), FalseMatchRate { rate: None, lower: 0.0, upper: 2e-4, supported: false });
         assert_eq!(rate(0.1), FalseMatchRate { rate: None, lower: 0.45, upper: 1.0, supported: true });
         let empty = identity_evidence(&IdentityCalibration::default(), 0.9).false_match_rate.unwrap();

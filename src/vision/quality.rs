@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn blur_lowers_sharpness() {
-        let stripes = |width: u32| move |x: u32, _| if x / width % 2 == 0 { 60 } else { 190 };
+        let stripes = |width: u32| move |x: u32, _| if (x / width).is_multiple_of(2) { 60 } else { 190 };
         let (fine, coarse) = (judged(stripes(2)).sharpness, judged(stripes(20)).sharpness);
         let smooth = judged(|x, _| 100 + (40.0 * (f64::from(x) / 20.0).sin()) as u8).sharpness;
         assert!(fine > coarse && coarse > 10.0 * smooth, "{fine} {coarse} {smooth}");

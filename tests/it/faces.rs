@@ -182,7 +182,7 @@ async fn faces_are_enrolled_found_and_compared_from_whole_photos() {
     };
     let found = c.visage.find_similar(find).await.unwrap().into_inner();
     assert!(found.matches[0].score > 0.98, "{found:?}");
-    let identity = found.matches[0].identity.clone().unwrap();
+    let identity = found.matches[0].identity.unwrap();
     assert!(identity.same_person_probability > 0.9, "{identity:?}");
 
     // Smaller, and mirrored: still she.

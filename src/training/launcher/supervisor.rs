@@ -31,7 +31,7 @@ type Events = tokio::sync::mpsc::Sender<WorkerEvent>;
 enum Message {
     Order(WorkerOrder),
     /// The process has said its last word; it should end now.
-    Ending(Result<Finished, Failed>),
+    Ending(Box<Result<Finished, Failed>>),
     /// Its output has ended, well or with an error.
     OutputEnd(Option<String>),
     StderrEnd(String),
@@ -219,7 +219,7 @@ impl Heard {
     fn note(&mut self, message: Message) {
         match message {
             Message::Order(_) => {}
-            Message::Ending(ending) => self.ending = Some(ending),
+            Message::Ending(ending) => self.ending = Some(*ending),
             Message::OutputEnd(error) => {
                 self.output_ended = true;
                 self.protocol_error = error;
@@ -274,7 +274,7 @@ fn read_events(stdout: ChildStdout, events: &Events, inbox: &mpsc::Sender<Messag
                 continue;
             }
         };
-        let _ = inbox.send(Message::Ending(ending));
+        let _ = inbox.send(Message::Ending(Box::new(ending)));
         // Whatever follows the last word is not looked at.
         let _ = io::copy(&mut stdout, &mut io::sink());
         break None;
