@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{ServeError, panic_message};
-use crate::vision::{DecodeLimits, ImageError, Pixels, decode, to_pixels};
+use crate::vision::{DecodeLimits, ImageError, Pixels, decode_square};
 
 /// What the pool is called in errors.
 const NAME: &str = "the decoder";
@@ -44,9 +44,9 @@ impl Default for DecodePoolSettings {
 pub struct DecodedPhoto {
     /// The network's input.
     pub pixels: Arc<Pixels>,
-    /// The photo's width after orientation, in pixels.
+    /// The photo's own width after orientation, in pixels, whatever it was decoded at.
     pub width: u32,
-    /// The photo's height after orientation, in pixels.
+    /// The photo's own height after orientation, in pixels.
     pub height: u32,
 }
 
@@ -263,9 +263,8 @@ impl Shared {
     }
 
     fn decode(&self, job: &Job) -> Result<DecodedPhoto, DecodeError> {
-        let image = decode(&job.bytes, &self.settings.limits)?;
-        let pixels = Arc::new(to_pixels(&image, job.side_px));
-        Ok(DecodedPhoto { pixels, width: image.width_px(), height: image.height_px() })
+        let photo = decode_square(&job.bytes, &self.settings.limits, job.side_px)?;
+        Ok(DecodedPhoto { pixels: Arc::new(photo.pixels), width: photo.full_width_px, height: photo.full_height_px })
     }
 }
 

@@ -1,17 +1,28 @@
 //! Pixels: encoded bytes to the network's input.
 //!
-//! Owns decoding (with its caps), EXIF orientation and preprocessing. Training and serving call the same functions,
-//! so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container` checks that
-//! the file is whole and what it claims, [`decode()`] makes an upright RGB picture, [`to_pixels`] the network's input.
+//! Owns decoding (with its caps), EXIF orientation, colour and preprocessing. Training and serving call the same
+//! functions, so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container`
+//! checks that the file is whole and what it claims, [`decode()`] makes an upright sRGB picture of the size that is
+//! [`Wanted`] (by `jpeg` where that is less than the whole, with `colour` for its profile), [`to_pixels`] the network's
+//! input. [`decode_square`] is all of that in one call.
 
+mod colour;
 mod container;
 mod decode;
+mod decoded;
 mod error;
+mod jpeg;
 mod preprocess;
+#[cfg(test)]
+mod testing;
+mod wanted;
 
-pub use decode::{DecodeLimits, DecodedImage, decode};
+pub use colour::ColourSource;
+pub use decode::{DecodeLimits, decode};
+pub use decoded::DecodedImage;
 pub use error::ImageError;
-pub use preprocess::to_pixels;
+pub use preprocess::{SquarePhoto, decode_square, to_pixels};
+pub use wanted::Wanted;
 
 /// A square RGB picture, ready for the network but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]
