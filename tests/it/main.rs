@@ -8,6 +8,7 @@
 mod client_python;
 mod data_folder;
 mod errors;
+mod hostile_files;
 mod kills;
 mod layering;
 mod reflection;
