@@ -35,10 +35,10 @@ pub(super) fn digest(path: &Path) -> io::Result<ImageDigest> {
     Ok(Sha256::digest(read(path)?).into())
 }
 
-/// The picture as a network's input, by the same two calls that serving makes.
+/// The picture as a network's input, by the same call that serving makes.
 pub(super) fn decode(path: &Path, side_px: u32, max_pixels: u64) -> Result<Pixels, String> {
     let bytes = read(path).map_err(|error| error.to_string())?;
     let limits = DecodeLimits { max_pixels, ..DecodeLimits::default() };
-    let image = vision::decode(&bytes, &limits).map_err(|error| error.to_string())?;
-    Ok(vision::to_pixels(&image, side_px))
+    let photo = vision::decode_square(&bytes, &limits, side_px).map_err(|error| error.to_string())?;
+    Ok(photo.pixels)
 }

@@ -95,8 +95,8 @@ fn pixels_are_those_that_serving_would_make_and_fit_their_labels() {
             let batch = batch.unwrap();
             for (pixels, level) in batch.pixels.iter().zip(&batch.labels[0]) {
                 let file = fs::read(pictures.root.join(format!("{level}.png"))).unwrap();
-                let decoded = vision::decode(&file, &DecodeLimits::default()).unwrap();
-                assert_eq!(**pixels, vision::to_pixels(&decoded, side_px));
+                let photo = vision::decode_square(&file, &DecodeLimits::default(), side_px).unwrap();
+                assert_eq!(**pixels, photo.pixels);
                 assert_eq!(f32::from(pixels.rgb[0]), *level);
             }
         }

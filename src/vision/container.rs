@@ -15,10 +15,15 @@ pub(super) enum Format {
     WebP,
 }
 
-/// Why a file is not whole.
+/// Why a file is not whole, or more than whole.
 pub(super) type Incomplete = &'static str;
 
 const CUT_SHORT: Incomplete = "the file is cut short";
+
+/// The most scans of a JPEG. Encoders make about ten for a progressive picture. Each is a pass over all blocks, however
+/// few bytes it has: of twelve megapixels it costs some milliseconds for thirty bytes, so without a cap a file of some
+/// kilobytes would cost seconds.
+pub(super) const MAX_JPEG_SCANS: u32 = 64;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 impl Format {
@@ -47,7 +52,7 @@ impl Format {
     /// The image's bytes without what trails it, when it is whole.
     ///
     /// # Errors
-    /// What is missing.
+    /// What is missing, or that a JPEG has more than [`MAX_JPEG_SCANS`].
     pub(super) fn whole(self, bytes: &[u8]) -> Result<&[u8], Incomplete> {
         match self {
             Self::Jpeg => whole_jpeg(bytes),
@@ -67,9 +72,9 @@ pub(super) fn png_dimensions(bytes: &[u8]) -> Option<(u32, u32)> {
 /// Follows the segments by their lengths to the end-of-image mark. Inside entropy-coded data a mark's first byte is
 /// followed by zero, so the first other mark ends it.
 fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], Incomplete> {
-    let mut at = 2;
+    let (mut at, mut n_scans) = (2, 0);
     loop {
-        let step = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)).ok_or(CUT_SHORT)?;
+        let step = bytes.get(at..).and_then(next_mark).ok_or(CUT_SHORT)?;
         at += step + 1;
         match *bytes.get(at).ok_or(CUT_SHORT)? {
             // A fill byte: the mark's code is still to come.
@@ -77,15 +82,29 @@ fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], Incomplete> {
             // A stuffed byte, a restart mark, or one that stands alone.
             0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
             0xd9 => return bytes.get(..=at).ok_or(CUT_SHORT),
-            _ => {
+            mark => {
                 let length = usize::from(u16_be(bytes, at + 1).ok_or(CUT_SHORT)?);
                 if length < 2 {
                     return Err("a segment has no length");
+                }
+                n_scans += u32::from(mark == 0xda);
+                if n_scans > MAX_JPEG_SCANS {
+                    return Err("it has too many scans");
                 }
                 at += 1 + length;
             }
         }
     }
+}
+
+/// Where the next byte is that may begin a JPEG's mark.
+pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
+    /// Looked at in one go; compiled to a few wide instructions.
+    const STEP: usize = 32;
+    let without = |step: &[u8; STEP]| !step.iter().fold(false, |found, &byte| found | (byte == 0xff));
+    let (steps, _) = bytes.as_chunks::<STEP>();
+    let start = steps.iter().take_while(|step| without(step)).count() * STEP;
+    bytes.get(start..)?.iter().position(|&byte| byte == 0xff).map(|at| start + at)
 }
 
 fn whole_png(bytes: &[u8]) -> Result<&[u8], Incomplete> {

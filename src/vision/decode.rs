@@ -12,8 +12,10 @@ use image::{
 };
 
 use super::{
-    ImageError,
+    ColourSource, DecodedImage, ImageError, Wanted,
+    colour::{inks_to_srgb, to_srgb},
     container::{Format, png_dimensions},
+    jpeg,
 };
 
 /// What decoding one image may cost. Checked against the file's header before memory is taken for its pixels.
@@ -32,68 +34,34 @@ impl Default for DecodeLimits {
     }
 }
 
-/// A decoded photo, upright, 8 bits a channel. Both sides are at least 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecodedImage {
-    width_px: u32,
-    height_px: u32,
-    rgb: Vec<u8>,
-}
-
-impl DecodedImage {
-    /// A picture from rows of interleaved RGB; nothing when a side is zero or the bytes are not
-    /// `width_px * height_px * 3`.
-    #[must_use]
-    pub fn from_rgb(width_px: u32, height_px: u32, rgb: Vec<u8>) -> Option<Self> {
-        let n_bytes = u64::from(width_px).checked_mul(u64::from(height_px))?.checked_mul(3)?;
-        (n_bytes > 0 && n_bytes == rgb.len() as u64).then_some(Self { width_px, height_px, rgb })
-    }
-
-    /// Width after orientation, in pixels.
-    #[must_use]
-    pub fn width_px(&self) -> u32 {
-        self.width_px
-    }
-
-    /// Height after orientation, in pixels.
-    #[must_use]
-    pub fn height_px(&self) -> u32 {
-        self.height_px
-    }
-
-    /// Rows from the top, RGB interleaved.
-    #[must_use]
-    pub fn rgb(&self) -> &[u8] {
-        &self.rgb
-    }
-}
-
-/// Decodes a JPEG, PNG or WebP, told apart by its bytes.
+/// Decodes a JPEG, PNG or WebP, told apart by its bytes, at the wanted size or above.
 ///
-/// EXIF orientation is applied; other metadata, colour profiles included, is not. Grey, palette, CMYK and 16-bit images
-/// become 8-bit RGB; transparency is laid over white. Of an animation the first frame is read. The same bytes always
-/// give the same picture. A panic inside a decoder is contained and counts as an unreadable image.
+/// A JPEG is reduced by 2, 4 or 8 while it is decoded where that leaves what is wanted, at a fraction of the cost;
+/// other formats come in full. EXIF orientation is applied, and colours are converted to sRGB by the file's ICC
+/// profile; one that cannot be followed is told of in [`DecodedImage::colour`]. Other metadata is not looked at. Grey,
+/// palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over white. Of an animation the first frame
+/// is read. The same bytes and the same wish always give the same picture. A panic inside a decoder is contained and
+/// counts as an unreadable image.
 ///
 /// # Errors
 /// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before memory is taken for the pixels), and
 /// [`ImageError::Unreadable`] for anything damaged or cut short.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<DecodedImage, ImageError> {
+pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
     let format = Format::sniff(bytes).ok_or(ImageError::UnsupportedFormat { n_bytes: bytes.len() })?;
-    match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits))) {
+    match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
         Ok(result) => result,
         Err(_) => Err(unreadable(format, "the decoder gave up on it")),
     }
 }
 
-fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<DecodedImage, ImageError> {
+fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
     let whole = |bytes| Format::whole(format, bytes).map_err(|missing| unreadable(format, missing));
     match format {
         Format::Jpeg => {
             // The header first: a huge image that is also cut short is answered as huge.
             let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| unreadable(format, e))?;
             check_size(decoder.dimensions(), decoder.color_type().bytes_per_pixel(), limits)?;
-            whole(bytes)?;
-            read(format, decoder, limits)
+            read_jpeg(decoder, whole(bytes)?, limits, wanted)
         }
         Format::Png => {
             let dimensions = png_dimensions(bytes).ok_or_else(|| unreadable(format, "it has no header"))?;
@@ -111,16 +79,85 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Deco
     }
 }
 
+/// Reads a JPEG reduced where that is enough, and in full what `image` is not good at. What [`jpeg`] does not read,
+/// `image` does or refuses.
+fn read_jpeg(
+    mut decoder: JpegDecoder<Cursor<&[u8]>>,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    wanted: Wanted,
+) -> Result<DecodedImage, ImageError> {
+    let full = decoder.dimensions();
+    let divisor = wanted.divisor(full.0, full.1);
+    let Ok(layout) = jpeg::Layout::read(bytes) else { return read(Format::Jpeg, decoder, limits) };
+    if divisor == 1 && !layout.is_for_here() {
+        return read(Format::Jpeg, decoder, limits);
+    }
+    check_alloc(&layout, divisor, full, limits)?;
+    let Ok(samples) = layout.decode(divisor) else { return read(Format::Jpeg, decoder, limits) };
+    let orientation = decoder.orientation().map_err(|e| unreadable(Format::Jpeg, e))?;
+    let profile = profile(&mut decoder, layout.claims_profile);
+    let claimed = profile.as_ref().map(Option::as_deref).map_err(String::clone);
+    let (rgb, colour) = match samples.channels {
+        jpeg::Channels::Cmyk => inks_to_srgb(&samples.bytes, claimed),
+        channels => {
+            let is_grey = channels == jpeg::Channels::Grey;
+            let mut rgb = if is_grey { samples.bytes.iter().flat_map(|&v| [v; 3]).collect() } else { samples.bytes };
+            let colour = to_srgb(&mut rgb, is_grey, claimed);
+            (rgb, colour)
+        }
+    };
+    let picture = u32::try_from(samples.width_px).ok().zip(u32::try_from(samples.height_px).ok());
+    let picture = picture.and_then(|(width, height)| image::RgbImage::from_raw(width, height, rgb));
+    finish(
+        Format::Jpeg,
+        picture.ok_or_else(|| unreadable(Format::Jpeg, "it has no pixels"))?,
+        orientation,
+        full,
+        colour,
+    )
+}
+
 fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<DecodedImage, ImageError> {
-    check_size(decoder.dimensions(), decoder.color_type().bytes_per_pixel(), limits)?;
+    let full = decoder.dimensions();
+    check_size(full, decoder.color_type().bytes_per_pixel(), limits)?;
+    let is_grey = !decoder.color_type().has_color();
     let orientation = decoder.orientation().map_err(|e| unreadable(format, e))?;
+    let profile = profile(&mut decoder, false);
     let mut caps = Limits::default();
     caps.max_alloc = Some(limits.max_alloc_bytes);
     decoder.set_limits(caps).map_err(|e| unreadable(format, e))?;
     let decoded = DynamicImage::from_decoder(decoder).map_err(|e| unreadable(format, e))?;
-    let upright = turn(to_rgb(decoded), orientation);
+    let mut picture = to_rgb(decoded);
+    let colour = to_srgb(&mut picture, is_grey, profile.as_ref().map(Option::as_deref).map_err(String::clone));
+    finish(format, picture, orientation, full, colour)
+}
+
+/// The ICC profile; an error for one that is there and cannot be taken out of the file.
+fn profile(decoder: &mut impl ImageDecoder, is_claimed: bool) -> Result<Option<Vec<u8>>, String> {
+    match decoder.icc_profile() {
+        Ok(None) if is_claimed => Err("parts of it are missing".to_owned()),
+        Ok(profile) => Ok(profile),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn finish(
+    format: Format,
+    picture: image::RgbImage,
+    orientation: Orientation,
+    (width, height): (u32, u32),
+    colour: ColourSource,
+) -> Result<DecodedImage, ImageError> {
+    let lies = matches!(
+        orientation,
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+    );
+    let full = if lies { (height, width) } else { (width, height) };
+    let upright = turn(picture, orientation);
     let (width_px, height_px) = upright.dimensions();
     DecodedImage::from_rgb(width_px, height_px, upright.into_raw())
+        .map(|image| image.with_origin(full, colour))
         .ok_or_else(|| unreadable(format, "it has no pixels"))
 }
 
@@ -130,6 +167,24 @@ fn check_size((width, height): (u32, u32), bytes_per_pixel: u8, limits: &DecodeL
     let max_pixels = limits.max_pixels.min(limits.max_alloc_bytes / (u64::from(bytes_per_pixel) + 3));
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(ImageError::TooLarge { width, height, max_pixels });
+    }
+    Ok(())
+}
+
+/// Refuses a JPEG whose coefficients, channels and pictures together are over the cap on bytes.
+fn check_alloc(
+    layout: &jpeg::Layout<'_>,
+    divisor: u32,
+    (width, height): (u32, u32),
+    limits: &DecodeLimits,
+) -> Result<(), ImageError> {
+    let n_reduced = u64::from(width.div_ceil(divisor)) * u64::from(height.div_ceil(divisor));
+    // The picture in RGB, and once more while it is turned.
+    let n_bytes = layout.alloc_bytes(divisor) + 6 * n_reduced;
+    if n_bytes > limits.max_alloc_bytes {
+        let n_pixels = u64::from(width) * u64::from(height);
+        let max_pixels = u128::from(n_pixels) * u128::from(limits.max_alloc_bytes) / u128::from(n_bytes);
+        return Err(ImageError::TooLarge { width, height, max_pixels: max_pixels as u64 });
     }
     Ok(())
 }
@@ -169,3 +224,11 @@ fn unreadable(format: Format, detail: impl ToString) -> ImageError {
 #[cfg(test)]
 #[path = "decode_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "reduced_tests.rs"]
+mod reduced_tests;
+
+#[cfg(test)]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;

@@ -1,28 +1,38 @@
 //! Pixels: encoded bytes to the network's input.
 //!
-//! Owns decoding (with its caps), EXIF orientation and preprocessing. Training and serving call the same functions,
-//! so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container` checks that
-//! the file is whole and what it claims, [`decode()`] makes an upright RGB picture. [`to_pixels`] makes the input of a
-//! network that reads whole photos. For one that reads faces, [`detect`] has the boxes and landmarks, [`cut_chip`] makes
-//! the input, and [`FaceQuality`] says how fit it is.
+//! Owns decoding (with its caps), EXIF orientation, colour and preprocessing. Training and serving call the same
+//! functions, so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container`
+//! checks that the file is whole and what it claims, [`decode()`] makes an upright sRGB picture of the size that is
+//! [`Wanted`] (by `jpeg` where that is less than the whole, with `colour` for its profile). For a network that reads
+//! whole photos, [`decode_square`] is that and the input in one call. For one that reads faces, [`detect`] has the boxes
+//! and landmarks, [`cut_chip`] makes the input, and [`FaceQuality`] says how fit it is.
 
 mod align;
 mod area;
+mod colour;
 mod container;
 mod decode;
+mod decoded;
 pub mod detect;
 mod error;
+mod jpeg;
 mod landmarks;
 mod preprocess;
 mod quality;
+#[cfg(test)]
+mod testing;
+mod wanted;
 
 pub use align::{ChipSettings, FaceChip, cut_chip};
-pub use decode::{DecodeLimits, DecodedImage, decode};
+pub use colour::ColourSource;
+pub use decode::{DecodeLimits, decode};
+pub use decoded::DecodedImage;
 pub use detect::{BoundingBox, CascadeSettings, DetectedFace, Point, Pyramid};
 pub use error::ImageError;
 pub use landmarks::{ShapeParts, ShapePredictor};
-pub use preprocess::to_pixels;
+pub use preprocess::{SquarePhoto, decode_square, to_pixels};
 pub use quality::FaceQuality;
+pub use wanted::Wanted;
 
 /// A square RGB picture, ready for the network but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,33 @@ use fast_image_resize::{
     images::{Image, ImageRef},
 };
 
-use super::{DecodedImage, Pixels};
+use super::{DecodeLimits, DecodedImage, ImageError, Pixels, Wanted, decode};
+
+/// A photo as a network's square input, and the size that it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SquarePhoto {
+    /// The network's input.
+    pub pixels: Pixels,
+    /// The photo's own width after orientation, in pixels.
+    pub full_width_px: u32,
+    /// The photo's own height after orientation, in pixels.
+    pub full_height_px: u32,
+}
+
+/// A photo's bytes as a network's square input of `side_px`: decoded at the size that this needs, cut and scaled.
+///
+/// Training and serving both call this, so they wish for the same and see the same pixels.
+///
+/// # Errors
+/// Those of [`decode()`].
+pub fn decode_square(bytes: &[u8], limits: &DecodeLimits, side_px: u32) -> Result<SquarePhoto, ImageError> {
+    let image = decode(bytes, limits, Wanted::ShortSide(side_px))?;
+    Ok(SquarePhoto {
+        pixels: to_pixels(&image, side_px),
+        full_width_px: image.full_width_px(),
+        full_height_px: image.full_height_px(),
+    })
+}
 
 /// Scales the picture so that its shorter side fits `side_px`, and keeps the centre square.
 ///
@@ -100,6 +126,19 @@ mod tests {
     #[test]
     fn a_side_of_zero_gives_no_pixels() {
         assert_eq!(to_pixels(&picture(3, 4, |_, _| [1; 3]), 0).rgb, Vec::<u8>::new());
+    }
+
+    #[test]
+    fn a_photo_becomes_a_square_that_looks_like_it() {
+        let limits = DecodeLimits::default();
+        let portrait = super::super::testing::PORTRAIT;
+        let full = decode(portrait, &limits, Wanted::Full).unwrap();
+        for side_px in [16, 36, 64, 100, 224, 320, 400] {
+            let photo = decode_square(portrait, &limits, side_px).unwrap();
+            assert_eq!((photo.full_width_px, photo.full_height_px, photo.pixels.side_px), (320, 320, side_px));
+            let distance = super::super::testing::distance(&photo.pixels.rgb, &to_pixels(&full, side_px).rgb);
+            assert!(distance < 3.0, "{side_px}: {distance}");
+        }
     }
 
     proptest! {

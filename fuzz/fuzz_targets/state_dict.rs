@@ -1,0 +1,10 @@
+//! Weights that claim to be a PyTorch state dict.
+
+#![no_main]
+
+use std::io::Cursor;
+
+use libfuzzer_sys::fuzz_target;
+use visage::nn::parse_state_dict;
+
+fuzz_target!(|data: &[u8]| drop(parse_state_dict(Cursor::new(data))));

@@ -1,0 +1,124 @@
+//! What a file says of itself before any block is read: its frame, its scans, and what they need.
+
+use std::sync::Arc;
+
+use super::{Huffman, Setback, idct::last_needed, progressive, samples::Samples, scan::Plane, sequential};
+
+/// A channel of the picture.
+pub(super) struct Component {
+    pub(super) id: u8,
+    /// Blocks of one group of interleaved blocks, across and down.
+    pub(super) h: usize,
+    pub(super) v: usize,
+    /// Blocks that hold pixels, across and down.
+    pub(super) blocks_w: usize,
+    pub(super) blocks_h: usize,
+    pub(super) quant_idx: usize,
+}
+
+/// The picture's size and how its channels are laid out.
+pub(super) struct Frame {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) progressive: bool,
+    pub(super) components: Vec<Component>,
+    pub(super) h_max: usize,
+    pub(super) v_max: usize,
+    /// Groups of interleaved blocks, across and down.
+    pub(super) groups_w: usize,
+    pub(super) groups_h: usize,
+}
+
+/// A channel's part in a scan.
+pub(super) struct Part {
+    pub(super) component_idx: usize,
+    pub(super) dc: Option<Arc<Huffman>>,
+    pub(super) ac: Option<Arc<Huffman>>,
+    /// The quantisation in force, in the file's order.
+    pub(super) quant: Option<[f32; 64]>,
+}
+
+/// One pass over blocks.
+pub(super) struct Scan<'a> {
+    pub(super) parts: Vec<Part>,
+    /// First and last coefficient, in the file's order.
+    pub(super) first: usize,
+    pub(super) last: usize,
+    /// Whether it adds a bit to what earlier scans brought.
+    pub(super) refines: bool,
+    /// The bit that its values begin at.
+    pub(super) low_bit: u32,
+    /// Groups between restart marks; 0: there are none.
+    pub(super) restart_interval: usize,
+    pub(super) data: &'a [u8],
+}
+
+/// A file, understood as far as that goes without reading a block.
+pub(in super::super) struct Layout<'a> {
+    pub(super) frame: Frame,
+    pub(super) scans: Vec<Scan<'a>>,
+    /// Adobe's word on the colours, when it is there.
+    pub(super) adobe_transform: Option<u8>,
+    /// Whether some segment says that it is a part of an ICC profile.
+    pub(in super::super) claims_profile: bool,
+}
+
+impl<'a> Layout<'a> {
+    /// Whether it is read here even when all its pixels are wanted: `image` has no notion of inks, and of channels at a
+    /// quarter of the resolution it makes wrong colours.
+    pub(in super::super) fn is_for_here(&self) -> bool {
+        self.frame.components.len() == 4 || self.frame.h_max == 4 || self.frame.v_max == 4
+    }
+
+    /// An upper bound of the bytes that [`Self::decode`] holds.
+    pub(in super::super) fn alloc_bytes(&self, divisor: u32) -> u64 {
+        let frame = &self.frame;
+        let held = |(idx, component): (usize, &Component)| {
+            let (side, _, _) = frame.plane_shape(idx, divisor);
+            let n_blocks = frame.groups_w * component.h * frame.groups_h * component.v;
+            let n_kept = if frame.progressive { progressive::n_kept(self, idx, divisor) } else { 0 };
+            n_blocks as u64 * (side * side + 2 * n_kept) as u64
+        };
+        let blocks: u64 = frame.components.iter().enumerate().map(held).sum();
+        let pixels = (frame.width.div_ceil(divisor as usize) * frame.height.div_ceil(divisor as usize)) as u64;
+        let data = self.scans.iter().map(|scan| scan.data.len()).max().unwrap_or(0);
+        blocks + pixels * frame.components.len() as u64 + data as u64
+    }
+
+    /// The picture, each side divided by 1, 2, 4 or 8 and rounded up.
+    pub(in super::super) fn decode(&self, divisor: u32) -> Result<Samples, Setback> {
+        let shapes = self.frame.components.iter().enumerate();
+        let mut planes: Vec<Plane> = shapes
+            .map(|(idx, component)| {
+                let (side, h_repeat, v_repeat) = self.frame.plane_shape(idx, divisor);
+                let (width, height) =
+                    (self.frame.groups_w * component.h * side, self.frame.groups_h * component.v * side);
+                Plane { side, h_repeat, v_repeat, stride: width, samples: vec![0; width * height] }
+            })
+            .collect();
+        if self.frame.progressive {
+            progressive::decode(self, divisor, &mut planes)?;
+        } else {
+            sequential::decode(self, &mut planes)?;
+        }
+        let side = |full: usize| full.div_ceil(divisor as usize);
+        Samples::join(&planes, side(self.frame.width), side(self.frame.height), self.adobe_transform)
+    }
+}
+
+impl Frame {
+    /// Pixels that a block of the channel becomes a side, and how often its samples are then repeated across and down.
+    /// A channel of lower resolution gives up less of it.
+    pub(super) fn plane_shape(&self, component_idx: usize, divisor: u32) -> (usize, usize, usize) {
+        let component = &self.components[component_idx];
+        let (h_ratio, v_ratio) = (self.h_max / component.h, self.v_max / component.v);
+        let least = 8 / divisor as usize;
+        let side = (least * h_ratio.min(v_ratio)).min(8);
+        (side, h_ratio * least / side, v_ratio * least / side)
+    }
+
+    /// The last coefficient, in the file's order, that the channel needs.
+    pub(super) fn last_needed(&self, component_idx: usize, divisor: u32) -> usize {
+        last_needed(self.plane_shape(component_idx, divisor).0)
+    }
+}

@@ -1,0 +1,96 @@
+//! Walks the blocks of one scan in the order of the file.
+
+use super::{
+    Bits, Runs, Setback,
+    layout::{Frame, Scan},
+};
+
+/// The pixels of one channel.
+pub(super) struct Plane {
+    /// Pixels that a block becomes, a side.
+    pub(super) side: usize,
+    /// How often each sample is repeated to reach the picture's size, across and down.
+    pub(super) h_repeat: usize,
+    pub(super) v_repeat: usize,
+    /// Samples a row.
+    pub(super) stride: usize,
+    pub(super) samples: Vec<u8>,
+}
+
+impl Plane {
+    /// Where a block's first pixel is.
+    #[inline(always)]
+    pub(super) fn place(&self, block_x: usize, block_y: usize) -> usize {
+        (block_y * self.stride + block_x) * self.side
+    }
+}
+
+/// What is carried from block to block, until a restart mark.
+#[derive(Default)]
+pub(super) struct Carried {
+    /// The last mean of each part's channel.
+    pub(super) means: [i32; 4],
+    /// Blocks still to come that bring nothing new.
+    pub(super) n_empty: u32,
+}
+
+/// Where a block belongs.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) part_idx: usize,
+    pub(super) block_x: usize,
+    pub(super) block_y: usize,
+}
+
+const CUT_SHORT: Setback = "a scan's data ends early";
+
+/// Calls `block` for every block of the scan.
+#[inline(always)]
+pub(super) fn walk(
+    frame: &Frame,
+    scan: &Scan<'_>,
+    mut block: impl FnMut(&mut Bits<'_>, &mut Carried, Place) -> Result<(), Setback>,
+) -> Result<(), Setback> {
+    let runs = Runs::new(scan.data);
+    let mut bits = runs.run(0).ok_or(CUT_SHORT)?;
+    let mut carried = Carried::default();
+    let mut run_idx = 0;
+    let mut n_left = scan.restart_interval;
+    // A scan of one channel has its blocks row by row, without those that only fill up groups.
+    let alone = (scan.parts.len() == 1).then(|| &frame.components[scan.parts[0].component_idx]);
+    let (n_across, n_down) =
+        alone.map_or((frame.groups_w, frame.groups_h), |component| (component.blocks_w, component.blocks_h));
+    for y in 0..n_down {
+        for x in 0..n_across {
+            if scan.restart_interval > 0 {
+                if n_left == 0 {
+                    if bits.overrun() {
+                        return Err(CUT_SHORT);
+                    }
+                    run_idx += 1;
+                    bits = runs.run(run_idx).ok_or(CUT_SHORT)?;
+                    carried = Carried::default();
+                    n_left = scan.restart_interval;
+                }
+                n_left -= 1;
+            }
+            if alone.is_some() {
+                block(&mut bits, &mut carried, Place { part_idx: 0, block_x: x, block_y: y })?;
+                continue;
+            }
+            for (part_idx, part) in scan.parts.iter().enumerate() {
+                let component = &frame.components[part.component_idx];
+                for v in 0..component.v {
+                    for h in 0..component.h {
+                        let (block_x, block_y) = (x * component.h + h, y * component.v + v);
+                        block(&mut bits, &mut carried, Place { part_idx, block_x, block_y })?;
+                    }
+                }
+            }
+        }
+        if bits.overrun() {
+            return Err(CUT_SHORT);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Follows a file's segments to its [`Layout`].
+
+use std::sync::Arc;
+
+use super::{
+    super::container::next_mark,
+    Huffman, Setback,
+    layout::{Component, Frame, Layout, Part, Scan},
+};
+
+const CUT_SHORT: Setback = "a segment is cut short";
+
+#[derive(Clone, Copy)]
+struct TableSpec<'a> {
+    counts: &'a [u8; 16],
+    symbols: &'a [u8],
+}
+
+/// What is in force while the segments go by. Huffman tables are made only where a scan uses them.
+#[derive(Default)]
+struct Reading<'a> {
+    specs: [[Option<TableSpec<'a>>; 4]; 2],
+    quants: [Option<[f32; 64]>; 4],
+    restart_interval: usize,
+    frame: Option<Frame>,
+    scans: Vec<Scan<'a>>,
+    adobe_transform: Option<u8>,
+    claims_profile: bool,
+}
+
+impl<'a> Layout<'a> {
+    /// Follows the segments of a whole file.
+    pub(in super::super) fn read(bytes: &'a [u8]) -> Result<Self, Setback> {
+        let mut reading = Reading::default();
+        let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
+        loop {
+            let mark = next_mark(rest).ok_or(CUT_SHORT)?;
+            rest = &rest[mark + 1..];
+            let (&code, after) = rest.split_first().ok_or(CUT_SHORT)?;
+            if matches!(code, 0xff) {
+                continue;
+            }
+            rest = after;
+            match code {
+                0x00 | 0x01 | 0xd0..=0xd8 => continue,
+                0xd9 => break,
+                _ => {}
+            }
+            let length = usize::from(u16::from_be_bytes(*rest.first_chunk().ok_or(CUT_SHORT)?));
+            let body = rest.get(2..length).ok_or(CUT_SHORT)?;
+            rest = &rest[length..];
+            match code {
+                0xc0..=0xc2 => reading.frame(code, body)?,
+                0xc4 => reading.huffman(body)?,
+                0xc3 | 0xc5..=0xcf => return Err("a coding that is not read at a reduced size"),
+                0xda => rest = reading.scan(body, rest)?,
+                0xdb => reading.quantisation(body)?,
+                0xdc => return Err("its height comes late"),
+                0xdd => reading.restart_interval = u16::from_be_bytes(*body.first_chunk().ok_or(CUT_SHORT)?).into(),
+                0xe2 if body.starts_with(b"ICC_PROFILE\0") => reading.claims_profile = true,
+                0xee if body.starts_with(b"Adobe") => reading.adobe_transform = body.get(11).copied(),
+                _ => {}
+            }
+        }
+        let frame = reading.frame.ok_or("it has no frame")?;
+        let Reading { scans, adobe_transform, claims_profile, .. } = reading;
+        Ok(Self { frame, scans, adobe_transform, claims_profile })
+    }
+}
+
+impl<'a> Reading<'a> {
+    fn frame(&mut self, code: u8, body: &[u8]) -> Result<(), Setback> {
+        let [8, y1, y0, x1, x0, n_components, channels @ ..] = body else { return Err("not eight bits a sample") };
+        let height = usize::from(u16::from_be_bytes([*y1, *y0]));
+        let width = usize::from(u16::from_be_bytes([*x1, *x0]));
+        let n_components = usize::from(*n_components);
+        if self.frame.is_some() || width == 0 || height == 0 || !matches!(n_components, 1 | 3 | 4) {
+            return Err("a frame that is not read at a reduced size");
+        }
+        let mut components = Vec::with_capacity(n_components);
+        for channel in channels.get(..3 * n_components).ok_or(CUT_SHORT)?.chunks_exact(3) {
+            // A single channel is not interleaved, whatever its factors say.
+            let factors = if n_components == 1 { 0x11 } else { channel[1] };
+            let (h, v) = (usize::from(factors >> 4), usize::from(factors & 15));
+            let quant_idx = usize::from(channel[2]);
+            if !matches!(h, 1 | 2 | 4) || !matches!(v, 1 | 2 | 4) || quant_idx > 3 {
+                return Err("sampling factors that are not read at a reduced size");
+            }
+            components.push(Component { id: channel[0], h, v, blocks_w: 0, blocks_h: 0, quant_idx });
+        }
+        let h_max = components.iter().map(|c| c.h).max().unwrap_or(1);
+        let v_max = components.iter().map(|c| c.v).max().unwrap_or(1);
+        for component in &mut components {
+            component.blocks_w = (width * component.h).div_ceil(h_max).div_ceil(8);
+            component.blocks_h = (height * component.v).div_ceil(v_max).div_ceil(8);
+        }
+        let (groups_w, groups_h) = (width.div_ceil(8 * h_max), height.div_ceil(8 * v_max));
+        let progressive = code == 0xc2;
+        self.frame = Some(Frame { width, height, progressive, components, h_max, v_max, groups_w, groups_h });
+        Ok(())
+    }
+
+    fn huffman(&mut self, mut body: &'a [u8]) -> Result<(), Setback> {
+        while let Some((&class_and_idx, after)) = body.split_first() {
+            let (counts, after) = after.split_first_chunk::<16>().ok_or(CUT_SHORT)?;
+            let n_symbols = counts.iter().map(|&n| usize::from(n)).sum();
+            let (symbols, after) = after.split_at_checked(n_symbols).ok_or(CUT_SHORT)?;
+            let place = self.specs.get_mut(usize::from(class_and_idx >> 4));
+            let place = place.and_then(|class| class.get_mut(usize::from(class_and_idx & 15)));
+            *place.ok_or("a Huffman table without a place")? = Some(TableSpec { counts, symbols });
+            body = after;
+        }
+        Ok(())
+    }
+
+    fn quantisation(&mut self, mut body: &[u8]) -> Result<(), Setback> {
+        while let Some((&depth_and_idx, after)) = body.split_first() {
+            let n_bytes = if depth_and_idx >> 4 == 0 { 64 } else { 128 };
+            let (values, after) = after.split_at_checked(n_bytes).ok_or(CUT_SHORT)?;
+            let mut quant = [0f32; 64];
+            for (to, from) in quant.iter_mut().zip(values.chunks_exact(n_bytes / 64)) {
+                *to = from.iter().fold(0.0, |value, &byte| value * 256.0 + f32::from(byte));
+            }
+            let place = self.quants.get_mut(usize::from(depth_and_idx & 15));
+            *place.ok_or("a quantisation table without a place")? = Some(quant);
+            body = after;
+        }
+        Ok(())
+    }
+
+    /// Takes a scan and answers with what follows its data.
+    fn scan(&mut self, body: &'a [u8], rest: &'a [u8]) -> Result<&'a [u8], Setback> {
+        let frame = self.frame.as_ref().ok_or("a scan before its frame")?;
+        let (&n_parts, body) = body.split_first().ok_or(CUT_SHORT)?;
+        let (channels, spectrum) = body.split_at_checked(2 * usize::from(n_parts)).ok_or(CUT_SHORT)?;
+        let &[first, last, bits] = spectrum.first_chunk().ok_or(CUT_SHORT)?;
+        let (first, last, refines, low_bit) =
+            if frame.progressive { (first.into(), last.into(), bits >> 4 != 0, bits & 15) } else { (0, 63, false, 0) };
+        let sound = first <= last && last < 64 && low_bit < 14 && (1..=4).contains(&n_parts);
+        let alone = !frame.progressive || if first == 0 { last == 0 } else { n_parts == 1 };
+        if !sound || !alone {
+            return Err("a scan of impossible extent");
+        }
+        let mut parts: Vec<Part> = Vec::with_capacity(usize::from(n_parts));
+        for channel in channels.chunks_exact(2) {
+            let component_idx =
+                frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of no channel")?;
+            if parts.iter().any(|part| part.component_idx == component_idx) {
+                return Err("a scan that names a channel twice");
+            }
+            let table = |class: usize, idx: u8| {
+                let spec = self.specs[class].get(usize::from(idx)).copied().flatten();
+                spec.map(|spec| Huffman::new(spec.counts, spec.symbols).map(Arc::new)).transpose()
+            };
+            let dc = if first == 0 && !refines { table(0, channel[1] >> 4)? } else { None };
+            let ac = if last > 0 { table(1, channel[1] & 15)? } else { None };
+            let quant = self.quants[frame.components[component_idx].quant_idx];
+            parts.push(Part { component_idx, dc, ac, quant });
+        }
+        let end = end_of_data(rest);
+        let (data, rest) = rest.split_at(end);
+        let (restart_interval, low_bit) = (self.restart_interval, low_bit.into());
+        self.scans.push(Scan { parts, first, last, refines, low_bit, restart_interval, data });
+        Ok(rest)
+    }
+}
+
+/// Where entropy-coded data ends: at the next mark that is no restart.
+fn end_of_data(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(step) = next_mark(&bytes[at..]) {
+        at += step;
+        match bytes.get(at + 1) {
+            Some(0xff) => at += 1,
+            Some(0x00 | 0xd0..=0xd7) => at += 2,
+            _ => return at,
+        }
+    }
+    bytes.len()
+}

@@ -1,0 +1,98 @@
+//! Decoding at the size that is wanted.
+
+use proptest::prelude::*;
+
+use super::{super::testing::*, *};
+
+fn decode_to(bytes: &[u8], wanted: Wanted) -> DecodedImage {
+    decode(bytes, &DecodeLimits::default(), wanted).unwrap()
+}
+
+#[test]
+fn a_portrait_comes_as_small_as_is_enough() {
+    for (least, side) in [(1, 40), (40, 40), (41, 80), (80, 80), (81, 160), (161, 320), (5000, 320)] {
+        for wanted in [Wanted::LongSide(least), Wanted::ShortSide(least)] {
+            let image = decode_to(PORTRAIT, wanted);
+            assert_eq!((image.width_px(), image.height_px()), (side, side), "{wanted:?}");
+            assert_eq!((image.full_width_px(), image.full_height_px()), (320, 320));
+            assert_eq!(image, decode_to(PORTRAIT, wanted));
+        }
+    }
+}
+
+#[test]
+fn every_orientation_is_right_at_every_size() {
+    for orientation in 1..=8 {
+        let bytes = jpeg(JpegForm::default(), (144, 96), &quadrants(144, 96), &exif(orientation), &[]);
+        let full = decode_to(&bytes, Wanted::Full);
+        for divisor in [2, 4, 8] {
+            let small = decode_to(&bytes, Wanted::LongSide(144 / divisor));
+            let size = (full.width_px() / divisor, full.height_px() / divisor);
+            assert_eq!((small.width_px(), small.height_px()), size, "{orientation} at 1/{divisor}");
+            assert_eq!((small.full_width_px(), small.full_height_px()), (full.width_px(), full.height_px()));
+            assert_eq!(seen(&small), seen(&full), "{orientation} at 1/{divisor}");
+        }
+    }
+}
+
+#[test]
+fn other_formats_come_in_full() {
+    for format in [As::Png, As::WebP] {
+        let bytes = encode(format, (48, 32), &quadrants(48, 32), image::ExtendedColorType::Rgb8, &exif(6));
+        let image = decode_to(&bytes, Wanted::LongSide(6));
+        assert_eq!(image, decode_to(&bytes, Wanted::Full));
+        assert_eq!((image.width_px(), image.full_width_px(), image.full_height_px()), (32, 32, 48));
+    }
+}
+
+#[test]
+fn what_is_not_read_reduced_is_read_whole() {
+    let bytes = jpeg(JpegForm::default(), (64, 48), &photo(64, 48), &[], &[]);
+    // A code that is in no table ends the last block; whole pictures are decoded around it.
+    let mut damaged = bytes.clone();
+    let end = damaged.len() - 2;
+    damaged[end - 24..end].fill(0xfe);
+    assert_eq!(decode_to(&bytes, Wanted::LongSide(8)).width_px(), 8);
+    let (small, full) = (decode_to(&damaged, Wanted::LongSide(8)), decode_to(&damaged, Wanted::Full));
+    assert_eq!(small, full);
+}
+
+#[test]
+fn memory_is_counted_before_it_is_taken() {
+    let form = JpegForm { n_scans: 2, sampling: jpeg_encoder::SamplingFactor::F_1_1, ..JpegForm::default() };
+    let bytes = jpeg(form, (256, 256), &photo(256, 256), &[], &[]);
+    let result = |max_alloc_bytes| {
+        decode(&bytes, &DecodeLimits { max_alloc_bytes, ..DecodeLimits::default() }, Wanted::LongSide(64))
+    };
+    // Six bytes a pixel pass for a picture in full; the coefficients need as much again.
+    assert!(matches!(result(256 * 256 * 6), Err(ImageError::TooLarge { width: 256, height: 256, .. })));
+    assert!(result(256 * 256 * 8).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn reduced_is_close_to_full_and_boxed(
+        width in 9..200u32,
+        height in 9..200u32,
+        least in 1..200u32,
+        orientation in 1..9u8,
+    ) {
+        let bytes = jpeg(JpegForm::default(), (width, height), &photo(width, height), &exif(orientation), &[]);
+        let full = decode_to(&bytes, Wanted::Full);
+        let small = decode_to(&bytes, Wanted::ShortSide(least));
+        let size = (full.width_px(), full.height_px());
+        prop_assert_eq!((small.full_width_px(), small.full_height_px()), size);
+        let divisor = Wanted::ShortSide(least).divisor(size.0, size.1);
+        let size_now = (size.0.div_ceil(divisor), size.1.div_ceil(divisor));
+        prop_assert_eq!((small.width_px(), small.height_px()), size_now);
+        prop_assert!(small.width_px().min(small.height_px()) >= least.min(width.min(height)));
+        // Turned sides round at the other end, so sizes that do not divide are compared unturned only.
+        if orientation == 1 || (width % divisor == 0 && height % divisor == 0) {
+            let boxed = boxed((size.0 as usize, size.1 as usize), 3, full.rgb(), divisor as usize);
+            let distance = distance(small.rgb(), &boxed);
+            prop_assert!(distance < 4.0, "{divisor}: {distance}");
+        }
+    }
+}
