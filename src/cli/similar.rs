@@ -97,9 +97,9 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         let rows = found.matches.iter().map(|m| {
             let face = m.face.clone().unwrap_or_default();
             let evidence = m.identity.as_ref().map(evidence).unwrap_or_default();
-            [format!("{:.4}", m.score), evidence, face.name, face.subject, labels(&face.labels)]
+            [format!("{:.4}", m.score), face.name, face.subject, labels(&face.labels), evidence]
         });
-        output::table(["score", "same person", "face", "subject", "labels"], rows).to_string()
+        output::table(["score", "face", "subject", "labels", "same person"], rows).to_string()
     })?;
     Ok(true)
 }

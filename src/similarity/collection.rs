@@ -71,8 +71,14 @@ impl Faces {
             return false;
         }
         let full = Arc::new(std::mem::replace(&mut state.tail, Segment::new(self.dimensions)));
-        for (idx, id) in full.living() {
-            state.places.insert(Arc::clone(id), Place::Sealed(Arc::clone(&full), idx));
+        // The hidden ones too: whoever hid one will forget it or show it again. Not those that a newer face of the same
+        // id has replaced.
+        for (idx, id) in full.ids().iter().enumerate() {
+            if let Some(place) = state.places.get_mut(id)
+                && matches!(place, Place::Tail(i) if *i == idx)
+            {
+                *place = Place::Sealed(Arc::clone(&full), idx);
+            }
         }
         state.sealed.push(full);
         true
@@ -165,16 +171,29 @@ impl Faces {
         false
     }
 
+    /// The faces of these segments that are not forgotten; hidden ones may be shown again.
+    fn belonging(&self, segments: &[Arc<Segment>]) -> Vec<(Arc<Segment>, usize)> {
+        let state = self.read();
+        let mut belonging = Vec::new();
+        for segment in segments {
+            for (idx, id) in segment.ids().iter().enumerate() {
+                let place = state.places.get(id);
+                if matches!(place, Some(Place::Sealed(s, i)) if Arc::ptr_eq(s, segment) && *i == idx) {
+                    belonging.push((Arc::clone(segment), idx));
+                }
+            }
+        }
+        belonging
+    }
+
     /// Puts one new segment in the place of old ones, with the faces that are left of them.
     fn replace(&self, old: &[Arc<Segment>]) {
         let mut merged = Segment::new(self.dimensions);
         // By new position: where the face came from.
         let mut origins = Vec::new();
-        for segment in old {
-            for (idx, id) in segment.living() {
-                merged.push(Arc::clone(id), segment.vector(idx));
-                origins.push((Arc::clone(segment), idx));
-            }
+        for (segment, idx) in self.belonging(old) {
+            merged.push(Arc::clone(&segment.ids()[idx]), segment.vector(idx));
+            origins.push((segment, idx));
         }
         if merged.len() > 0 {
             merged.build_graph();
@@ -204,5 +223,53 @@ impl State {
             Place::Tail(idx) => self.tail.set_alive(*idx, alive),
             Place::Sealed(segment, idx) => segment.set_alive(*idx, alive),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> SimilaritySettings {
+        SimilaritySettings { seal_at: 4, ..SimilaritySettings::default() }
+    }
+
+    fn filled(n: usize) -> Faces {
+        let faces = Faces::new(2);
+        for i in 0..n {
+            faces.insert(&format!("f{i}"), &[1.0, i as f32 / 100.0], &settings());
+        }
+        faces
+    }
+
+    fn found(faces: &Faces) -> Vec<String> {
+        let (hits, _) = faces.search(&[1.0, 0.0], 100, None, true, &settings());
+        let mut ids: Vec<String> = hits.into_iter().map(|hit| hit.id.to_string()).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn a_face_hidden_while_the_tail_is_sealed_is_forgotten_alone() {
+        let faces = filled(3);
+        assert!(faces.hide("f2"));
+        // The fourth seals the tail, the fifth begins the next.
+        faces.insert("f3", &[1.0, 0.5], &settings());
+        faces.insert("f4", &[1.0, 0.6], &settings());
+        faces.forget("f2");
+        assert_eq!(found(&faces), ["f0", "f1", "f3", "f4"]);
+        assert_eq!(faces.len(), 4);
+    }
+
+    #[test]
+    fn a_face_hidden_while_segments_are_merged_can_be_shown_again() {
+        let faces = filled(16);
+        faces.hide("f5");
+        while faces.maintain(&settings()) {}
+        assert!(!found(&faces).contains(&"f5".to_owned()));
+        faces.show("f5");
+        assert_eq!(found(&faces).len(), 16);
+        faces.insert("f5", &[0.0, 1.0], &settings());
+        assert_eq!(found(&faces).len(), 16);
     }
 }

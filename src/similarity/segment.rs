@@ -126,11 +126,6 @@ impl Segment {
         &self.vectors[idx * self.dimensions..(idx + 1) * self.dimensions]
     }
 
-    /// The faces that are there: position, id.
-    pub(super) fn living(&self) -> impl Iterator<Item = (usize, &Arc<str>)> {
-        self.ids.iter().enumerate().filter(|(idx, _)| self.is_alive(*idx))
-    }
-
     /// Every face's id, by position.
     pub(super) fn ids(&self) -> &[Arc<str>] {
         &self.ids

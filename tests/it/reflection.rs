@@ -151,7 +151,7 @@ async fn reflection_lists_and_describes_every_service_and_every_method_answers()
             called += 1;
         }
     }
-    assert_eq!(called, 30, "methods of the contract");
+    assert_eq!(called, 31, "methods of the contract");
     // What errors carry can be decoded by such a client too.
     assert!(pool.get_message_by_name("visage.v1.TrainingRun").is_some());
 }
