@@ -9,7 +9,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use super::predict::{reason, said};
 use crate::{
     proto::v1,
-    vision::{DecodeLimits, decode},
+    vision::{DecodeLimits, Wanted, decode},
 };
 
 /// A photo and a match, for a page.
@@ -27,8 +27,8 @@ pub(super) struct Match {
 /// # Errors
 /// When the photo cannot be decoded, of which the size must be known.
 pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::Result<String> {
-    let image = decode(photo, &DecodeLimits::default()).context("the photo")?;
-    let (width, height) = (image.width_px(), image.height_px());
+    let image = decode(photo, &DecodeLimits::default(), Wanted::LongSide(1)).context("the photo")?;
+    let (width, height) = (image.full_width_px(), image.full_height_px());
     // Lines and letters of a size that is seen at any photo's.
     let unit = f64::from(width.max(height)) / 100.0;
     let mut svg = String::new();

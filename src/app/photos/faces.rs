@@ -18,7 +18,7 @@ use crate::{
     registry::{ModelRef, VersionName},
     serving::{Input, Served, cascade_settings, points},
     similarity::EmbeddingSpace,
-    vision::{ChipSettings, DetectedFace, FaceQuality, Point, Pyramid, cut_chip, decode},
+    vision::{ChipSettings, DetectedFace, FaceQuality, Point, Pyramid, Wanted, cut_chip, decode},
 };
 
 /// A network that is asked about each face, and what its chips look like.
@@ -69,8 +69,9 @@ impl Photos {
         let start = Instant::now();
         let settings = cascade_settings(&detection);
         let work = move |limits: &_| {
-            let photo = decode(&image, limits)?;
-            let (width, height) = (photo.width_px() as f32, photo.height_px() as f32);
+            // Three quarters are enough to look at; a photo that is a little larger then need not be decoded whole.
+            let photo = decode(&image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?;
+            let (width, height) = (photo.full_width_px() as f32, photo.full_height_px() as f32);
             let pyramid = Pyramid::new(photo, &settings);
             let scale = (width / pyramid.photo().width_px() as f32, height / pyramid.photo().height_px() as f32);
             Ok(Looked { input: Arc::new(Input::Photo(pyramid)), scale })

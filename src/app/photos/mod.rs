@@ -23,7 +23,7 @@ use crate::{
     },
     registry::VersionName,
     serving::{ImageOutput, Input, PixelPool, ServeError, ServingPool},
-    vision::{DetectedFace, decode, to_pixels},
+    vision::{DetectedFace, decode_square},
 };
 
 /// Reads photos with the registry's versions.
@@ -184,8 +184,8 @@ impl Photos {
     ) -> Result<(Outcome, v1::Timing), AppError> {
         let decoding = Instant::now();
         let work = move |limits: &_| {
-            let image = decode(&image, limits)?;
-            Ok((Arc::new(Input::Square(to_pixels(&image, side_px))), image.width_px(), image.height_px()))
+            let photo = decode_square(&image, limits, side_px)?;
+            Ok((Arc::new(Input::Square(photo.pixels)), photo.full_width_px, photo.full_height_px))
         };
         let (input, width, height) = self.pixels.run(call.deadline, work).await?;
         let timing = v1::Timing { decode: proto_duration(decoding.elapsed()), ..v1::Timing::default() };
