@@ -150,7 +150,11 @@ impl Faces {
     /// Does one piece of background work; `false` when there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings) -> bool {
         let sealed = self.read().sealed.clone();
-        let worn = |s: &&Arc<Segment>| s.n_dead() > 0 && s.n_dead() * REBUILD_ONE_IN >= s.len();
+        // Hidden faces that are not forgotten would be hidden in the new segment, too: nothing is gained by making it.
+        let worn = |s: &&Arc<Segment>| {
+            let n_gone = s.len() - if s.n_dead() > 0 { self.belonging(&[Arc::clone(s)]).len() } else { s.len() };
+            n_gone > 0 && n_gone * REBUILD_ONE_IN >= s.len()
+        };
         if let Some(worn) = sealed.iter().find(worn) {
             self.replace(&[Arc::clone(worn)]);
             return true;
