@@ -1,0 +1,8 @@
+//! Weights that claim to be ONNX files of dlib's networks.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use visage::nn::parse_dlib_onnx;
+
+fuzz_target!(|data: &[u8]| drop(parse_dlib_onnx(data)));
