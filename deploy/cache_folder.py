@@ -1,7 +1,7 @@
 """The folder where fetched things are kept, and how a complete one is put there.
 
-Owns: where the cache is, the lock that makes two builds at once fetch once, and the one rename that shows a new folder
-only when it is complete. Knows nothing of what is kept. Python 3.9, no packages.
+Owns: where the cache is, the lock that makes two builds at once fetch once, the one rename that shows a new folder only
+when it is complete, and how a program prints it. Knows nothing of what is kept. Python 3.9, no packages.
 """
 
 import contextlib
@@ -9,11 +9,26 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Callable, Iterator
 
-from package_index import FetchError
+from package_index import FetchError, Purpose
+
+
+def print_folder(purpose: Purpose, fetched: Callable[[], Path]) -> int:
+    """Prints the folder that `fetched` gives, for a program's exit status; 1 with a message when there is none."""
+    try:
+        print(fetched())
+    except FetchError as err:
+        purpose.say(str(err))
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        purpose.say("stopped; the next run goes on from here.")
+        return 130
+    return 0
 
 
 def cache_folder() -> Path:

@@ -24,7 +24,7 @@ import zipfile
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
-from cache_folder import cache_folder, locked, staged, writing_to
+from cache_folder import cache_folder, locked, print_folder, staged, writing_to
 from package_index import CHUNK_BYTES, FetchError, IndexFile, PipSettings, Purpose, digest_of, download, local_file
 
 PURPOSE = Purpose("libtorch", "set LIBTORCH to a libtorch of your own")
@@ -86,16 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--keep-wheels", action="store_true", help="do not delete the downloaded wheels")
     options = parser.parse_args()
-    try:
-        print(libtorch(options.find_links, options.keep_wheels))
-    except FetchError as err:
-        PURPOSE.say(str(err))
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        PURPOSE.say("stopped; the next run goes on from here.")
-        return 130
-    return 0
+    return print_folder(PURPOSE, lambda: libtorch(options.find_links, options.keep_wheels))
 
 
 def libtorch(find_links: List[str], keep_wheels: bool) -> Path:

