@@ -313,8 +313,8 @@ impl Models {
         }
     }
 
-    /// The embedding space that a reference means now: `{version}#{layer}`, a version alone for its first layer, and
-    /// nothing for the space that the default model's champion is paired with, or its own first.
+    /// The embedding space that a reference means now: `{version}#{layer}`; of a version alone, the space that it is
+    /// paired with, or its own first; and nothing for that of the default model's champion.
     ///
     /// # Errors
     /// When there is no such version or layer.

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::{
     DLIB_MEAN, DLIB_STD, Device, NnError, Normalisation, TensorData,
     dlib_resnet::{FoldedConv, check_images, conv_shapes},
-    inference::{fill_bucket, rows},
+    inference::infer_squares,
     network::Loaded,
 };
 
@@ -113,14 +113,7 @@ impl DlibPlainNet {
     /// # Errors
     /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
     pub fn infer(&self, rgb: &[&[u8]]) -> Result<Vec<Vec<f32>>, NnError> {
-        if rgb.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (bytes, bucket) = fill_bucket(rgb, self.side_px)?;
-        let images = tch::no_grad(|| self.normalisation.apply(&bytes, bucket, self.side_px))?;
-        let mut outputs = rows(&self.forward(&images)?)?;
-        outputs.truncate(rgb.len());
-        Ok(outputs)
+        infer_squares(rgb, self.side_px, &self.normalisation, |images| self.forward(images))
     }
 
     /// `[N, 3, side, side]`, normalised and best channels-last, to `[N, outputs]`.

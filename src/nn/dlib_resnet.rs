@@ -15,7 +15,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{
     Device, NnError, Normalisation, TensorData,
-    inference::{fill_bucket, rows},
+    inference::infer_squares,
     network::{Loaded, channels_last},
 };
 
@@ -213,14 +213,7 @@ impl DlibResNet {
     /// # Errors
     /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
     pub fn infer(&self, rgb: &[&[u8]]) -> Result<Vec<Vec<f32>>, NnError> {
-        if rgb.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (bytes, bucket) = fill_bucket(rgb, self.side_px)?;
-        let images = tch::no_grad(|| self.normalisation.apply(&bytes, bucket, self.side_px))?;
-        let mut outputs = rows(&self.forward(&images)?)?;
-        outputs.truncate(rgb.len());
-        Ok(outputs)
+        infer_squares(rgb, self.side_px, &self.normalisation, |images| self.forward(images))
     }
 
     /// `[N, 3, side, side]`, normalised and best channels-last, to `[N, outputs]`.

@@ -140,6 +140,27 @@ pub(super) fn fill_bucket(rgb: &[&[u8]], side_px: u32) -> Result<(Vec<u8>, usize
     Ok((bytes, bucket))
 }
 
+/// Interleaved RGB squares of `side_px`, up to the largest bucket, to the rows of what `forward` makes of them,
+/// normalised, channels-last and filled up to a bucket.
+///
+/// # Errors
+/// Those of [`fill_bucket`] and `forward`, [`NnError::OutOfMemory`].
+pub(super) fn infer_squares(
+    rgb: &[&[u8]],
+    side_px: u32,
+    normalisation: &Normalisation,
+    forward: impl Fn(&Tensor) -> Result<Tensor, NnError>,
+) -> Result<Vec<Vec<f32>>, NnError> {
+    if rgb.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (bytes, bucket) = fill_bucket(rgb, side_px)?;
+    let images = tch::no_grad(|| normalisation.apply(&bytes, bucket, side_px))?;
+    let mut outputs = rows(&forward(&images)?)?;
+    outputs.truncate(rgb.len());
+    Ok(outputs)
+}
+
 /// The rows of `[N, n]`.
 pub(super) fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
     let width = usize::try_from(*tensor.size().last().unwrap_or(&1)).unwrap_or(1).max(1);

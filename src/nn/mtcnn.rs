@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use tch::{Kind, TchError, Tensor};
 
-use super::{Device, NnError, TensorData, network::Loaded};
+use super::{Device, NnError, TensorData, inference::rows, network::Loaded};
 
 /// The most crops in one run of the second and third network; more go in several.
 const MAX_CROPS: usize = 64;
@@ -129,7 +129,7 @@ impl Mtcnn {
             let scores = self.conv(&x, "pnet.conv4_1")?.f_softmax(1, Kind::Float)?.f_select(1, 1)?;
             let offsets = self.conv(&x, "pnet.conv4_2")?;
             let width = usize::try_from(scores.size().last().copied().unwrap_or(0)).unwrap_or(0);
-            Ok(CanvasOutput { width, scores: of_each(&scores)?.concat(), offsets: of_each(&offsets)?.concat() })
+            Ok(CanvasOutput { width, scores: rows(&scores)?.concat(), offsets: rows(&offsets)?.concat() })
         })
     }
 
@@ -183,8 +183,8 @@ impl Mtcnn {
             filled.resize(bucket * n_numbers, 0.0);
             let images = self.images(&filled, bucket, side_px, side_px)?;
             let (scores, offsets, landmarks) = tch::no_grad(|| forward(&images))?;
-            let (scores, offsets) = (of_each(&scores)?, of_each(&offsets)?);
-            let landmarks = landmarks.map(|landmarks| of_each(&landmarks)).transpose()?;
+            let (scores, offsets) = (rows(&scores)?, rows(&offsets)?);
+            let landmarks = landmarks.map(|landmarks| rows(&landmarks)).transpose()?;
             for i in 0..n {
                 let marks = landmarks.as_ref().map_or([0.0; 10], |marks| array(&marks[i]));
                 outputs.push(CropOutput {
@@ -232,14 +232,6 @@ impl Mtcnn {
 /// `[N, C, H, W]` to `[N, W * H * C]`: the order in which the networks were published counts a column at a time.
 fn flat(x: &Tensor) -> Result<Tensor, TchError> {
     x.f_permute([0, 3, 2, 1])?.f_contiguous()?.f_flatten(1, -1)
-}
-
-/// Everything of each image, in order.
-fn of_each(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
-    let n = usize::try_from(tensor.size().first().copied().unwrap_or(0)).unwrap_or(0);
-    let flat = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;
-    let values = Vec::<f32>::try_from(&flat)?;
-    Ok(values.chunks((values.len() / n.max(1)).max(1)).map(<[f32]>::to_vec).collect())
 }
 
 /// The first `N` numbers; zeros where there are fewer.

@@ -63,6 +63,17 @@ fn find(query: v1::find_similar_request::Query, k: i32) -> v1::FindSimilarReques
     }
 }
 
+fn import(weights_path: &str) -> v1::ImportModelVersionRequest {
+    v1::ImportModelVersionRequest {
+        parent: "models/imported".to_owned(),
+        weights_path: weights_path.to_owned(),
+        architecture: v1::Architecture::Resnet18.into(),
+        heads: vec![quick_recipe().heads[0].clone()],
+        image_size_px: 32,
+        ..Default::default()
+    }
+}
+
 fn vector(values: Vec<f32>, space: &str) -> v1::find_similar_request::Query {
     v1::find_similar_request::Query::Embedding(v1::Embedding { values, space: space.to_owned() })
 }
@@ -545,14 +556,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
     row!(
         rows,
         "weights that are none",
-        |c| c.models.import_model_version(v1::ImportModelVersionRequest {
-            parent: "models/imported".to_owned(),
-            weights_path: weights.clone(),
-            architecture: v1::Architecture::Resnet18.into(),
-            heads: vec![quick_recipe().heads[0].clone()],
-            image_size_px: 32,
-            ..Default::default()
-        }),
+        |c| c.models.import_model_version(import(&weights)),
         InvalidArgument,
         "WEIGHTS_MISMATCH",
         Field("weights_path")
@@ -564,14 +568,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
     row!(
         rows,
         "weights that are a pipe",
-        |c| c.models.import_model_version(v1::ImportModelVersionRequest {
-            parent: "models/imported".to_owned(),
-            weights_path: pipe.clone(),
-            architecture: v1::Architecture::Resnet18.into(),
-            heads: vec![quick_recipe().heads[0].clone()],
-            image_size_px: 32,
-            ..Default::default()
-        }),
+        |c| c.models.import_model_version(import(&pipe)),
         InvalidArgument,
         "WEIGHTS_MISMATCH",
         Field("weights_path")
