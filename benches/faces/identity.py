@@ -1,16 +1,20 @@
-"""Fits what the scores of an embedding space mean, and prints it as an entry of deploy/published.toml.
+"""Fits what the scores of an embedding space mean.
 
-Usage: python identity.py IDENTITIES.jsonl STRANGERS.jsonl
+Usage: python identity.py fit IDENTITIES.jsonl STRANGERS.jsonl
+       python identity.py reliability < people.json
 
-Both files are what `visage predict --json --embedding` prints: IDENTITIES of photos whose folder is the person's name,
+`fit` prints an entry of deploy/published.toml. Both files are what `visage predict --json --embedding` prints: IDENTITIES of photos whose folder is the person's name,
 STRANGERS of photos of many people, one each as far as is known. Needs numpy.
 
 The probability is a logistic function of the cosine, fitted by Newton's method on all pairs of IDENTITIES, same and
 different people in equal weight (Platt 1999, with his targets). Its bounds come from resampling people. The false-match
 rate is the share of pairs of STRANGERS that score at least so much; its bounds come from resampling photos (Bickel
 and Freedman's bootstrap of a U-statistic), because pairs that share a photo are not independent. Some strangers are the
-same person after all: that makes the rate too high, never too low. To standard error goes what the fit says of people
-that it has not seen: every two people are left out in turn.
+same person after all: that makes the rate too high, never too low.
+
+`reliability` reads {"people": {NAME: [VECTOR, ...]}} and prints what a fit says of people that it has not seen, as one
+JSON object: every two people are left out in turn. `bins` have the mean probability `answered`, the `truth`, the share of
+pairs that are one person's, and `n_pairs`; `brier` is the mean squared error.
 """
 
 import itertools
@@ -18,7 +22,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import PurePath
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -28,22 +32,31 @@ BINS = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
 
 
 def main() -> int:
-    """Prints the entry."""
-    if len(sys.argv) != 3:
+    """Runs the command that the first argument names."""
+    if len(sys.argv) == 4 and sys.argv[1] == "fit":
+        entry(sys.argv[2], sys.argv[3])
+    elif len(sys.argv) == 2 and sys.argv[1] == "reliability":
+        people = json.load(sys.stdin)["people"]
+        vectors = {name: [np.array(v) / np.linalg.norm(v) for v in photos] for name, photos in people.items()}
+        print(json.dumps(reliability(pairs_of(vectors), sorted(vectors))))
+    else:
         print(__doc__, file=sys.stderr)
         return 2
+    return 0
+
+
+def entry(identities: str, strangers_file: str) -> None:
+    """Prints the entry."""
     people = defaultdict(list)
-    for photo, vector in embeddings(sys.argv[1]):
+    for photo, vector in embeddings(identities):
         people[PurePath(photo).parent.name].append(vector)
-    names = sorted(people)
-    strangers = np.array([vector for _, vector in embeddings(sys.argv[2])])
+    names, pairs = sorted(people), pairs_of(people)
+    strangers = np.array([vector for _, vector in embeddings(strangers_file)])
     dice = np.random.default_rng(1)
-    pairs = {(a, b): scores(people[a], people[b], a == b) for a, b in itertools.combinations_with_replacement(names, 2)}
     intercept, slope = fit(*split(pairs, names))
     resampled = np.array([fit(*split(pairs, list(dice.choice(names, len(names))))) for _ in range(N_RESAMPLED)])
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     genuine, impostor = split(pairs, names)
-    reliability(pairs, names)
     print("[models.identity]")
     print(f"intercept = {intercept:.3f}\nslope = {slope:.3f}")
     print(f"intercept_bounds = [{low[0]:.3f}, {high[0]:.3f}]\nslope_bounds = [{low[1]:.3f}, {high[1]:.3f}]")
@@ -54,7 +67,12 @@ def main() -> int:
     for score, rate, lower, upper in false_matches(strangers, dice):
         print(f"  [{score:.4f}, {rate:.3g}, {lower:.3g}, {upper:.3g}],")
     print("]")
-    return 0
+
+
+def pairs_of(people: Dict[str, List[np.ndarray]]) -> Dict[Tuple[str, str], np.ndarray]:
+    """The scores of every two people's pairs of photos, and of each one's own."""
+    both = itertools.combinations_with_replacement(sorted(people), 2)
+    return {(a, b): scores(people[a], people[b], a == b) for a, b in both}
 
 
 def embeddings(path: str) -> List[Tuple[str, np.ndarray]]:
@@ -105,7 +123,7 @@ def fit(genuine: np.ndarray, impostor: np.ndarray) -> Tuple[float, float]:
     return float(beta[0] - beta[1] * centre), float(beta[1])
 
 
-def reliability(pairs: Dict[Tuple[str, str], np.ndarray], names: List[str]) -> None:
+def reliability(pairs: Dict[Tuple[str, str], np.ndarray], names: List[str]) -> Dict[str, Any]:
     """What is answered for people who were not fitted on, against what is true."""
     answered, truth, weights = [], [], []
     for left_out in itertools.combinations(names, 2):
@@ -114,16 +132,15 @@ def reliability(pairs: Dict[Tuple[str, str], np.ndarray], names: List[str]) -> N
         for values, is_same in ((genuine, 1.0), (impostor, 0.0)):
             answered.append(1 / (1 + np.exp(-(intercept + slope * values))))
             truth.append(np.full(len(values), is_same))
-            weights.append(np.full(len(values), 0.5 / len(values)))
+            weights.append(np.full(len(values), 0.5 / max(1, len(values))))
     p, y, w = np.concatenate(answered), np.concatenate(truth), np.concatenate(weights)
-    print("people not fitted on: answered, true share, weight, pairs", file=sys.stderr)
+    bins = []
     for low, high in zip(BINS, BINS[1:]):
         inside = (p >= low) & ((p < high) | (high == 1.0))
         if inside.any():
-            mean = np.average(p[inside], weights=w[inside])
-            share = np.average(y[inside], weights=w[inside])
-            print(f"  {mean:.3f}  {share:.3f}  {w[inside].sum() / w.sum():.3f}  {inside.sum()}", file=sys.stderr)
-    print(f"  Brier score {np.average((p - y) ** 2, weights=w):.4f} (0.25 for always one half)", file=sys.stderr)
+            mean, share = np.average(p[inside], weights=w[inside]), np.average(y[inside], weights=w[inside])
+            bins.append({"answered": float(mean), "truth": float(share), "n_pairs": int(inside.sum())})
+    return {"bins": bins, "brier": float(np.average((p - y) ** 2, weights=w))}
 
 
 def false_matches(strangers: np.ndarray, dice: np.random.Generator) -> List[Tuple[float, float, float, float]]:

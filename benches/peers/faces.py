@@ -13,6 +13,8 @@ A request is one JSON object; answers are JSON objects, one a line.
     pipeline          {"images": [PATH], "weights": DIR, "repeat": N, "threads": N, "descriptor_onnx": PATH}
                       decoding, detection, alignment, age and gender, descriptor, timed; without descriptor_onnx the
                       descriptor comes from dlib
+    refined           {"image": PATH, "out": PATH}
+                      writes a JPEG as a progressive one with refinements, as web sites have them
     descriptor-onnx   {"safetensors": PATH, "out": PATH}
                       writes dlib's descriptor network as an ONNX file
 
@@ -59,6 +61,7 @@ def main() -> int:
         "attributes": attributes,
         "descriptors": descriptors,
         "pipeline": pipeline,
+        "refined": refined,
         "descriptor-onnx": descriptor_onnx,
     }
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
@@ -199,6 +202,13 @@ def pipeline(request: Request) -> Iterator[Answer]:
         "threads": n_threads,
         "embed_engine": engine,
     }
+
+
+def refined(request: Request) -> Iterator[Answer]:
+    """Writes the progressive file by libjpeg's usual script."""
+    with Image.open(request["image"]) as image:
+        image.save(request["out"], "JPEG", quality=90, subsampling="4:2:0", progressive=True)
+    yield {"out": request["out"]}
 
 
 def descriptor_onnx(request: Request) -> Iterator[Answer]:

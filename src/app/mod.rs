@@ -68,9 +68,6 @@ pub struct App {
     imports: Arc<Semaphore>,
 }
 
-/// The published model that answers about faces.
-const PUBLISHED_DEFAULT: &str = "models/face";
-
 /// How often old answers of request ids are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
@@ -135,10 +132,6 @@ impl App {
         })
         .map_err(|e| AppError::Internal(format!("starting the threads for pixels: {e}")))?;
         let default_model = match config.serving.default_model.as_str() {
-            // What a fresh server knows about faces, whatever is trained beside it.
-            "" if !config.models.published_dir.as_os_str().is_empty() => {
-                Some(ModelRef::parse("serving.default_model", PUBLISHED_DEFAULT)?)
-            }
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
         };

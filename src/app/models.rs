@@ -20,6 +20,9 @@ use crate::{
     similarity::{EmbeddingSpace, SimilarityIndex},
 };
 
+/// The model that answers where none is named and there are several: the published one has this name.
+const USUAL_MODEL: &str = "models/face";
+
 /// What is known of each model.
 type Aliases = BTreeMap<ModelId, Known>;
 
@@ -131,11 +134,16 @@ impl Models {
         }
         let aliases = self.shared.aliases.load();
         let answering = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model);
-        match answering.collect::<Vec<_>>().as_slice() {
+        let answering: Vec<_> = answering.collect();
+        // What a fresh server knows about faces, whatever is trained or imported beside it.
+        if let Some(model) = answering.iter().find(|model| model.to_string() == USUAL_MODEL) {
+            return Ok(ModelRef::Alias { model: (*model).clone(), alias: AliasName::champion() });
+        }
+        match answering.as_slice() {
             [only] => Ok(ModelRef::Alias { model: (*only).clone(), alias: AliasName::champion() }),
             [] => Err(AppError::field(
                 "model",
-                "this server has no model yet: train one (visage train --help) or import one, then name it here",
+                "this server has no model yet: start it with the published weights (models.published_dir), train one (visage train --help) or import one",
             )),
             several => Err(AppError::field(
                 "model",

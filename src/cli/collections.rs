@@ -9,7 +9,7 @@ use crate::proto::v1;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  visage collections create policies --space face@champion
+  visage collections create policies
   visage collections create policies-16 --space face/1#embedding16
   visage collections list")]
 pub(super) struct CollectionsArgs {
@@ -25,8 +25,9 @@ enum CollectionsCommand {
     Create {
         /// Its id.
         id: String,
-        /// A version as face@champion or face/3, with #LAYER for another layer than the default one.
-        #[arg(long)]
+        /// A version as face@champion or face/3, with #LAYER for another layer than the default one; without it what the
+        /// server's default model is paired with.
+        #[arg(long, default_value = "")]
         space: String,
         /// A name for people.
         #[arg(long, default_value = "")]

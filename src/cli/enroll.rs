@@ -5,12 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use futures::StreamExt;
 
 use super::{
     connection::Remote,
+    face_options::Faces,
     failure::{self, Usage},
     names,
     output::{self, say},
@@ -24,7 +25,7 @@ use crate::proto::v1::{self, enroll_face_request::Source, stream_enroll_faces_re
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  visage collections create policies --space face@champion
+  visage collections create policies
   visage enroll --collection policies --id policy-4711 --subject policy-4711 portrait.jpg
   visage enroll --collection policies --ids-from-names photos/*.jpg")]
 pub(super) struct EnrollArgs {
@@ -40,6 +41,9 @@ pub(super) struct EnrollArgs {
     /// Takes each file's name without its extension as the face's id, so that a second run finds what is there.
     #[arg(long)]
     ids_from_names: bool,
+    /// Which of a photo's faces is added; single refuses a photo of several.
+    #[arg(long, value_enum, default_value_t)]
+    faces: Faces,
     /// Whose face: a policy or a customer number of yours.
     #[arg(long, default_value = "")]
     subject: String,
@@ -69,6 +73,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
         face_id: args.id.clone().unwrap_or_default(),
         subject: args.subject.clone(),
         labels,
+        face_selection: v1::FaceSelection::from(args.faces).into(),
         ..v1::EnrollFaceRequest::default()
     };
     let mut server = args.remote.connect().await?;
@@ -76,7 +81,14 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
         let face_id = if args.ids_from_names { photo::stem(photo) } else { template.face_id.clone() };
         let source = Some(Source::Image(photo::read(photo).await?));
         let request = args.remote.request(v1::EnrollFaceRequest { face_id, source, ..template });
-        let face = server.faces.enroll_face(request).await?.into_inner();
+        let face = match server.faces.enroll_face(request).await {
+            Ok(face) => face.into_inner(),
+            Err(status) if args.ids_from_names && failure::reason(&status) == "RESOURCE_EXISTS" => {
+                say!("{}  is there already", photo.display())?;
+                return Ok(true);
+            }
+            Err(status) => return Err(status).with_context(|| photo.display().to_string()),
+        };
         let line = format!("{} enrolled", face.name);
         // In the form of many, so that a script need not count its photos.
         let correlation_id = photo.display().to_string();
@@ -122,7 +134,8 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     n_refused += unread.count();
     if !args.remote.json {
         let collection = names::collection(&args.collection);
-        say!("{n_enrolled} faces enrolled in {collection}, {n_there} there already, {n_refused} photos refused")?;
+        let (enrolled, refused) = (output::counted(n_enrolled, "face"), output::counted(n_refused, "photo"));
+        say!("{enrolled} enrolled in {collection}, {n_there} there already, {refused} refused")?;
     }
     let n_lost = args.photos.len() - n_enrolled - n_there - n_refused;
     if n_lost > 0 {

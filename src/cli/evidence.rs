@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::Context;
-use comfy_table::{Cell, Table};
+use comfy_table::Table;
 use serde::Serialize;
 
 /// One measured figure.
@@ -80,6 +80,27 @@ impl Row {
         self
     }
 
+    /// The row for people.
+    pub(super) fn cells(&self) -> [String; 7] {
+        let number = |value: f64| if value.abs() >= 100.0 { format!("{value:.1}") } else { format!("{value:.3}") };
+        let versus =
+            self.versus.as_ref().zip(self.versus_value).map(|(what, value)| format!("{} {what}", number(value)));
+        let verdict = match self.pass {
+            Some(true) => "reached",
+            Some(false) => "MISSED",
+            None => "",
+        };
+        [
+            self.name.clone(),
+            format!("{} {}", number(self.value), self.unit).trim_end().to_owned(),
+            versus.unwrap_or_default(),
+            self.ratio.map(number).unwrap_or_default(),
+            self.bar.map(Bar::text).unwrap_or_default(),
+            verdict.to_owned(),
+            self.note.clone(),
+        ]
+    }
+
     pub(super) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = note.into();
         self
@@ -92,28 +113,14 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
+/// What [`Row::cells`] are.
+pub(super) const HEADERS: [&str; 7] = ["name", "value", "versus", "ratio", "bar", "", "note"];
+
 /// Prints the rows as a table and, if asked, writes them as JSON; says whether every bar was reached.
 pub(super) fn report(rows: &[Row], json: Option<&Path>) -> anyhow::Result<bool> {
     let mut table = Table::new();
-    table.set_header(["name", "value", "versus", "ratio", "bar", "", "note"]);
-    let number = |value: f64| if value.abs() >= 100.0 { format!("{value:.1}") } else { format!("{value:.3}") };
-    for row in rows {
-        let versus = row.versus.as_ref().zip(row.versus_value).map(|(what, value)| format!("{} {what}", number(value)));
-        let verdict = match row.pass {
-            Some(true) => "reached",
-            Some(false) => "MISSED",
-            None => "",
-        };
-        table.add_row([
-            Cell::new(&row.name),
-            Cell::new(format!("{} {}", number(row.value), row.unit)),
-            Cell::new(versus.unwrap_or_default()),
-            Cell::new(row.ratio.map(number).unwrap_or_default()),
-            Cell::new(row.bar.map(Bar::text).unwrap_or_default()),
-            Cell::new(verdict),
-            Cell::new(&row.note),
-        ]);
-    }
+    table.set_header(HEADERS);
+    table.add_rows(rows.iter().map(Row::cells));
     println!("{table}");
     if let Some(path) = json {
         if let Some(folder) = path.parent() {

@@ -34,10 +34,12 @@ pub(super) struct FaceArgs {
     /// Which faces of a photo are read.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
-    /// Answers each face's embedding, too.
+    /// Answers each face's embedding, too; --json shows its numbers.
     #[arg(long)]
     embedding: bool,
-    /// Instead of the version's own threshold, such as min_face_px=20; may be given more than once.
+    /// Instead of the version's own threshold, such as min_face_px=20; may be given more than once. There are
+    /// min_face_px, min_detection, min_sharpness, min_brightness, max_brightness, min_contrast, max_yaw_degrees,
+    /// max_pitch_degrees, min_symmetry, min_visible, max_misfit and max_spread; `visage models show` tells a version's own.
     #[arg(long, value_name = "NAME=NUMBER")]
     threshold: Vec<String>,
 }
@@ -56,28 +58,35 @@ impl FaceArgs {
 }
 
 fn thresholds(options: &[String]) -> anyhow::Result<v1::QualityThresholds> {
-    let mut thresholds = v1::QualityThresholds::default();
+    let mut set = v1::QualityThresholds::default();
     for option in options {
         let (name, number) = option.split_once('=').ok_or_else(|| usage(option))?;
         let number: f64 = number.parse().map_err(|_| usage(option))?;
-        let field = match name {
-            "min_face_px" => &mut thresholds.min_face_px,
-            "min_detection" => &mut thresholds.min_detection,
-            "min_sharpness" => &mut thresholds.min_sharpness,
-            "min_brightness" => &mut thresholds.min_brightness,
-            "max_brightness" => &mut thresholds.max_brightness,
-            "min_contrast" => &mut thresholds.min_contrast,
-            "max_yaw_degrees" => &mut thresholds.max_yaw_degrees,
-            "max_pitch_degrees" => &mut thresholds.max_pitch_degrees,
-            "min_symmetry" => &mut thresholds.min_symmetry,
-            "min_visible" => &mut thresholds.min_visible,
-            "max_misfit" => &mut thresholds.max_misfit,
-            "max_spread" => &mut thresholds.max_spread,
-            _ => bail!(Usage(format!("--threshold {option}: there is no threshold {name}; docs/cli.md lists them"))),
+        let Some((_, field)) = fields(&mut set).into_iter().find(|(known, _)| *known == name) else {
+            let known = fields(&mut set).map(|(known, _)| known).join(", ");
+            bail!(Usage(format!("--threshold {option}: there is no threshold {name}; there are {known}")));
         };
         *field = Some(number);
     }
-    Ok(thresholds)
+    Ok(set)
+}
+
+/// Every threshold with its name.
+pub(super) fn fields(set: &mut v1::QualityThresholds) -> [(&'static str, &mut Option<f64>); 12] {
+    [
+        ("min_face_px", &mut set.min_face_px),
+        ("min_detection", &mut set.min_detection),
+        ("min_sharpness", &mut set.min_sharpness),
+        ("min_brightness", &mut set.min_brightness),
+        ("max_brightness", &mut set.max_brightness),
+        ("min_contrast", &mut set.min_contrast),
+        ("max_yaw_degrees", &mut set.max_yaw_degrees),
+        ("max_pitch_degrees", &mut set.max_pitch_degrees),
+        ("min_symmetry", &mut set.min_symmetry),
+        ("min_visible", &mut set.min_visible),
+        ("max_misfit", &mut set.max_misfit),
+        ("max_spread", &mut set.max_spread),
+    ]
 }
 
 fn usage(option: &str) -> Usage {

@@ -34,7 +34,10 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
             eprintln!("{}", status_json(status));
             return ExitCode::from(FAILED);
         }
-        (FAILED, in_words(status), hint(status))
+        // Which input it was about, where the command says so.
+        let context = Some(error.to_string()).filter(|text| *text != status.to_string());
+        let about = context.map(|text| format!("{text}: ")).unwrap_or_default();
+        (FAILED, format!("{about}{}", in_words(status)), hint(status))
     } else if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
         let hint = "start one with `visage serve`, or name another with --server or VISAGE_SERVER";
         (UNREACHABLE, format!("{unreachable} ({})", chain(&unreachable.source)), Some(hint))
@@ -68,8 +71,16 @@ pub(super) fn reason_of(status: &crate::proto::rpc::Status) -> String {
     reason.unwrap_or_else(|| format!("{:?}", tonic::Code::from(status.code)))
 }
 
+/// Whether this side gave up waiting: the transport calls that cancelled.
+fn gave_up(status: &Status) -> bool {
+    status.code() == tonic::Code::Cancelled && status.message() == "Timeout expired"
+}
+
 /// Code, reason and message; what says the same is said once.
 fn in_words(status: &Status) -> String {
+    if gave_up(status) {
+        return "DEADLINE_EXCEEDED: no answer within --timeout".to_owned();
+    }
     let (code, reason) = (code_name(status), reason(status));
     if reason.is_empty() || reason == code {
         format!("{code}: {}", status.message())
@@ -89,7 +100,8 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-fn reason(status: &Status) -> String {
+/// The machine-readable reason of a call that failed; empty where it has none.
+pub(super) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
@@ -107,10 +119,12 @@ fn code_name(status: &Status) -> String {
 }
 
 fn hint(status: &Status) -> Option<&'static str> {
+    if gave_up(status) {
+        return Some("a longer --timeout gives it more time");
+    }
     Some(match reason(status).as_str() {
-        "MODEL_NOT_FOUND" | "MODEL_VERSION_NOT_FOUND" | "MODEL_ALIAS_NOT_FOUND" => {
-            "`visage models list` shows what there is"
-        }
+        "MODEL_NOT_FOUND" => "`visage models list` shows what there is",
+        "MODEL_VERSION_NOT_FOUND" | "MODEL_ALIAS_NOT_FOUND" => "`visage models versions MODEL` shows what there is",
         "COLLECTION_NOT_FOUND" => {
             "`visage collections list` shows what there is; `visage collections create` makes one"
         }
@@ -137,6 +151,13 @@ fn status_json(status: &Status) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn giving_up_is_told_apart_from_being_cancelled() {
+        let expired = Status::cancelled("Timeout expired");
+        assert!(in_words(&expired).starts_with("DEADLINE_EXCEEDED") && hint(&expired).is_some());
+        assert!(in_words(&Status::cancelled("stopped")).starts_with("CANCELLED"));
+    }
 
     #[test]
     fn codes_are_spelled_as_in_the_papers() {

@@ -6,6 +6,7 @@
 
 mod bench;
 mod collections;
+mod compare;
 mod connection;
 mod data_folder;
 mod enroll;
@@ -21,6 +22,7 @@ mod models;
 mod names;
 mod output;
 mod pages;
+mod peers;
 mod photo;
 mod pictures;
 mod predict;
@@ -54,11 +56,9 @@ use crate::{
     version,
     arg_required_else_help = true,
     after_help = "\
-A first round, with the server in one terminal and the rest in another:
-  visage serve --training-root photos
-  visage train --model face --utkface photos
-  visage predict --model face portrait.jpg
-  visage collections create policies --space face@champion
+A first round, with a server of `make serve` in one terminal and the rest in another:
+  visage predict portrait.jpg
+  visage collections create policies
   visage enroll --collection policies portrait.jpg
   visage similar --collection policies portrait.jpg
 
@@ -79,6 +79,7 @@ enum Command {
     Predict(predict::PredictArgs),
     Enroll(enroll::EnrollArgs),
     Similar(similar::SimilarArgs),
+    Compare(compare::CompareArgs),
     Models(models::ModelsArgs),
     Runs(runs::RunsArgs),
     Collections(collections::CollectionsArgs),
@@ -109,6 +110,7 @@ impl Command {
             Self::Predict(args) => args.remote.json,
             Self::Enroll(args) => args.remote.json,
             Self::Similar(args) => args.remote.json,
+            Self::Compare(args) => args.remote.json,
             Self::Models(args) => args.remote.json,
             Self::Runs(args) => args.remote.json,
             Self::Collections(args) => args.remote.json,
@@ -154,6 +156,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Predict(args) => block_on(predict::run(args)),
         Command::Enroll(args) => block_on(enroll::run(args)),
         Command::Similar(args) => block_on(similar::run(args)),
+        Command::Compare(args) => block_on(compare::run(args)),
         Command::Models(args) => block_on(models::run(args)),
         Command::Runs(args) => block_on(runs::run(args)),
         Command::Collections(args) => block_on(collections::run(args)),

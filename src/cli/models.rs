@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 
+use super::face_options::fields;
 use super::{
     connection::{Clients, Remote},
     heads::{self, HeadArgs, ImportedArchitecture},
@@ -232,6 +233,26 @@ fn metrics(version: &v1::ModelVersion, between: &str) -> String {
     version.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(between)
 }
 
+/// What a face must reach, a line each.
+fn thresholds(reader: &v1::FaceReader) -> String {
+    let mut set = reader.thresholds.unwrap_or_default();
+    let fields = fields(&mut set).into_iter();
+    fields.filter_map(|(name, value)| Some(format!("{name} {}", (*value)?))).collect::<Vec<_>>().join("\n")
+}
+
+/// What a space's scores were calibrated on.
+fn calibration(identity: &v1::IdentityCalibration) -> String {
+    let half = -identity.intercept / identity.slope;
+    format!(
+        "one person as likely as two at {half:.3}, by {} people ({} and {} pairs); false matches by {} photos\n{}",
+        identity.n_people,
+        identity.n_genuine_pairs,
+        identity.n_impostor_pairs,
+        identity.n_false_match_photos,
+        identity.sample,
+    )
+}
+
 fn describe(version: &v1::ModelVersion) -> String {
     let origin = version.provenance.clone().unwrap_or_default();
     let architecture = output::enum_name(version.architecture().as_str_name(), "ARCHITECTURE_").to_lowercase();
@@ -253,6 +274,8 @@ fn describe(version: &v1::ModelVersion) -> String {
         ("licence", origin.licence),
         ("reads faces by", version.face_reader.as_ref().map(|r| r.detector.clone()).unwrap_or_default()),
         ("paired with", version.face_reader.as_ref().map(|r| r.embedder.clone()).unwrap_or_default()),
+        ("asks of a face", version.face_reader.as_ref().map(thresholds).unwrap_or_default()),
+        ("scores mean", version.identity_calibration.as_ref().map(calibration).unwrap_or_default()),
         ("started from", origin.parent_version),
         ("data", origin.data_fingerprint),
         ("code", origin.code_version),

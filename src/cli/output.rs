@@ -4,7 +4,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 
@@ -99,6 +99,31 @@ pub(super) fn facts(rows: impl Iterator<Item = [String; 2]>) -> String {
     table.to_string()
 }
 
+/// A probability, as far as it is worth telling: never a whole 0 or 100.
+pub(super) fn percent(probability: f64) -> String {
+    match probability {
+        p if p > 0.999 => "> 99.9 %".to_owned(),
+        p if p < 0.001 => "< 0.1 %".to_owned(),
+        p => format!("{:.1} %", 100.0 * p),
+    }
+}
+
+/// How often something happens: `12 %`, or `1 in 5,000` where it is rare.
+pub(super) fn rate(rate: f64) -> String {
+    if rate >= 0.01 || rate <= 0.0 {
+        return format!("{:.0} %", 100.0 * rate);
+    }
+    // Two digits say as much as there is to say.
+    let one_in = 1.0 / rate;
+    let unit = 10f64.powf(one_in.log10().floor() - 1.0);
+    format!("1 in {}", HumanCount(((one_in / unit).round() * unit) as u64))
+}
+
+/// `1 face`, `2 faces`.
+pub(super) fn counted(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// Says that something is gone.
 pub(super) fn deleted(json: bool, name: &str) -> anyhow::Result<()> {
     if json {
@@ -172,6 +197,14 @@ mod tests {
             result: Some(v1::stream_predict_response::Result::Error(inner)),
         };
         assert!(to_json(&answer).unwrap().contains("FACE_NOT_FOUND"));
+    }
+
+    #[test]
+    fn what_is_nearly_certain_is_not_called_certain() {
+        let said = [0.9999958, 0.9988, 0.328, 0.0002].map(percent);
+        assert_eq!(said, ["> 99.9 %", "99.9 %", "32.8 %", "< 0.1 %"]);
+        let rates = [0.2, 0.013, 0.000_197, 0.000_02, 0.0].map(rate);
+        assert_eq!(rates, ["20 %", "1 %", "1 in 5,100", "1 in 50,000", "0 %"]);
     }
 
     #[test]

@@ -5,12 +5,20 @@ use std::fmt::Write;
 
 use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 
-use super::predict::{reason, said};
+use super::{output, predict::reason};
 use crate::{
-    proto::v1,
+    proto::v1::{self, prediction::Result as Answer},
     vision::{DecodeLimits, Wanted, decode},
 };
+
+/// Longest side in pixels of an annotated photo and of one on a sheet, about.
+const ANNOTATED_PX: u32 = 1600;
+const SHEET_PX: u32 = 400;
+
+/// Letters that are as wide as a face.
+const CHARACTERS_A_LINE: f64 = 9.0;
 
 /// A photo and a match, for a page.
 pub(super) struct Match {
@@ -25,21 +33,19 @@ pub(super) struct Match {
 /// The photo with its faces' boxes, landmarks, answers and reasons, as SVG.
 ///
 /// # Errors
-/// When the photo cannot be decoded, of which the size must be known.
+/// When the photo cannot be decoded.
 pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::Result<String> {
-    let image = decode(photo, &DecodeLimits::default(), Wanted::LongSide(1)).context("the photo")?;
-    let (width, height) = (image.full_width_px(), image.full_height_px());
-    // Lines and letters of a size that is seen at any photo's.
+    let Upright { jpeg, width, height } = upright(photo, ANNOTATED_PX)?;
+    // Lines of a width that is seen at any photo's size.
     let unit = f64::from(width.max(height)) / 100.0;
     let mut svg = String::new();
-    write!(
+    writeln!(
         svg,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
-         font-size=\"{}\">\n<image width=\"{width}\" height=\"{height}\" href=\"{}\"/>\n",
-        unit * 3.0,
-        data_uri(photo),
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"100%\" viewBox=\"0 0 {width} {height}\" \
+         font-family=\"sans-serif\">\n<image width=\"{width}\" height=\"{height}\" href=\"{}\"/>",
+        data_uri(&jpeg),
     )?;
-    for face in &answer.faces {
+    for (i, face) in answer.faces.iter().enumerate() {
         let place = face.r#box.unwrap_or_default();
         let colour = if face.abstained { "#d33" } else { "#2b2" };
         writeln!(
@@ -56,46 +62,73 @@ pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::R
             let (x, y, r) = (point.x, point.y, unit * 0.7);
             writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\" fill=\"{colour}\"/>")?;
         }
-        let mut lines: Vec<String> = face.predictions.iter().map(|p| format!("{} {}", p.head, said(p))).collect();
-        lines.extend(face.abstention_reasons().map(|why| format!("no answer: {}", reason(why))));
-        captions(&mut svg, &lines, (place.left.max(0.0), place.top), unit)?;
+        let mut lines: Vec<String> = face.predictions.iter().flat_map(short).collect();
+        if face.abstained {
+            lines.push("no answer:".to_owned());
+            lines.extend(face.abstention_reasons().map(reason));
+        }
+        if let Some(first) = lines.first_mut().filter(|_| answer.faces.len() > 1) {
+            *first = format!("{}. {first}", i + 1);
+        }
+        // As wide as the face, so that neighbours do not write over one another.
+        let size = ((place.right - place.left) / CHARACTERS_A_LINE).clamp(unit, unit * 4.0);
+        captions(&mut svg, &lines, (place.left.max(0.0), place.top), size)?;
     }
     if answer.faces.is_empty() {
         let lines: Vec<_> = answer.abstention_reasons().map(|why| format!("no answer: {}", reason(why))).collect();
-        captions(&mut svg, &lines, (unit, unit), unit)?;
+        captions(&mut svg, &lines, (unit, unit), unit * 3.0)?;
     }
     svg.push_str("</svg>\n");
     Ok(svg)
 }
 
+/// What a head says, in lines that are as wide as a face.
+fn short(prediction: &v1::Prediction) -> Vec<String> {
+    match &prediction.result {
+        Some(Answer::Regression(r)) => {
+            let mut lines = vec![format!("{} {:.0} {}", prediction.head, r.value, r.unit)];
+            lines.extend(r.lower.zip(r.upper).map(|(lower, upper)| format!("({lower:.0} to {upper:.0})")));
+            lines
+        }
+        Some(Answer::Classification(c)) => vec![format!("{} {}", c.label, output::percent(c.probability))],
+        None => Vec::new(),
+    }
+}
+
 /// Lines of text at a place, dark-rimmed so that they are read on any photo.
-fn captions(svg: &mut String, lines: &[String], (left, top): (f64, f64), unit: f64) -> anyhow::Result<()> {
+fn captions(svg: &mut String, lines: &[String], (left, top): (f64, f64), size: f64) -> anyhow::Result<()> {
     for (i, line) in lines.iter().enumerate() {
         // Above the box where there is room, else from the photo's upper edge down.
-        let first = (top - unit * 3.5 * lines.len() as f64).max(0.0);
-        let y = first + unit * 3.5 * (i as f64 + 0.85);
-        writeln!(
-            svg,
-            "<text x=\"{left:.1}\" y=\"{y:.1}\" fill=\"#fff\" stroke=\"#000\" stroke-width=\"{:.2}\" \
-             paint-order=\"stroke\">{}</text>",
-            unit / 1.5,
-            escaped(line),
-        )?;
+        let first = (top - size * 1.2 * lines.len() as f64).max(0.0);
+        let y = first + size * 1.2 * (i as f64 + 0.85);
+        let text = escaped(line);
+        // The rim first and the letters over it: not every viewer knows `paint-order`.
+        for (fill, rim) in
+            [("#000", format!(" stroke=\"#000\" stroke-width=\"{:.2}\"", size / 5.0)), ("#fff", String::new())]
+        {
+            writeln!(
+                svg,
+                "<text x=\"{left:.1}\" y=\"{y:.1}\" font-size=\"{size:.1}\" fill=\"{fill}\"{rim}>{text}</text>"
+            )?;
+        }
     }
     Ok(())
 }
 
-/// A page of a query and its matches.
-pub(super) fn sheet(query: &Match, matches: &[Match]) -> String {
-    let mut page = String::from(
-        "<!doctype html><meta charset=\"utf-8\"><title>Matches</title><style>body{font:15px sans-serif;margin:2em}\
-         main{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:13em}img,i{width:13em;height:13em;\
-         object-fit:cover;display:block;background:#ddd}figcaption b{word-break:break-all}</style><main>\n",
+/// A page of what was looked for and its matches, under a text of what it shows.
+pub(super) fn sheet(about: &str, query: &Match, matches: &[Match]) -> String {
+    let mut page = format!(
+        "<!doctype html><meta charset=\"utf-8\"><title>Matches</title><style>body{{font:15px sans-serif;margin:2em}}\
+         main{{display:flex;flex-wrap:wrap;gap:1em}}figure{{margin:0;width:13em}}img,i{{width:13em;height:13em;\
+         object-fit:contain;display:block;background:#ddd;text-align:center;line-height:13em;color:#777}}\
+         figcaption b{{word-break:break-all}}</style><p>{}</p><main>\n",
+        escaped(about)
     );
     for one in std::iter::once(query).chain(matches) {
-        let picture = match &one.photo {
-            Some(bytes) => format!("<img alt=\"\" src=\"{}\">", data_uri(bytes)),
-            None => "<i></i>".to_owned(),
+        let upright = one.photo.as_deref().and_then(|photo| upright(photo, SHEET_PX).ok());
+        let picture = match upright {
+            Some(Upright { jpeg, .. }) => format!("<img alt=\"\" src=\"{}\">", data_uri(&jpeg)),
+            None => "<i>no photo at hand</i>".to_owned(),
         };
         let lines: Vec<_> = one.lines.iter().map(|line| escaped(line)).collect();
         let title = escaped(&one.title);
@@ -108,16 +141,34 @@ pub(super) fn sheet(query: &Match, matches: &[Match]) -> String {
     page
 }
 
-fn data_uri(photo: &[u8]) -> String {
-    let kind = match photo {
-        [0x89, b'P', ..] => "png",
-        [b'R', b'I', ..] => "webp",
-        _ => "jpeg",
-    };
-    format!("data:image/{kind};base64,{}", BASE64_STANDARD.encode(photo))
+/// A photo as a JPEG that every viewer shows the same way: turned upright, in sRGB, and without the file's metadata, which
+/// may say where it was taken.
+struct Upright {
+    jpeg: Vec<u8>,
+    /// The photo's own size, upright, in pixels.
+    width: u32,
+    height: u32,
 }
 
-fn escaped(text: &str) -> String {
+/// Of about `long_side` pixels, or the photo's own where that is less.
+fn upright(photo: &[u8], long_side: u32) -> anyhow::Result<Upright> {
+    let image = decode(photo, &DecodeLimits::default(), Wanted::LongSide(long_side)).context("the photo")?;
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, 90).encode(
+        image.rgb(),
+        image.width_px(),
+        image.height_px(),
+        ExtendedColorType::Rgb8,
+    )?;
+    Ok(Upright { jpeg, width: image.full_width_px(), height: image.full_height_px() })
+}
+
+fn data_uri(jpeg: &[u8]) -> String {
+    format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg))
+}
+
+/// Text as HTML and SVG have it.
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -138,9 +189,7 @@ mod tests {
         };
         let answer = v1::PredictResponse { faces: vec![face], ..v1::PredictResponse::default() };
         let svg = annotated(PORTRAIT, &answer).unwrap();
-        for part in
-            ["viewBox=\"0 0 320 320\"", "width=\"120.0\" height=\"160.0\"", "cx=\"130.0\"", "no answer: blurred"]
-        {
+        for part in ["viewBox=\"0 0 320 320\"", "width=\"120.0\" height=\"160.0\"", "cx=\"130.0\"", ">blurred<"] {
             assert!(svg.contains(part), "{part}");
         }
         assert!(annotated(b"no photo", &answer).is_err());
@@ -149,7 +198,8 @@ mod tests {
     #[test]
     fn a_page_shows_what_it_is_given_and_runs_nothing() {
         let one = |title: &str, photo| Match { title: title.to_owned(), lines: vec!["98 %".to_owned()], photo };
-        let page = sheet(&one("query", Some(PORTRAIT.to_vec())), &[one("<script>alert(1)</script>", None)]);
-        assert!(page.contains("data:image/jpeg;base64,") && page.contains("98 %") && !page.contains("<script>"));
+        let page = sheet("a < b", &one("query", Some(PORTRAIT.to_vec())), &[one("<script>alert(1)</script>", None)]);
+        assert!(page.contains("data:image/jpeg;base64,") && page.contains("98 %") && page.contains("a &lt; b"));
+        assert!(page.contains("no photo at hand") && !page.contains("<script>"));
     }
 }

@@ -45,8 +45,8 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     if let [photo] = args.photos.as_slice() {
         let image = photo::read(photo).await?;
         let request = args.remote.request(v1::PredictRequest { image: image.clone(), ..template });
-        let response = server.visage.predict(request).await?.into_inner();
         let shown = photo.display().to_string();
+        let response = server.visage.predict(request).await.with_context(|| shown.clone())?.into_inner();
         let lines = text(&shown, &response);
         if let Some(file) = &args.annotate {
             let picture = pictures::annotated(&image, &response)?;
@@ -92,11 +92,14 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     if answer.abstained {
         text.push_str(&format!("\n  no answer: {}", reasons(answer.abstention_reasons())));
     }
+    if !answer.abstained && answer.predictions.is_empty() && answer.faces.is_empty() {
+        text.push_str("\n  nothing to say: this version has no heads");
+    }
     if answer.faces.is_empty() {
         return text + &predictions("  ", &answer.predictions);
     }
     if answer.n_faces_found > 1 {
-        text.push_str(&format!("\n  {} faces found, {} read", answer.n_faces_found, answer.faces.len()));
+        text.push_str(&format!("\n  {} faces found, {} looked at", answer.n_faces_found, answer.faces.len()));
     }
     for (i, face) in answer.faces.iter().enumerate() {
         if answer.faces.len() > 1 {
@@ -106,12 +109,17 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
         if face.abstained && (i > 0 || answer.faces.len() > 1) {
             text.push_str(&format!("\n    no answer: {}", reasons(face.abstention_reasons())));
         }
-        text.push_str(&predictions(if answer.faces.len() > 1 { "    " } else { "  " }, &face.predictions));
+        let indent = if answer.faces.len() > 1 { "    " } else { "  " };
+        text.push_str(&predictions(indent, &face.predictions));
+        if let Some(embedding) = &face.embedding {
+            let n = embedding.values.len();
+            text.push_str(&format!("\n{indent}embedding of {n} numbers in {}; --json shows it", embedding.space));
+        }
     }
     text
 }
 
-fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
+pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
     reasons.map(reason).collect::<Vec<_>>().join(", ")
 }
 
@@ -129,7 +137,7 @@ fn predictions(indent: &str, predictions: &[v1::Prediction]) -> String {
 pub(super) fn said(prediction: &v1::Prediction) -> String {
     match &prediction.result {
         Some(Answer::Regression(r)) => regression(r),
-        Some(Answer::Classification(c)) => format!("{} ({:.0} %)", c.label, 100.0 * c.probability),
+        Some(Answer::Classification(c)) => format!("{} ({})", c.label, output::percent(c.probability)),
         None => String::new(),
     }
 }
@@ -172,7 +180,7 @@ mod tests {
             ],
             ..v1::PredictResponse::default()
         };
-        let lines = "a.jpg  models/face/versions/3  0 ms\n  age     34.2 years (27.0 to 41.5 with 90 %)\n  gender  female (93 %)";
+        let lines = "a.jpg  models/face/versions/3  0 ms\n  age     34.2 years (27.0 to 41.5 with 90 %)\n  gender  female (93.4 %)";
         assert_eq!(text("a.jpg", &answer), lines);
     }
 }

@@ -76,7 +76,8 @@ pub(super) async fn run(config: Config) -> anyhow::Result<bool> {
             Ok(()) = tokio::signal::ctrl_c() => {}
         }
     };
-    let welcome = tokio::spawn(welcome(address, config.training.roots.clone()));
+    let has_published = !config.models.published_dir.as_os_str().is_empty();
+    let welcome = tokio::spawn(welcome(address, config.training.roots.clone(), has_published));
     let served = grpc::run(config, listener, shutdown).await;
     welcome.abort();
     served?;
@@ -84,7 +85,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<bool> {
 }
 
 /// Says what to try, once the server is ready.
-async fn welcome(address: SocketAddr, roots: Vec<PathBuf>) -> anyhow::Result<()> {
+async fn welcome(address: SocketAddr, roots: Vec<PathBuf>, has_published: bool) -> anyhow::Result<()> {
     // A server on every address is reached by its own.
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let url = format!("http://{host}:{}", address.port());
@@ -93,7 +94,7 @@ async fn welcome(address: SocketAddr, roots: Vec<PathBuf>) -> anyhow::Result<()>
     while let Some(state) = states.message().await? {
         if state.status() == ServingStatus::Serving {
             let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
-            say!("{}", invitation(&program, address, &roots))?;
+            say!("{}", invitation(&program, address, &roots, has_published))?;
             break;
         }
     }
@@ -101,12 +102,21 @@ async fn welcome(address: SocketAddr, roots: Vec<PathBuf>) -> anyhow::Result<()>
 }
 
 /// `program` is what this one was called by, so that the lines can be pasted as they are.
-fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf]) -> String {
+fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_published: bool) -> String {
     let server = if address == SocketAddr::from(([127, 0, 0, 1], 50_051)) {
         String::new()
     } else {
         format!(" --server 127.0.0.1:{}", address.port())
     };
+    if has_published {
+        return format!(
+            "ready. In another terminal:\n  \
+             {program} predict PHOTO{server}\n  \
+             {program} collections create people{server}\n  \
+             {program} enroll --collection people PHOTO{server}\n  \
+             {program} similar --collection people PHOTO{server}"
+        );
+    }
     // As the other terminal may stand in another folder.
     let shown = |root: &PathBuf| root.canonicalize().unwrap_or_else(|_| root.clone()).display().to_string();
     let folder = roots.first().map_or_else(|| "FOLDER".to_owned(), shown);
@@ -128,11 +138,13 @@ mod tests {
 
     #[test]
     fn the_invitation_names_the_server_where_it_is_not_the_usual_one() {
-        let usual = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")]);
+        let usual = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
         assert!(usual.contains("--utkface photos\n") && !usual.contains("--server"), "{usual}");
-        let other = invitation("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[]);
+        let other = invitation("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[], false);
         assert_eq!(other.matches("--server 127.0.0.1:7").count(), 3, "{other}");
         assert_eq!(other.matches("  target/release/visage ").count(), 3, "{other}");
         assert!(other.contains("--training-root"), "{other}");
+        let published = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[], true);
+        assert!(published.contains("visage predict PHOTO") && !published.contains("train"), "{published}");
     }
 }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::{
     connection::Remote,
     face_options::Faces,
+    failure::Usage,
     names, output, photo,
     pictures::{self, Match},
 };
@@ -48,8 +49,8 @@ pub(super) struct SimilarArgs {
     /// Which of the photo's faces is looked for.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
-    /// Makes a page of the photo and its matches.
-    #[arg(long, value_name = "FILE.html", requires = "photo")]
+    /// Makes a page of what was looked for and its matches.
+    #[arg(long, value_name = "FILE.html")]
     sheet: Option<PathBuf>,
     /// Where the sheet's photos of the matches lie, named by their faces' ids; searched with its sub-folders.
     #[arg(long, value_name = "FOLDER", requires = "sheet")]
@@ -61,6 +62,9 @@ pub(super) struct SimilarArgs {
 /// Runs the command.
 pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
     let collection = names::collection(&args.collection);
+    if let Some(folder) = args.photos.as_ref().filter(|folder| !folder.is_dir()) {
+        bail!(Usage(format!("--photos {}: there is no such folder", folder.display())));
+    }
     let query = match (&args.photo, &args.face, &args.vector) {
         (Some(photo), ..) => Query::Image(photo::read(photo).await?),
         (_, Some(face), _) if face.contains('/') => Query::Face(names::face(face)),
@@ -83,8 +87,8 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
     };
     let mut server = args.remote.connect().await?;
     let found = server.visage.find_similar(args.remote.request(request)).await?.into_inner();
-    if let (Some(file), Some(photo)) = (&args.sheet, &args.photo) {
-        let page = sheet(photo, args.photos.as_deref(), &found)?;
+    if let Some(file) = &args.sheet {
+        let page = sheet(&args, &found)?;
         tokio::fs::write(file, page).await.with_context(|| file.display().to_string())?;
     }
     output::show(args.remote.json, &found, |found| {
@@ -96,39 +100,63 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         }
         let rows = found.matches.iter().map(|m| {
             let face = m.face.clone().unwrap_or_default();
-            let evidence = m.identity.as_ref().map(evidence).unwrap_or_default();
-            [format!("{:.4}", m.score), face.name, face.subject, labels(&face.labels), evidence]
+            let (same, false_matches) = m.identity.as_ref().map(evidence).unwrap_or_default();
+            [format!("{:.4}", m.score), id_of(&face.name), face.subject, labels(&face.labels), same, false_matches]
         });
-        output::table(["score", "face", "subject", "labels", "same person"], rows).to_string()
+        output::table(["score", "face", "subject", "labels", "same person", "false matches"], rows).to_string()
     })?;
     Ok(true)
 }
 
-/// What a score means, in a few words.
-pub(super) fn evidence(identity: &v1::IdentityEvidence) -> String {
-    let probability = format!("{:.1} %", 100.0 * identity.same_person_probability);
-    match &identity.false_match_rate {
-        Some(v1::FalseMatchRate { rate: Some(rate), supported: true, .. }) => {
-            format!("{probability}, false matches {rate:.0e}")
-        }
-        Some(rate) => format!("{probability}, false matches at most {:.0e}", rate.upper),
-        None => probability,
-    }
+/// What a score means: how probable it is that both are one person, and how often two people's photos score as much.
+pub(super) fn evidence(identity: &v1::IdentityEvidence) -> (String, String) {
+    let probability = output::percent(identity.same_person_probability);
+    let false_matches = match &identity.false_match_rate {
+        Some(v1::FalseMatchRate { rate: Some(rate), supported: true, .. }) => output::rate(*rate),
+        Some(rate) => format!("at most {}", output::rate(rate.upper)),
+        None => String::new(),
+    };
+    (probability, false_matches)
 }
 
-/// The page of a photo and its matches.
-fn sheet(query: &Path, photos: Option<&Path>, found: &v1::FindSimilarResponse) -> anyhow::Result<String> {
-    let bytes = std::fs::read(query).with_context(|| query.display().to_string())?;
-    let query = Match { title: query.display().to_string(), lines: vec!["looked for".to_owned()], photo: Some(bytes) };
+/// The page of what was looked for and its matches.
+fn sheet(args: &SimilarArgs, found: &v1::FindSimilarResponse) -> anyhow::Result<String> {
+    let photos = args.photos.as_deref();
+    let (title, photo) = match (&args.photo, &args.face) {
+        (Some(path), _) if path == Path::new("-") => ("standard input".to_owned(), None),
+        (Some(path), _) => {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            (path.display().to_string(), Some(bytes))
+        }
+        (None, Some(face)) => (id_of(face), photos.and_then(|folder| photo_of(folder, &id_of(face)))),
+        (None, None) => ("a vector".to_owned(), None),
+    };
+    let query = Match { title, lines: vec!["looked for".to_owned()], photo };
     let matches = found.matches.iter().map(|m| {
         let face = m.face.clone().unwrap_or_default();
-        let id = face.name.rsplit('/').next().unwrap_or_default().to_owned();
+        let id = id_of(&face.name);
         let mut lines = vec![format!("score {:.4}", m.score)];
-        lines.extend(m.identity.as_ref().map(evidence));
+        if let Some(identity) = &m.identity {
+            let (same, false_matches) = evidence(identity);
+            lines.push(format!("same person: {same}"));
+            lines.push(format!("false matches: {false_matches}"));
+        }
         lines.extend((!face.subject.is_empty()).then(|| format!("subject {}", face.subject)));
         Match { title: id.clone(), lines, photo: photos.and_then(|folder| photo_of(folder, &id)) }
     });
-    Ok(pictures::sheet(&query, &matches.collect::<Vec<_>>()))
+    let about = format!(
+        "Faces of {} that are most alike, by {}. A score is the cosine of two embeddings. \"Same person\" is the \
+         probability of that if it was as likely as not before looking; \"false matches\" is how often photos of \
+         different people score as much.",
+        names::collection(&args.collection),
+        found.embedding_space,
+    );
+    Ok(pictures::sheet(&about, &query, &matches.collect::<Vec<_>>()))
+}
+
+/// A face's own part of its name.
+fn id_of(face: &str) -> String {
+    face.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// The photo in a folder whose name is the face's id.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::evidence::report;
+use super::{evidence::report, peers::PeerArgs};
 use crate::proto::v1;
 
 /// The model that every suite trains.
@@ -31,12 +31,8 @@ pub(super) struct BenchArgs {
     /// Writes the rows as JSON too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The Python that has the packages of benches/peers/requirements.txt; without it peers are left out, and said to be.
-    #[arg(long, value_name = "PYTHON", env = "VISAGE_PYTHON")]
-    python: Option<PathBuf>,
-    /// The folder of the peers' scripts.
-    #[arg(long, value_name = "FOLDER", default_value = "benches/peers")]
-    peers: PathBuf,
+    #[command(flatten)]
+    peers: PeerArgs,
 }
 
 /// A set of measurements.

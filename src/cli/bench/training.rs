@@ -3,12 +3,9 @@
 //! The peer has its pictures decoded in memory before its clock starts, as the run has by its second epoch, so that both
 //! sides are timed on the same work: augment, normalise, forward, loss, backward, optimiser step.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Deserialize;
 
 use super::{BenchArgs, photos, train_request};
@@ -46,7 +43,7 @@ pub(super) async fn measure(args: &BenchArgs) -> anyhow::Result<Vec<Row>> {
     let (mut ours, mut plain, mut tuned) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..N_ROUNDS {
         ours.push(run(&mut server, &folder).await?);
-        if let Some(figures) = peer(args)? {
+        if let Some(figures) = peer(args).await? {
             plain.push(figures.images_per_second);
             tuned.push(figures.images_per_second_channels_last);
         }
@@ -97,19 +94,9 @@ async fn run(server: &mut LocalServer, folder: &Path) -> anyhow::Result<f64> {
 }
 
 /// The peer's figures; nothing without a Python.
-fn peer(args: &BenchArgs) -> anyhow::Result<Option<PeerFigures>> {
-    let Some(python) = &args.python else { return Ok(None) };
-    let script = args.peers.join("training.py");
-    let progress = output::counter("the PyTorch loop");
-    let output = Command::new(python)
-        .arg(&script)
-        .args(["--size", &IMAGE_SIZE_PX.to_string(), "--batch-size", &BATCH_SIZE.to_string()])
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| python.display().to_string())?;
-    progress.finish_and_clear();
-    if !output.status.success() {
-        bail!("{} failed ({}); `make bench SUITE=training` installs what it needs", script.display(), output.status);
-    }
-    Ok(Some(serde_json::from_slice(&output.stdout).with_context(|| format!("{}'s figures", script.display()))?))
+async fn peer(args: &BenchArgs) -> anyhow::Result<Option<PeerFigures>> {
+    let (size, batch_size) = (IMAGE_SIZE_PX.to_string(), BATCH_SIZE.to_string());
+    let arguments = ["--size", &size, "--batch-size", &batch_size];
+    let figures = args.peers.ask("peers/training.py", &arguments, &(), ("the PyTorch loop", 1)).await?;
+    Ok(figures.and_then(|figures| figures.into_iter().next()))
 }
