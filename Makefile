@@ -24,6 +24,10 @@ WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTOR
 # Begins a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
 WITH_WEIGHTS = VISAGE_WEIGHTS="$$($(PYTHON) deploy/fetch_weights.py)"; export VISAGE_WEIGHTS
 
+# Begins a recipe that runs peers: the Python that has them.
+WITH_PEERS = VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt \
+  --no-deps benches/peers/requirements-no-deps.txt)"; export VISAGE_PYTHON
+
 .PHONY: help build serve test lint fmt bench eval clean tools
 
 help: ## Show this list
@@ -70,17 +74,19 @@ lint: tools ## Check format, clippy, documentation, dependencies and Python type
 fmt: tools ## Format the code
 	@cargo fmt
 
-eval: build ## Measure quality on a folder (DATA=) into target/evidence/<suite>.json
+eval: build ## Measure quality on a folder (DATA=, SUITE=faces or training; both without it) into target/evidence
 	@$(if $(DATA),,echo 'eval needs a folder: make eval DATA=FOLDER (it holds faces.csv)' >&2; exit 2;) \
-	$(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
-	for suite in $(or $(SUITE),faces); do \
-	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$suite.json" $(ARGS); \
-	done
+	$(WITH_PEERS); $(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
+	missed=0; \
+	for suite in $(or $(SUITE),faces training); do \
+	  case "$$suite" in training) name=training-quality;; *) name=$$suite;; esac; \
+	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$name.json" \
+	    --page "$(EVIDENCE)/$$name.html" $(ARGS) || missed=1; \
+	done; \
+	exit $$missed
 
 bench: build ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
-	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt \
-	  --no-deps benches/peers/requirements-no-deps.txt)"; export VISAGE_PYTHON; \
-	$(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
+	@$(WITH_PEERS); $(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	missed=0; \
 	for suite in $(or $(SUITE),training serve similar); do \
 	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \

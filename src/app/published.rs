@@ -241,7 +241,9 @@ impl Published {
         let place = folder.join(&entry.folder);
         let weights = blocking(move || read_files(network, |name| Ok(place.join(name)))).await.map_err(|error| {
             // What is not there has not been fetched.
-            AppError::PublishedWeights { detail: format!("{error}; deploy/fetch_weights.py fetches what belongs there") }
+            AppError::PublishedWeights {
+                detail: format!("{error}; deploy/fetch_weights.py fetches what belongs there"),
+            }
         })?;
         if !entry.is_of(&weights.digests) {
             let detail = format!(

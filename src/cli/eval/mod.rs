@@ -16,8 +16,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use self::table::FaceTable;
-use super::{evidence::report, peers::PeerArgs};
+use self::{page::Figure, table::FaceTable};
+use super::{
+    evidence::{Row, report},
+    peers::PeerArgs,
+};
 
 /// Measures quality on an evaluation folder, whose form docs/evidence.md tells.
 #[derive(Args, Debug)]
@@ -36,6 +39,9 @@ pub(super) struct EvalArgs {
     /// Writes the rows as JSON too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes a page for people: every row, and from the suite faces distributions, curves, groups and the worst errors.
+    #[arg(long, value_name = "FILE.html")]
+    page: Option<PathBuf>,
     #[command(flatten)]
     faces: faces::FacesArgs,
     #[command(flatten)]
@@ -53,13 +59,23 @@ enum Suite {
     Training,
 }
 
+/// What a suite or a part of one found.
+#[derive(Default)]
+struct Findings {
+    rows: Vec<Row>,
+    figures: Vec<Figure>,
+}
+
 /// Runs the suite; `false` when a bar was missed.
 pub(super) async fn run(args: EvalArgs) -> anyhow::Result<bool> {
     let data = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let table = FaceTable::read(&data)?;
-    let rows = match args.suite {
-        Suite::Faces => faces::measure(&args.faces, &args.peers, &data, &table).await?,
-        Suite::Training => training::measure(&args.training, &data, &table).await?,
+    let (suite, found) = match args.suite {
+        Suite::Faces => (faces::SUITE, faces::measure(&args.faces, &args.peers, &data, &table).await?),
+        Suite::Training => (training::SUITE, training::measure(&args.training, &data, &table).await?),
     };
-    report(&rows, args.json.as_deref())
+    if let Some(file) = &args.page {
+        page::write(file, suite, &found)?;
+    }
+    report(&found.rows, args.json.as_deref())
 }

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 
+use super::Findings;
 use crate::cli::{
     evidence::{self, Row},
     pictures::escaped,
@@ -58,8 +59,8 @@ impl Figure {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub(super) fn write(file: &Path, suite: &str, rows: &[Row], figures: &[Figure]) -> anyhow::Result<()> {
-    let page = html(suite, rows, figures);
+pub(super) fn write(file: &Path, suite: &str, found: &Findings) -> anyhow::Result<()> {
+    let page = html(suite, &found.rows, &found.figures);
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }

@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::{
+    Findings,
     faces::asking,
     metrics::{PairScores, mean, root_mean_square, share},
     table::{FaceTable, people},
@@ -19,7 +20,7 @@ use crate::{
     proto::v1::{self, prediction::Result as Answer, watch_training_run_response::Event},
 };
 
-const SUITE: &str = "training";
+pub(super) const SUITE: &str = "training";
 const MODEL: &str = "models/face";
 
 /// How the model is trained.
@@ -44,7 +45,7 @@ pub(super) struct TrainingArgs {
 }
 
 /// Trains and measures.
-pub(super) async fn measure(args: &TrainingArgs, data: &Path, table: &FaceTable) -> anyhow::Result<Vec<Row>> {
+pub(super) async fn measure(args: &TrainingArgs, data: &Path, table: &FaceTable) -> anyhow::Result<Findings> {
     if !table.has_age && !table.has_gender {
         bail!("faces.csv has neither a column `age` nor one `gender`: there is nothing to learn");
     }
@@ -53,7 +54,7 @@ pub(super) async fn measure(args: &TrainingArgs, data: &Path, table: &FaceTable)
     rows.extend(predict(&mut server, table).await?);
     rows.extend(identities(&mut server, data).await?);
     server.stop().await?;
-    Ok(rows)
+    Ok(Findings { rows, figures: Vec::new() })
 }
 
 async fn train(

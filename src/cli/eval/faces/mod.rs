@@ -18,13 +18,10 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use self::server::ServerProcess;
-use super::{
-    page::{self, Figure},
-    table::FaceTable,
-};
-use crate::cli::{evidence::Row, failure::Usage, peers::PeerArgs};
+use super::{Findings, table::FaceTable};
+use crate::cli::{failure::Usage, peers::PeerArgs};
 
-const SUITE: &str = "faces";
+pub(super) const SUITE: &str = "faces";
 
 /// What the suite needs beside the folder.
 #[derive(Args, Debug)]
@@ -36,9 +33,6 @@ pub(super) struct FacesArgs {
     /// Only these parts; all without it. May be given more than once.
     #[arg(long, value_enum)]
     part: Vec<Part>,
-    /// Writes a page for people: distributions, curves, the worst errors, groups.
-    #[arg(long, value_name = "FILE.html")]
-    page: Option<PathBuf>,
 }
 
 /// A part of the suite.
@@ -60,13 +54,6 @@ enum Part {
     Hostile,
 }
 
-/// What a part found.
-#[derive(Default)]
-struct Findings {
-    rows: Vec<Row>,
-    figures: Vec<Figure>,
-}
-
 /// What every part works with.
 struct Setup<'a> {
     server: ServerProcess,
@@ -76,13 +63,13 @@ struct Setup<'a> {
     table: &'a FaceTable,
 }
 
-/// Measures; writes the page if asked.
+/// Measures.
 pub(super) async fn measure(
     args: &FacesArgs,
     peers: &PeerArgs,
     data: &Path,
     table: &FaceTable,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Findings> {
     let Some(weights) = &args.weights else {
         return Err(Usage(
             "--weights (or VISAGE_WEIGHTS) must name the published weights; `make eval` sets it".to_owned(),
@@ -113,8 +100,5 @@ pub(super) async fn measure(
         figures.extend(found.figures);
     }
     setup.server.stop().await?;
-    if let Some(file) = &args.page {
-        page::write(file, SUITE, &rows, &figures)?;
-    }
-    Ok(rows)
+    Ok(Findings { rows, figures })
 }
