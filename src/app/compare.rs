@@ -44,8 +44,11 @@ impl App {
         }
         let wants = single_face("face_selection", request.selection)?;
         let space = self.models.resolve_space(&request.space).await?;
-        let read = |image| self.photos.read(call, space.version(), image, &wants);
-        let (first, second) = try_join(read(request.first), read(request.second)).await?;
+        let read = async |field, image| {
+            self.photos.read(call, space.version(), image, &wants).await.map_err(|error| error.of_image(field))
+        };
+        let (first, second) =
+            try_join(read("first_image", request.first), read("second_image", request.second)).await?;
         let mut answer = v1::CompareFacesResponse {
             embedding_space: space.to_string(),
             first_face: face(&first),

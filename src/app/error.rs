@@ -110,6 +110,14 @@ pub enum AppError {
     /// Of the picture.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Of one of a request's pictures.
+    #[error("{field}: {source}")]
+    ImageOf {
+        /// Where it stands in the request.
+        field: &'static str,
+        /// What is wrong with it.
+        source: ImageError,
+    },
     /// Of the similarity layer.
     #[error(transparent)]
     Similarity(#[from] SimilarityError),
@@ -125,6 +133,14 @@ pub enum AppError {
 }
 
 impl AppError {
+    /// The same error, told of a field where it is of a picture.
+    pub(super) fn of_image(self, field: &'static str) -> Self {
+        match self {
+            Self::Image(source) => Self::ImageOf { field, source },
+            other => other,
+        }
+    }
+
     /// A wrong request field.
     pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::FieldInvalid { field: field.into(), description: description.into() }
@@ -145,7 +161,7 @@ impl AppError {
             Self::Internal(_) | Self::PublishedWeights { .. } => Kind::Internal,
             Self::Registry(e) => e.kind(),
             Self::Serve(e) => e.kind(),
-            Self::Image(e) => e.kind(),
+            Self::Image(e) | Self::ImageOf { source: e, .. } => e.kind(),
             Self::Similarity(e) => e.kind(),
             Self::Training(e) => e.kind(),
             Self::Nn(e) => e.kind(),

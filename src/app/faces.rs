@@ -101,14 +101,9 @@ impl Faces {
         let version = self.models.resolve(space.version())?;
         // Loaded before anybody asks the collection, and from then on for its sake.
         let manifest = self.models.ready(&version).await?;
-        let Some(known) = manifest.embedding_layers.iter().find(|l| l.layer == space.layer()) else {
-            let layers: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
-            return Err(AppError::UnsupportedByModel {
-                version: version.to_string(),
-                what: format!("has no embedding layer {:?}; it has: {}", space.layer(), layers.join(", ")),
-            });
-        };
-        let new = NewCollection { id, space, dimensions: known.dimensions as usize, display_name };
+        let layer = manifest.embedding_layers.iter().find(|layer| layer.layer == space.layer());
+        let dimensions = layer.map_or(0, |layer| layer.dimensions as usize);
+        let new = NewCollection { id, space, dimensions, display_name };
         let turn = self.models.turn(&version).await;
         // Again, for it may have been unloaded or deleted before the turn came.
         self.models.load(&version).await?;
@@ -238,6 +233,7 @@ impl Faces {
         min_score: Option<f32>,
         exact: bool,
     ) -> Result<v1::FindSimilarResponse, AppError> {
+        self.index.check_query(k, min_score)?;
         let target = match wanted {
             Wanted::Like(source) => Target::Vector(self.embed(call, &collection, source).await?.0),
             Wanted::LikeFace(face) => Target::Face(face),
@@ -299,7 +295,7 @@ impl Faces {
                 embedding_of("image", read, &own)?
             }
         };
-        Ok((Embedding::new("vector", values, record.dimensions as usize)?, own))
+        Ok((Embedding::new("embedding", values, record.dimensions as usize)?, own))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     },
     registry::{GOLDEN_SEED, ModelId, NewVersion, Origin, VersionName, golden},
     serving::{ServeError, ServingPool},
-    training::{Head, Roots, architecture},
+    training::{Head, Roots, TrainingError, architecture},
 };
 
 /// The longest licence and source that are kept, in bytes.
@@ -63,6 +63,7 @@ impl App {
                 return Err(AppError::field(field, "is for networks that read faces; a ResNet reads whole photos"));
             }
         }
+        architecture("architecture", request.architecture)?;
         let heads = Head::parse_all("heads", &request.heads)?;
         if let Some(open) = heads.iter().find(|h| h.has_open_labels()) {
             return Err(AppError::field("heads", format!("the labels of {:?} must be given for an import", open.name)));
@@ -71,7 +72,6 @@ impl App {
             .ok()
             .filter(|px| (32..=512).contains(px) && px % 32 == 0)
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
-        architecture("architecture", request.architecture)?;
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let tensors = self.one_import(move || Ok(read_weights(&roots.resolve("weights_path", &path)?)?)).await?;
         Ok(NewVersion {
@@ -95,9 +95,15 @@ impl App {
         let published = Published::read()?;
         let resolved = |field: &'static str, reference: &str| match reference {
             "" => Err(AppError::field(field, "must name a version that this network is used with")),
-            reference => self.models.resolve(reference),
+            reference => self.models.resolve_field(field, reference),
         };
         let detector = match network {
+            PublishedNetwork::Mtcnn if !request.detector.is_empty() => {
+                return Err(AppError::field(
+                    "detector",
+                    "is for networks that read faces; ARCHITECTURE_MTCNN finds them",
+                ));
+            }
             PublishedNetwork::Mtcnn => None,
             _ => Some(resolved("detector", &request.detector)?),
         };
@@ -112,7 +118,7 @@ impl App {
             _ if network != PublishedNetwork::DlibAgeGender => {
                 return Err(AppError::field("embedder", "is only for ARCHITECTURE_DLIB_AGE_GENDER"));
             }
-            reference => self.models.first_space(&self.models.resolve(reference)?).await?,
+            reference => self.models.first_space(&self.models.resolve_field("embedder", reference)?).await?,
         };
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
@@ -183,7 +189,7 @@ pub(super) fn read_files(
     let mut weights = PublishedWeights { tensors: Vec::new(), digests: BTreeMap::new() };
     for file in network.files() {
         let path = match place(file.name) {
-            Err(_) if file.is_optional => continue,
+            Err(AppError::Training(TrainingError::FileNotFound { .. })) if file.is_optional => continue,
             path => path?,
         };
         if file.is_optional && !path.exists() {
@@ -252,6 +258,11 @@ pub(super) async fn register_verified(
         ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
         other => other.into(),
     })?;
+    if let Some(at) = outputs.iter().position(|output| !output.is_finite()) {
+        // It would answer nothing, and could not be told from damage later.
+        let detail = format!("they answer {} where a number should be (output {at} of a test picture)", outputs[at]);
+        return Err(AppError::Nn(NnError::WeightsMismatch { detail }));
+    }
     new.golden = Some(golden(outputs));
     let models = models.clone();
     detached(async move {

@@ -144,7 +144,8 @@ impl App {
             },
         )?);
         let models = Models::open(registry, serving.clone(), default_model, Arc::clone(&index))?;
-        let photos = Photos::new(models.clone(), pixels, serving.clone(), config.faces.clone());
+        let photos =
+            Photos::new(models.clone(), pixels, serving.clone(), config.faces.clone(), config.serving.queue_capacity);
         let faces = Faces::new(Arc::clone(&store), index, models.clone(), photos.clone());
         let runs = Runs::open(
             Arc::clone(&store),

@@ -10,12 +10,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{AppError, Idempotent, Page, Paged, blocking, detached};
 use crate::{
     proto::{store::VersionRecord, v1},
-    registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName},
+    registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName, partners},
     serving::{EngineSource, LoadState, ServingPool},
     similarity::{EmbeddingSpace, SimilarityIndex},
 };
@@ -112,7 +113,15 @@ impl Models {
     /// # Errors
     /// [`RegistryError`] for a name that is malformed or means nothing.
     pub fn resolve(&self, reference: &str) -> Result<VersionName, AppError> {
-        let reference = if reference.is_empty() { self.default_ref()? } else { ModelRef::parse("model", reference)? };
+        self.resolve_field("model", reference)
+    }
+
+    /// As [`Models::resolve`], of a request's field.
+    ///
+    /// # Errors
+    /// As [`Models::resolve`].
+    pub fn resolve_field(&self, field: &'static str, reference: &str) -> Result<VersionName, AppError> {
+        let reference = if reference.is_empty() { self.default_ref()? } else { ModelRef::parse(field, reference)? };
         match reference {
             ModelRef::Version(version) => Ok(version),
             ModelRef::Alias { model, alias } => {
@@ -186,25 +195,32 @@ impl Models {
         Ok(manifest)
     }
 
-    /// The turn to load or unload a version, or to make it needed or not. Whoever holds one takes no other.
+    /// The turn to load or unload a version, or to make it needed or not. Whoever holds one takes no other but those of
+    /// the versions that this one works with.
     pub(super) async fn turn(&self, version: &VersionName) -> OwnedMutexGuard<()> {
         let turn = Arc::clone(lock(&self.shared.turns).entry(version.clone()).or_default());
         turn.lock_owned().await
     }
 
-    /// Loads a version, whose turn the caller has.
-    pub(super) async fn load(&self, version: &VersionName) -> Result<(), AppError> {
-        let name = version.to_string();
-        if self.shared.serving.state(&name) == LoadState::Loaded {
-            return Ok(());
-        }
-        let manifest = self.manifest(version).await?;
-        let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
-        let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
-        let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
-        self.shared.serving.load(&name, source).await?;
-        tracing::info!(version = %name, "loaded");
-        Ok(())
+    /// Loads a version, whose turn the caller has, and before it those that it works with.
+    pub(super) fn load<'a>(&'a self, version: &'a VersionName) -> BoxFuture<'a, Result<(), AppError>> {
+        Box::pin(async move {
+            let name = version.to_string();
+            if self.shared.serving.state(&name) == LoadState::Loaded {
+                return Ok(());
+            }
+            let manifest = self.manifest(version).await?;
+            // A version works with others, and those with none that works with it: there is no circle.
+            for partner in partners(&manifest)? {
+                self.ready(&partner).await?;
+            }
+            let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
+            let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
+            let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
+            self.shared.serving.load(&name, source).await?;
+            tracing::info!(version = %name, "loaded");
+            Ok(())
+        })
     }
 
     /// Points an alias at a version, or removes it.
@@ -331,10 +347,18 @@ impl Models {
             Some((model, layer)) => (model, Some(layer)),
             None => (reference, None),
         };
-        let version = self.resolve(model)?;
+        let version = self.resolve_field("embedding_space", model)?;
         let manifest = self.manifest(&version).await?;
         let paired = manifest.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()).map(|c| &c.embedding_space);
         let space = match (layer, paired) {
+            (Some(layer), _) if manifest.embedding_layers.iter().all(|known| known.layer != layer) => {
+                let known: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
+                let what = match known.as_slice() {
+                    [] => "has no embedding layers".to_owned(),
+                    known => format!("has no embedding layer {layer:?}; it has: {}", known.join(", ")),
+                };
+                return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
+            }
             (Some(layer), _) => format!("{version}#{layer}"),
             (None, Some(paired)) if !paired.is_empty() => paired.clone(),
             (None, _) => self.first_space(&version).await?,
@@ -359,11 +383,10 @@ impl Models {
         let models = self.clone();
         tokio::spawn(async move {
             let _turn = models.turn(&version).await;
-            // A space that cannot be read is damage that others tell of; what it needs stays.
-            let compared = models.shared.index.collection_of_version(&version.to_string());
-            if models.aliases_of(&version).is_empty() && matches!(compared, Ok(None)) {
+            // What cannot be read is damage that others tell of; what it may need stays.
+            if matches!(models.needed_by(&version).await, Ok(None)) {
                 models.shared.serving.unload(&version.to_string()).await;
-                tracing::info!(%version, "unloaded: no alias and no collection needs it");
+                tracing::info!(%version, "unloaded: nothing needs it");
             }
         });
     }
@@ -381,18 +404,43 @@ impl Models {
             .collect()
     }
 
+    /// What keeps a version loaded: an alias, a collection, or another version that is kept.
+    async fn needed_by(&self, version: &VersionName) -> Result<Option<String>, AppError> {
+        let mut looked_at = vec![version.clone()];
+        let mut next = 0;
+        while let Some(one) = looked_at.get(next).cloned() {
+            next += 1;
+            let by = match self.aliases_of(&one).first() {
+                Some(alias) => Some(format!("the alias {alias}")),
+                None => {
+                    let collection = self.shared.index.collection_of_version(&one.to_string())?;
+                    collection.map(|collection| format!("collections/{collection}"))
+                }
+            };
+            if let Some(by) = by {
+                return Ok(Some(if one == *version { by } else { one.to_string() }));
+            }
+            let registry = Arc::clone(&self.shared.registry);
+            let dependents = blocking(move || Ok(registry.dependents(&one)?)).await?;
+            for dependent in dependents {
+                if !looked_at.contains(&dependent) {
+                    looked_at.push(dependent);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Frees a version's memory.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias points at it or a collection compares with it.
+    /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version works with it of
+    /// which one of these is true.
     pub async fn unload(&self, version: &VersionName) -> Result<(), AppError> {
         self.manifest(version).await?;
         let _turn = self.turn(version).await;
-        if let Some(alias) = self.aliases_of(version).first() {
-            return Err(in_use(version, format!("the alias {alias}")));
-        }
-        if let Some(collection) = self.shared.index.collection_of_version(&version.to_string())? {
-            return Err(in_use(version, format!("collections/{collection}")));
+        if let Some(by) = self.needed_by(version).await? {
+            return Err(in_use(version, by));
         }
         self.shared.serving.unload(&version.to_string()).await;
         Ok(())
@@ -401,7 +449,7 @@ impl Models {
     /// Forgets a version and its weights.
     ///
     /// # Errors
-    /// When there is no such version; [`RegistryError::InUse`] while an alias or a collection needs it.
+    /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
     pub async fn delete(&self, version: &VersionName) -> Result<(), AppError> {
         self.manifest(version).await?;
         let (models, version) = (self.clone(), version.clone());

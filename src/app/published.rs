@@ -179,9 +179,9 @@ impl Entry {
         self.files == *digests
     }
 
-    /// What a version that was made of this entry says it was imported from.
-    fn imported_from(&self) -> String {
-        format!("published/{} revision {}", self.folder, self.revision)
+    /// What a version that was made of this entry is known by.
+    fn published_as(&self) -> String {
+        format!("{} revision {}", self.folder, self.revision)
     }
 
     fn calibrations(&self) -> Vec<HeadCalibration> {
@@ -235,7 +235,7 @@ impl Published {
         paired: Paired,
     ) -> Result<VersionName, AppError> {
         let model = ModelId::parse("model", &entry.model)?;
-        if let Some(version) = existing(models, &model, entry.imported_from()).await? {
+        if let Some(version) = existing(models, &model, entry.published_as()).await? {
             return Ok(version);
         }
         let place = folder.join(&entry.folder);
@@ -253,7 +253,7 @@ impl Published {
             return Err(AppError::PublishedWeights { detail });
         }
         let origin = Origin {
-            imported_from: entry.imported_from(),
+            published_as: entry.published_as(),
             licence: entry.licence.clone(),
             source: entry.source.clone(),
             ..Origin::default()
@@ -266,8 +266,8 @@ impl Published {
     }
 }
 
-/// The version of a model that says that it was imported from there, if there is one.
-async fn existing(models: &Models, model: &ModelId, from: String) -> Result<Option<VersionName>, AppError> {
+/// The version of a model that was made of an entry, if there is one.
+async fn existing(models: &Models, model: &ModelId, published_as: String) -> Result<Option<VersionName>, AppError> {
     let (registry, model) = (Arc::clone(models.registry()), model.clone());
     blocking(move || {
         let mut before = None;
@@ -278,7 +278,7 @@ async fn existing(models: &Models, model: &ModelId, from: String) -> Result<Opti
             };
             let Some(last) = page.last() else { return Ok(None) };
             before = Some(last.number);
-            if let Some(record) = page.iter().find(|record| record.imported_from == from) {
+            if let Some(record) = page.iter().find(|record| record.published_as == published_as) {
                 return Ok(Some(VersionName::of(record)));
             }
         }

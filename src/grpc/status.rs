@@ -181,6 +181,7 @@ fn app_row(error: &AppError) -> Row {
         AppError::Registry(e) => registry_row(e),
         AppError::Serve(e) => serve_row(e),
         AppError::Image(e) => image_row(e),
+        AppError::ImageOf { field, source } => image_row(source).with("field", field),
         AppError::Similarity(e) => similarity_row(e),
         AppError::Training(e) => training_row(e),
         AppError::Nn(e) => nn_row(e),

@@ -30,6 +30,10 @@ pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Content<
 
 fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Content<'a>)> {
     let key = varint(rest)?;
+    if key >> 3 == 0 {
+        // No field has this number; a file of zeros would be millions of them.
+        return None;
+    }
     let content = match key & 7 {
         0 => Content::Number(varint(rest)?),
         1 => {

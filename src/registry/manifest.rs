@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::{ModelId, RegistryError, VersionName};
+use super::{ModelId, ModelRef, RegistryError, VersionName};
 use crate::{
     nn::{Dtype, TensorData},
     proto::{
@@ -61,6 +61,8 @@ pub struct Origin {
     pub licence: String,
     /// Where the weights were published.
     pub source: String,
+    /// The entry and revision of the published weights that the server registered it as, of itself.
+    pub published_as: String,
 }
 
 /// The seed of every version's golden input.
@@ -108,6 +110,7 @@ impl NewVersion {
             parent_version: self.origin.parent_version.clone(),
             licence: self.origin.licence.clone(),
             source: self.origin.source.clone(),
+            published_as: self.origin.published_as.clone(),
             thresholds: self.thresholds,
             identity: self.identity.clone(),
             digest: Vec::new(),
@@ -119,6 +122,26 @@ impl NewVersion {
 pub(super) fn manifest_digest(record: &VersionRecord) -> Vec<u8> {
     let bare = VersionRecord { digest: Vec::new(), ..record.clone() };
     Sha256::digest(bare.encode_to_vec()).to_vec()
+}
+
+/// The versions that a version answers with: the detector that finds its faces, the one whose embedding its answers are
+/// paired with.
+///
+/// # Errors
+/// When its manifest names what is no version.
+pub fn partners(record: &VersionRecord) -> Result<Vec<VersionName>, RegistryError> {
+    let Some(chip) = record.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()) else { return Ok(Vec::new()) };
+    let embedder = chip.embedding_space.split('#').next().unwrap_or_default();
+    let named = [chip.detector.as_str(), embedder].into_iter().filter(|name| !name.is_empty());
+    named
+        .map(|name| match ModelRef::parse("partner", name) {
+            Ok(ModelRef::Version(version)) => Ok(version),
+            Ok(ModelRef::Alias { .. }) | Err(_) => Err(RegistryError::CorruptVersion {
+                version: VersionName::of(record),
+                detail: format!("it works with {name:?}, which is no version"),
+            }),
+        })
+        .collect()
 }
 
 /// Bytes of a version's tensors.

@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use error::RegistryError;
-pub use manifest::{GOLDEN_SEED, NewVersion, Origin, golden, weight_bytes};
+pub use manifest::{GOLDEN_SEED, NewVersion, Origin, golden, partners, weight_bytes};
 pub use names::{AliasName, ModelId, ModelRef, VersionName};
 
 use crate::{

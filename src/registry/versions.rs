@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::PoisonError};
 
 use super::{
     ModelId, NewVersion, Registry, RegistryError, VersionName,
-    manifest::{dtype, manifest_digest, tensor_ref},
+    manifest::{dtype, manifest_digest, partners, tensor_ref},
 };
 use crate::{
     nn::TensorData,
@@ -20,7 +20,8 @@ impl Registry {
     /// of a model without a champion becomes it.
     ///
     /// # Errors
-    /// When the store fails; nothing is registered then.
+    /// [`RegistryError::VersionNotFound`] when a version that it works with is gone, and when the store fails; nothing is
+    /// registered then.
     pub fn register(
         &self,
         new: NewVersion,
@@ -37,6 +38,9 @@ impl Registry {
             let key = VersionName::of(&record).key();
             batch.require_absent(Table::Versions, &key).put_record(Table::Versions, &key, &record);
             batch.extend(self.champion_writes(&new.model, record.number)?);
+            for partner in partners(&record)? {
+                batch.require_equals(Table::Versions, &partner.key(), self.version_bytes(&partner)?);
+            }
             batch.extend(extra(&record));
             match self.store.commit(batch) {
                 Ok(()) => return Ok(record),
@@ -118,9 +122,14 @@ impl Registry {
     /// Forgets a version, and the tensors that no other has.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias points at it.
+    /// [`RegistryError::InUse`] while an alias points at it or another version works with it.
     pub fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
         let turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // None that works with it comes between the look and the commit.
+        let no_register = self.sweeping.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dependent) = self.dependents(version)?.first() {
+            return Err(RegistryError::InUse { what: version.to_string(), by: dependent.to_string() });
+        }
         loop {
             let view = self.get_model(&version.model)?;
             if let Some((alias, _)) = view.aliases.iter().find(|(_, number)| **number == version.number) {
@@ -143,9 +152,36 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         }
-        drop(turn);
+        drop((turn, no_register));
         self.sweep_orphans()?;
         Ok(())
+    }
+
+    /// The versions that work with a version, see [`partners`].
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn dependents(&self, version: &VersionName) -> Result<Vec<VersionName>, RegistryError> {
+        let mut dependents = Vec::new();
+        self.each_version(|record| {
+            // A manifest that names no version has no partner to lose.
+            if partners(record).is_ok_and(|partners| partners.contains(version)) {
+                dependents.push(VersionName::of(record));
+            }
+        })?;
+        Ok(dependents)
+    }
+
+    /// Shows every manifest, in no order that means anything.
+    fn each_version(&self, mut look: impl FnMut(&VersionRecord)) -> Result<(), RegistryError> {
+        let mut after = None;
+        loop {
+            let range = Range { after, ..Range::default() };
+            let rows = self.store.scan_records::<VersionRecord>(Table::Versions, &range, PAGE)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = Some(last.clone());
+            rows.iter().for_each(|(_, record)| look(record));
+        }
     }
 
     /// Removes the blobs that no manifest names.
@@ -155,15 +191,9 @@ impl Registry {
     pub fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write().unwrap_or_else(PoisonError::into_inner);
         let mut live = HashSet::new();
-        let mut after = None;
-        loop {
-            let range = Range { after, ..Range::default() };
-            let rows = self.store.scan_records::<VersionRecord>(Table::Versions, &range, PAGE)?;
-            let Some((last, _)) = rows.last() else { break };
-            after = Some(last.clone());
-            let blobs = rows.iter().flat_map(|(_, record)| &record.tensors);
-            live.extend(blobs.filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));
-        }
+        self.each_version(|record| {
+            live.extend(record.tensors.iter().filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));
+        })?;
         Ok(self.blobs.sweep(&live)?)
     }
 }

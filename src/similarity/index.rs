@@ -391,19 +391,29 @@ impl SimilarityIndex {
         }
     }
 
+    /// Refuses what [`SimilarityIndex::search`] would, before a photo is read for it.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Invalid`] for a `k` or threshold out of range.
+    pub fn check_query(&self, k: usize, min_score: Option<f32>) -> Result<(), SimilarityError> {
+        let max_k = self.shared.settings.max_k;
+        if !(1..=max_k).contains(&k) {
+            return Err(SimilarityError::invalid("k", format!("must be 1 to {max_k}, not {k}")));
+        }
+        if min_score.is_some_and(|score| !(-1.0..=1.0).contains(&score)) {
+            return Err(SimilarityError::invalid("min_score", "must be -1 to 1"));
+        }
+        Ok(())
+    }
+
     /// The faces nearest to a target.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range, [`SimilarityError::CollectionNotFound`],
     /// [`SimilarityError::FaceNotFound`].
     pub fn search(&self, id: &CollectionId, query: &Query) -> Result<SearchResult, SimilarityError> {
+        self.check_query(query.k, query.min_score)?;
         let settings = &self.shared.settings;
-        if !(1..=settings.max_k).contains(&query.k) {
-            return Err(SimilarityError::invalid("k", format!("must be 1 to {}, not {}", settings.max_k, query.k)));
-        }
-        if query.min_score.is_some_and(|score| !(-1.0..=1.0).contains(&score)) {
-            return Err(SimilarityError::invalid("min_score", "must be -1 to 1"));
-        }
         let collection = self.collection(id)?;
         let (vector, itself) = match &query.target {
             Target::Vector(embedding) => (embedding.values().to_vec(), None),

@@ -161,11 +161,15 @@ fn finish(
         .ok_or_else(|| unreadable(format, "it has no pixels"))
 }
 
+/// The longest side in pixels that is decoded, JPEG's own. A picture that is one pixel wide and millions long costs its
+/// scaling far more than its pixels say.
+const MAX_SIDE_PX: u32 = 65_535;
+
 /// Refuses what is over the caps. The memory held at the peak is the decoder's output and a second picture of three
 /// bytes a pixel (converted or turned), so the cap on bytes is a cap on pixels, too.
 fn check_size((width, height): (u32, u32), bytes_per_pixel: u8, limits: &DecodeLimits) -> Result<(), ImageError> {
     let max_pixels = limits.max_pixels.min(limits.max_alloc_bytes / (u64::from(bytes_per_pixel) + 3));
-    if u64::from(width) * u64::from(height) > max_pixels {
+    if u64::from(width) * u64::from(height) > max_pixels || width.max(height) > MAX_SIDE_PX {
         return Err(ImageError::TooLarge { width, height, max_pixels });
     }
     Ok(())

@@ -92,6 +92,9 @@ fn the_header_is_checked_before_memory_is_taken() {
     let mut png = encode(As::Png, (1, 1), &[0], ExtendedColorType::L8, &[]);
     png[16..24].copy_from_slice(&[0, 0, 0x7a, 0x12, 0, 0, 0x80, 0]);
     assert!(matches!(decode_default(&png[..33]), Err(ImageError::TooLarge { width: 31250, height: 32768, .. })));
+    // Few pixels, and none beside another: scaling would cost what its length says.
+    png[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 1]);
+    assert!(matches!(decode_default(&png[..33]), Err(ImageError::TooLarge { width: 65536, height: 1, .. })));
     let mut jpeg = encode(As::Jpeg, (16, 16), &[0; 256], ExtendedColorType::L8, &[]);
     let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0x80, 0, 0x7a, 0x12]);

@@ -20,7 +20,9 @@ pub enum ImageError {
         detail: String,
     },
     /// More pixels than the cap; nothing was allocated.
-    #[error("the image has {width}x{height} pixels, at most {max_pixels} are decoded; send a smaller one")]
+    #[error(
+        "the image has {width}x{height} pixels, at most {max_pixels} are decoded and 65535 a side; send a smaller one"
+    )]
     TooLarge {
         /// Claimed width in pixels.
         width: u32,

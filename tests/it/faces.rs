@@ -196,11 +196,101 @@ async fn faces_are_enrolled_found_and_compared_from_whole_photos() {
         c.faces.compare_faces(compare(png(&image::imageops::flip_horizontal(&small)))).await.unwrap().into_inner();
     assert!(same.score.unwrap() > 0.95 && same.first_face.is_some() && same.second_face.is_some(), "{same:?}");
     assert!(same.identity.unwrap().false_match_rate.unwrap().upper < 0.05);
+    let nowhere = v1::CompareFacesRequest {
+        embedding_space: "models/face-descriptor@champion#nope".to_owned(),
+        ..compare(landscape())
+    };
+    let refused = c.faces.compare_faces(nowhere).await.unwrap_err();
+    assert!(refused.message().contains("descriptor128"), "{refused}");
     let none = c.faces.compare_faces(compare(landscape())).await.unwrap().into_inner();
     assert!(none.abstained && none.score.is_none() && none.second_face.is_none());
     assert_eq!(none.abstention_reasons, [AbstentionReason::NoFace as i32]);
     let empty = c.faces.compare_faces(compare(Vec::new())).await.unwrap_err();
     assert_eq!(details(&empty).bad_request().unwrap().field_violations[0].field, "second_image");
+    let no_photo = c.faces.compare_faces(compare(b"no photo".to_vec())).await.unwrap_err();
+    assert_eq!(reason(&no_photo), "IMAGE_FORMAT_UNSUPPORTED");
+    assert_eq!(details(&no_photo).error_info().unwrap().metadata["field"], "second_image");
+}
+
+/// A detector that others read through stays, loaded and registered; and nobody can put another in its place.
+#[tokio::test]
+async fn what_a_version_works_with_is_kept() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let detector = "models/mtcnn/versions/1".to_owned();
+    let champion = v1::SetModelAliasRequest {
+        name: "models/mtcnn".to_owned(),
+        alias: "champion".to_owned(),
+        ..v1::SetModelAliasRequest::default()
+    };
+    c.models.set_model_alias(champion).await.unwrap();
+    let unload = v1::UnloadModelVersionRequest { name: detector.clone() };
+    let refused = c.models.unload_model_version(unload).await.unwrap_err();
+    assert_eq!(reason(&refused), "IN_USE");
+    assert!(refused.message().contains("models/face"), "{refused}");
+    let delete = v1::DeleteModelVersionRequest { name: detector };
+    let refused = c.models.delete_model_version(delete).await.unwrap_err();
+    assert_eq!(reason(&refused), "IN_USE");
+    assert!(!predict(&mut c, request(PORTRAIT)).await.abstained);
+
+    // A folder that calls itself what the server registered is an import like any other.
+    let folder = home.path("photos").join("mtcnn revision 1");
+    fs::create_dir(&folder).unwrap();
+    for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
+        fs::copy(weights().unwrap().join("mtcnn").join(file), folder.join(file)).unwrap();
+    }
+    let import = v1::ImportModelVersionRequest {
+        parent: "models/mtcnn".to_owned(),
+        weights_path: "mtcnn revision 1".to_owned(),
+        architecture: v1::Architecture::Mtcnn.into(),
+        ..v1::ImportModelVersionRequest::default()
+    };
+    let other = c.models.import_model_version(import).await.unwrap().into_inner();
+    assert_eq!(other.name, "models/mtcnn/versions/2");
+    for (model, version) in [("models/face", 1), ("models/face-descriptor", 1)] {
+        let champion = v1::SetModelAliasRequest {
+            name: model.to_owned(),
+            alias: "champion".to_owned(),
+            ..v1::SetModelAliasRequest::default()
+        };
+        c.models.set_model_alias(champion).await.unwrap();
+        let name = format!("{model}/versions/{version}");
+        c.models.delete_model_version(v1::DeleteModelVersionRequest { name }).await.unwrap();
+    }
+    drop(c);
+    server.stop();
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let request = v1::GetModelVersionRequest { name: "models/face/versions/2".to_owned() };
+    let face = c.models.get_model_version(request).await.unwrap().into_inner();
+    assert_eq!(face.face_reader.unwrap().detector, "models/mtcnn/versions/1");
+}
+
+/// Weights that answer what is no number are the importer's to mend.
+#[tokio::test]
+async fn weights_that_answer_nothing_are_refused() {
+    let Some(home) = fresh("") else { return };
+    let folder = home.path("photos").join("mtcnn");
+    fs::create_dir(&folder).unwrap();
+    for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
+        let mut bytes = fs::read(weights().unwrap().join("mtcnn").join(file)).unwrap();
+        let n = bytes.len();
+        if file == "onet.pt" {
+            bytes[n - 16_384..].chunks_exact_mut(4).for_each(|number| number.copy_from_slice(&f32::NAN.to_le_bytes()));
+        }
+        fs::write(folder.join(file), bytes).unwrap();
+    }
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let import = v1::ImportModelVersionRequest {
+        parent: "models/spoilt".to_owned(),
+        weights_path: "mtcnn".to_owned(),
+        architecture: v1::Architecture::Mtcnn.into(),
+        ..v1::ImportModelVersionRequest::default()
+    };
+    let refused = c.models.import_model_version(import).await.unwrap_err();
+    assert_eq!(reason(&refused), "WEIGHTS_MISMATCH", "{refused}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
 use crate::{
@@ -54,6 +55,7 @@ impl Photos {
         wants: &Wants,
     ) -> Result<(FacesRead, v1::Timing), AppError> {
         let thresholds = thresholds::effective(manifest.thresholds.as_ref(), &wants.thresholds, &self.faces)?;
+        let _place = if wants.selection == FaceSelection::All { Some(self.place(call).await?) } else { None };
         let mut readers = vec![Reader { version: version.to_string(), chip: chip_settings(version, manifest)? }];
         let space = if wants.embedding { Some(self.paired(version, chip, &mut readers).await?) } else { None };
         let detector = stored_version(&chip.detector)?;
@@ -118,6 +120,17 @@ impl Photos {
             .zip(answered)
             .map(|(face, answered)| answered.into_face(face.scaled(scale.0, scale.1), space.as_ref()));
         Ok((FacesRead { n_found, faces: read.collect() }, timing))
+    }
+
+    /// A place among the photos of which every face is read.
+    async fn place(&self, call: &CallContext) -> Result<OwnedSemaphorePermit, AppError> {
+        let place = Arc::clone(&self.crowds).acquire_owned();
+        let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos of many faces" };
+        let place = match call.time_left() {
+            Some(left) => timeout(left, place).await.map_err(late)?,
+            None => place.await,
+        };
+        place.map_err(|_| AppError::Stopping)
     }
 
     /// The space that the version is paired with; its network becomes the second reader.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{AppError, CallContext, Models};
 use crate::{
@@ -33,6 +34,9 @@ pub struct Photos {
     pixels: PixelPool,
     serving: ServingPool,
     faces: Arc<FacesConfig>,
+    /// Places for photos of which every face is read: one fills the queues with its faces, and many at once would have
+    /// each other refused after the work is done.
+    crowds: Arc<Semaphore>,
 }
 
 /// What a caller wants of a photo's faces.
@@ -110,10 +114,19 @@ impl FacesRead {
 }
 
 impl Photos {
-    /// Reads photos with `models` on `serving`, with the work on pixels done by `pixels`.
+    /// Reads photos with `models` on `serving`, whose queues have room for `queue_capacity` pictures, with the work on
+    /// pixels done by `pixels`.
     #[must_use]
-    pub fn new(models: Models, pixels: PixelPool, serving: ServingPool, faces: FacesConfig) -> Self {
-        Self { models, pixels, serving, faces: Arc::new(faces) }
+    pub fn new(
+        models: Models,
+        pixels: PixelPool,
+        serving: ServingPool,
+        faces: FacesConfig,
+        queue_capacity: usize,
+    ) -> Self {
+        // Half of the room stays for the callers of single faces.
+        let n_crowds = (queue_capacity / (2 * faces.max_faces.max(1))).max(1);
+        Self { models, pixels, serving, faces: Arc::new(faces), crowds: Arc::new(Semaphore::new(n_crowds)) }
     }
 
     /// Reads one photo with the version that `reference` means.
