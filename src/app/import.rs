@@ -107,11 +107,13 @@ impl App {
             PublishedNetwork::Mtcnn => None,
             _ => Some(resolved("detector", &request.detector)?),
         };
+        let mut is_as_measured = true;
         if let Some(detector) = &detector {
             let manifest = self.models.manifest(detector).await?;
             if manifest.preprocessing.as_ref().is_none_or(|p| p.detection.is_none()) {
                 return Err(AppError::field("detector", format!("{detector} finds no faces")));
             }
+            is_as_measured = published.finds_as_measured(&self.models, &manifest).await?;
         }
         let embedding_space = match request.embedder.as_str() {
             "" => String::new(),
@@ -122,7 +124,8 @@ impl App {
         };
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
-        let pinned = published.entry(network).filter(|entry| entry.is_of(&weights.digests));
+        // What was measured holds for these files behind that detector, and for nothing else.
+        let pinned = published.entry(network).filter(|entry| is_as_measured && entry.is_of(&weights.digests));
         let paired = Paired { detector, embedding_space };
         Ok(published.version(model, network, pinned, weights.tensors, paired, origin(request)))
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     nn::{AGE_GENDER_SIDE_PX, DLIB_MEAN, DLIB_STD, PublishedNetwork, TensorData},
     proto::{
-        store::{Detection, EmbeddingLayer, FaceChip, HeadCalibration, Preprocessing},
+        store::{Detection, EmbeddingLayer, FaceChip, HeadCalibration, Preprocessing, VersionRecord},
         v1,
     },
     registry::{ModelId, NewVersion, Origin, RegistryError, VersionName},
@@ -133,6 +133,18 @@ impl Published {
     /// [`AppError::Internal`] when the program was built with a broken file; a test reads it.
     pub(super) fn read() -> Result<Self, AppError> {
         toml::from_str(ENTRIES).map_err(|e| AppError::Internal(format!("published.toml: {e}")))
+    }
+
+    /// Whether a detector is the one that the measurements of these entries were made with: registered of its entry, or
+    /// with the very tensors of the version that was.
+    pub(super) async fn finds_as_measured(&self, models: &Models, detector: &VersionRecord) -> Result<bool, AppError> {
+        let Some(entry) = self.entry(PublishedNetwork::Mtcnn) else { return Ok(false) };
+        if detector.published_as == entry.published_as() {
+            return Ok(true);
+        }
+        let model = ModelId::parse("model", &entry.model)?;
+        let Some(measured) = existing(models, &model, entry.published_as()).await? else { return Ok(false) };
+        Ok(models.manifest(&measured).await?.tensors == detector.tensors)
     }
 
     /// The entry of a network.

@@ -7,7 +7,7 @@ use crate::{
     nn::{CropOutput, Mtcnn},
     proto::store::Detection,
     vision::{
-        CascadeSettings, Point, Pyramid, ShapePredictor,
+        BoundingBox, CascadeSettings, Point, Pyramid, ShapePredictor,
         detect::{CROP_SIDES_PX, ProposalMap, Proposals, StageOutput},
     },
 };
@@ -97,7 +97,8 @@ impl Engine for DetectorEngine {
         Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
     }
 
-    /// A pattern without faces would pass through any broken network unseen: what each of the three answers, instead.
+    /// A pattern without faces would pass through any broken network unseen: what each of the three answers, instead, and
+    /// where the predictor places its points in the middle of it.
     fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
         let Input::Photo(pyramid) = &**input else {
             return Err(EngineError::Failed("a square came to a detector".to_owned()));
@@ -111,6 +112,14 @@ impl Engine for DetectorEngine {
         for output in refined.iter().chain(&decided) {
             numbers.push(output.score);
             numbers.extend(output.offsets.iter().chain(&output.landmarks));
+        }
+        if let Some((predictor, _)) = &self.alignment {
+            let photo = pyramid.photo();
+            let (width, height) = (photo.width_px() as f32, photo.height_px() as f32);
+            let middle =
+                BoundingBox { left: width / 4.0, top: height / 4.0, right: width * 0.75, bottom: height * 0.75 };
+            numbers
+                .extend(predictor.place(photo, &middle).iter().flat_map(|point| [point.x / width, point.y / height]));
         }
         Ok(numbers)
     }
