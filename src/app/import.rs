@@ -94,7 +94,10 @@ impl App {
         }
         let published = Published::read()?;
         let resolved = |field: &'static str, reference: &str| match reference {
-            "" => Err(AppError::field(field, "must name a version that this network is used with")),
+            "" => Err(AppError::field(
+                field,
+                "must name the version that finds faces for this network, such as models/mtcnn@champion",
+            )),
             reference => self.models.resolve_field(field, reference),
         };
         let detector = match network {

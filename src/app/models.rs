@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The model that answers where none is named and there are several: the published one has this name.
-const USUAL_MODEL: &str = "models/face";
+const USUAL_MODEL: &str = "face";
 
 /// What is known of each model.
 type Aliases = BTreeMap<ModelId, Known>;
@@ -332,7 +332,7 @@ impl Models {
             Some(layer) => Ok(format!("{version}#{}", layer.layer)),
             None => Err(AppError::UnsupportedByModel {
                 version: version.to_string(),
-                what: "has no embedding to compare by".to_owned(),
+                what: "has no embedding to compare by; name a version that has or is paired with one".to_owned(),
             }),
         }
     }
@@ -527,7 +527,7 @@ fn read_aliases(registry: &Registry) -> Result<Aliases, AppError> {
                 view.aliases.get(&AliasName::champion()).map(|&number| VersionName { model: model.clone(), number });
             // A damaged champion is named when it is asked for.
             let answers =
-                champion.is_none_or(|v| registry.get_version(&v).is_ok_and(|record| !record.heads.is_empty()));
+                champion.is_some_and(|v| registry.get_version(&v).is_ok_and(|record| !record.heads.is_empty()));
             aliases.insert(model, Known { aliases: view.aliases, answers });
         }
     }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tokio::io::AsyncReadExt;
@@ -19,6 +19,9 @@ pub(super) async fn read(path: &Path) -> anyhow::Result<Bytes> {
         let mut bytes = Vec::new();
         tokio::io::stdin().read_to_end(&mut bytes).await.context("standard input")?;
         return Ok(bytes.into());
+    }
+    if path.is_dir() {
+        bail!("{0}: is a folder; name the photos in it, such as {0}/*.jpg", path.display());
     }
     Ok(tokio::fs::read(path).await.with_context(|| path.display().to_string())?.into())
 }

@@ -39,8 +39,13 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let mut server = args.remote.connect().await?;
     let template =
         v1::PredictRequest { model: names::model(&args.model), heads: args.head.clone(), ..args.faces.request()? };
-    if args.annotate.is_some() && args.photos.len() > 1 {
-        bail!(failure::Usage("--annotate draws over one photo; give it one".to_owned()));
+    if let Some(file) = &args.annotate {
+        if args.photos.len() > 1 {
+            bail!(failure::Usage("--annotate draws over one photo; give it one".to_owned()));
+        }
+        if file.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
+            bail!(failure::Usage(format!("--annotate {}: writes SVG; name a file that ends in .svg", file.display())));
+        }
     }
     if let [photo] = args.photos.as_slice() {
         let image = photo::read(photo).await?;
@@ -90,7 +95,11 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     let total = answer.timing.as_ref().and_then(|t| t.total).map(|d| f64::from(d.nanos) / 1e6 + d.seconds as f64 * 1e3);
     let mut text = format!("{photo}  {}  {:.0} ms", answer.model_version, total.unwrap_or(0.0));
     if answer.abstained {
-        text.push_str(&format!("\n  no answer: {}", reasons(answer.abstention_reasons())));
+        let why = match answer.faces.as_slice() {
+            [only] => reasons_of(only),
+            _ => reasons(answer.abstention_reasons()),
+        };
+        text.push_str(&format!("\n  no answer: {why}"));
     }
     if !answer.abstained && answer.predictions.is_empty() && answer.faces.is_empty() {
         text.push_str("\n  nothing to say: this version has no heads");
@@ -107,7 +116,7 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
             text.push_str(&format!("\n  face {} at {:.0},{:.0}", i + 1, place.left, place.top));
         }
         if face.abstained && (i > 0 || answer.faces.len() > 1) {
-            text.push_str(&format!("\n    no answer: {}", reasons(face.abstention_reasons())));
+            text.push_str(&format!("\n    no answer: {}", reasons_of(face)));
         }
         let indent = if answer.faces.len() > 1 { "    " } else { "  " };
         text.push_str(&predictions(indent, &face.predictions));
@@ -121,6 +130,29 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
 
 pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
     reasons.map(reason).collect::<Vec<_>>().join(", ")
+}
+
+/// The reasons with the signals that they were told from; `visage models show` tells what the version asks of each.
+fn reasons_of(face: &v1::FaceReading) -> String {
+    let with_signals = |why: v1::AbstentionReason| {
+        let signals: &[&str] = match why {
+            v1::AbstentionReason::FaceTooSmall => &["face_px"],
+            v1::AbstentionReason::Blurred => &["sharpness"],
+            v1::AbstentionReason::OutOfRange => &["misfit", "spread"],
+            v1::AbstentionReason::BadlyExposed => &["brightness", "contrast"],
+            v1::AbstentionReason::TurnedAway => &["yaw_degrees", "pitch_degrees"],
+            v1::AbstentionReason::Occluded => &["detection", "symmetry", "visible"],
+            v1::AbstentionReason::Unspecified | v1::AbstentionReason::NoFace | v1::AbstentionReason::SeveralFaces => {
+                &[]
+            }
+        };
+        let told = signals.iter().filter_map(|name| Some(format!("{name} {:.2}", face.quality.get(*name)?)));
+        match told.collect::<Vec<_>>().join(", ") {
+            told if told.is_empty() => reason(why),
+            told => format!("{} ({told})", reason(why)),
+        }
+    };
+    face.abstention_reasons().map(with_signals).collect::<Vec<_>>().join(", ")
 }
 
 fn predictions(indent: &str, predictions: &[v1::Prediction]) -> String {
@@ -159,6 +191,17 @@ fn regression(r: &v1::Regression) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_told_with_what_it_was_told_from() {
+        let face = v1::FaceReading {
+            abstained: true,
+            abstention_reasons: vec![v1::AbstentionReason::FaceTooSmall.into(), v1::AbstentionReason::Blurred.into()],
+            quality: [("face_px".to_owned(), 30.0)].into(),
+            ..v1::FaceReading::default()
+        };
+        assert_eq!(reasons_of(&face), "face too small (face_px 30.00), blurred");
+    }
 
     #[test]
     fn an_answer_reads_as_a_sentence() {

@@ -101,7 +101,7 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         let rows = found.matches.iter().map(|m| {
             let face = m.face.clone().unwrap_or_default();
             let (same, false_matches) = m.identity.as_ref().map(evidence).unwrap_or_default();
-            [format!("{:.4}", m.score), id_of(&face.name), face.subject, labels(&face.labels), same, false_matches]
+            [format!("{:.4}", m.score), face.name, face.subject, labels(&face.labels), same, false_matches]
         });
         output::table(["score", "face", "subject", "labels", "same person", "false matches"], rows).to_string()
     })?;

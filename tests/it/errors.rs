@@ -366,7 +366,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
         },
         InvalidArgument,
         "FIELD_INVALID",
-        Field("vector")
+        Field("embedding")
     );
     row!(
         rows,
@@ -374,7 +374,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
         |c| c.visage.find_similar(find(vector(vec![1.0; 3], ""), 1)),
         InvalidArgument,
         "FIELD_INVALID",
-        Field("vector")
+        Field("embedding")
     );
     row!(
         rows,
@@ -382,7 +382,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
         |c| c.visage.find_similar(find(vector(vec![0.0; 512], ""), 1)),
         InvalidArgument,
         "FIELD_INVALID",
-        Field("vector")
+        Field("embedding")
     );
     row!(
         rows,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use visage::{
-    nn::{parse_safetensors, parse_state_dict},
+    nn::{parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape, parse_safetensors, parse_state_dict},
     vision::{DecodeLimits, Wanted, decode},
 };
 
@@ -43,6 +43,9 @@ fn photos() {
 fn weights() {
     replay("safetensors", parse_safetensors);
     replay("state_dict", |bytes| parse_state_dict(Cursor::new(bytes)));
+    replay("onnx", parse_dlib_onnx);
+    replay("dlib_dat", parse_dlib_dat);
+    replay("dlib_shape", parse_dlib_shape);
 }
 
 /// Reads every seed, which must succeed unless its name says otherwise, and its mutations, each twice.

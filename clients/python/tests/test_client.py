@@ -5,19 +5,23 @@ from __future__ import annotations
 import unittest
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, Callable
 
 import _paths  # noqa: F401
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2
 from visage.v1 import (
+    face_pb2,
     face_service_pb2,
     face_service_pb2_grpc,
+    identity_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     prediction_pb2,
+    recipe_pb2,
     training_service_pb2,
     training_service_pb2_grpc,
     visage_service_pb2,
@@ -25,12 +29,19 @@ from visage.v1 import (
 )
 
 from visage_client import (
+    ArgumentError,
+    BoundingBox,
     Classification,
     Client,
     Embedding,
     EnrollItem,
     Face,
+    FaceReading,
+    FalseMatchPoint,
+    FalseMatchRate,
     Head,
+    IdentityEvidence,
+    Point,
     PredictResult,
     Progress,
     Recipe,
@@ -56,9 +67,31 @@ def abort(context: grpc.ServicerContext, code: grpc.StatusCode, error: status_pb
 
 UNREADABLE = status(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNREADABLE", "the file ends early")
 
+FACE = face_pb2.FaceReading(
+    box=face_pb2.BoundingBox(left=-2, top=8, right=100, bottom=120),
+    landmarks=[face_pb2.Point(x=30, y=40), face_pb2.Point(x=70, y=41)],
+    quality={"face_px": 102.0, "sharpness": 0.5},
+    predictions=[prediction_pb2.Prediction(head="age", regression=prediction_pb2.Regression(value=30, unit="years"))],
+    embedding=face_pb2.Embedding(values=[0.5, -0.5], space="models/d/versions/1#l"),
+)
+BLURRED = face_pb2.FaceReading(
+    box=face_pb2.BoundingBox(right=40, bottom=50),
+    abstained=True,
+    abstention_reasons=[prediction_pb2.ABSTENTION_REASON_BLURRED, prediction_pb2.ABSTENTION_REASON_TURNED_AWAY],
+)
+# One rate that the sample supports, and one that no pair of it reached.
+SEEN = identity_pb2.FalseMatchRate(rate=0.25, lower=0.125, upper=0.5, supported=True)
+UNSEEN = identity_pb2.FalseMatchRate(upper=0.0625)
+
 
 class Visage(visage_service_pb2_grpc.VisageServiceServicer):
     def Predict(self, request: Any, context: Any) -> Any:
+        self.asked = request
+        if request.image == b"crowd":
+            timing = prediction_pb2.Timing(detection=Duration(nanos=250_000_000), alignment=Duration())
+            return visage_service_pb2.PredictResponse(
+                predictions=FACE.predictions, faces=[FACE, BLURRED], n_faces_found=3, timing=timing
+            )
         if request.image == b"busy":
             retry = error_details_pb2.RetryInfo(retry_delay=Duration(nanos=250_000_000))
             error = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "the queue is full", retry)
@@ -90,7 +123,9 @@ class Visage(visage_service_pb2_grpc.VisageServiceServicer):
         )
 
     def StreamPredict(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        self.streamed = []
         for item in requests:
+            self.streamed.append(item.request)
             if item.request.image == b"bad":
                 yield visage_service_pb2.StreamPredictResponse(correlation_id=item.correlation_id, error=UNREADABLE)
             else:
@@ -100,7 +135,11 @@ class Visage(visage_service_pb2_grpc.VisageServiceServicer):
 
     def FindSimilar(self, request: Any, context: Any) -> Any:
         kind = request.WhichOneof("query")
+        self.sought = request
         match = visage_service_pb2.SimilarFace(face=face_service_pb2.Face(name=f"by-{kind}"), score=0.5)
+        if kind == "image":
+            match.identity.same_person_probability = 0.75
+            match.identity.false_match_rate.CopyFrom(UNSEEN)
         return visage_service_pb2.FindSimilarResponse(matches=[match], exact=request.exact)
 
     def Train(self, request: Any, context: Any) -> Any:
@@ -123,6 +162,43 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
         models = [model_service_pb2.Model(name=f"models/m{page}", aliases={"champion": "v"})]
         return model_service_pb2.ListModelsResponse(models=models, next_page_token=str(page + 1) if page < 2 else "")
 
+    def GetModelVersion(self, request: Any, context: Any) -> Any:
+        if request.name == "models/photos@champion":
+            return model_service_pb2.ModelVersion(name="models/photos/versions/1")
+        return model_service_pb2.ModelVersion(
+            name="models/face/versions/1",
+            architecture=recipe_pb2.ARCHITECTURE_DLIB_AGE_GENDER,
+            provenance=model_service_pb2.Provenance(licence="CC0-1.0", source="a page"),
+            face_reader=model_service_pb2.FaceReader(
+                detector="models/mtcnn/versions/1",
+                embedder="models/d/versions/1",
+                thresholds=face_pb2.QualityThresholds(min_face_px=32, min_symmetry=0),
+            ),
+            identity_calibration=identity_pb2.IdentityCalibration(
+                intercept=-2,
+                slope=4,
+                intercept_lower=-3,
+                intercept_upper=-1,
+                slope_lower=3,
+                slope_upper=5,
+                n_people=6,
+                n_genuine_pairs=7,
+                n_impostor_pairs=8,
+                false_matches=[identity_pb2.FalseMatchPoint(score=0.5, rate=0.25, lower=0.125, upper=0.375)],
+                n_false_match_photos=9,
+                n_false_match_pairs=10,
+                sample="photos of a club",
+            ),
+        )
+
+    def ImportModelVersion(self, request: Any, context: Any) -> Any:
+        self.imported = request
+        return model_service_pb2.ModelVersion(name=f"{request.parent}/versions/2", architecture=request.architecture)
+
+    def DeleteModelVersion(self, request: Any, context: Any) -> Any:
+        self.deleted = request.name
+        return Empty()
+
 
 class Training(training_service_pb2_grpc.TrainingServiceServicer):
     def WatchTrainingRun(self, request: Any, context: Any) -> Iterator[Any]:
@@ -135,9 +211,32 @@ class Training(training_service_pb2_grpc.TrainingServiceServicer):
 
 
 class Faces(face_service_pb2_grpc.FaceServiceServicer):
+    def CreateCollection(self, request: Any, context: Any) -> Any:
+        space = request.embedding_space or "models/d/versions/1#l"
+        return face_service_pb2.Collection(name=f"collections/{request.collection_id}", embedding_space=space)
+
+    def EnrollFace(self, request: Any, context: Any) -> Any:
+        self.enrolled = request
+        return face_service_pb2.Face(name=f"{request.parent}/faces/{request.face_id}")
+
+    def CompareFaces(self, request: Any, context: Any) -> Any:
+        self.compared = request
+        if request.second_image == b"wall":
+            reasons = [prediction_pb2.ABSTENTION_REASON_NO_FACE]
+            return face_service_pb2.CompareFacesResponse(first_face=FACE, abstained=True, abstention_reasons=reasons)
+        return face_service_pb2.CompareFacesResponse(
+            score=0.0,
+            identity=identity_pb2.IdentityEvidence(same_person_probability=0.125, false_match_rate=SEEN),
+            embedding_space="models/d/versions/1#l",
+            first_face=FACE,
+            second_face=BLURRED,
+        )
+
     def StreamEnrollFaces(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         answer = face_service_pb2.StreamEnrollFacesResponse
+        self.selections = []
         for item in requests:
+            self.selections.append(item.request.face_selection)
             if item.request.WhichOneof("source") == "vector":
                 yield answer(face=face_service_pb2.Face(name=item.request.face_id, labels=item.request.labels))
             else:
@@ -147,10 +246,11 @@ class Faces(face_service_pb2_grpc.FaceServiceServicer):
 class ClientTest(unittest.TestCase):
     def setUp(self) -> None:
         server = grpc.server(futures.ThreadPoolExecutor(4))
-        visage_service_pb2_grpc.add_VisageServiceServicer_to_server(Visage(), server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
+        self.calls, self.models, self.faces = Visage(), Models(), Faces()
+        visage_service_pb2_grpc.add_VisageServiceServicer_to_server(self.calls, server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self.models, server)
         training_service_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)
-        face_service_pb2_grpc.add_FaceServiceServicer_to_server(Faces(), server)
+        face_service_pb2_grpc.add_FaceServiceServicer_to_server(self.faces, server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         self.addCleanup(server.stop, None)
@@ -164,6 +264,154 @@ class ClientTest(unittest.TestCase):
         assert isinstance(gender, Classification)
         self.assertEqual(list(gender.probabilities), ["female", "male"])
         self.assertAlmostEqual(answer.timing.total_s, 0.005)
+
+    def test_a_whole_photo_has_no_faces(self) -> None:
+        answer = self.visage.predict(b"photo")
+        self.assertEqual((answer.faces, answer.n_faces_found), ([], 0))
+        timing = answer.timing
+        self.assertEqual((timing.detection_s, timing.alignment_s, timing.embedding_s), (None, None, None))
+        self.assertEqual(self.calls.asked.face_selection, face_pb2.FACE_SELECTION_LARGEST)
+        self.assertFalse(self.calls.asked.return_embedding)
+        self.assertFalse(self.calls.asked.HasField("thresholds"))
+
+    def test_faces_are_asked_for_and_read(self) -> None:
+        asked = {"min_face_px": 64.0, "max_spread": 0.0}
+        answer = self.visage.predict(b"crowd", face_selection="all", return_embedding=True, thresholds=asked)
+        request = self.calls.asked
+        self.assertEqual(request.face_selection, face_pb2.FACE_SELECTION_ALL)
+        self.assertTrue(request.return_embedding)
+        # A threshold of 0 is set, and one that was not named is absent.
+        self.assertEqual({field.name: value for field, value in request.thresholds.ListFields()}, asked)
+        self.assertEqual(answer.n_faces_found, 3)
+        age = Regression(30, "years", None, None, None)
+        first = FaceReading(
+            box=BoundingBox(-2, 8, 100, 120),
+            landmarks=[Point(30, 40), Point(70, 41)],
+            quality={"face_px": 102.0, "sharpness": 0.5},
+            predictions={"age": age},
+            abstained=False,
+            abstention_reasons=[],
+            embedding=Embedding([0.5, -0.5], "models/d/versions/1#l"),
+        )
+        second = FaceReading(BoundingBox(0, 0, 40, 50), [], {}, {}, True, ["BLURRED", "TURNED_AWAY"], None)
+        self.assertEqual(answer.faces, [first, second])
+        timing = answer.timing
+        self.assertEqual((timing.detection_s, timing.alignment_s, timing.embedding_s), (0.25, 0.0, None))
+
+    def test_the_stream_asks_for_faces_with_every_photo(self) -> None:
+        photos = [b"a", b"bad"]
+        answers = self.visage.predict_many(
+            photos, model="models/m", face_selection="single", return_embedding=True, thresholds={"min_contrast": 0.25}
+        )
+        self.assertEqual(len(list(answers)), 2)
+        self.assertEqual([r.image for r in self.calls.streamed], photos)
+        for request in self.calls.streamed:
+            self.assertEqual((request.model, request.return_embedding), ("models/m", True))
+            self.assertEqual(request.face_selection, face_pb2.FACE_SELECTION_SINGLE)
+            self.assertEqual(request.thresholds.min_contrast, 0.25)
+
+    def test_an_argument_that_the_contract_lacks_is_refused_before_the_call(self) -> None:
+        nearest: Any = "nearest"
+        wrong: list[tuple[str, Callable[[], object]]] = [
+            ("thresholds.min_sharpnes", lambda: self.visage.predict(b"photo", thresholds={"min_sharpnes": 0.5})),
+            ("thresholds.face_px", lambda: self.visage.predict_many([b"photo"], thresholds={"face_px": 32})),
+            ("face_selection", lambda: self.visage.predict(b"photo", face_selection=nearest)),
+            ("face_selection", lambda: self.visage.predict_many([b"photo"], face_selection=nearest)),
+            ("face_selection", lambda: self.visage.find_similar("collections/c", b"p", face_selection=nearest)),
+            ("face_selection", lambda: self.visage.enroll("collections/c", b"photo", face_selection=nearest)),
+            ("face_selection", lambda: self.visage.compare_faces(b"a", b"b", face_selection=nearest)),
+            ("face_selection", lambda: EnrollItem(b"photo", face_selection=nearest)),
+        ]
+        for field, call in wrong:
+            with self.subTest(field), self.assertRaises(ArgumentError) as caught:
+                call()
+            error = caught.exception
+            assert isinstance(error, VisageError)
+            self.assertEqual((error.code, error.reason), ("INVALID_ARGUMENT", "FIELD_INVALID"))
+            self.assertRegex(str(error), f"{field}: .*is none of .*(max_yaw_degrees|single)")
+        reached = {**vars(self.calls), **vars(self.faces)}
+        self.assertEqual(reached, {}, "the server was called")
+
+    def test_matches_carry_what_their_score_says_about_identity(self) -> None:
+        match = self.visage.find_similar("collections/c", b"photo", face_selection="single").matches[0]
+        self.assertEqual(self.calls.sought.face_selection, face_pb2.FACE_SELECTION_SINGLE)
+        self.assertEqual(match.identity, IdentityEvidence(0.75, FalseMatchRate(None, 0.0, 0.0625, False)))
+        self.assertIsNone(self.visage.find_similar("collections/c", "collections/c/faces/f").matches[0].identity)
+
+    def test_enrolling_says_which_face(self) -> None:
+        self.visage.enroll("collections/c", b"photo", face_id="f", face_selection="single", request_id="r")
+        request = self.faces.enrolled
+        self.assertEqual((request.image, request.request_id), (b"photo", "r"))
+        self.assertEqual(request.face_selection, face_pb2.FACE_SELECTION_SINGLE)
+        items = [EnrollItem(b"a"), EnrollItem(b"b", face_selection="single")]
+        self.assertEqual(len(list(self.visage.enroll_many("collections/c", items))), 2)
+        expected = [face_pb2.FACE_SELECTION_LARGEST, face_pb2.FACE_SELECTION_SINGLE]
+        self.assertEqual(self.faces.selections, expected)
+
+    def test_a_collection_needs_no_embedding_space(self) -> None:
+        self.assertEqual(self.visage.create_collection("people").embedding_space, "models/d/versions/1#l")
+        self.assertEqual(self.visage.create_collection("own", embedding_space="s").embedding_space, "s")
+
+    def test_two_photos_are_compared(self) -> None:
+        answer = self.visage.compare_faces(b"one", b"other", embedding_space="models/d", face_selection="single")
+        request = self.faces.compared
+        self.assertEqual((request.first_image, request.second_image), (b"one", b"other"))
+        self.assertEqual(request.embedding_space, "models/d")
+        self.assertEqual(request.face_selection, face_pb2.FACE_SELECTION_SINGLE)
+        # A score of 0 is a score.
+        self.assertEqual((answer.score, answer.abstained), (0.0, False))
+        self.assertEqual(answer.identity, IdentityEvidence(0.125, FalseMatchRate(0.25, 0.125, 0.5, True)))
+        assert answer.first_face is not None and answer.second_face is not None
+        self.assertEqual((answer.first_face.box.right, answer.second_face.box.right), (100, 40))
+
+    def test_photos_that_cannot_be_compared_have_reasons_and_no_score(self) -> None:
+        answer = self.visage.compare_faces(b"one", b"wall")
+        self.assertEqual((answer.score, answer.identity, answer.second_face), (None, None, None))
+        self.assertEqual((answer.abstained, answer.abstention_reasons), (True, ["NO_FACE"]))
+        self.assertIsNotNone(answer.first_face)
+
+    def test_a_version_says_how_it_reads_faces_and_what_scores_mean(self) -> None:
+        version = self.visage.get_version("models/face@champion")
+        self.assertEqual(version.architecture, "DLIB_AGE_GENDER")
+        self.assertEqual((version.licence, version.source), ("CC0-1.0", "a page"))
+        reader, calibration = version.face_reader, version.identity_calibration
+        assert reader is not None and calibration is not None
+        self.assertEqual((reader.detector, reader.embedder), ("models/mtcnn/versions/1", "models/d/versions/1"))
+        self.assertEqual(reader.thresholds, {"min_face_px": 32, "min_symmetry": 0})
+        numbers = (calibration.intercept, calibration.intercept_lower, calibration.intercept_upper)
+        self.assertEqual(numbers, (-2, -3, -1))
+        self.assertEqual((calibration.slope, calibration.slope_lower, calibration.slope_upper), (4, 3, 5))
+        counted = (calibration.n_people, calibration.n_genuine_pairs, calibration.n_impostor_pairs)
+        self.assertEqual(counted, (6, 7, 8))
+        self.assertEqual((calibration.n_false_match_photos, calibration.n_false_match_pairs), (9, 10))
+        self.assertEqual(calibration.false_matches, [FalseMatchPoint(0.5, 0.25, 0.125, 0.375)])
+        self.assertEqual(calibration.sample, "photos of a club")
+        whole = self.visage.get_version("models/photos@champion")
+        self.assertEqual((whole.face_reader, whole.identity_calibration), (None, None))
+
+    def test_versions_are_imported_and_deleted(self) -> None:
+        version = self.visage.import_version(
+            "models/age",
+            "weights/age",
+            architecture="DLIB_AGE_GENDER",
+            detector="models/mtcnn@champion",
+            embedder="models/d@champion",
+            licence="CC0-1.0",
+            source="a page",
+        )
+        self.assertEqual((version.name, version.architecture), ("models/age/versions/2", "DLIB_AGE_GENDER"))
+        request = self.models.imported
+        self.assertEqual((request.parent, request.weights_path), ("models/age", "weights/age"))
+        self.assertEqual((request.detector, request.embedder), ("models/mtcnn@champion", "models/d@champion"))
+        self.assertEqual((request.licence, request.source), ("CC0-1.0", "a page"))
+        self.assertNotEqual(request.request_id, "")
+        heads = [Head("sex", labels=["female", "male"])]
+        self.visage.import_version("models/age", "w.pth", architecture="RESNET18", heads=heads, image_size_px=96)
+        request = self.models.imported
+        self.assertEqual(list(request.heads[0].classification.labels), ["female", "male"])
+        self.assertEqual(request.image_size_px, 96)
+        self.visage.delete_version(version.name)
+        self.assertEqual(self.models.deleted, "models/age/versions/2")
 
     def test_errors_carry_reason_and_details(self) -> None:
         with self.assertRaises(VisageError) as caught:

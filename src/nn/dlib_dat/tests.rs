@@ -176,3 +176,9 @@ proptest! {
         prop_assert!(parse_dlib_dat(&[&tiny()[..30], &bytes].concat()).is_err());
     }
 }
+
+#[test]
+fn fuzzing_begins_with_this_file() {
+    let seed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/dlib_dat/tiny.dat");
+    assert!(std::fs::read(&seed).unwrap() == tiny(), "{} is another file", seed.display());
+}

@@ -259,3 +259,9 @@ proptest! {
         prop_assert!(parse_dlib_onnx(&Message::default().bytes(7, &bytes).0).is_err());
     }
 }
+
+#[test]
+fn fuzzing_begins_with_this_file() {
+    let seed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/onnx/residual.onnx");
+    assert!(std::fs::read(&seed).unwrap() == Model::residual().bytes(), "{} is another file", seed.display());
+}

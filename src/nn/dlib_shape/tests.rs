@@ -199,3 +199,9 @@ proptest! {
         prop_assert!(parse_dlib_shape(&[&Stream::tiny().bytes()[..60], &bytes].concat()).is_err());
     }
 }
+
+#[test]
+fn fuzzing_begins_with_this_file() {
+    let seed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/dlib_shape/tiny.dat");
+    assert!(std::fs::read(&seed).unwrap() == Stream::tiny().bytes(), "{} is another file", seed.display());
+}

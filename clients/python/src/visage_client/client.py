@@ -22,14 +22,22 @@ from visage.v1 import (
 )
 
 from visage_client.errors import VisageError
+from visage_client.readings import (
+    Embedding,
+    FaceSelection,
+    OneFace,
+    PredictResult,
+    selection_to_proto,
+    thresholds_to_proto,
+)
 from visage_client.types import (
     Collection,
-    Embedding,
+    Comparison,
     EnrollItem,
     Face,
+    Head,
     Model,
     ModelVersion,
-    PredictResult,
     Recipe,
     SimilarResult,
     TrainingRun,
@@ -65,31 +73,65 @@ class Client:
 
     # Predict
 
-    def predict(self, image: bytes, *, model: str = "", heads: Sequence[str] = ()) -> PredictResult:
-        """Reads one photo (a JPEG, PNG or WebP file's bytes). Without `model`: the server's default."""
-        request = visage_service_pb2.PredictRequest(model=model, image=image, heads=heads)
+    def predict(
+        self,
+        image: bytes,
+        *,
+        model: str = "",
+        heads: Sequence[str] = (),
+        face_selection: FaceSelection = "largest",
+        return_embedding: bool = False,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> PredictResult:
+        """Reads one photo (a JPEG, PNG or WebP file's bytes). Without `model`: the server's default.
+
+        The rest is for versions that read faces: which of them, whether each comes with its embedding, and `thresholds`
+        of quality in place of the version's own, one by one. Their names, units and ranges are those of
+        QualityThresholds in face.proto, such as "min_face_px"; another name is an `ArgumentError`. A version
+        that is paired with no embedding refuses `return_embedding` with UNSUPPORTED_BY_MODEL; `face_selection` and
+        `thresholds` have no effect on one that reads whole photos.
+        """
+        request = _predict_request(model, heads, face_selection, return_embedding, thresholds)
+        request.image = image
         return PredictResult.from_proto(self._call(self._visage.Predict, request))
 
     def predict_many(
-        self, images: Iterable[bytes], *, model: str = "", heads: Sequence[str] = ()
+        self,
+        images: Iterable[bytes],
+        *,
+        model: str = "",
+        heads: Sequence[str] = (),
+        face_selection: FaceSelection = "largest",
+        return_embedding: bool = False,
+        thresholds: Mapping[str, float] | None = None,
     ) -> Iterator[PredictResult | VisageError]:
-        """Reads photos over one stream. Answers come in order; an unreadable photo is an error in its place."""
-        requests = (
-            visage_service_pb2.StreamPredictRequest(
-                request=visage_service_pb2.PredictRequest(model=model, image=image, heads=heads), correlation_id=str(i)
-            )
-            for i, image in enumerate(images)
-        )
-        for item in self._stream(self._visage.StreamPredict, requests):
-            failed = item.WhichOneof("result") == "error"
-            yield VisageError.from_status(item.error) if failed else PredictResult.from_proto(item.response)
+        """Reads photos over one stream, all as `predict` reads one.
+
+        Answers come in order; an unreadable photo is an error in its place.
+        """
+        # Made once and here, so that a wrong argument fails this call and not the stream.
+        template = _predict_request(model, heads, face_selection, return_embedding, thresholds)
+
+        def item(correlation_id: int, image: bytes) -> visage_service_pb2.StreamPredictRequest:
+            request = visage_service_pb2.StreamPredictRequest(request=template, correlation_id=str(correlation_id))
+            request.request.image = image
+            return request
+
+        requests = (item(i, image) for i, image in enumerate(images))
+        return map(_predict_item, self._stream(self._visage.StreamPredict, requests))
 
     # Similar faces
 
     def create_collection(
         self, collection_id: str, *, embedding_space: str = "", display_name: str = "", request_id: str | None = None
     ) -> Collection:
-        """Makes a collection. Without `embedding_space`: the default model's champion, its 512-unit layer."""
+        """Makes a collection that compares in one embedding space, for ever.
+
+        `embedding_space` is models/{model}/versions/{n}#{layer}, or models/{model}@{alias}#{layer}, which is resolved
+        now. Without #{layer} it is the space that the version is paired with, or else its own first; without anything,
+        the same of the default model's champion. With the published weights that is the face descriptor's space, in
+        which the largest face of a photo is compared.
+        """
         request = face_service_pb2.CreateCollectionRequest(
             collection_id=collection_id,
             embedding_space=embedding_space,
@@ -120,10 +162,15 @@ class Client:
         face_id: str = "",
         subject: str = "",
         labels: Mapping[str, str] | None = None,
+        face_selection: OneFace = "largest",
         request_id: str | None = None,
     ) -> Face:
-        """Stores a face. With the same `request_id` it can be called again safely after a broken connection."""
-        item = EnrollItem(source, face_id, subject, labels or {})
+        """Stores a face: of a photo (bytes) the one that `face_selection` says, or a vector.
+
+        A photo without a usable face fails with FACE_UNUSABLE; the error's metadata says why. With the same
+        `request_id` it can be called again safely after a broken connection.
+        """
+        item = EnrollItem(source, face_id, subject, labels or {}, face_selection)
         request = _enroll_request(collection, item, request_id or str(uuid.uuid4()))
         return Face.from_proto(self._call(self._faces.EnrollFace, request))
 
@@ -160,9 +207,20 @@ class Client:
         k: int = 10,
         min_score: float | None = None,
         exact: bool = False,
+        face_selection: OneFace = "largest",
     ) -> SimilarResult:
-        """The nearest faces to a photo (bytes), to an enrolled face (its name) or to a vector."""
-        request = visage_service_pb2.FindSimilarRequest(collection=collection, k=k, min_score=min_score, exact=exact)
+        """The nearest faces to a photo (bytes), to an enrolled face (its name) or to a vector.
+
+        At most `k`, best first, none below the cosine `min_score` (-1 to 1); `exact` compares with every face. Of a
+        photo, `face_selection` says which face is looked for; without a usable one it fails with FACE_UNUSABLE.
+        """
+        request = visage_service_pb2.FindSimilarRequest(
+            collection=collection,
+            k=k,
+            min_score=min_score,
+            exact=exact,
+            face_selection=selection_to_proto(face_selection),
+        )
         if isinstance(query, bytes):
             request.image = query
         elif isinstance(query, str):
@@ -171,6 +229,22 @@ class Client:
             request.embedding.values.extend(query.values)
             request.embedding.space = query.space
         return SimilarResult.from_proto(self._call(self._visage.FindSimilar, request))
+
+    def compare_faces(
+        self, first: bytes, second: bytes, *, embedding_space: str = "", face_selection: OneFace = "largest"
+    ) -> Comparison:
+        """Whether two photos show the same person. Nothing is stored.
+
+        `embedding_space` is as `create_collection` takes it; `face_selection` holds for both photos. A photo without
+        a usable face is an answer: `abstained`, with its reasons.
+        """
+        request = face_service_pb2.CompareFacesRequest(
+            first_image=first,
+            second_image=second,
+            embedding_space=embedding_space,
+            face_selection=selection_to_proto(face_selection),
+        )
+        return Comparison.from_proto(self._call(self._faces.CompareFaces, request))
 
     # Train
 
@@ -235,6 +309,41 @@ class Client:
         request = model_service_pb2.GetModelVersionRequest(name=name)
         return ModelVersion.from_proto(self._call(self._models.GetModelVersion, request))
 
+    def import_version(
+        self,
+        model: str,
+        weights_path: str,
+        *,
+        architecture: str,
+        heads: Sequence[Head] = (),
+        image_size_px: int = 0,
+        detector: str = "",
+        embedder: str = "",
+        licence: str = "",
+        source: str = "",
+        request_id: str | None = None,
+    ) -> ModelVersion:
+        """Registers weights on the server's machine, below one of its roots, as a version. `model` is made if need be.
+
+        A "RESNET18", "RESNET34" or "RESNET50" needs `heads`, in the order of the weights and with their labels, and
+        `image_size_px`, the side of its square input; "MTCNN", "DLIB_AGE_GENDER" and "DLIB_FACE_DESCRIPTOR" bring both.
+        The last two need a `detector`, the version or alias that finds the faces; the age and gender may be paired with
+        the embedding of an `embedder`. `licence` is an SPDX expression, `source` says where the weights come from.
+        """
+        request = model_service_pb2.ImportModelVersionRequest(
+            parent=model,
+            weights_path=weights_path,
+            architecture=f"ARCHITECTURE_{architecture}",
+            heads=[head.to_proto() for head in heads],
+            image_size_px=image_size_px,
+            detector=detector,
+            embedder=embedder,
+            licence=licence,
+            source=source,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return ModelVersion.from_proto(self._call(self._models.ImportModelVersion, request))
+
     def set_alias(self, model: str, alias: str, version: str, *, expected_version: str | None = None) -> Model:
         """Promotes or rolls back. With `expected_version`, fails with ALIAS_MOVED if the alias is elsewhere."""
         request = model_service_pb2.SetModelAliasRequest(
@@ -251,6 +360,10 @@ class Client:
         """Frees a version's memory."""
         request = model_service_pb2.UnloadModelVersionRequest(name=name)
         return ModelVersion.from_proto(self._call(self._models.UnloadModelVersion, request))
+
+    def delete_version(self, name: str) -> None:
+        """Forgets a version and its weights. Fails with IN_USE while an alias, a collection or a version uses it."""
+        self._call(self._models.DeleteModelVersion, model_service_pb2.DeleteModelVersionRequest(name=name))
 
     # The three ways of calling
 
@@ -279,9 +392,35 @@ class Client:
             request.page_token = page.next_page_token
 
 
+def _predict_request(
+    model: str,
+    heads: Sequence[str],
+    face_selection: FaceSelection,
+    return_embedding: bool,
+    thresholds: Mapping[str, float] | None,
+) -> visage_service_pb2.PredictRequest:
+    return visage_service_pb2.PredictRequest(
+        model=model,
+        heads=heads,
+        face_selection=selection_to_proto(face_selection),
+        return_embedding=return_embedding,
+        thresholds=thresholds_to_proto(thresholds) if thresholds else None,
+    )
+
+
+def _predict_item(item: visage_service_pb2.StreamPredictResponse) -> PredictResult | VisageError:
+    failed = item.WhichOneof("result") == "error"
+    return VisageError.from_status(item.error) if failed else PredictResult.from_proto(item.response)
+
+
 def _enroll_request(collection: str, item: EnrollItem, request_id: str) -> face_service_pb2.EnrollFaceRequest:
     request = face_service_pb2.EnrollFaceRequest(
-        parent=collection, face_id=item.face_id, subject=item.subject, labels=item.labels, request_id=request_id
+        parent=collection,
+        face_id=item.face_id,
+        subject=item.subject,
+        labels=item.labels,
+        request_id=request_id,
+        face_selection=selection_to_proto(item.face_selection),
     )
     if isinstance(item.source, bytes):
         request.image = item.source

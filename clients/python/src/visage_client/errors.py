@@ -17,7 +17,7 @@ class VisageError(Exception):
     # The gRPC code's name, such as "INVALID_ARGUMENT".
     code: str
     # The reason of visage.v1.ErrorReason without its prefix, such as "IMAGE_UNREADABLE"; empty when the error did
-    # not come from the server, as when nothing listens at the address.
+    # not come from the server, as when nothing listens at the address. An `ArgumentError` has the server's.
     reason: str
     message: str
     # Facts about the error, such as the limit that was passed.
@@ -69,4 +69,16 @@ class VisageError(Exception):
             field_violations=violations,
             resource=resource,
             retry_after_s=retry_after_s,
+        )
+
+
+class ArgumentError(VisageError, ValueError):
+    """An argument that the client refuses before it calls, said as the server says it of a field."""
+
+    def __init__(self, field_path: str, what: str) -> None:
+        super().__init__(
+            code="INVALID_ARGUMENT",
+            reason="FIELD_INVALID",
+            message="an argument is not valid",
+            field_violations={field_path: what},
         )

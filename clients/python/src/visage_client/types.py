@@ -1,28 +1,36 @@
-"""What goes in and comes out, as plain dataclasses. Each `from_proto` reads one message of the contract."""
+"""What goes in and comes out, as plain dataclasses. Each `from_proto` reads one message of the contract.
+
+What is read from a photo stands in `readings`, what scores say about identity in `identity`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Union
+from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from visage.v1 import (
     face_service_pb2,
     model_service_pb2,
-    prediction_pb2,
     recipe_pb2,
     training_service_pb2,
     visage_service_pb2,
 )
 
 from visage_client.errors import VisageError
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.ToTimedelta().total_seconds()
+from visage_client.identity import IdentityCalibration, IdentityEvidence
+from visage_client.readings import (
+    Embedding,
+    FaceReading,
+    OneFace,
+    Timing,
+    reasons_from_proto,
+    seconds,
+    selection_to_proto,
+    thresholds_from_proto,
+)
 
 
 def _time(message: Any, name: str) -> datetime | None:
@@ -30,85 +38,6 @@ def _time(message: Any, name: str) -> datetime | None:
         return None
     stamp: Timestamp = getattr(message, name)
     return stamp.ToDatetime(tzinfo=timezone.utc)
-
-
-@dataclass(frozen=True)
-class Regression:
-    """A number with its interval, all in `unit`. The interval is None where the version has no calibration."""
-
-    value: float
-    unit: str
-    lower: float | None
-    upper: float | None
-    # The share of the truth that such intervals held, 0 to 1.
-    coverage: float | None
-
-
-@dataclass(frozen=True)
-class Classification:
-    """A choice among labels."""
-
-    label: str
-    probability: float
-    # Every label's probability, most probable first.
-    probabilities: Mapping[str, float]
-
-
-Answer = Union[Regression, Classification]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where the server's time went, in seconds."""
-
-    decode_s: float
-    queue_s: float
-    inference_s: float
-    total_s: float
-    # Images that went through the network together.
-    batch_size: int
-
-    @staticmethod
-    def from_proto(m: prediction_pb2.Timing) -> Timing:
-        return Timing(_seconds(m.decode), _seconds(m.queue), _seconds(m.inference), _seconds(m.total), m.batch_size)
-
-
-@dataclass(frozen=True)
-class PredictResult:
-    """One photo's answers by head. When `abstained`, there are none and `abstention_reasons` says why."""
-
-    model_version: str
-    predictions: Mapping[str, Answer]
-    abstained: bool
-    # Such as "FACE_TOO_SMALL".
-    abstention_reasons: Sequence[str]
-    timing: Timing
-
-    @staticmethod
-    def from_proto(m: visage_service_pb2.PredictResponse) -> PredictResult:
-        answers: dict[str, Answer] = {}
-        for p in m.predictions:
-            if p.WhichOneof("result") == "regression":
-                r = p.regression
-                lower, upper, coverage = (
-                    getattr(r, name) if r.HasField(name) else None for name in ("lower", "upper", "coverage")
-                )
-                answers[p.head] = Regression(r.value, r.unit, lower, upper, coverage)
-            else:
-                c = p.classification
-                answers[p.head] = Classification(c.label, c.probability, {x.label: x.probability for x in c.classes})
-        reasons = [
-            prediction_pb2.AbstentionReason.Name(r).removeprefix("ABSTENTION_REASON_") for r in m.abstention_reasons
-        ]
-        return PredictResult(m.model_version, answers, m.abstained, reasons, Timing.from_proto(m.timing))
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A vector of an embedding space. An empty `space` means the collection's."""
-
-    values: Sequence[float]
-    space: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +62,13 @@ class Match:
 
     face: Face
     score: float
+    # What the score means; None where the space is not calibrated on identities.
+    identity: IdentityEvidence | None
+
+    @staticmethod
+    def from_proto(m: visage_service_pb2.SimilarFace) -> Match:
+        identity = IdentityEvidence.from_proto(m.identity) if m.HasField("identity") else None
+        return Match(Face.from_proto(m.face), m.score, identity)
 
 
 @dataclass(frozen=True)
@@ -147,8 +83,41 @@ class SimilarResult:
 
     @staticmethod
     def from_proto(m: visage_service_pb2.FindSimilarResponse) -> SimilarResult:
-        matches = [Match(Face.from_proto(x.face), x.score) for x in m.matches]
+        matches = [Match.from_proto(x) for x in m.matches]
         return SimilarResult(matches, m.exact, m.embedding_space, Timing.from_proto(m.timing))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two photos' faces are. When `abstained` there is no score, and `abstention_reasons` says why."""
+
+    # Cosine similarity, -1 to 1.
+    score: float | None
+    # What the score means; None where the space is not calibrated on identities.
+    identity: IdentityEvidence | None
+    # The space in which the score was made.
+    embedding_space: str
+    # The face in each photo, without predictions and embedding; None where none was found or whole photos are compared.
+    first_face: FaceReading | None
+    second_face: FaceReading | None
+    abstained: bool
+    # Of both photos together, such as "NO_FACE".
+    abstention_reasons: Sequence[str]
+    # The total is the call's; the other parts are those of the first photo.
+    timing: Timing
+
+    @staticmethod
+    def from_proto(m: face_service_pb2.CompareFacesResponse) -> Comparison:
+        return Comparison(
+            score=m.score if m.HasField("score") else None,
+            identity=IdentityEvidence.from_proto(m.identity) if m.HasField("identity") else None,
+            embedding_space=m.embedding_space,
+            first_face=FaceReading.from_proto(m.first_face) if m.HasField("first_face") else None,
+            second_face=FaceReading.from_proto(m.second_face) if m.HasField("second_face") else None,
+            abstained=m.abstained,
+            abstention_reasons=reasons_from_proto(m.abstention_reasons),
+            timing=Timing.from_proto(m.timing),
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +128,12 @@ class EnrollItem:
     face_id: str = ""
     subject: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    # Which of the photo's faces; of no effect on a vector, and where whole photos are read.
+    face_selection: OneFace = "largest"
+
+    def __post_init__(self) -> None:
+        # Here, because on the stream it would fail every other item, too.
+        selection_to_proto(self.face_selection)
 
 
 @dataclass(frozen=True)
@@ -204,18 +179,36 @@ class EmbeddingSpace:
 
 
 @dataclass(frozen=True)
+class FaceReader:
+    """How a version reads faces."""
+
+    # The version that finds them: models/{model}/versions/{n}.
+    detector: str
+    # The version whose embedding its answers are paired with; empty: none.
+    embedder: str
+    # What a face must reach to be answered where a call says nothing, by name; face.proto has units and ranges.
+    thresholds: Mapping[str, float]
+
+    @staticmethod
+    def from_proto(m: model_service_pb2.FaceReader) -> FaceReader:
+        return FaceReader(m.detector, m.embedder, thresholds_from_proto(m.thresholds))
+
+
+@dataclass(frozen=True)
 class ModelVersion:
     """An immutable version of a model."""
 
     # models/{model}/versions/{n}
     name: str
     create_time: datetime | None
-    # Such as "RESNET34".
+    # Such as "RESNET34" or "DLIB_AGE_GENDER".
     architecture: str
+    # Their names; a detector and a face descriptor have none.
     heads: Sequence[str]
     image_size_px: int
     # Measured on the validation part, such as "age.mae".
     metrics: Mapping[str, float]
+    # Its own; it may have none, and be paired with another version's: see `face_reader`.
     embedding_spaces: Sequence[EmbeddingSpace]
     # trainingRuns/{id}; empty for an import.
     training_run: str
@@ -225,6 +218,13 @@ class ModelVersion:
     load_state: str
     weight_bytes: int
     aliases: Sequence[str]
+    # None for a version that reads whole photos.
+    face_reader: FaceReader | None
+    # What the scores of its embedding space mean; None where that was not measured.
+    identity_calibration: IdentityCalibration | None
+    # The weights' licence (an SPDX expression) and where they were published; empty where nobody said.
+    licence: str
+    source: str
 
     @staticmethod
     def from_proto(m: model_service_pb2.ModelVersion) -> ModelVersion:
@@ -241,6 +241,12 @@ class ModelVersion:
             load_state=model_service_pb2.LoadState.Name(m.load_state).removeprefix("LOAD_STATE_"),
             weight_bytes=m.weight_bytes,
             aliases=list(m.aliases),
+            face_reader=FaceReader.from_proto(m.face_reader) if m.HasField("face_reader") else None,
+            identity_calibration=(
+                IdentityCalibration.from_proto(m.identity_calibration) if m.HasField("identity_calibration") else None
+            ),
+            licence=m.provenance.licence,
+            source=m.provenance.source,
         )
 
 
@@ -355,7 +361,7 @@ class Progress:
             m.loss,
             dict(m.metrics),
             m.images_per_second,
-            _seconds(m.eta),
+            seconds(m.eta),
         )
 
 

@@ -1,7 +1,7 @@
 //! Mutated pictures through the live server: each must get an answer or an error with a reason, and the server must live
 //! on as it was.
 
-use std::{collections::BTreeMap, io::Cursor, path::Path};
+use std::{cmp::Reverse, collections::BTreeMap, io::Cursor, path::Path};
 
 use anyhow::Context;
 use image::{DynamicImage, GrayImage, ImageFormat};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{Asked, ask},
+    asking::{Asked, ask, label, regression},
 };
 use crate::{
     cli::{
@@ -30,6 +30,8 @@ const N_AT_ONCE: usize = 250;
 const N_PHOTOS: usize = 8;
 /// Bars: MiB that the server may grow by. What one decoding may take by its limits is more than this.
 const MAX_GROWTH_MIB: f64 = 256.0;
+/// What two answers to one photo may differ by.
+const MAX_ROUNDING_YEARS: f64 = 0.001;
 /// Side in pixels of a grey picture that compresses to next to nothing.
 const BOMB_PX: u32 = 12_000;
 
@@ -63,7 +65,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         peak = peak.max(setup.server.resident_mib()?);
     }
     let after = ask(&mut setup.server.clients, photos, request(), "whole photos after").await?;
-    let n_changed = before.iter().zip(&after).filter(|(a, b)| said(a) != said(b)).count();
+    let n_changed = before.iter().zip(&after).filter(|(a, b)| !is_alike(a, b)).count();
     let n_untyped = outcomes.get(UNTYPED).copied().unwrap_or(0);
     let n_errors = setup.server.n_error_lines()? - errors_before;
     let n_answered: usize = outcomes.values().sum();
@@ -78,8 +80,9 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
             .bar(Bar::AtMost(0.0))
             .note(format!("of {} whole photos, before and after", before.len())),
     ];
-    let mut table: Vec<Vec<String>> = outcomes.into_iter().map(|(what, n)| vec![what, n.to_string()]).collect();
-    table.sort_by(|a, b| b[1].len().cmp(&a[1].len()).then(b[1].cmp(&a[1])));
+    let mut outcomes: Vec<(String, usize)> = outcomes.into_iter().collect();
+    outcomes.sort_by_key(|(_, n)| Reverse(*n));
+    let table = outcomes.into_iter().map(|(what, n)| vec![what, n.to_string()]).collect();
     let caption = "Bits flipped, cut short, spliced, sizes in headers made huge, one format's head on another's body, a \
                    bomb, formats that are not read.";
     let figure = Figure::table("What became of mutated pictures", caption, vec!["outcome", "pictures"], table);
@@ -100,10 +103,15 @@ fn outcome(answer: &Asked) -> String {
     }
 }
 
-/// What an answer says, without its times.
-fn said(answer: &Asked) -> Option<(Vec<v1::Prediction>, Vec<i32>)> {
-    let response = answer.as_ref().ok()?;
-    Some((response.predictions.clone(), response.abstention_reasons.clone()))
+/// Whether two answers say the same, but for what the rounding of another batch changes.
+fn is_alike(a: &Asked, b: &Asked) -> bool {
+    let (Ok(a), Ok(b)) = (a, b) else { return false };
+    let age = |answer: &v1::PredictResponse| regression(answer, "age").map(|r| r.value);
+    let is_near = match (age(a), age(b)) {
+        (Some(a), Some(b)) => (a - b).abs() < MAX_ROUNDING_YEARS,
+        (a, b) => a == b,
+    };
+    is_near && label(a, "gender") == label(b, "gender") && a.abstention_reasons == b.abstention_reasons
 }
 
 /// Photos as they lie there and in other forms.
@@ -190,6 +198,10 @@ fn mutated(seeds: &[Vec<u8>], dice: &mut ChaCha8Rng) -> Vec<u8> {
             picture.splice(at..at, noise);
         }
     }
+    if picture == *seed {
+        // As where both have the same head.
+        picture[at] ^= 0xff;
+    }
     picture
 }
 
@@ -199,13 +211,13 @@ mod tests {
 
     #[test]
     fn pictures_are_spoilt_in_the_same_way_each_time() {
-        let seeds = [vec![1; 400], vec![2; 300]];
+        let seeds: [Vec<u8>; 2] = [(0..400).map(|i| i as u8).collect(), (0..300).map(|i| (i * 7) as u8).collect()];
         let spoil = || {
             let mut dice = ChaCha8Rng::seed_from_u64(5);
             (0..100).map(|_| mutated(&seeds, &mut dice)).collect::<Vec<_>>()
         };
         let pictures = spoil();
         assert_eq!(pictures, spoil());
-        assert!(pictures.iter().filter(|picture| seeds.contains(picture)).count() < 5);
+        assert!(!pictures.iter().any(|picture| seeds.contains(picture)));
     }
 }

@@ -96,7 +96,10 @@ impl ServerProcess {
 
     /// Lines of the log at level ERROR: what someone would have to look at.
     pub(super) fn n_error_lines(&self) -> anyhow::Result<usize> {
-        Ok(std::fs::read_to_string(&self.log)?.lines().filter(|line| line.contains("ERROR")).count())
+        Ok(std::fs::read_to_string(&self.log)?
+            .lines()
+            .filter(|line| line.split_whitespace().nth(1) == Some("ERROR"))
+            .count())
     }
 
     fn last_words(&self) -> String {
