@@ -264,19 +264,21 @@ class PipSettings:
             with contextlib.suppress(OSError, netrc.NetrcParseError):
                 found = netrc.netrc().authenticators(host)
                 user, secret = (found[0], found[2]) if found else (None, None)
-        if user is not None:
-            pair = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(secret or '')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
         request = urllib.request.Request(bare.geturl(), headers=headers)
+        if user is not None:
+            pair = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(secret or '')}"
+            # For this host: one that it sends us on to must not see it.
+            request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
         answer: http.client.HTTPResponse = self.opener.open(request, timeout=TIMEOUT_S)
         return answer
 
 
 def restore_credentials(url: str, asked: str) -> str:
-    """The answering address with the credentials of the asked one, when it is the same host."""
+    """The answering address with the credentials of the asked one, when it is the same server."""
     ours, theirs = urllib.parse.urlsplit(asked), urllib.parse.urlsplit(url)
-    return theirs._replace(netloc=ours.netloc).geturl() if ours.hostname == theirs.hostname else url
+    same = (ours.scheme, ours.hostname, ours.port) == (theirs.scheme, theirs.hostname, theirs.port)
+    return theirs._replace(netloc=ours.netloc).geturl() if same else url
 
 
 def links_json(body: str) -> List[str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -30,6 +31,23 @@ def save(folder: str, name: str, image: Image.Image, **how: object) -> None:
     out = io.BytesIO()
     image.save(out, format=folder, **how)
     write(folder, f"{name}.{folder}", out.getvalue())
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<I", len(value)) + value.encode()
+
+
+def text_of(length: int) -> bytes:
+    return text("a" * length)
+
+
+def zipped(pickle: bytes, storage: bytes = b"") -> bytes:
+    """A PyTorch file of this pickle and one storage."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (("archive/data.pkl", pickle), ("archive/data/0", storage)):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
 
 
 def main() -> None:
@@ -63,9 +81,17 @@ def main() -> None:
         "body.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
         "steps": {"dtype": "I64", "shape": [], "data_offsets": [24, 32]},
     }
-    text = json.dumps(header).encode()
+    head = json.dumps(header).encode()
     values = struct.pack("<6fq", 1, -2, 0.5, 3, 0, 9, 7)
-    write("safetensors", "two.safetensors", struct.pack("<Q", len(text)) + text + values)
+    write("safetensors", "two.safetensors", struct.pack("<Q", len(head)) + head + values)
+    write("state_dict", "refused-a-long-text-copied.pth", zipped(b"\x80\x02X" + text_of(1 << 16) + b"q\0" + b"h\0" * (1 << 14) + b"."))
+    ones = b"(" + b"K\1" * 1000 + b"t"
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X" + text("storage") + b"ctorch\nFloatStorage\nX" + text("0")
+        + b"X" + text("cpu") + b"K\1tQK\0" + ones + ones + b"tR"
+    )  # fmt: skip
+    state = b"\x80\x02ccollections\nOrderedDict\n)R(X" + text("weight") + tensor + b"u."
+    write("state_dict", "refused-a-thousand-dimensions.pth", zipped(state, struct.pack("<f", 1)))
     (HERE / "seeds" / "state_dict").mkdir(parents=True, exist_ok=True)
     shutil.copy(FIXTURES / "state_dict.pth", HERE / "seeds" / "state_dict" / "two.pth")
 

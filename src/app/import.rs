@@ -1,14 +1,12 @@
 //! Registers weights as versions: files that a caller names, and those that come published.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use sha2::{Digest, Sha256};
 
 use super::{App, AppError, Idempotent, Models, blocking, detached, published::Published};
 use crate::{
-    nn::{NnError, PublishedNetwork, TensorData, read_weights},
+    nn::{NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
     proto::{
         store::{EmbeddingLayer, Preprocessing, VersionRecord},
         v1,
@@ -123,7 +121,7 @@ impl App {
             _ if network != PublishedNetwork::DlibAgeGender => {
                 return Err(AppError::field("embedder", "is only for ARCHITECTURE_DLIB_AGE_GENDER"));
             }
-            reference => self.models.first_space(&self.models.resolve_field("embedder", reference)?).await?,
+            reference => self.embedder_space(reference, detector.as_ref()).await?,
         };
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
@@ -131,6 +129,21 @@ impl App {
         let pinned = published.entry(network).filter(|entry| is_as_measured && entry.is_of(&weights.digests));
         let paired = Paired { detector, embedding_space };
         Ok(published.version(model, network, pinned, weights.tensors, paired, origin(request)))
+    }
+
+    /// The space of an embedder whose faces are found as this version's are: cut out by another detector, vectors of
+    /// the same name could not be compared.
+    async fn embedder_space(&self, reference: &str, detector: Option<&VersionName>) -> Result<String, AppError> {
+        let embedder = self.models.resolve_field("embedder", reference)?;
+        let manifest = self.models.manifest(&embedder).await?;
+        let Some(chip) = manifest.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()) else {
+            return Err(AppError::field("embedder", format!("{embedder} embeds no faces that a detector finds")));
+        };
+        if detector.is_none_or(|detector| chip.detector != detector.to_string()) {
+            let rule = format!("{embedder} works with {}, and so must this version", chip.detector);
+            return Err(AppError::field("embedder", rule));
+        }
+        self.models.first_space(&embedder).await
     }
 
     /// One at a time: a file is held in memory whole, and more than once while it is read.
@@ -201,19 +214,14 @@ pub(super) fn read_files(
         if file.is_optional && !path.exists() {
             continue;
         }
-        let tensors = read_weights(&path)?;
-        weights.digests.insert(file.name.to_owned(), digest(&path)?);
+        // Read once: what is registered are the bytes whose digest is known.
+        let bytes = read_file(&path)?;
+        weights.digests.insert(file.name.to_owned(), super::hex(&Sha256::digest(&bytes)));
+        let tensors = parse_weights(&path, &bytes)?;
         let prefixed = tensors.into_iter().map(|t| TensorData { name: format!("{}{}", file.prefix, t.name), ..t });
         weights.tensors.extend(prefixed);
     }
     Ok(weights)
-}
-
-fn digest(path: &Path) -> Result<String, AppError> {
-    use sha2::{Digest, Sha256};
-    let unreadable = |e: std::io::Error| NnError::WeightsUnreadable { path: path.to_owned(), detail: e.to_string() };
-    let bytes = std::fs::read(path).map_err(unreadable)?;
-    Ok(super::hex(&Sha256::digest(bytes)))
 }
 
 fn origin(request: &v1::ImportModelVersionRequest) -> Origin {

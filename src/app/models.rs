@@ -387,6 +387,8 @@ impl Models {
             if matches!(models.needed_by(&version).await, Ok(None)) {
                 models.shared.serving.unload(&version.to_string()).await;
                 tracing::info!(%version, "unloaded: nothing needs it");
+                let partners = models.manifest(&version).await.ok().and_then(|manifest| partners(&manifest).ok());
+                partners.into_iter().flatten().for_each(|partner| models.retire(partner));
             }
         });
     }

@@ -4,7 +4,11 @@ use bytes::Bytes;
 
 use super::{AppError, CallContext, FaceRead, Outcome, Photos, Read, Wants};
 use crate::{
-    proto::v1::{self, FaceReading, Prediction},
+    proto::{
+        store::VersionRecord,
+        v1::{self, FaceReading, Prediction},
+    },
+    registry::VersionName,
     serving::predictions,
     vision::Point,
 };
@@ -24,15 +28,14 @@ pub async fn predict(
     heads: &[String],
     wants: &Wants,
 ) -> Result<v1::PredictResponse, AppError> {
+    if !heads.is_empty() {
+        // Before a network has worked for nothing.
+        check_heads(&*photos.manifest(model).await?, heads)?;
+    }
     let read = photos.read(call, model, image, wants).await?;
     let version = read.version.to_string();
-    if let Some(unknown) = heads.iter().find(|h| read.manifest.heads.iter().all(|known| known.name != **h)) {
-        let known: Vec<_> = read.manifest.heads.iter().map(|h| h.name.as_str()).collect();
-        return Err(AppError::field(
-            "heads",
-            format!("{version} has no head {unknown:?}, it has {}", known.join(", ")),
-        ));
-    }
+    // Again: an alias may have moved meanwhile.
+    check_heads(&read.manifest, heads)?;
     let answer = v1::PredictResponse { model_version: version, timing: Some(read.timing), ..Default::default() };
     let abstain = |reasons: Vec<v1::AbstentionReason>| reasons.into_iter().map(Into::into).collect::<Vec<i32>>();
     let answer = match &read.outcome {
@@ -56,6 +59,16 @@ pub async fn predict(
         }
     };
     Ok(answer)
+}
+
+fn check_heads(manifest: &VersionRecord, heads: &[String]) -> Result<(), AppError> {
+    let Some(unknown) = heads.iter().find(|h| manifest.heads.iter().all(|known| known.name != **h)) else {
+        return Ok(());
+    };
+    let known: Vec<_> = manifest.heads.iter().map(|h| h.name.as_str()).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    let version = VersionName::of(manifest);
+    Err(AppError::field("heads", format!("{version} has no head {unknown:?}, it has {known}")))
 }
 
 fn reading(read: &Read, face: &FaceRead, heads: &[String]) -> Result<FaceReading, AppError> {

@@ -13,7 +13,7 @@ use super::{
     import::{Paired, new_version, published_network, read_files, register_verified},
 };
 use crate::{
-    nn::{AGE_GENDER_SIDE_PX, DLIB_MEAN, DLIB_STD, PublishedNetwork, TensorData},
+    nn::{AGE_GENDER_SIDE_PX, DLIB_MEAN, DLIB_STD, PublishedNetwork, SHAPE_PREFIX, TensorData},
     proto::{
         store::{Detection, EmbeddingLayer, FaceChip, HeadCalibration, Preprocessing, VersionRecord},
         v1,
@@ -136,7 +136,7 @@ impl Published {
     }
 
     /// Whether a detector is the one that the measurements of these entries were made with: registered of its entry, or
-    /// with the very tensors of the version that was.
+    /// with the very tensors and settings of the version that was.
     pub(super) async fn finds_as_measured(&self, models: &Models, detector: &VersionRecord) -> Result<bool, AppError> {
         let Some(entry) = self.entry(PublishedNetwork::Mtcnn) else { return Ok(false) };
         if detector.published_as == entry.published_as() {
@@ -144,7 +144,8 @@ impl Published {
         }
         let model = ModelId::parse("model", &entry.model)?;
         let Some(measured) = existing(models, &model, entry.published_as()).await? else { return Ok(false) };
-        Ok(models.manifest(&measured).await?.tensors == detector.tensors)
+        let measured = models.manifest(&measured).await?;
+        Ok(measured.tensors == detector.tensors && measured.preprocessing == detector.preprocessing)
     }
 
     /// The entry of a network.
@@ -167,7 +168,7 @@ impl Published {
             PublishedNetwork::DlibAgeGender => v1::Architecture::DlibAgeGender,
             PublishedNetwork::DlibFaceDescriptor => v1::Architecture::DlibFaceDescriptor,
         };
-        let has_predictor = tensors.iter().any(|tensor| tensor.name.starts_with("shape."));
+        let has_predictor = tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
         let new = new_version(model, architecture, preprocessing(network, paired, has_predictor), tensors, origin);
         NewVersion {
             heads: heads(network),
@@ -196,6 +197,20 @@ impl Entry {
         format!("{} revision {}", self.folder, self.revision)
     }
 
+    /// What of a version would be another if it were registered now.
+    fn differs(&self, record: &VersionRecord, network: PublishedNetwork, paired: Paired) -> Option<&'static str> {
+        let has_predictor = record.tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
+        let checks = [
+            ("thresholds", record.thresholds == Some(self.thresholds.into())),
+            ("intervals", record.calibrations == self.calibrations()),
+            ("identity", record.identity == self.identity.as_ref().map(Into::into)),
+            ("preprocessing", record.preprocessing == Some(preprocessing(network, paired, has_predictor))),
+            ("licence", record.licence == self.licence),
+            ("source", record.source == self.source),
+        ];
+        checks.into_iter().find(|(_, is_same)| !is_same).map(|(field, _)| field)
+    }
+
     fn calibrations(&self) -> Vec<HeadCalibration> {
         let calibration = |interval: &Interval| HeadCalibration {
             head: interval.head.clone(),
@@ -217,7 +232,8 @@ pub(super) async fn register_published(models: &Models, serving: &ServingPool, f
     let (mut detector, mut embedding_space) = (None, String::new());
     // The order of use: a version names those that it works with.
     for entry in &published.models {
-        let Some(network) = entry.network() else { continue };
+        let unknown = || AppError::Internal(format!("published.toml: there is no architecture {}", entry.architecture));
+        let network = entry.network().ok_or_else(unknown)?;
         let paired = match network {
             PublishedNetwork::Mtcnn => Paired::default(),
             PublishedNetwork::DlibFaceDescriptor => Paired { detector: detector.clone(), ..Paired::default() },
@@ -248,6 +264,11 @@ impl Published {
     ) -> Result<VersionName, AppError> {
         let model = ModelId::parse("model", &entry.model)?;
         if let Some(version) = existing(models, &model, entry.published_as()).await? {
+            let record = models.manifest(&version).await?;
+            if let Some(field) = entry.differs(&record, network, paired) {
+                // Somebody changed the entry and forgot its revision, or it works with one that has a new one.
+                tracing::error!(%version, field, "differs from its published entry and keeps what it was registered with");
+            }
             return Ok(version);
         }
         let place = folder.join(&entry.folder);

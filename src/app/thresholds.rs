@@ -149,6 +149,10 @@ mod tests {
         assert_eq!(judged(|q| q.face_px = 30.0), [AbstentionReason::FaceTooSmall]);
         assert_eq!(judged(|q| q.sharpness = 0.05), [AbstentionReason::Blurred]);
         assert_eq!(judged(|q| q.brightness = 0.1), [AbstentionReason::BadlyExposed]);
+        assert_eq!(judged(|q| q.brightness = 0.9), [AbstentionReason::BadlyExposed]);
+        assert_eq!(judged(|q| q.pitch_degrees = 40.0), [AbstentionReason::TurnedAway]);
+        assert_eq!(judged(|q| q.detection = 0.8), [AbstentionReason::Occluded]);
+        assert_eq!(judged(|q| q.visible = 0.5), [AbstentionReason::Occluded]);
         assert_eq!(judged(|q| q.contrast = 0.01), [AbstentionReason::BadlyExposed]);
         assert_eq!(judged(|q| q.yaw_degrees = -50.0), [AbstentionReason::TurnedAway]);
         assert_eq!(judged(|q| q.symmetry = 0.0), [AbstentionReason::Occluded]);

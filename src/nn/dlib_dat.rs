@@ -9,10 +9,8 @@
 //! f32. Every size is held against the bytes that are left before anything is allocated, so a file costs at most about
 //! its own size.
 
-use std::{fs, path::Path};
-
 use super::{
-    NnError, TensorData,
+    TensorData,
     dlib_form::{Layer, Values, Window, name_layers},
     dlib_numbers::Reader,
     dlib_resnet::DLIB_MEANS,
@@ -24,17 +22,8 @@ const MAX_LAYERS: usize = 4096;
 /// The longest name of a layer's format, in bytes.
 const MAX_NAME_BYTES: i64 = 64;
 
-/// Reads a face network that dlib wrote, with the parameter names of [`DlibResNet`](super::DlibResNet).
-///
-/// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the place in it that is at fault.
-pub fn read_dlib_dat(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_dlib_dat(&bytes).map_err(unreadable)
-}
-
-/// The tensors in such a file's bytes.
+/// The tensors in the bytes of a face network that dlib wrote, with the parameter names of
+/// [`DlibResNet`](super::DlibResNet).
 ///
 /// # Errors
 /// What is wrong with them, and where.

@@ -3,24 +3,13 @@
 //! Such graphs number their layers. One image is followed through the nodes, in their order, along the way through each
 //! block and the way around it, until the layers stand in a row; [`dlib_form`](super::dlib_form) then knows their names.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::collections::HashMap;
 
 use super::{
-    Dtype, NnError, TensorData,
+    Dtype, TensorData,
     dlib_form::{Layer, Values, Window, name_layers},
     onnx::{Graph, Node},
 };
-
-/// Reads the ONNX file of a network that came from dlib, with our parameter names: those of
-/// [`DlibResNet`](super::DlibResNet) or [`DlibPlainNet`](super::DlibPlainNet).
-///
-/// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the tensor or node that is at fault.
-pub fn read_dlib_onnx(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_dlib_onnx(&bytes).map_err(unreadable)
-}
 
 /// The weights of a network that came from dlib, under our names. The graph must be such a network and no other.
 ///

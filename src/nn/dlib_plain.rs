@@ -102,12 +102,6 @@ impl DlibPlainNet {
         })
     }
 
-    /// The side of the images, in pixels.
-    #[must_use]
-    pub fn side_px(&self) -> u32 {
-        self.side_px
-    }
-
     /// Interleaved RGB squares of the network's side, up to the largest bucket, to logits.
     ///
     /// # Errors

@@ -7,9 +7,10 @@
 //! held against the bytes that are left before anything is allocated, and every index against what it counts, so that
 //! what was read can be used unseen.
 
-use std::{fs, path::Path};
+use super::{Dtype, TensorData, dlib_numbers::Reader};
 
-use super::{Dtype, NnError, TensorData, dlib_numbers::Reader};
+/// What the names of a predictor's tensors begin with.
+pub const SHAPE_PREFIX: &str = "shape.";
 
 const N_POINTS: usize = 5;
 
@@ -17,17 +18,7 @@ const N_POINTS: usize = 5;
 const NUMBER_BYTES: usize = 2;
 const REAL_BYTES: usize = 2 * NUMBER_BYTES;
 
-/// Reads a five-point shape predictor that dlib wrote; see [`parse_dlib_shape`].
-///
-/// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the place in it that is at fault.
-pub fn read_dlib_shape(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_dlib_shape(&bytes).map_err(unreadable)
-}
-
-/// The tensors in such a file's bytes, by name:
+/// The tensors in the bytes of a five-point shape predictor that dlib wrote, by name:
 ///
 /// | tensor | shape | what it holds |
 /// |---|---|---|

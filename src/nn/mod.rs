@@ -26,20 +26,19 @@ mod weights;
 
 pub use age_gender::{AGE_GENDER_SIDE_PX, AgeGender, AgeGenderOutput};
 pub use device::{Device, set_num_threads};
-pub use dlib_dat::{parse_dlib_dat, read_dlib_dat};
-pub use dlib_onnx::{parse_dlib_onnx, read_dlib_onnx};
+pub use dlib_dat::parse_dlib_dat;
+pub use dlib_onnx::parse_dlib_onnx;
 pub use dlib_plain::{DlibPlainConfig, DlibPlainNet};
 pub use dlib_resnet::{DLIB_MEAN, DLIB_STD, DlibBlock, DlibResNet, DlibResNetConfig};
-pub use dlib_shape::{parse_dlib_shape, read_dlib_shape};
+pub use dlib_shape::{SHAPE_PREFIX, parse_dlib_shape};
 pub use error::NnError;
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
 pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
-pub use onnx::parse_onnx;
 pub use published::{PublishedNetwork, WeightsFile};
-pub use state_dict::{parse_state_dict, read_state_dict};
-pub use weights::{parse_safetensors, read_safetensors, read_weights, write_safetensors};
+pub use state_dict::parse_state_dict;
+pub use weights::{parse_safetensors, parse_weights, read_file, read_safetensors, read_weights, write_safetensors};
 
 /// Photos whose shorter side has fewer pixels say too little to be answered.
 pub const MIN_SIDE_PX: u32 = 16;

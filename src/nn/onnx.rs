@@ -27,7 +27,8 @@ const MAX_DIMENSIONS: usize = 8;
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
+#[cfg(test)]
+pub(super) fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut tensors =
         Graph::read(bytes)?.initialisers.into_iter().map(Initialiser::data).collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));

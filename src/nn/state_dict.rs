@@ -7,14 +7,12 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fs::File,
-    io::{BufReader, Read, Seek},
-    path::Path,
+    io::{Read, Seek},
 };
 
 use zip::ZipArchive;
 
-use super::{Dtype, NnError, TensorData};
+use super::{Dtype, TensorData};
 
 /// The most bytes of a pickle, which holds names and shapes only.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
@@ -22,17 +20,7 @@ const MAX_PICKLE_BYTES: u64 = 16 << 20;
 /// The most bytes of all tensors of a file, and of all the storages that they look into.
 const MAX_TENSOR_BYTES: u64 = 512 << 20;
 
-/// Reads a `.pth` file of any version of PyTorch; f32 and i64 tensors.
-///
-/// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
-pub fn read_state_dict(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_state_dict(BufReader::new(file)).map_err(unreadable)
-}
-
-/// The tensors in a state dict's bytes.
+/// The tensors in the bytes of a `.pth` file of any version of PyTorch: those of f32 and i64.
 ///
 /// # Errors
 /// What is wrong with them.
@@ -195,6 +183,9 @@ impl TensorView {
     fn check(&self) -> Result<Vec<i64>, String> {
         let too_large = || "it is too large".to_owned();
         let max_elements = (MAX_TENSOR_BYTES / self.width()) as i64;
+        if self.shape.len() > MAX_DIMENSIONS {
+            return Err(format!("it has {} dimensions, at most {MAX_DIMENSIONS} are read", self.shape.len()));
+        }
         if self.shape.len() != self.strides.len() || self.shape.iter().chain(&self.strides).any(|n| *n < 0) {
             return Err(format!("it has the shape {:?} and the strides {:?}", self.shape, self.strides));
         }
@@ -238,6 +229,9 @@ struct Machine<'a> {
 /// Values a stack may hold, and values that may be copied in all, far above what any network needs.
 const MAX_VALUES: usize = 1 << 20;
 
+/// The most dimensions of a tensor: each is counted for every element that is copied.
+const MAX_DIMENSIONS: usize = 8;
+
 /// How deep values may lie in one another: what is deeper could not even be dropped, which goes by recursion.
 const MAX_DEPTH: usize = 16;
 
@@ -254,9 +248,14 @@ impl Value {
         self.inner().any(|inner| depth == 0 || inner.is_deeper_than(depth - 1))
     }
 
-    /// This one and all within.
-    fn n_values(&self) -> usize {
-        1 + self.inner().map(Self::n_values).sum::<usize>()
+    /// This one and all within, as multiples of a small value's memory: long texts and shapes count for more.
+    fn size(&self) -> usize {
+        let own = match self {
+            Self::Text(text) | Self::Global(text) | Self::Storage(_, text) => text.len() / 16,
+            Self::Tensor(view) => view.storage.len() / 16 + (view.shape.len() + view.strides.len()) / 2,
+            _ => 0,
+        };
+        1 + own + self.inner().map(Self::size).sum::<usize>()
     }
 }
 
@@ -472,7 +471,7 @@ impl<'a> Machine<'a> {
 
 /// A few bytes that copy what they have copied could ask for any memory.
 fn count_copy(n_copied: &mut usize, value: &Value) -> Result<(), String> {
-    *n_copied += value.n_values();
+    *n_copied += value.size();
     if *n_copied > MAX_VALUES { Err("its pickle holds too many values".to_owned()) } else { Ok(()) }
 }
 

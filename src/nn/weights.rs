@@ -1,24 +1,30 @@
 //! Weights files of other programs and of our own.
 
-use std::{fs, path::Path};
+use std::{fs, io::Cursor, path::Path};
 
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::{
-    Dtype, NnError, TensorData, dlib_numbers::DlibKind, parse_dlib_dat, parse_dlib_shape, read_dlib_onnx,
-    read_state_dict,
+    Dtype, NnError, TensorData, dlib_numbers::DlibKind, parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape,
+    parse_state_dict,
 };
 
 /// The largest weights file that is read, in bytes: five times the largest network here.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
-/// Reads a weights file by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state dict, `.dat`
-/// for a face network or a five-point shape predictor that dlib wrote (told apart by their first bytes), `.onnx` for a
-/// network of dlib's kinds in that format.
+/// Reads a weights file; see [`parse_weights`].
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
 pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
+    parse_weights(path, &read_file(path)?)
+}
+
+/// A weights file's bytes.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] when it is no file, or too large a one.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, NnError> {
     let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
     // Looked at before it is opened: opening a pipe would wait for its writer, and reading begins with all of it.
     let about = fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
@@ -28,16 +34,24 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
     if about.len() > MAX_FILE_BYTES {
         return Err(unreadable(format!("it has {} bytes, at most {MAX_FILE_BYTES} are read", about.len())));
     }
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("safetensors") => read_safetensors(path),
-        Some("pth" | "pt") => read_state_dict(path),
-        Some("dat") => {
-            let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-            parse_dat(&bytes).map_err(unreadable)
-        }
-        Some("onnx") => read_dlib_onnx(path),
-        _ => Err(unreadable("the name must end in .safetensors, .pth, .pt, .dat or .onnx".to_owned())),
-    }
+    fs::read(path).map_err(|e| unreadable(e.to_string()))
+}
+
+/// The tensors in a weights file's bytes, by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state
+/// dict, `.dat` for a face network or a five-point shape predictor that dlib wrote (told apart by their first bytes),
+/// `.onnx` for a network of dlib's kinds in that format.
+///
+/// # Errors
+/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
+pub fn parse_weights(path: &Path, bytes: &[u8]) -> Result<Vec<TensorData>, NnError> {
+    let tensors = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => parse_safetensors(bytes),
+        Some("pth" | "pt") => parse_state_dict(Cursor::new(bytes)),
+        Some("dat") => parse_dat(bytes),
+        Some("onnx") => parse_dlib_onnx(bytes),
+        _ => Err("the name must end in .safetensors, .pth, .pt, .dat or .onnx".to_owned()),
+    };
+    tensors.map_err(|detail| NnError::WeightsUnreadable { path: path.to_owned(), detail })
 }
 
 fn parse_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {

@@ -1,20 +1,17 @@
 //! A version's tensors to the predictor of its alignment points.
 
-use super::EngineError;
+use super::{EngineError, detector_engine::points};
 use crate::{
-    nn::{Dtype, TensorData},
+    nn::{Dtype, SHAPE_PREFIX, TensorData},
     vision::{Point, ShapeParts, ShapePredictor},
 };
-
-/// What the names of a predictor's tensors begin with.
-const PREFIX: &str = "shape.";
 
 /// The predictor among these tensors; none when no name begins with `shape.`.
 ///
 /// # Errors
 /// [`EngineError::WeightsMismatch`] naming what is missing, misshapen or out of range.
 pub(super) fn shape_predictor(tensors: &[TensorData]) -> Result<Option<ShapePredictor>, EngineError> {
-    let tensors: Vec<&TensorData> = tensors.iter().filter(|tensor| tensor.name.starts_with(PREFIX)).collect();
+    let tensors: Vec<&TensorData> = tensors.iter().filter(|tensor| tensor.name.starts_with(SHAPE_PREFIX)).collect();
     if tensors.is_empty() {
         return Ok(None);
     }
@@ -35,22 +32,16 @@ fn parts(tensors: &[&TensorData]) -> Result<ShapeParts, String> {
     let deltas = floats(tensors, "shape.deltas", &[n_cascades, n_pixels, 2])?;
     let splits = indices(tensors, "shape.splits", &[n_cascades, n_trees, n_splits, 2])?;
     Ok(ShapeParts {
-        initial: points(&initial).next().unwrap_or_default(),
+        initial: points(&initial).unwrap_or_default(),
         anchors,
         deltas: deltas.as_chunks::<2>().0.iter().map(|&[x, y]| Point { x, y }).collect(),
         n_pixels,
         splits: splits.as_chunks::<2>().0.to_vec(),
         thresholds,
-        leaves: points(&leaves).collect(),
+        leaves: leaves.chunks_exact(10).filter_map(points).collect(),
         n_trees,
         n_splits,
     })
-}
-
-/// Five points of every ten numbers.
-fn points(numbers: &[f32]) -> impl Iterator<Item = [Point; 5]> {
-    let five = |ten: &[f32; 10]| std::array::from_fn(|i| Point { x: ten[2 * i], y: ten[2 * i + 1] });
-    numbers.as_chunks::<10>().0.iter().map(five)
 }
 
 fn tensor<'a>(tensors: &[&'a TensorData], name: &str) -> Result<&'a TensorData, String> {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     nn::{
         self, AgeGender, Architecture, Device, DlibResNet, DlibResNetConfig, HeadKind, InferenceNetwork, Mtcnn,
-        NetworkSpec, NnError, RawOutput, TensorData,
+        NetworkSpec, NnError, RawOutput, SHAPE_PREFIX, TensorData,
     },
     proto::{
         store::{Preprocessing, VersionRecord},
@@ -76,12 +76,16 @@ impl TorchEngineLoader {
     fn detector(&self, tensors: &[TensorData], preprocessing: &Preprocessing) -> Result<Box<dyn Engine>, EngineError> {
         let missing = || EngineError::Failed("the manifest does not say how faces are looked for".to_owned());
         let detection = preprocessing.detection.as_ref().ok_or_else(missing)?;
-        let (shape, networks): (Vec<_>, Vec<_>) = tensors.iter().cloned().partition(|t| t.name.starts_with("shape."));
-        Ok(Box::new(DetectorEngine {
-            networks: Mtcnn::load(&networks, self.device).map_err(engine_error)?,
-            settings: cascade_settings(detection),
-            alignment: shape_predictor(&shape)?.zip(AlignmentBox::of(detection)),
-        }))
+        let (shape, networks): (Vec<_>, Vec<_>) =
+            tensors.iter().cloned().partition(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
+        let alignment = shape_predictor(&shape)?.zip(AlignmentBox::of(detection));
+        if alignment.is_none() && !detection.alignment_box.is_empty() {
+            // Whoever cuts faces out goes by the manifest: points of another kind would be taken for the predictor's.
+            let detail = "the manifest gives a predictor its box, and there is no predictor or no box of three numbers";
+            return Err(EngineError::Failed(detail.to_owned()));
+        }
+        let networks = Mtcnn::load(&networks, self.device).map_err(engine_error)?;
+        Ok(Box::new(DetectorEngine { networks, settings: cascade_settings(detection), alignment }))
     }
 }
 

@@ -154,6 +154,9 @@ fn finish(
         Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
     );
     let full = if lies { (height, width) } else { (width, height) };
+    if let ColourSource::ProfileIgnored { why } = &colour {
+        tracing::debug!(?format, why, "a photo's colour profile is not followed");
+    }
     let upright = turn(picture, orientation);
     let (width_px, height_px) = upright.dimensions();
     DecodedImage::from_rgb(width_px, height_px, upright.into_raw())

@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(quality.face_px, 240.0);
         assert!((quality.brightness - 0.5).abs() < 0.01 && quality.contrast < 1e-6);
         assert!(quality.yaw_degrees.abs() < 1e-3 && quality.pitch_degrees.abs() < 1e-3, "{quality:?}");
-        assert!((quality.misfit, quality.visible) < (1e-4, 1.1));
+        assert!(quality.misfit < 1e-4 && quality.visible == 1.0, "{quality:?}");
     }
 
     #[test]

@@ -35,6 +35,27 @@ fn portrait() -> RgbImage {
     image::load_from_memory(PORTRAIT).unwrap().into_rgb8()
 }
 
+/// A JPEG with an EXIF orientation.
+fn jpeg(image: &RgbImage, orientation: u8) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+    let tiff =
+        [b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".as_slice(), &[orientation, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let length = u16::try_from(2 + 6 + tiff.len()).unwrap();
+    let exif = [b"\xff\xe1".as_slice(), &length.to_be_bytes(), b"Exif\0\0", &tiff].concat();
+    let mut bytes = bytes.into_inner();
+    bytes.splice(2..2, exif);
+    bytes
+}
+
+fn predicted_gender(face: &v1::FaceReading) -> String {
+    let label = face.predictions.iter().find_map(|p| match &p.result {
+        Some(Answer::Classification(c)) => Some(c.label.clone()),
+        _ => None,
+    });
+    label.unwrap()
+}
+
 /// Two portraits side by side, the right one smaller.
 fn pair() -> Vec<u8> {
     let one = portrait();
@@ -87,7 +108,28 @@ async fn a_fresh_server_reads_faces() {
     assert_eq!(embedding.space, "models/face-descriptor/versions/1#descriptor128");
     assert_eq!(embedding.values.len(), 128);
 
-    // Turned by its EXIF tag, it is the same face.
+    // Turned by its EXIF tag, it is the same face in the same place.
+    let upright = predict(&mut c, request(jpeg(&portrait(), 1))).await;
+    let turned = predict(&mut c, request(jpeg(&image::imageops::rotate270(&portrait()), 6))).await;
+    let (upright, turned) = (upright.faces[0].clone(), turned.faces[0].clone());
+    let edges = |face: &v1::FaceReading| face.r#box.map(|b| [b.left, b.top, b.right, b.bottom]).unwrap();
+    for (a, b) in edges(&upright).iter().zip(edges(&turned)) {
+        assert!((a - b).abs() < 3.0, "{upright:?} {turned:?}");
+    }
+    assert_eq!(predicted_gender(&upright), predicted_gender(&turned));
+
+    // The box and the landmarks are those of the package that the detector's weights come from.
+    let theirs: serde_json::Value = serde_json::from_str(include_str!("../fixtures/facenet.json")).unwrap();
+    let theirs = &theirs["faces"][0];
+    let ours = predict(&mut c, request(PORTRAIT)).await.faces[0].clone();
+    for (i, edge) in edges(&ours).iter().enumerate() {
+        assert!((edge - theirs["box"][i].as_f64().unwrap()).abs() < 2.0, "{ours:?}, theirs {theirs}");
+    }
+    for (i, point) in ours.landmarks.iter().enumerate() {
+        let their = [0, 1].map(|axis| theirs["landmarks"][i][axis].as_f64().unwrap());
+        assert!((point.x - their[0]).hypot(point.y - their[1]) < 2.0, "{ours:?}, theirs {theirs}");
+    }
+
     let version = c
         .models
         .get_model_version(v1::GetModelVersionRequest { name: "models/face@champion".to_owned() })

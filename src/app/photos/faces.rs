@@ -55,7 +55,6 @@ impl Photos {
         wants: &Wants,
     ) -> Result<(FacesRead, v1::Timing), AppError> {
         let thresholds = thresholds::effective(manifest.thresholds.as_ref(), &wants.thresholds, &self.faces)?;
-        let _place = if wants.selection == FaceSelection::All { Some(self.place(call).await?) } else { None };
         let mut readers = vec![Reader { version: version.to_string(), chip: chip_settings(version, manifest)? }];
         let space = if wants.embedding { Some(self.paired(version, chip, &mut readers).await?) } else { None };
         let detector = stored_version(&chip.detector)?;
@@ -101,6 +100,7 @@ impl Photos {
         let (cuts, faces) = self.cut(call, looked, faces, &readers, landmarks, thresholds).await?;
         let alignment = proto_duration(start.elapsed());
 
+        let _places = self.places(call, cuts.len()).await?;
         let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
         let answered = try_join_all(asked).await?;
         let first = answered.first().and_then(|answered| answered.served.first());
@@ -122,15 +122,19 @@ impl Photos {
         Ok((FacesRead { n_found, faces: read.collect() }, timing))
     }
 
-    /// A place among the photos of which every face is read.
-    async fn place(&self, call: &CallContext) -> Result<OwnedSemaphorePermit, AppError> {
-        let place = Arc::clone(&self.crowds).acquire_owned();
+    /// Room for the faces of one photo; a single one needs none.
+    async fn places(&self, call: &CallContext, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
+        if n_faces <= 1 {
+            return Ok(None);
+        }
+        let n_places = u32::try_from(n_faces).unwrap_or(u32::MAX).min(self.n_crowd_places);
+        let place = Arc::clone(&self.crowds).acquire_many_owned(n_places);
         let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos of many faces" };
         let place = match call.time_left() {
             Some(left) => timeout(left, place).await.map_err(late)?,
             None => place.await,
         };
-        place.map_err(|_| AppError::Stopping)
+        place.map(Some).map_err(|_| AppError::Stopping)
     }
 
     /// The space that the version is paired with; its network becomes the second reader.

@@ -34,9 +34,10 @@ pub struct Photos {
     pixels: PixelPool,
     serving: ServingPool,
     faces: Arc<FacesConfig>,
-    /// Places for photos of which every face is read: one fills the queues with its faces, and many at once would have
-    /// each other refused after the work is done.
+    /// Room for the faces of photos that have several: many such photos at once would have each other's faces refused,
+    /// and each whole photo with them, after most of the work is done.
     crowds: Arc<Semaphore>,
+    n_crowd_places: u32,
 }
 
 /// What a caller wants of a photo's faces.
@@ -125,8 +126,17 @@ impl Photos {
         queue_capacity: usize,
     ) -> Self {
         // Half of the room stays for the callers of single faces.
-        let n_crowds = (queue_capacity / (2 * faces.max_faces.max(1))).max(1);
-        Self { models, pixels, serving, faces: Arc::new(faces), crowds: Arc::new(Semaphore::new(n_crowds)) }
+        let n_crowd_places = u32::try_from(queue_capacity / 2).unwrap_or(u32::MAX).clamp(1, 1 << 16);
+        let crowds = Arc::new(Semaphore::new(n_crowd_places as usize));
+        Self { models, pixels, serving, faces: Arc::new(faces), crowds, n_crowd_places }
+    }
+
+    /// The manifest of the version that `reference` means now.
+    ///
+    /// # Errors
+    /// When there is no such version.
+    pub async fn manifest(&self, reference: &str) -> Result<Arc<VersionRecord>, AppError> {
+        self.models.manifest(&self.models.resolve(reference)?).await
     }
 
     /// Reads one photo with the version that `reference` means.
@@ -145,7 +155,8 @@ impl Photos {
             return Err(AppError::field("image", "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
         }
         // A version may be retired between the look-up and its queue; then the reference means another one, or the
-        // caller named this very one and it is loaded again. Once more is enough: a swap retires one version.
+        // caller named this very one and it is loaded again. Once more is enough: a swap retires a version and those
+        // that only it worked with.
         match self.read_once(call, reference, image.clone(), wants).await {
             Err(AppError::Serve(ServeError::NotLoaded { .. })) => self.read_once(call, reference, image, wants).await,
             result => result,

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::nn::parse_onnx;
+use crate::nn::onnx::parse_onnx;
 
 /// Writes protocol buffers.
 #[derive(Clone, Default)]

@@ -13,6 +13,10 @@ pub const CROP_SIDES_PX: [u32; 2] = [24, 48];
 /// look like faces everywhere must not take the device for seconds.
 const MAX_PROPOSALS: usize = 512;
 
+/// The most cells of one size that are compared with one another, and of all sizes together, the best ones: each is
+/// compared with all that stay.
+const MAX_CELLS: usize = 2048;
+
 /// Overlaps of which the worse box goes: within a size, between sizes, after the second and after the third network.
 const MOST_OVERLAP: [f32; 4] = [0.5, 0.7, 0.7, 0.7];
 
@@ -40,14 +44,16 @@ impl Proposals {
         let cells = pyramid.cells(map, settings.thresholds[0]);
         let mut kept = Vec::new();
         for level_idx in 0..pyramid.n_levels() {
-            let of_level: Vec<_> = cells.iter().filter(|cell| cell.level_idx == level_idx).collect();
+            let of_level = cells.iter().filter(|cell| cell.level_idx == level_idx);
+            let of_level = best(of_level.collect(), |cell| cell.score);
             let boxes: Vec<_> = of_level.iter().map(|cell| (edges(cell.edges), cell.score)).collect();
             kept.extend(suppress(&boxes, MOST_OVERLAP[0], Overlap::Union).into_iter().map(|i| of_level[i]));
         }
+        let kept = best(kept, |cell| cell.score);
         let boxes: Vec<_> = kept.iter().map(|cell| (edges(cell.edges), cell.score)).collect();
-        let best = suppress(&boxes, MOST_OVERLAP[1], Overlap::Union);
+        let stay = suppress(&boxes, MOST_OVERLAP[1], Overlap::Union);
         let refined = |i: usize| boxes[i].0.regressed(kept[i].offsets, 0.0).squared();
-        Self { boxes: best.into_iter().take(MAX_PROPOSALS).map(refined).collect() }.within(pyramid)
+        Self { boxes: stay.into_iter().take(MAX_PROPOSALS).map(refined).collect() }.within(pyramid)
     }
 
     /// How many boxes there are.
@@ -145,6 +151,18 @@ fn window(bounds: &BoundingBox, width: u32, height: u32) -> Option<(u32, u32, u3
     (right > left && bottom > top).then(|| (left as u32, top as u32, (right - left) as u32, (bottom - top) as u32))
 }
 
+/// The [`MAX_CELLS`] of the highest scores, in the order that they came in.
+fn best<T>(cells: Vec<T>, score: impl Fn(&T) -> f32) -> Vec<T> {
+    if cells.len() <= MAX_CELLS {
+        return cells;
+    }
+    let mut ranked: Vec<(usize, T)> = cells.into_iter().enumerate().collect();
+    ranked.select_nth_unstable_by(MAX_CELLS, |(i, a), (j, b)| score(b).total_cmp(&score(a)).then(i.cmp(j)));
+    ranked.truncate(MAX_CELLS);
+    ranked.sort_unstable_by_key(|(i, _)| *i);
+    ranked.into_iter().map(|(_, cell)| cell).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,5 +218,15 @@ mod tests {
         let map = ProposalMap { width: width as usize / 2, scores: &scores, offsets: &offsets };
         let proposals = Proposals::of_map(&pyramid, &map, &CascadeSettings::default());
         assert!(!proposals.is_empty() && proposals.len() <= MAX_PROPOSALS);
+    }
+
+    #[test]
+    fn the_best_cells_stay_in_their_order() {
+        let scores: Vec<f32> = (0..5000).map(|i| (i * 37 % 5000) as f32).collect();
+        let kept = best(scores.iter().enumerate().collect(), |(_, score)| **score);
+        assert_eq!(kept.len(), MAX_CELLS);
+        assert!(kept.iter().all(|(_, score)| **score >= (5000 - MAX_CELLS) as f32));
+        assert!(kept.is_sorted_by_key(|(i, _)| *i));
+        assert_eq!(best(vec![1.0, 3.0], |score| *score), [1.0, 3.0]);
     }
 }

@@ -11,4 +11,4 @@ mod pyramid;
 
 pub use boxes::{BoundingBox, DetectedFace, Point};
 pub use cascade::{CROP_SIDES_PX, Proposals, StageOutput};
-pub use pyramid::{CANVASES, CascadeSettings, ProposalMap, Pyramid};
+pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};

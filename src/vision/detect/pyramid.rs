@@ -26,7 +26,7 @@ impl Default for CascadeSettings {
 const MAX_SIDE_PX: u32 = 1024;
 
 /// Width and height of the canvases, by area. Few, because kernels are prepared and kept by shape.
-pub const CANVASES: [(u32, u32); 9] =
+const CANVASES: [(u32, u32); 9] =
     [(224, 192), (336, 304), (512, 448), (704, 448), (512, 640), (768, 672), (1088, 704), (800, 960), (1088, 960)];
 
 /// The side of what the first network sees at once, in pixels.
