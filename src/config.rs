@@ -422,11 +422,6 @@ impl Config {
             ("images.max_pixels", (1..=1_000_000_000).contains(&self.images.max_pixels), "must be 1 to 10^9"),
             ("images.decode_queue", self.images.decode_queue >= 1, "must be at least 1"),
             ("faces.max_faces", (1..=512).contains(&self.faces.max_faces), "must be 1 to 512"),
-            (
-                "faces.max_faces",
-                self.faces.max_faces <= self.serving.queue_capacity,
-                "must not be above serving.queue_capacity: the faces of one photo wait together",
-            ),
             ("serving.queue_capacity", self.serving.queue_capacity >= 1, "must be at least 1"),
             ("serving.max_batch", (1..=32).contains(&self.serving.max_batch), "must be 1 to 32"),
             ("training.max_concurrent_runs", self.training.max_concurrent_runs >= 1, "must be at least 1"),

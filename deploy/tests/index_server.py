@@ -10,7 +10,7 @@ import tempfile
 import threading
 import unittest
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple, Type
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,12 +31,21 @@ class Index(http.server.BaseHTTPRequestHandler):
     ranges: List[Optional[str]] = []
     """What was asked for, one entry for each request of a file."""
     obey_range = True
+    secrets: List[Optional[str]] = []
+    """The credentials of every request."""
+    send_files_to: Optional[str] = None
+    """Another server, to which requests of files are sent on."""
 
     def do_GET(self) -> None:
+        self.secrets.append(self.headers.get("Authorization"))
         _, kind, name = self.path.split("/", 2)
         project = name.rstrip("/")
         if kind == "simple" and any(file.project == project for file in self.listed.values()):
             self.answer_project(project)
+        elif kind == "files" and self.send_files_to:
+            self.send_response(302)
+            self.send_header("Location", f"{self.send_files_to}/files/{name}")
+            self.end_headers()
         elif kind == "files" and name in self.files:
             self.answer_file(self.files[name])
         else:
@@ -78,17 +87,7 @@ class IndexTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.cache = Path(folder.name)
 
-        class Handler(Index):
-            drop_after: List[int] = []
-            ranges: List[Optional[str]] = []
-
-        self.handler = Handler
-        self.handler.files = {file.filename: body for file, body in files.items()}
-        self.handler.listed = {file.filename: file for file in files}
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-        self.addCleanup(self.server.server_close)
-        self.addCleanup(self.server.shutdown)
+        self.handler, self.server = self.serve(files)
         environment = {
             "VISAGE_CACHE": folder.name,
             "PIP_INDEX_URL": f"http://127.0.0.1:{self.server.server_port}/simple",
@@ -100,6 +99,24 @@ class IndexTest(unittest.TestCase):
         self.patch(mock.patch.dict(os.environ, environment, clear=True))
         self.patch(mock.patch.object(package_index, "FIRST_WAIT_S", 0.0))
         self.patch(mock.patch.object(sys, "stderr", self.said))
+
+    def serve(
+        self, files: Dict[package_index.IndexFile, bytes]
+    ) -> Tuple[Type[Index], http.server.ThreadingHTTPServer]:
+        """A server of the files on a port of its own, until the test's end."""
+
+        class Handler(Index):
+            drop_after: List[int] = []
+            ranges: List[Optional[str]] = []
+            secrets: List[Optional[str]] = []
+
+        Handler.files = {file.filename: body for file, body in files.items()}
+        Handler.listed = {file.filename: file for file in files}
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        return Handler, server
 
     def patch(self, patch: "mock._patch[object] | mock._patch_dict") -> None:
         """Holds for the rest of the test."""

@@ -156,6 +156,14 @@ class FetchTest(IndexTest):
         conf.write_text(f"[global]\nindex-url = {os.environ.pop('PIP_INDEX_URL')}\n")
         self.assert_complete(self.fetch())
 
+    def test_only_the_index_sees_its_credentials(self) -> None:
+        elsewhere, other = self.serve({WHEEL: WHEEL_BYTES})
+        self.handler.send_files_to = f"http://127.0.0.1:{other.server_port}"
+        os.environ["PIP_INDEX_URL"] = f"http://user:secret@127.0.0.1:{self.server.server_port}/simple"
+        self.assert_complete(self.fetch())
+        self.assertEqual(set(self.handler.secrets), {"Basic dXNlcjpzZWNyZXQ="})
+        self.assertEqual(elsewhere.secrets, [None])
+
 
 if __name__ == "__main__":
     unittest.main()

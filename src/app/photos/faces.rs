@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
@@ -102,7 +102,7 @@ impl Photos {
 
         let _places = self.places(call, cuts.len()).await?;
         let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
-        let answered = try_join_all(asked).await?;
+        let answered: Vec<Answered> = stream::iter(asked).buffered(self.n_crowd_places as usize).try_collect().await?;
         let first = answered.first().and_then(|answered| answered.served.first());
         let timing = v1::Timing {
             alignment,

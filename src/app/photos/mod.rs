@@ -37,6 +37,7 @@ pub struct Photos {
     /// Room for the faces of photos that have several: many such photos at once would have each other's faces refused,
     /// and each whole photo with them, after most of the work is done.
     crowds: Arc<Semaphore>,
+    /// How many faces that is.
     n_crowd_places: u32,
 }
 
@@ -125,8 +126,8 @@ impl Photos {
         faces: FacesConfig,
         queue_capacity: usize,
     ) -> Self {
-        // Half of the room stays for the callers of single faces.
-        let n_crowd_places = u32::try_from(queue_capacity / 2).unwrap_or(u32::MAX).clamp(1, 1 << 16);
+        // Each face may wait for two networks, and half of the room stays for the callers of single faces.
+        let n_crowd_places = u32::try_from(queue_capacity / 4).unwrap_or(u32::MAX).clamp(1, 1 << 16);
         let crowds = Arc::new(Semaphore::new(n_crowd_places as usize));
         Self { models, pixels, serving, faces: Arc::new(faces), crowds, n_crowd_places }
     }
