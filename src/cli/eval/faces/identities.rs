@@ -92,6 +92,11 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     if let Some(reliability) = reliability(setup, &embedded).await? {
         let row = Row::new(SUITE, "identity.brier_left_out", reliability.brier, "").bar(Bar::AtMost(0.25));
         found.rows.push(row.note("people not fitted on; 0.25 is always saying one half"));
+        found.rows.extend(reliability.bins.iter().enumerate().map(|(i, bin)| {
+            Row::new(SUITE, format!("identity.reliability.{}", i + 1), bin.truth, "")
+                .versus("probability answered", bin.answered)
+                .note(format!("true share of {} pairs of people not fitted on", bin.n_pairs))
+        }));
         figures.push(curve(&reliability)?);
     }
     found.figures = figures;
