@@ -76,10 +76,15 @@ pub(super) fn regression<'a>(response: &'a v1::PredictResponse, head: &str) -> O
     })
 }
 
-/// The label that a head says.
-pub(super) fn label<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a str> {
+/// The choice that a head says.
+pub(super) fn classification<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a v1::Classification> {
     response.predictions.iter().find(|p| p.head == head).and_then(|p| match &p.result {
-        Some(Answer::Classification(c)) => Some(c.label.as_str()),
+        Some(Answer::Classification(c)) => Some(c),
         _ => None,
     })
+}
+
+/// The label of that choice.
+pub(super) fn label<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a str> {
+    classification(response, head).map(|c| c.label.as_str())
 }

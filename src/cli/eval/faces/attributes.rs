@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, label, loosest, regression},
+    asking::{ask, classification, label, loosest, regression},
     groups,
 };
 use crate::{
@@ -38,6 +38,8 @@ pub(super) struct Judged<'a> {
     /// Years; in absolute value.
     pub(super) error: f64,
     pub(super) gender_right: Option<bool>,
+    /// One less the probability of the answered gender.
+    gender_doubt: f64,
     age: v1::Regression,
     truth: f64,
     quality: BTreeMap<String, f64>,
@@ -113,6 +115,7 @@ fn judge<'a>(face: &'a Face, strict: Option<&v1::PredictResponse>, loose: &v1::P
         answered,
         error: (age.value - truth).abs(),
         gender_right: gender.map(|(truth, said)| truth == said),
+        gender_doubt: classification(loose, "gender").map_or(1.0, |said| 1.0 - said.probability),
         age,
         truth,
         quality: loose.faces.first().map(|reading| reading.quality.clone()).unwrap_or_default(),
@@ -200,7 +203,7 @@ fn risk(judged: &[Judged], rows: &mut Vec<Row>) -> anyhow::Result<Figure> {
     let mut ages: Vec<(f64, f64)> = judged.iter().map(|one| (one.spread(), one.error)).collect();
     let wrong = |right: bool| f64::from(u8::from(!right));
     let mut genders: Vec<(f64, f64)> =
-        judged.iter().filter_map(|one| Some((one.spread(), wrong(one.gender_right?)))).collect();
+        judged.iter().filter_map(|one| Some((one.gender_doubt, wrong(one.gender_right?)))).collect();
     for coverage in COVERAGES {
         let name = format!("risk.at_coverage_{coverage}");
         rows.push(Row::new(SUITE, name, risk_at_coverage(&mut ages, coverage), "years"));
@@ -220,8 +223,8 @@ fn risk(judged: &[Judged], rows: &mut Vec<Row>) -> anyhow::Result<Figure> {
     }
     Ok(Figure::charts(
         "Risk and coverage",
-        "What is left of the error when only the least uncertain faces are answered, by the spread of the age's \
-         distribution. A curve that falls to the left says that what is left out first is indeed worse.",
+        "What is left of the error when only the least uncertain faces are answered: of ages by the spread of \
+         their distribution, of genders by their probability. A curve that falls to the left says that what is left out first is indeed worse.",
         charts,
     ))
 }

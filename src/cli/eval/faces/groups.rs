@@ -71,7 +71,7 @@ pub(super) fn measure(labelled: &[&Face], judged: &[Judged]) -> anyhow::Result<F
 fn groups_of(face: &Face) -> Vec<String> {
     let mut names = Vec::new();
     names.extend(face.gender_name().map(|gender| format!("gender_{gender}")));
-    names.extend(face.age.map(|age| format!("decade_{:02}", (age / 10.0).floor() as i64 * 10)));
+    names.extend(face.age.map(|age| format!("decade_{:03}", (age / 10.0).floor() as i64 * 10)));
     names.extend(face.group.as_ref().map(|group| format!("group_{group}")));
     names
 }
