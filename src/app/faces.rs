@@ -100,14 +100,8 @@ impl Faces {
         let space = self.models.resolve_space(space).await?;
         let version = self.models.resolve(space.version())?;
         // Loaded before anybody asks the collection, and from then on for its sake.
-        let manifest = self.models.ready(&version).await?;
-        let layer = manifest.embedding_layers.iter().find(|layer| layer.layer == space.layer());
-        // `resolve_space` names only layers that are there; a stored pairing may be damaged.
-        let missing = || AppError::UnsupportedByModel {
-            version: version.to_string(),
-            what: format!("has no embedding layer {:?}", space.layer()),
-        };
-        let dimensions = layer.ok_or_else(missing)?.dimensions as usize;
+        self.models.ready(&version).await?;
+        let dimensions = self.models.dimensions(&space).await?;
         let new = NewCollection { id, space, dimensions, display_name };
         let turn = self.models.turn(&version).await;
         // Again, for it may have been unloaded or deleted before the turn came.

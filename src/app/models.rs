@@ -145,7 +145,7 @@ impl Models {
         let answering = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model);
         let answering: Vec<_> = answering.collect();
         // What a fresh server knows about faces, whatever is trained or imported beside it.
-        if let Some(model) = answering.iter().find(|model| model.to_string() == USUAL_MODEL) {
+        if let Some(model) = answering.iter().find(|model| model.as_bytes() == USUAL_MODEL.as_bytes()) {
             return Ok(ModelRef::Alias { model: (*model).clone(), alias: AliasName::champion() });
         }
         match answering.as_slice() {
@@ -351,19 +351,31 @@ impl Models {
         let manifest = self.manifest(&version).await?;
         let paired = manifest.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()).map(|c| &c.embedding_space);
         let space = match (layer, paired) {
-            (Some(layer), _) if manifest.embedding_layers.iter().all(|known| known.layer != layer) => {
-                let known: Vec<_> = manifest.embedding_layers.iter().map(|l| l.layer.as_str()).collect();
-                let what = match known.as_slice() {
-                    [] => "has no embedding layers".to_owned(),
-                    known => format!("has no embedding layer {layer:?}; it has: {}", known.join(", ")),
-                };
-                return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
-            }
             (Some(layer), _) => format!("{version}#{layer}"),
             (None, Some(paired)) if !paired.is_empty() => paired.clone(),
             (None, _) => self.first_space(&version).await?,
         };
-        Ok(EmbeddingSpace::parse(&space)?)
+        let space = EmbeddingSpace::parse(&space)?;
+        self.dimensions(&space).await?;
+        Ok(space)
+    }
+
+    /// How many numbers a vector of a space has.
+    ///
+    /// # Errors
+    /// When there is no such version, or it has no such layer.
+    pub async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
+        let version = self.resolve_field("embedding_space", space.version())?;
+        let layers = &self.manifest(&version).await?.embedding_layers;
+        if let Some(known) = layers.iter().find(|known| known.layer == space.layer()) {
+            return Ok(known.dimensions as usize);
+        }
+        let known: Vec<_> = layers.iter().map(|known| known.layer.as_str()).collect();
+        let what = match known.as_slice() {
+            [] => "has no embedding layers".to_owned(),
+            known => format!("has no embedding layer {:?}; it has: {}", space.layer(), known.join(", ")),
+        };
+        Err(AppError::UnsupportedByModel { version: version.to_string(), what })
     }
 
     /// Reads the aliases anew, after a change in the registry.

@@ -77,18 +77,12 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
         ..v1::EnrollFaceRequest::default()
     };
     let mut server = args.remote.connect().await?;
-    if let [photo] = args.photos.as_slice() {
-        let face_id = if args.ids_from_names { photo::stem(photo) } else { template.face_id.clone() };
+    // By names also one photo goes as many do: what is there already is no failure.
+    if let ([photo], false) = (args.photos.as_slice(), args.ids_from_names) {
         let source = Some(Source::Image(photo::read(photo).await?));
-        let request = args.remote.request(v1::EnrollFaceRequest { face_id, source, ..template });
-        let face = match server.faces.enroll_face(request).await {
-            Ok(face) => face.into_inner(),
-            Err(status) if args.ids_from_names && failure::reason(&status) == "RESOURCE_EXISTS" => {
-                say!("{}  is there already", photo.display())?;
-                return Ok(true);
-            }
-            Err(status) => return Err(status).with_context(|| photo.display().to_string()),
-        };
+        let request = args.remote.request(v1::EnrollFaceRequest { source, ..template });
+        let about = || photo.display().to_string();
+        let face = server.faces.enroll_face(request).await.with_context(about)?.into_inner();
         let line = format!("{} enrolled", face.name);
         // In the form of many, so that a script need not count its photos.
         let correlation_id = photo.display().to_string();

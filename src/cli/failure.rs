@@ -100,8 +100,7 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// The machine-readable reason of a call that failed; empty where it has none.
-pub(super) fn reason(status: &Status) -> String {
+fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
