@@ -31,6 +31,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = prost_build::Config::new();
     // A message that knows its name has a JSON form.
     config.enable_type_names();
+    // The table of published models and the command line name its fields.
+    config.type_attribute(
+        ".visage.v1.QualityThresholds",
+        "#[derive(serde::Serialize, serde::Deserialize)] #[serde(deny_unknown_fields, default)]",
+    );
     tonic_prost_build::configure()
         .btree_map(".")
         .bytes(".visage.v1")

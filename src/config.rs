@@ -195,6 +195,8 @@ pub struct ServingConfig {
     pub threads: usize,
     /// Pictures that may wait for a version.
     pub queue_capacity: usize,
+    /// What the pictures that wait for a version may hold of memory together, in bytes.
+    pub queue_bytes: usize,
     /// Pictures that go through a network together, 1 to 32.
     pub max_batch: usize,
     /// Weights that may be loaded at once, in bytes.
@@ -209,6 +211,7 @@ impl Default for ServingConfig {
             device: "auto".to_owned(),
             threads: 0,
             queue_capacity: 128,
+            queue_bytes: 512 << 20,
             max_batch: 32,
             memory_budget_bytes: 4 << 30,
             default_model: String::new(),

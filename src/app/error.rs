@@ -3,7 +3,7 @@
 use crate::{
     error::Kind,
     nn::NnError,
-    proto::v1::AbstentionReason,
+    proto::v1::{AbstentionReason, ErrorReason},
     registry::RegistryError,
     serving::{PixelError, ServeError},
     similarity::SimilarityError,
@@ -11,6 +11,15 @@ use crate::{
     training::TrainingError,
     vision::ImageError,
 };
+
+/// Whose the reasons of errors are, as `google.rpc.ErrorInfo` has it.
+pub const ERROR_DOMAIN: &str = "visage";
+
+/// A reason as it travels: without the enum's prefix.
+#[must_use]
+pub fn reason_name(reason: ErrorReason) -> &'static str {
+    reason.as_str_name().trim_start_matches("ERROR_REASON_")
+}
 
 /// An error of a use case: its own, or a layer's.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use std::{
 
 pub use compare::Comparison;
 pub use context::{CallContext, Caller};
-pub use error::AppError;
+pub use error::{AppError, ERROR_DOMAIN, reason_name};
 pub use faces::{Enrolment, Faces, Source, Wanted};
 pub use idempotency::Idempotent;
 pub use models::Models;
@@ -32,6 +32,7 @@ pub use paging::{Page, PageLimits, PageRequest, Paged};
 pub use photos::{FaceRead, FacesRead, Outcome, Photos, Read, Wants};
 pub use predict::predict;
 pub use runs::{NewRun, RunSettings, Runs, Watch};
+pub use thresholds::signals_of;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -119,6 +120,7 @@ impl App {
             ServingSettings {
                 n_threads: config.serving.threads,
                 queue_capacity: config.serving.queue_capacity,
+                queue_bytes: config.serving.queue_bytes,
                 max_batch: config.serving.max_batch,
                 memory_budget_bytes: Some(config.serving.memory_budget_bytes),
                 ..ServingSettings::default()

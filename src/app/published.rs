@@ -73,29 +73,12 @@ pub(super) struct Entry {
     source: String,
     /// SHA-256 by file name.
     files: BTreeMap<String, String>,
+    /// Those that are not here ask nothing.
     #[serde(default)]
-    thresholds: Thresholds,
+    thresholds: v1::QualityThresholds,
     #[serde(default)]
     intervals: Vec<Interval>,
     identity: Option<Identity>,
-}
-
-/// As [`v1::QualityThresholds`], of which those that are not here ask nothing.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Thresholds {
-    min_face_px: Option<f64>,
-    min_detection: Option<f64>,
-    min_sharpness: Option<f64>,
-    min_brightness: Option<f64>,
-    max_brightness: Option<f64>,
-    min_contrast: Option<f64>,
-    max_yaw_degrees: Option<f64>,
-    max_pitch_degrees: Option<f64>,
-    min_symmetry: Option<f64>,
-    min_visible: Option<f64>,
-    max_misfit: Option<f64>,
-    max_spread: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -175,7 +158,7 @@ impl Published {
             embedding_layers: embedding_layers(network),
             calibrations: pinned.map(Entry::calibrations).unwrap_or_default(),
             // What a photo must be does not hang on the weights.
-            thresholds: self.entry(network).map(|entry| entry.thresholds.into()),
+            thresholds: self.entry(network).map(|entry| entry.thresholds),
             identity: pinned.and_then(|entry| entry.identity.as_ref()).map(Into::into),
             ..new
         }
@@ -201,7 +184,7 @@ impl Entry {
     fn differs(&self, record: &VersionRecord, network: PublishedNetwork, paired: Paired) -> Option<&'static str> {
         let has_predictor = record.tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
         let checks = [
-            ("thresholds", record.thresholds == Some(self.thresholds.into())),
+            ("thresholds", record.thresholds == Some(self.thresholds)),
             ("intervals", record.calibrations == self.calibrations()),
             ("identity", record.identity == self.identity.as_ref().map(Into::into)),
             ("preprocessing", record.preprocessing == Some(preprocessing(network, paired, has_predictor))),
@@ -366,25 +349,6 @@ fn preprocessing(network: PublishedNetwork, paired: Paired, has_predictor: bool)
         }
         PublishedNetwork::DlibAgeGender => chip(AGE_GENDER_SIDE_PX, 0.2),
         PublishedNetwork::DlibFaceDescriptor => chip(150, 0.25),
-    }
-}
-
-impl From<Thresholds> for v1::QualityThresholds {
-    fn from(t: Thresholds) -> Self {
-        Self {
-            min_face_px: t.min_face_px,
-            min_detection: t.min_detection,
-            min_sharpness: t.min_sharpness,
-            min_brightness: t.min_brightness,
-            max_brightness: t.max_brightness,
-            min_contrast: t.min_contrast,
-            max_yaw_degrees: t.max_yaw_degrees,
-            max_pitch_degrees: t.max_pitch_degrees,
-            min_symmetry: t.min_symmetry,
-            min_visible: t.min_visible,
-            max_misfit: t.max_misfit,
-            max_spread: t.max_spread,
-        }
     }
 }
 

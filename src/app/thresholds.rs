@@ -4,21 +4,35 @@ use super::AppError;
 use crate::{
     config::FacesConfig,
     proto::v1::{AbstentionReason, QualityThresholds},
-    vision::FaceQuality,
 };
 
-/// One threshold: its field, how to read it, and what a request may ask for.
-struct Field {
+/// One threshold: its field, the signal that it is held against, what is wrong when that is beyond it, and what a
+/// request may ask for.
+struct Threshold {
     name: &'static str,
+    signal: &'static str,
+    side: Side,
+    reason: AbstentionReason,
     of: fn(&QualityThresholds) -> Option<f64>,
     set: fn(&mut QualityThresholds, f64),
     bounds: fn(&FacesConfig) -> [f64; 2],
 }
 
-macro_rules! field {
-    ($name:ident) => {
-        Field {
+#[derive(Clone, Copy)]
+enum Side {
+    /// The signal must not be below it.
+    Least,
+    /// The signal must not be above it, whatever its sign.
+    Most,
+}
+
+macro_rules! threshold {
+    ($name:ident, $side:ident, $signal:expr, $reason:ident) => {
+        Threshold {
             name: stringify!($name),
+            signal: $signal,
+            side: Side::$side,
+            reason: AbstentionReason::$reason,
             of: |thresholds| thresholds.$name,
             set: |thresholds, value| thresholds.$name = Some(value),
             bounds: |config| config.$name,
@@ -26,20 +40,32 @@ macro_rules! field {
     };
 }
 
-const FIELDS: [Field; 12] = [
-    field!(min_face_px),
-    field!(min_detection),
-    field!(min_sharpness),
-    field!(min_brightness),
-    field!(max_brightness),
-    field!(min_contrast),
-    field!(max_yaw_degrees),
-    field!(max_pitch_degrees),
-    field!(min_symmetry),
-    field!(min_visible),
-    field!(max_misfit),
-    field!(max_spread),
+/// All there are; those of one reason stand together, and reasons are told in this order.
+const THRESHOLDS: [Threshold; 12] = [
+    threshold!(min_face_px, Least, "face_px", FaceTooSmall),
+    threshold!(min_sharpness, Least, "sharpness", Blurred),
+    threshold!(min_brightness, Least, "brightness", BadlyExposed),
+    threshold!(max_brightness, Most, "brightness", BadlyExposed),
+    threshold!(min_contrast, Least, "contrast", BadlyExposed),
+    threshold!(max_yaw_degrees, Most, "yaw_degrees", TurnedAway),
+    threshold!(max_pitch_degrees, Most, "pitch_degrees", TurnedAway),
+    threshold!(min_detection, Least, "detection", Occluded),
+    threshold!(min_symmetry, Least, "symmetry", Occluded),
+    threshold!(min_visible, Least, "visible", Occluded),
+    threshold!(max_misfit, Most, "misfit", OutOfRange),
+    threshold!(max_spread, Most, SPREAD, OutOfRange),
 ];
+
+/// The signal that only the network's answer has: the widest standard deviation that a head gives.
+pub(super) const SPREAD: &str = "spread";
+
+/// The signals that tell whether a face is not answered for this reason; none for a reason that no signal tells.
+#[must_use]
+pub fn signals_of(reason: AbstentionReason) -> Vec<&'static str> {
+    let mut signals: Vec<_> = THRESHOLDS.iter().filter(|t| t.reason == reason).map(|t| t.signal).collect();
+    signals.dedup();
+    signals
+}
 
 /// The version's thresholds, with those that the request names instead.
 ///
@@ -51,62 +77,42 @@ pub(super) fn effective(
     config: &FacesConfig,
 ) -> Result<QualityThresholds, AppError> {
     let mut thresholds = versions.copied().unwrap_or_default();
-    for field in &FIELDS {
-        let Some(value) = (field.of)(requested) else { continue };
-        let [least, most] = (field.bounds)(config);
+    for threshold in &THRESHOLDS {
+        let Some(value) = (threshold.of)(requested) else { continue };
+        let [least, most] = (threshold.bounds)(config);
         // Nothing compares with what is no number.
         if !(least..=most).contains(&value) {
             return Err(AppError::field(
-                format!("thresholds.{}", field.name),
+                format!("thresholds.{}", threshold.name),
                 format!(
                     "must be {least} to {most} on this server (faces.{} of its configuration), not {value}",
-                    field.name
+                    threshold.name
                 ),
             ));
         }
-        (field.set)(&mut thresholds, value);
+        (threshold.set)(&mut thresholds, value);
     }
     Ok(thresholds)
 }
 
-/// What is wrong with a face's picture; nothing when it is fit.
-pub(super) fn judge(quality: &FaceQuality, thresholds: &QualityThresholds) -> Vec<AbstentionReason> {
-    let below = |value: f64, least: Option<f64>| least.is_some_and(|least| value < least);
-    let above = |value: f64, most: Option<f64>| most.is_some_and(|most| value > most);
-    let t = thresholds;
-    let verdicts = [
-        (below(quality.face_px, t.min_face_px), AbstentionReason::FaceTooSmall),
-        (below(quality.sharpness, t.min_sharpness), AbstentionReason::Blurred),
-        (
-            below(quality.brightness, t.min_brightness)
-                || above(quality.brightness, t.max_brightness)
-                || below(quality.contrast, t.min_contrast),
-            AbstentionReason::BadlyExposed,
-        ),
-        (
-            above(quality.yaw_degrees.abs(), t.max_yaw_degrees)
-                || above(quality.pitch_degrees.abs(), t.max_pitch_degrees),
-            AbstentionReason::TurnedAway,
-        ),
-        (
-            below(quality.detection, t.min_detection)
-                || below(quality.symmetry, t.min_symmetry)
-                || below(quality.visible, t.min_visible),
-            AbstentionReason::Occluded,
-        ),
-        (above(quality.misfit, t.max_misfit), AbstentionReason::OutOfRange),
-    ];
-    verdicts.into_iter().filter_map(|(wrong, reason)| wrong.then_some(reason)).collect()
-}
-
-/// Whether an answer of this spread is too far from what the network has seen.
-pub(super) fn too_uncertain(spread: Option<f64>, thresholds: &QualityThresholds) -> bool {
-    spread.zip(thresholds.max_spread).is_some_and(|(spread, most)| spread > most)
+/// What is wrong with a face, by these of its signals; nothing when they are all within the thresholds.
+pub(super) fn judge(signals: &[(&str, f64)], thresholds: &QualityThresholds) -> Vec<AbstentionReason> {
+    let is_beyond = |threshold: &&Threshold| {
+        let signal = signals.iter().find(|(name, _)| *name == threshold.signal);
+        signal.zip((threshold.of)(thresholds)).is_some_and(|((_, value), bound)| match threshold.side {
+            Side::Least => *value < bound,
+            Side::Most => value.abs() > bound,
+        })
+    };
+    let mut reasons: Vec<_> = THRESHOLDS.iter().filter(is_beyond).map(|threshold| threshold.reason).collect();
+    reasons.dedup();
+    reasons
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vision::FaceQuality;
 
     fn fit() -> FaceQuality {
         FaceQuality {
@@ -143,7 +149,7 @@ mod tests {
         let judged = |spoil: fn(&mut FaceQuality)| {
             let mut quality = fit();
             spoil(&mut quality);
-            judge(&quality, &thresholds)
+            judge(&quality.by_name(), &thresholds)
         };
         assert_eq!(judged(|_| {}), []);
         assert_eq!(judged(|q| q.face_px = 30.0), [AbstentionReason::FaceTooSmall]);
@@ -159,9 +165,25 @@ mod tests {
         assert_eq!(judged(|q| q.misfit = 0.3), [AbstentionReason::OutOfRange]);
         let both = [AbstentionReason::FaceTooSmall, AbstentionReason::Blurred];
         assert_eq!(judged(|q| (q.face_px, q.sharpness) = (1.0, 0.0)), both);
-        assert_eq!(judge(&fit(), &QualityThresholds::default()), []);
-        assert!(too_uncertain(Some(13.0), &thresholds) && !too_uncertain(Some(11.0), &thresholds));
-        assert!(!too_uncertain(None, &thresholds));
+        let all = [AbstentionReason::BadlyExposed, AbstentionReason::Occluded, AbstentionReason::OutOfRange];
+        let spoilt = |q: &mut FaceQuality| {
+            (q.brightness, q.contrast, q.detection, q.symmetry, q.misfit) = (0.9, 0.0, 0.0, -1.0, 1.0);
+        };
+        assert_eq!(judged(spoilt), all);
+        assert_eq!(judge(&fit().by_name(), &QualityThresholds::default()), []);
+        assert_eq!(judge(&[(SPREAD, 13.0)], &thresholds), [AbstentionReason::OutOfRange]);
+        assert_eq!(judge(&[(SPREAD, 11.0)], &thresholds), []);
+    }
+
+    #[test]
+    fn every_threshold_has_a_signal_that_is_told() {
+        let told = fit().by_name().map(|(name, _)| name);
+        for threshold in &THRESHOLDS {
+            assert!(told.contains(&threshold.signal) || threshold.signal == SPREAD, "{}", threshold.name);
+            assert!(signals_of(threshold.reason).contains(&threshold.signal));
+        }
+        assert_eq!(signals_of(AbstentionReason::BadlyExposed), ["brightness", "contrast"]);
+        assert_eq!(signals_of(AbstentionReason::NoFace), [""; 0]);
     }
 
     #[test]

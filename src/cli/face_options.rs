@@ -1,5 +1,7 @@
 //! Which faces of a photo, and what they must be, as options.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
@@ -58,35 +60,25 @@ impl FaceArgs {
 }
 
 fn thresholds(options: &[String]) -> anyhow::Result<v1::QualityThresholds> {
-    let mut set = v1::QualityThresholds::default();
+    let mut set = by_name(&v1::QualityThresholds::default())?;
     for option in options {
         let (name, number) = option.split_once('=').ok_or_else(|| usage(option))?;
         let number: f64 = number.parse().map_err(|_| usage(option))?;
-        let Some((_, field)) = fields(&mut set).into_iter().find(|(known, _)| *known == name) else {
-            let known = fields(&mut set).map(|(known, _)| known).join(", ");
+        if !number.is_finite() {
+            bail!(usage(option));
+        }
+        let Some(value) = set.get_mut(name) else {
+            let known = set.keys().cloned().collect::<Vec<_>>().join(", ");
             bail!(Usage(format!("--threshold {option}: there is no threshold {name}; there are {known}")));
         };
-        *field = Some(number);
+        *value = Some(number);
     }
-    Ok(set)
+    Ok(serde_json::from_value(serde_json::to_value(set)?)?)
 }
 
-/// Every threshold with its name.
-pub(super) fn fields(set: &mut v1::QualityThresholds) -> [(&'static str, &mut Option<f64>); 12] {
-    [
-        ("min_face_px", &mut set.min_face_px),
-        ("min_detection", &mut set.min_detection),
-        ("min_sharpness", &mut set.min_sharpness),
-        ("min_brightness", &mut set.min_brightness),
-        ("max_brightness", &mut set.max_brightness),
-        ("min_contrast", &mut set.min_contrast),
-        ("max_yaw_degrees", &mut set.max_yaw_degrees),
-        ("max_pitch_degrees", &mut set.max_pitch_degrees),
-        ("min_symmetry", &mut set.min_symmetry),
-        ("min_visible", &mut set.min_visible),
-        ("max_misfit", &mut set.max_misfit),
-        ("max_spread", &mut set.max_spread),
-    ]
+/// Every threshold by its name.
+pub(super) fn by_name(set: &v1::QualityThresholds) -> anyhow::Result<BTreeMap<String, Option<f64>>> {
+    Ok(serde_json::from_value(serde_json::to_value(set)?)?)
 }
 
 fn usage(option: &str) -> Usage {
@@ -101,7 +93,7 @@ mod tests {
     fn thresholds_are_set_by_name() {
         let set = thresholds(&["min_face_px=20".to_owned(), "max_misfit=0.5".to_owned()]).unwrap();
         assert_eq!((set.min_face_px, set.max_misfit, set.min_symmetry), (Some(20.0), Some(0.5), None));
-        for wrong in ["min_face_px", "min_face_px=few", "least=1"] {
+        for wrong in ["min_face_px", "min_face_px=few", "min_face_px=nan", "min_face_px=inf", "least=1"] {
             assert!(thresholds(&[wrong.to_owned()]).unwrap_err().to_string().contains(wrong));
         }
     }

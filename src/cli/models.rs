@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::face_options::fields;
+use super::face_options::by_name;
 use super::{
     connection::{Clients, Remote},
     heads::{self, HeadArgs, ImportedArchitecture},
@@ -115,7 +115,8 @@ pub(super) async fn run(args: ModelsArgs) -> anyhow::Result<bool> {
         ModelsCommand::Show { version } => {
             let request = v1::GetModelVersionRequest { name: names::model(&version) };
             let version = server.models.get_model_version(remote.request(request)).await?.into_inner();
-            output::show(remote.json, &version, describe)?;
+            let text = describe(&version)?;
+            output::show(remote.json, &version, |_| text)?;
         }
         ModelsCommand::Promote { version, alias, expect } => {
             let model = promote(remote, &mut server, &version, &alias, expect.as_deref()).await?;
@@ -234,10 +235,10 @@ fn metrics(version: &v1::ModelVersion, between: &str) -> String {
 }
 
 /// What a face must reach, a line each.
-fn thresholds(reader: &v1::FaceReader) -> String {
-    let mut set = reader.thresholds.unwrap_or_default();
-    let fields = fields(&mut set).into_iter();
-    fields.filter_map(|(name, value)| Some(format!("{name} {}", (*value)?))).collect::<Vec<_>>().join("\n")
+fn thresholds(reader: &v1::FaceReader) -> anyhow::Result<String> {
+    let set = by_name(&reader.thresholds.unwrap_or_default())?;
+    let lines = set.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// What a space's scores were calibrated on.
@@ -253,7 +254,7 @@ fn calibration(identity: &v1::IdentityCalibration) -> String {
     )
 }
 
-fn describe(version: &v1::ModelVersion) -> String {
+fn describe(version: &v1::ModelVersion) -> anyhow::Result<String> {
     let origin = version.provenance.clone().unwrap_or_default();
     let architecture = output::enum_name(version.architecture().as_str_name(), "ARCHITECTURE_").to_lowercase();
     let heads = version.heads.iter().map(heads::describe).collect::<Vec<_>>().join(", ");
@@ -274,7 +275,7 @@ fn describe(version: &v1::ModelVersion) -> String {
         ("licence", origin.licence),
         ("reads faces by", version.face_reader.as_ref().map(|r| r.detector.clone()).unwrap_or_default()),
         ("paired with", version.face_reader.as_ref().map(|r| r.embedder.clone()).unwrap_or_default()),
-        ("asks of a face", version.face_reader.as_ref().map(thresholds).unwrap_or_default()),
+        ("asks of a face", version.face_reader.as_ref().map(thresholds).transpose()?.unwrap_or_default()),
         ("scores mean", version.identity_calibration.as_ref().map(calibration).unwrap_or_default()),
         ("started from", origin.parent_version),
         ("data", origin.data_fingerprint),
@@ -282,5 +283,5 @@ fn describe(version: &v1::ModelVersion) -> String {
         ("digest", version.digest.clone()),
     ];
     let rows = rows.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| [name.to_owned(), value]);
-    output::facts(rows)
+    Ok(output::facts(rows))
 }

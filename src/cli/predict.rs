@@ -7,7 +7,10 @@ use clap::Args;
 use futures::StreamExt;
 
 use super::{connection::Remote, face_options::FaceArgs, failure, names, output, photo, pictures};
-use crate::proto::v1::{self, prediction::Result as Answer, stream_predict_response::Result as Item};
+use crate::{
+    app::signals_of,
+    proto::v1::{self, prediction::Result as Answer, stream_predict_response::Result as Item},
+};
 
 /// Says what a model reads from photos.
 #[derive(Args, Debug)]
@@ -135,18 +138,8 @@ pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> St
 /// The reasons with the signals that they were told from; `visage models show` tells what the version asks of each.
 fn reasons_of(face: &v1::FaceReading) -> String {
     let with_signals = |why: v1::AbstentionReason| {
-        let signals: &[&str] = match why {
-            v1::AbstentionReason::FaceTooSmall => &["face_px"],
-            v1::AbstentionReason::Blurred => &["sharpness"],
-            v1::AbstentionReason::OutOfRange => &["misfit", "spread"],
-            v1::AbstentionReason::BadlyExposed => &["brightness", "contrast"],
-            v1::AbstentionReason::TurnedAway => &["yaw_degrees", "pitch_degrees"],
-            v1::AbstentionReason::Occluded => &["detection", "symmetry", "visible"],
-            v1::AbstentionReason::Unspecified | v1::AbstentionReason::NoFace | v1::AbstentionReason::SeveralFaces => {
-                &[]
-            }
-        };
-        let told = signals.iter().filter_map(|name| Some(format!("{name} {:.2}", face.quality.get(*name)?)));
+        let signals = signals_of(why).into_iter();
+        let told = signals.filter_map(|name| Some(format!("{name} {:.2}", face.quality.get(name)?)));
         match told.collect::<Vec<_>>().join(", ") {
             told if told.is_empty() => reason(why),
             told => format!("{} ({told})", reason(why)),

@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 pub(super) use crate::proto::v1::ErrorReason as Reason;
 use crate::{
-    app::{AppError, CallContext},
+    app::{AppError, CallContext, ERROR_DOMAIN, reason_name},
     nn::NnError,
     proto::rpc,
     registry::RegistryError,
@@ -22,8 +22,6 @@ use crate::{
     training::TrainingError,
     vision::ImageError,
 };
-
-const DOMAIN: &str = "visage";
 
 /// When a caller should try again if nothing better is known.
 const RETRY_SOON: Duration = Duration::from_millis(200);
@@ -75,7 +73,7 @@ impl Row {
     fn into_status(self) -> Status {
         let metadata: HashMap<String, String> =
             self.metadata.into_iter().map(|(k, v)| (k.to_owned(), shortened(v))).collect();
-        let mut details = ErrorDetails::with_error_info(reason_name(self.reason), DOMAIN, metadata);
+        let mut details = ErrorDetails::with_error_info(reason_name(self.reason), ERROR_DOMAIN, metadata);
         if let Some((field, description)) = self.field {
             details.add_bad_request_violation(field, shortened(description));
         }
@@ -99,11 +97,6 @@ fn shortened(mut text: String) -> String {
         text.push('…');
     }
     text
-}
-
-/// A reason as it travels: without the enum's prefix.
-fn reason_name(reason: Reason) -> &'static str {
-    reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
 
 /// The status of a use case's error; internal ones are logged here, once.

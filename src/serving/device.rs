@@ -17,7 +17,7 @@ use super::{
     EngineSource, ServeError,
     exchange::{Change, Errand, Job, LoadState, LoadedEngine, LoadedVersion, Probe, Reply, Report, Turn, Warmed},
     pool::{Served, ServingSettings},
-    scheduler::{Priority, Scheduler, Ticket, Waiting},
+    scheduler::{Arrival, Capacity, Priority, Scheduler, Ticket, Waiting},
 };
 
 /// How many versions may wait to be loaded or probed on one device.
@@ -129,7 +129,9 @@ impl Device {
         }
         slot.last_used = now;
         let (reply, answer) = oneshot::channel();
-        let ticket = scheduler.enqueue(version, priority, deadline, Job { image, reply }, now)?;
+        let n_bytes = image.n_bytes();
+        let arrival = Arrival { priority, deadline, n_bytes, payload: Job { image, reply } };
+        let ticket = scheduler.enqueue(version, arrival, now)?;
         drop(state);
         self.work.notify_one();
         Ok((ticket, answer))
@@ -373,7 +375,8 @@ impl Device {
         let outcome = match result {
             Ok(warmed) => {
                 let fits = warmed.took.last().map_or(1, |&(bucket, _)| bucket);
-                scheduler.add_version(&name, self.settings.queue_capacity, self.settings.max_batch.min(fits));
+                let capacity = Capacity { n_images: self.settings.queue_capacity, n_bytes: self.settings.queue_bytes };
+                scheduler.add_version(&name, capacity, self.settings.max_batch.min(fits));
                 warmed.took.into_iter().for_each(|(bucket, took)| scheduler.record(&name, bucket, took));
                 slot.engine = Some(warmed.engine);
                 (slot.phase, slot.last_used) = (Phase::Loaded, Instant::now());

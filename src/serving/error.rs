@@ -7,8 +7,8 @@ use crate::error::Kind;
 /// An error of the serving layer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ServeError {
-    /// The version's queue is full.
-    #[error("{version} has {n_waiting} images waiting, its limit")]
+    /// The version's queue is full, in images or in their bytes.
+    #[error("{version} has {n_waiting} images waiting and no room for another")]
     Overloaded {
         /// The version's name.
         version: String,

@@ -94,6 +94,15 @@ impl Input {
             Self::Photo(_) => 0,
         }
     }
+
+    /// What its pixels hold of memory.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Square(pixels) => pixels.rgb.len(),
+            Self::Photo(pyramid) => pyramid.n_bytes(),
+        }
+    }
 }
 
 /// A loaded network, owned by one thread at a time.

@@ -24,6 +24,8 @@ pub struct ServingSettings {
     pub n_threads: usize,
     /// Images that may wait for one version.
     pub queue_capacity: usize,
+    /// Bytes that these may hold together; one that is larger still may wait alone.
+    pub queue_bytes: usize,
     /// Images in one batch at most, rounded down to 1, 2, 4, 8, 16 or 32.
     pub max_batch: usize,
     /// Bytes of tensors that may be loaded together; none: no cap.
@@ -31,9 +33,16 @@ pub struct ServingSettings {
 }
 
 impl Default for ServingSettings {
-    /// All cores of the CPU, 256 images waiting, batches of 32.
+    /// All cores of the CPU, 256 images of 512 MiB waiting, batches of 32.
     fn default() -> Self {
-        Self { device: "cpu".into(), n_threads: 0, queue_capacity: 256, max_batch: 32, memory_budget_bytes: None }
+        Self {
+            device: "cpu".into(),
+            n_threads: 0,
+            queue_capacity: 256,
+            queue_bytes: 512 << 20,
+            max_batch: 32,
+            memory_budget_bytes: None,
+        }
     }
 }
 

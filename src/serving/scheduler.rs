@@ -3,7 +3,7 @@
 //! One device, one queue a version. It holds no clock, no lock and no thread: the time comes as an argument, so that
 //! every decision can be tested. Its rules:
 //!
-//! - A queue is bounded. What cannot be met in time, by what is measured, is refused when it comes ([`Scheduler::enqueue`]).
+//! - A queue is bounded, in images and in their bytes. What cannot be met in time, by what is measured, is refused when it comes ([`Scheduler::enqueue`]).
 //! - Within a queue the more urgent priority goes first, then the earlier deadline, then the earlier arrival.
 //! - A batch is formed at the moment the device is free, from what waits then ([`Scheduler::next_batch`]); nothing is
 //!   ever held back to wait for more.
@@ -54,6 +54,26 @@ pub(crate) struct Ticket {
     key: Key,
 }
 
+/// An image that comes.
+#[derive(Debug)]
+pub(crate) struct Arrival<T> {
+    pub(crate) priority: Priority,
+    /// When its answer is due.
+    pub(crate) deadline: Option<Instant>,
+    /// What it holds of the host's memory while it waits.
+    pub(crate) n_bytes: usize,
+    /// What the caller of the scheduler keeps with it.
+    pub(crate) payload: T,
+}
+
+/// What may wait for one version.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capacity {
+    pub(crate) n_images: usize,
+    /// An image that is larger still may wait alone.
+    pub(crate) n_bytes: usize,
+}
+
 /// An image that waits.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
@@ -61,6 +81,8 @@ pub(crate) struct Waiting<T> {
     pub(crate) since: Instant,
     /// When its answer is due.
     pub(crate) deadline: Option<Instant>,
+    /// What it holds of the host's memory.
+    n_bytes: usize,
     /// What the caller of the scheduler keeps with it.
     pub(crate) payload: T,
 }
@@ -84,7 +106,7 @@ pub(crate) struct Next<T> {
 #[derive(Debug)]
 struct Queue<T> {
     waiting: BTreeMap<Key, Waiting<T>>,
-    capacity: usize,
+    capacity: Capacity,
     /// A bucket.
     max_batch: usize,
     draining: bool,
@@ -93,6 +115,15 @@ struct Queue<T> {
     /// Refusals by estimate since the last batch. Each lowers the estimate a little: a version that was slow once and
     /// is refused ever since would otherwise never be measured again.
     n_refused: u32,
+}
+
+impl<T> Queue<T> {
+    /// Whether one more image, of so many bytes, may wait.
+    fn has_room(&self, n_bytes: usize) -> bool {
+        let n_bytes_waiting: usize = self.waiting.values().map(|waiting| waiting.n_bytes).sum();
+        let fits = self.waiting.is_empty() || n_bytes_waiting.saturating_add(n_bytes) <= self.capacity.n_bytes;
+        fits && self.waiting.len() < self.capacity.n_images
+    }
 }
 
 #[derive(Debug)]
@@ -118,9 +149,9 @@ impl<T> Scheduler<T> {
         Self { queues, latencies, in_flight: None, n_arrivals: 0, clock: 0.0 }
     }
 
-    /// Opens a version's queue for at most `capacity` images; batches hold at most `max_batch`, rounded down to a
+    /// Opens a version's queue for at most `capacity`; batches hold at most `max_batch`, rounded down to a
     /// bucket. A queue that is there is opened anew with what waits in it.
-    pub(crate) fn add_version(&mut self, version: &Arc<str>, capacity: usize, max_batch: usize) {
+    pub(crate) fn add_version(&mut self, version: &Arc<str>, capacity: Capacity, max_batch: usize) {
         let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
         let empty = Queue { waiting: BTreeMap::new(), capacity, max_batch, draining: false, used: 0.0, n_refused: 0 };
         let queue = self.queues.entry(version.clone()).or_insert(empty);
@@ -169,14 +200,8 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// [`ServeError::NotLoaded`], [`ServeError::Overloaded`], [`ServeError::DeadlineExceeded`] when the deadline has
     /// passed already, [`ServeError::DeadlineUnmeetable`] when it is nearer than what is measured allows.
-    pub(crate) fn enqueue(
-        &mut self,
-        version: &str,
-        priority: Priority,
-        deadline: Option<Instant>,
-        payload: T,
-        now: Instant,
-    ) -> Result<Ticket, ServeError> {
+    pub(crate) fn enqueue(&mut self, version: &str, arrival: Arrival<T>, now: Instant) -> Result<Ticket, ServeError> {
+        let Arrival { priority, deadline, n_bytes, payload } = arrival;
         let Some((name, queue)) = self.queues.get_key_value(version).filter(|(_, queue)| !queue.draining) else {
             return Err(ServeError::NotLoaded { version: version.to_owned() });
         };
@@ -197,7 +222,7 @@ impl<T> Scheduler<T> {
                 return Err(ServeError::DeadlineUnmeetable { version: version.to_owned(), needed, left });
             }
         }
-        if n_waiting >= queue.capacity {
+        if !queue.has_room(n_bytes) {
             let retry_after = self.until_a_place(version, queue, now);
             return Err(ServeError::Overloaded { version: version.to_owned(), n_waiting, retry_after });
         }
@@ -208,7 +233,7 @@ impl<T> Scheduler<T> {
                 // Time in which it asked for nothing is not saved up.
                 queue.used = queue.used.max(clock);
             }
-            queue.waiting.insert(key, Waiting { since: now, deadline, payload });
+            queue.waiting.insert(key, Waiting { since: now, deadline, n_bytes, payload });
         }
         Ok(Ticket { version: name, key })
     }

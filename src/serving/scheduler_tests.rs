@@ -10,14 +10,20 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// An image of ten bytes.
+fn arrival<T>(priority: Priority, deadline: Option<Instant>, payload: T) -> Arrival<T> {
+    Arrival { priority, deadline, n_bytes: 10, payload }
+}
+
 struct Bench {
     scheduler: Scheduler<u32>,
     start: Instant,
 }
 
 impl Bench {
-    fn new(versions: &[&str], capacity: usize, max_batch: usize) -> Self {
+    fn new(versions: &[&str], n_images: usize, max_batch: usize) -> Self {
         let mut scheduler = Scheduler::new();
+        let capacity = Capacity { n_images, n_bytes: 100_000 };
         versions.iter().for_each(|v| scheduler.add_version(&Arc::from(*v), capacity, max_batch));
         Self { scheduler, start: Instant::now() }
     }
@@ -28,7 +34,12 @@ impl Bench {
 
     fn put(&mut self, version: &str, due_ms: Option<u64>, payload: u32) -> Result<Ticket, ServeError> {
         let deadline = due_ms.map(|due| self.start + ms(due));
-        self.scheduler.enqueue(version, Priority::Normal, deadline, payload, self.start)
+        self.scheduler.enqueue(version, arrival(Priority::Normal, deadline, payload), self.start)
+    }
+
+    fn put_bytes(&mut self, n_bytes: usize, payload: u32) -> Result<(), ServeError> {
+        let arrival = Arrival { n_bytes, ..arrival(Priority::Normal, None, payload) };
+        self.scheduler.enqueue("v", arrival, self.start).map(drop)
     }
 
     fn next(&mut self, at_ms: u64) -> (Vec<u32>, Vec<u32>) {
@@ -52,9 +63,9 @@ fn the_earlier_deadline_goes_first_and_none_goes_last() {
 fn priorities_go_before_deadlines() {
     let mut b = Bench::new(&["v"], 10, 1);
     let due = Some(b.start + ms(100));
-    b.scheduler.enqueue("v", Priority::Low, due, 0, b.start).unwrap();
-    b.scheduler.enqueue("v", Priority::Normal, None, 1, b.start).unwrap();
-    b.scheduler.enqueue("v", Priority::High, None, 2, b.start).unwrap();
+    b.scheduler.enqueue("v", arrival(Priority::Low, due, 0), b.start).unwrap();
+    b.scheduler.enqueue("v", arrival(Priority::Normal, None, 1), b.start).unwrap();
+    b.scheduler.enqueue("v", arrival(Priority::High, None, 2), b.start).unwrap();
     assert_eq!((0..3).flat_map(|_| b.next(0).0).collect::<Vec<_>>(), [2, 1, 0]);
 }
 
@@ -104,6 +115,17 @@ fn a_full_queue_refuses_and_says_when_to_come_again() {
     // With a batch of 150 ms in flight.
     let Err(ServeError::Overloaded { retry_after, .. }) = b.put("v", None, 6) else { panic!() };
     assert!(retry_after.abs_diff(ms(300)) < ms(1), "{retry_after:?}");
+}
+
+#[test]
+fn large_images_fill_a_queue_by_their_bytes() {
+    let mut b = Bench::new(&["v"], 100, 8);
+    // Larger than the queue may hold: it may wait alone.
+    b.put_bytes(500_000, 0).unwrap();
+    assert!(matches!(b.put_bytes(1, 1), Err(ServeError::Overloaded { n_waiting: 1, .. })));
+    assert_eq!(b.next(0).0, [0]);
+    (0..2).for_each(|i| b.put_bytes(50_000, i).unwrap());
+    assert!(matches!(b.put_bytes(1, 2), Err(ServeError::Overloaded { n_waiting: 2, .. })));
 }
 
 #[test]
@@ -217,7 +239,14 @@ proptest! {
 
     /// Whatever happens in whatever order: the bound holds, each image leaves once, in order, and never too late.
     #[test]
-    fn nothing_is_lost_or_late(steps in steps(), capacity in 1..12usize, max_batch in 1..40usize) {
+    fn nothing_is_lost_or_late(
+        steps in steps(),
+        n_images in 1..12usize,
+        n_bytes in 100..2000usize,
+        max_batch in 1..40usize,
+    ) {
+        let capacity = Capacity { n_images, n_bytes };
+        let bytes_of = |id: u32| id as usize % 7 * 100;
         let names = ["a", "b", "c"].map(Arc::<str>::from);
         let mut scheduler = Scheduler::new();
         names.iter().for_each(|name| scheduler.add_version(name, capacity, max_batch));
@@ -232,14 +261,20 @@ proptest! {
                 Step::Put { version, priority, due_ms } => {
                     let id = issued;
                     issued += 1;
-                    let before = scheduler.n_waiting(&names[version]);
+                    let before: Vec<u32> = inside.iter().filter(|(_, (_, v))| *v == version).map(|(id, _)| *id).collect();
+                    let bytes = before.iter().chain([&id]).map(|id| bytes_of(*id)).sum::<usize>();
+                    let has_room = before.len() < n_images && (before.is_empty() || bytes <= n_bytes);
                     let deadline = due_ms.map(|due| now + ms(due));
-                    match scheduler.enqueue(&names[version], priority, deadline, id, now) {
+                    let arrival = Arrival { priority, deadline, n_bytes: bytes_of(id), payload: id };
+                    match scheduler.enqueue(&names[version], arrival, now) {
                         Ok(ticket) => {
-                            prop_assert!(before < capacity);
+                            prop_assert!(has_room);
                             inside.insert(id, (ticket, version));
                         }
-                        Err(ServeError::Overloaded { n_waiting, .. }) => prop_assert_eq!(n_waiting, capacity),
+                        Err(ServeError::Overloaded { n_waiting, .. }) => {
+                            prop_assert!(!has_room);
+                            prop_assert_eq!(n_waiting, before.len());
+                        }
                         Err(ServeError::DeadlineUnmeetable { .. }) => prop_assert!(due_ms.is_some()),
                         Err(ServeError::NotLoaded { .. }) => {}
                         Err(other) => prop_assert!(false, "{}", other),

@@ -59,14 +59,18 @@ fn what_is_not_read_reduced_is_read_whole() {
 
 #[test]
 fn memory_is_counted_before_it_is_taken() {
-    let form = JpegForm { n_scans: 2, sampling: jpeg_encoder::SamplingFactor::F_1_1, ..JpegForm::default() };
-    let bytes = jpeg(form, (256, 256), &photo(256, 256), &[], &[]);
-    let result = |max_alloc_bytes| {
-        decode(&bytes, &DecodeLimits { max_alloc_bytes, ..DecodeLimits::default() }, Wanted::LongSide(64))
-    };
-    // Six bytes a pixel pass for a picture in full; the coefficients need as much again.
-    assert!(matches!(result(256 * 256 * 6), Err(ImageError::TooLarge { width: 256, height: 256, .. })));
-    assert!(result(256 * 256 * 8).is_ok());
+    let colour = jpeg_encoder::ColorType::Cmyk;
+    let form = JpegForm { colour, n_scans: 2, sampling: jpeg_encoder::SamplingFactor::F_1_1, ..JpegForm::default() };
+    let inks: Vec<u8> = photo(256, 256).chunks(3).flat_map(|rgb| [rgb[0], rgb[1], rgb[2], 30]).collect();
+    let bytes = jpeg(form, (256, 256), &inks, &[], &[]);
+    let result =
+        |max_alloc_bytes, wanted| decode(&bytes, &DecodeLimits { max_alloc_bytes, ..DecodeLimits::default() }, wanted);
+    // Seven bytes a pixel pass for four inks and their picture; the coefficients need as much again, but for a reduced
+    // picture few are kept.
+    let full = result(256 * 256 * 7, Wanted::Full);
+    assert!(matches!(full, Err(ImageError::TooLarge { width: 256, height: 256, .. })), "{full:?}");
+    assert!(result(256 * 256 * 24, Wanted::Full).is_ok());
+    assert!(result(256 * 256 * 7, Wanted::LongSide(64)).is_ok());
 }
 
 proptest! {

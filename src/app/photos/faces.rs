@@ -11,7 +11,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
 use crate::{
-    app::{AppError, CallContext, thresholds},
+    app::{
+        AppError, CallContext,
+        thresholds::{self, SPREAD},
+    },
     proto::{
         store::{FaceChip, VersionRecord},
         v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
@@ -19,7 +22,7 @@ use crate::{
     registry::{ModelRef, VersionName},
     serving::{Input, Served, cascade_settings, points},
     similarity::EmbeddingSpace,
-    vision::{ChipSettings, DetectedFace, FaceQuality, Point, Pyramid, Wanted, cut_chip, decode},
+    vision::{ChipSettings, DecodedImage, DetectedFace, FaceQuality, Point, Pyramid, Wanted, cut_chip, decode},
 };
 
 /// A network that is asked about each face, and what its chips look like.
@@ -30,7 +33,7 @@ struct Reader {
 
 /// A photo in which faces are looked for.
 struct Looked {
-    input: Arc<Input>,
+    photo: Arc<DecodedImage>,
     /// Pixels of the photo as it was sent, along and down, for each of the one that is looked at.
     scale: (f32, f32),
 }
@@ -75,13 +78,14 @@ impl Photos {
             let (width, height) = (photo.full_width_px() as f32, photo.full_height_px() as f32);
             let pyramid = Pyramid::new(photo, &settings);
             let scale = (width / pyramid.photo().width_px() as f32, height / pyramid.photo().height_px() as f32);
-            Ok(Looked { input: Arc::new(Input::Photo(pyramid)), scale })
+            let looked = Looked { photo: Arc::clone(pyramid.photo()), scale };
+            Ok((Arc::new(Input::Photo(pyramid)), looked))
         };
-        let looked = self.pixels.run(call.deadline, work).await?;
+        let (input, looked) = self.pixels.run(call.deadline, work).await?;
         let decode = proto_duration(start.elapsed());
 
         let start = Instant::now();
-        let found = self.serving.run(&detector.to_string(), Arc::clone(&looked.input), call.deadline).await?;
+        let found = self.serving.run(&detector.to_string(), input, call.deadline).await?;
         let mut faces = found.output.faces;
         let n_found = faces.len();
         match wants.selection {
@@ -167,12 +171,11 @@ impl Photos {
     ) -> Result<(Vec<Cut>, Vec<DetectedFace>), AppError> {
         let settings: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
         let work = move |_: &_| {
-            let Input::Photo(pyramid) = &*looked.input else { return Ok((Vec::new(), faces)) };
-            let photo = pyramid.photo();
+            let photo = &*looked.photo;
             let cut = |face: &DetectedFace| {
                 let scale = f64::from(looked.scale.0.min(looked.scale.1));
                 let quality = FaceQuality::of(photo, scale, face, &landmarks, &settings[0].template);
-                let reasons = thresholds::judge(&quality, &thresholds);
+                let reasons = thresholds::judge(&quality.by_name(), &thresholds);
                 let chip = |settings: &ChipSettings| {
                     Arc::new(Input::Square(cut_chip(photo, &face.alignment, settings).pixels))
                 };
@@ -200,9 +203,9 @@ impl Photos {
             cut.quality.by_name().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let spreads = served.first().map(|served| served.output.spreads.as_slice()).unwrap_or_default();
         let spread = spreads.iter().flatten().copied().reduce(f32::max).map(f64::from);
-        quality.extend(spread.map(|spread| ("spread".to_owned(), spread)));
-        if thresholds::too_uncertain(spread, thresholds) {
-            reasons.push(AbstentionReason::OutOfRange);
+        if let Some(spread) = spread {
+            reasons.extend(thresholds::judge(&[(SPREAD, spread)], thresholds));
+            quality.insert(SPREAD.to_owned(), spread);
         }
         Ok(Answered { quality, reasons, served })
     }

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{AppError, Idempotent, Models, Page, Paged, blocking};
+use super::{AppError, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, reason_name};
 use crate::{
     proto::{
         rpc,
@@ -408,12 +408,10 @@ impl Runs {
 /// Why a run did not make a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunErrorKind {
-    /// The data, recipe or weights: the caller must act.
+    /// The data, the recipe or the weights, under which a loss that became no number is, too: the caller must act.
     Invalid,
     /// Memory ran out.
     Memory,
-    /// The loss became infinite or no number.
-    Diverged,
     /// The caller asked for it.
     Cancelled,
     /// The server stopped.
@@ -429,20 +427,19 @@ fn run_error(kind: RunErrorKind, message: &str) -> rpc::Status {
         RunErrorKind::Cancelled => 1,
         RunErrorKind::Invalid => 3,
         RunErrorKind::Memory => 8,
-        RunErrorKind::Diverged => 9,
         RunErrorKind::Internal => 13,
         RunErrorKind::Interrupted => 14,
     };
     let reason = match kind {
-        RunErrorKind::Invalid | RunErrorKind::Diverged => v1::ErrorReason::FieldInvalid,
+        RunErrorKind::Invalid => v1::ErrorReason::FieldInvalid,
         RunErrorKind::Memory => v1::ErrorReason::DeviceMemory,
         RunErrorKind::Cancelled => v1::ErrorReason::Cancelled,
         RunErrorKind::Interrupted => v1::ErrorReason::Unavailable,
         RunErrorKind::Internal => v1::ErrorReason::Internal,
     };
     let info = rpc::ErrorInfo {
-        reason: reason.as_str_name().trim_start_matches("ERROR_REASON_").to_owned(),
-        domain: "visage".to_owned(),
+        reason: reason_name(reason).to_owned(),
+        domain: ERROR_DOMAIN.to_owned(),
         ..rpc::ErrorInfo::default()
     };
     let info = prost_types::Any {

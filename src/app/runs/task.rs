@@ -180,9 +180,8 @@ fn stopped(runs: &Runs) -> End {
 
 fn failure(failed: &Failed) -> rpc::Status {
     let kind = match failed.kind() {
-        FailureKind::BadData | FailureKind::BadRecipe => RunErrorKind::Invalid,
+        FailureKind::BadData | FailureKind::BadRecipe | FailureKind::Diverged => RunErrorKind::Invalid,
         FailureKind::OutOfMemory => RunErrorKind::Memory,
-        FailureKind::Diverged => RunErrorKind::Diverged,
         FailureKind::Cancelled => RunErrorKind::Cancelled,
         FailureKind::Unspecified | FailureKind::Internal => RunErrorKind::Internal,
     };

@@ -1,5 +1,7 @@
 //! A photo in all the sizes at which faces are looked for, on one canvas.
 
+use std::sync::Arc;
+
 use crate::vision::{DecodedImage, area::area_resize};
 
 /// How faces are looked for; part of a detector's manifest.
@@ -53,7 +55,8 @@ struct Level {
 /// A photo as it is looked at, with all its sizes on one canvas.
 #[derive(Clone, Debug)]
 pub struct Pyramid {
-    photo: DecodedImage,
+    /// Shared, so that whoever looks at the photo afterwards does not keep the canvas, which is several times as large.
+    photo: Arc<DecodedImage>,
     canvas: (u32, u32),
     pixels: Vec<f32>,
     levels: Vec<Level>,
@@ -99,13 +102,19 @@ impl Pyramid {
             let window = (0, 0, photo.width_px(), photo.height_px());
             area_resize(&photo, window, (level.width, level.height), &mut pixels[at..], canvas.0 as usize * 3);
         }
-        Self { photo, canvas, pixels, levels }
+        Self { photo: Arc::new(photo), canvas, pixels, levels }
     }
 
     /// The photo as it is looked at.
     #[must_use]
-    pub fn photo(&self) -> &DecodedImage {
+    pub fn photo(&self) -> &Arc<DecodedImage> {
         &self.photo
+    }
+
+    /// What photo and canvas hold of memory.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.photo.rgb().len() + size_of_val(self.pixels.as_slice())
     }
 
     /// The canvas: width and height in pixels, and rows of interleaved RGB as the networks take it.

@@ -73,6 +73,17 @@ impl<'a> Bits<'a> {
         value
     }
 
+    /// Goes on by up to 64 bits unseen.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, mut n: u32) {
+        while n > 0 {
+            self.refill();
+            let some = n.min(32);
+            self.consume(some);
+            n -= some;
+        }
+    }
+
     /// Whether more was read than there was.
     pub(super) fn overrun(&self) -> bool {
         self.at * 8 > self.data.len() * 8 + self.n_bits as usize
@@ -133,6 +144,10 @@ mod tests {
             assert_eq!(bits.take(3) << 5 | bits.take(5), byte);
         }
         assert!(!bits.overrun());
+        let mut further = Bits::new(&data);
+        further.skip(0);
+        further.skip(61);
+        assert_eq!((further.take(3), further.take(8)), (8 & 7, 9));
         assert_eq!(bits.take(16), 0);
         assert!(bits.overrun());
     }

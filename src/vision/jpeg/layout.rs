@@ -76,8 +76,8 @@ impl<'a> Layout<'a> {
         let held = |(idx, component): (usize, &Component)| {
             let (side, _, _) = frame.plane_shape(idx, divisor);
             let n_blocks = frame.groups_w * component.h * frame.groups_h * component.v;
-            let n_kept = if frame.progressive { progressive::n_kept(self, idx, divisor) } else { 0 };
-            n_blocks as u64 * (side * side + 2 * n_kept) as u64
+            let kept = if frame.progressive { progressive::bytes_per_block(self, idx, divisor) } else { 0 };
+            n_blocks as u64 * (side * side + kept) as u64
         };
         let blocks: u64 = frame.components.iter().enumerate().map(held).sum();
         let pixels = (frame.width.div_ceil(divisor as usize) * frame.height.div_ceil(divisor as usize)) as u64;

@@ -12,19 +12,31 @@ use super::{
 const NO_CODE: Setback = "bits that are no code";
 const NO_TABLE: Setback = "a scan without its table";
 
-/// The coefficients of one channel.
+/// The coefficients of one channel. What a reduced picture does not show is not kept, only that it is there: a refinement
+/// has a bit for each coefficient that is, and where its bits begin can be told in no other way.
 struct Kept {
-    /// Coefficients of a block.
+    /// Coefficients of a block whose values are kept.
     n_kept: usize,
+    /// Coefficients of a block of which it is known whether they are there.
+    n_known: usize,
     blocks_w: usize,
+    /// By block, in the file's order.
     values: Vec<i16>,
+    /// By block, a bit for each coefficient but the mean.
+    present: Vec<u64>,
     /// The quantisation in force at the channel's first scan.
     quant: Option<[f32; 64]>,
 }
 
-/// How many coefficients of each block of the channel are kept: those that its pixels need, and all that a scan brings
-/// together with one of them, because a refinement is read by what is there already.
-pub(super) fn n_kept(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
+/// The coefficients of one block.
+struct Block<'a> {
+    values: &'a mut [i16],
+    present: &'a mut u64,
+}
+
+/// How many coefficients of each block of the channel must be known: those that its pixels need, and all that a scan
+/// brings together with one of them, because a refinement is read by what is there already.
+fn n_known(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
     let mut last = layout.frame.last_needed(component_idx, divisor);
     let brought = |scan: &&Scan<'_>| scan.parts.iter().any(|part| part.component_idx == component_idx);
     loop {
@@ -37,13 +49,26 @@ pub(super) fn n_kept(layout: &Layout<'_>, component_idx: usize, divisor: u32) ->
     }
 }
 
+/// The bytes that are held for each block of the channel, besides its pixels.
+pub(super) fn bytes_per_block(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
+    size_of::<i16>() * (layout.frame.last_needed(component_idx, divisor) + 1) + size_of::<u64>()
+}
+
 /// Decodes every scan that matters, then makes the planes' pixels.
 pub(super) fn decode(layout: &Layout<'_>, divisor: u32, planes: &mut [Plane]) -> Result<(), Setback> {
     let frame = &layout.frame;
     let kept = frame.components.iter().enumerate().map(|(idx, component)| {
-        let n_kept = n_kept(layout, idx, divisor);
+        let n_kept = frame.last_needed(idx, divisor) + 1;
         let (blocks_w, blocks_h) = (frame.groups_w * component.h, frame.groups_h * component.v);
-        Kept { n_kept, blocks_w, values: vec![0; n_kept * blocks_w * blocks_h], quant: None }
+        let n_blocks = blocks_w * blocks_h;
+        Kept {
+            n_kept,
+            n_known: n_known(layout, idx, divisor),
+            blocks_w,
+            values: vec![0; n_kept * n_blocks],
+            present: vec![0; n_blocks],
+            quant: None,
+        }
     });
     let mut kept: Vec<Kept> = kept.collect();
     for scan in &layout.scans {
@@ -65,8 +90,8 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
     if scan.first == 0 {
         return walk(frame, scan, |bits, carried, place| {
             let part = &scan.parts[place.part_idx];
-            let block = kept[part.component_idx].block(place.block_x, place.block_y);
-            let mean = block.first_mut().ok_or(NO_CODE)?;
+            let block = kept[part.component_idx].block(place.block_x, place.block_y).ok_or(NO_CODE)?;
+            let mean = block.values.first_mut().ok_or(NO_CODE)?;
             if scan.refines {
                 *mean |= (bits.take(1) << low_bit) as i16;
                 return Ok(());
@@ -84,17 +109,17 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
     }
     let part = &scan.parts[0];
     let kept = &mut kept[part.component_idx];
-    if scan.first >= kept.n_kept {
+    if scan.first >= kept.n_known {
         return Ok(());
     }
     let ac = part.ac.as_deref().ok_or(NO_TABLE)?;
-    let range = scan.first..scan.last + 1;
+    let band = below(scan.last + 1) & !below(scan.first);
     if scan.refines {
         walk(frame, scan, |bits, carried, place| {
-            let band = kept.block(place.block_x, place.block_y).get_mut(range.clone()).ok_or(NO_CODE)?;
+            let block = kept.block(place.block_x, place.block_y).ok_or(NO_CODE)?;
             // In a place of their own, the bits stay in registers.
             let mut own = bits.clone();
-            refine(&mut own, ac, carried, band, 1 << low_bit)?;
+            refine(&mut own, ac, carried, block, band, 1 << low_bit)?;
             *bits = own;
             Ok(())
         })
@@ -104,13 +129,19 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
                 carried.n_empty -= 1;
                 return Ok(());
             }
-            let band = kept.block(place.block_x, place.block_y).get_mut(range.clone()).ok_or(NO_CODE)?;
+            let block = kept.block(place.block_x, place.block_y).ok_or(NO_CODE)?;
             let mut own = bits.clone();
-            begin(&mut own, ac, carried, band, low_bit)?;
+            begin(&mut own, ac, carried, block, scan, low_bit)?;
             *bits = own;
             Ok(())
         })
     }
+}
+
+/// The bits of all coefficients before this one.
+#[inline(always)]
+fn below(k: usize) -> u64 {
+    1u64.checked_shl(k as u32).map_or(u64::MAX, |bit| bit - 1)
 }
 
 /// A block's coefficients for the first time (T.81, G.1.2.2).
@@ -119,15 +150,22 @@ fn begin(
     bits: &mut Bits<'_>,
     ac: &Huffman,
     carried: &mut Carried,
-    band: &mut [i16],
+    block: Block<'_>,
+    scan: &Scan<'_>,
     low_bit: u32,
 ) -> Result<(), Setback> {
-    let mut k = 0;
-    while k < band.len() {
+    let mut k = scan.first;
+    while k <= scan.last {
         let entry = ac.look(bits);
         if entry.size() > 0 {
             k += entry.run();
-            *band.get_mut(k).ok_or(NO_CODE)? = (entry.number(bits) << low_bit) as i16;
+            if k > scan.last {
+                return Err(NO_CODE);
+            }
+            *block.present |= 1 << k;
+            if let Some(value) = block.values.get_mut(k) {
+                *value = (entry.number(bits) << low_bit) as i16;
+            }
             bits.consume(entry.length() + entry.size());
             k += 1;
         } else if entry.is_nothing() {
@@ -144,11 +182,18 @@ fn begin(
     Ok(())
 }
 
-/// One more bit of a block's coefficients (T.81, G.1.2.3).
+/// One more bit of a block's coefficients, of those in `band` (T.81, G.1.2.3).
 #[inline(always)]
-fn refine(bits: &mut Bits<'_>, ac: &Huffman, carried: &mut Carried, band: &mut [i16], bit: i16) -> Result<(), Setback> {
-    let mut k = 0;
-    while carried.n_empty == 0 && k < band.len() {
+fn refine(
+    bits: &mut Bits<'_>,
+    ac: &Huffman,
+    carried: &mut Carried,
+    mut block: Block<'_>,
+    band: u64,
+    bit: i16,
+) -> Result<(), Setback> {
+    let mut ahead = band;
+    while carried.n_empty == 0 && ahead != 0 {
         let entry = ac.look(bits);
         if entry.is_nothing() || entry.size() > 1 {
             return Err(NO_CODE);
@@ -163,43 +208,57 @@ fn refine(bits: &mut Bits<'_>, ac: &Huffman, carried: &mut Carried, band: &mut [
             _ if bits.take(1) == 1 => bit,
             _ => -bit,
         };
-        let mut n_zeros = entry.run();
-        while let Some(value) = band.get_mut(k) {
-            k += 1;
-            if *value != 0 {
-                correct(bits, value, bit);
-            } else if n_zeros == 0 {
+        // The code counts the absent ones; those that are there are passed, and each has its bit on the way.
+        let mut absent = ahead & !*block.present;
+        for _ in 0..entry.run() {
+            absent &= absent.wrapping_sub(1);
+        }
+        let place = absent & absent.wrapping_neg();
+        let passed = ahead & place.wrapping_sub(1);
+        block.correct(bits, passed, bit);
+        if new != 0 && place != 0 {
+            *block.present |= place;
+            if let Some(value) = block.values.get_mut(place.trailing_zeros() as usize) {
                 *value = new;
-                break;
-            } else {
-                n_zeros -= 1;
             }
         }
+        ahead &= !(passed | place);
     }
     if carried.n_empty > 0 {
         carried.n_empty -= 1;
-        let rest = band.get_mut(k..).unwrap_or_default();
-        // Most often nothing is there, which is told without looking at each.
-        if rest.iter().fold(0, |any, &value| any | value) != 0 {
-            rest.iter_mut().filter(|value| **value != 0).for_each(|value| correct(bits, value, bit));
-        }
+        block.correct(bits, ahead, bit);
     }
     Ok(())
 }
 
-#[inline(always)]
-fn correct(bits: &mut Bits<'_>, value: &mut i16, bit: i16) {
-    if bits.take(1) == 1 && *value & bit == 0 {
-        *value = value.wrapping_add(if *value < 0 { -bit } else { bit });
+impl Block<'_> {
+    /// Reads one more bit of each of the coefficients in `places` that are there.
+    #[inline(always)]
+    fn correct(&mut self, bits: &mut Bits<'_>, places: u64, bit: i16) {
+        let there = places & *self.present;
+        let mut kept = there & below(self.values.len());
+        let n_unkept = (there & !kept).count_ones();
+        while kept != 0 {
+            if bits.take(1) == 1
+                && let Some(value) = self.values.get_mut(kept.trailing_zeros() as usize)
+                && *value & bit == 0
+            {
+                *value = value.wrapping_add(if *value < 0 { -bit } else { bit });
+            }
+            kept &= kept - 1;
+        }
+        bits.skip(n_unkept);
     }
 }
 
 impl Kept {
-    /// The coefficients of a block, none when there is no such block.
+    /// The coefficients of a block; none when there is no such block.
     #[inline(always)]
-    fn block(&mut self, block_x: usize, block_y: usize) -> &mut [i16] {
-        let start = (block_y * self.blocks_w + block_x) * self.n_kept;
-        self.values.get_mut(start..start + self.n_kept).unwrap_or_default()
+    fn block(&mut self, block_x: usize, block_y: usize) -> Option<Block<'_>> {
+        let block_idx = block_y * self.blocks_w + block_x;
+        let start = block_idx * self.n_kept;
+        let values = self.values.get_mut(start..start + self.n_kept)?;
+        Some(Block { values, present: self.present.get_mut(block_idx)? })
     }
 
     fn invert(&self, plane: &mut Plane) -> Result<(), Setback> {

@@ -84,6 +84,17 @@ fn refinements_are_read() {
     assert!(distance < 3.0, "{distance}");
 }
 
+/// However its coefficients come, a picture's pixels are the same ones.
+#[test]
+fn refinements_end_in_the_very_coefficients() {
+    let progressive = include_bytes!("../../../tests/fixtures/progressive.jpg");
+    let sequential = include_bytes!("../../../tests/fixtures/sequential.jpg");
+    for divisor in [1, 2, 4, 8] {
+        let [a, b] = [&progressive[..], sequential].map(|bytes| decode(bytes, divisor).unwrap().bytes);
+        assert_eq!(a, b, "at 1/{divisor}");
+    }
+}
+
 #[test]
 fn grey_is_read() {
     let grey: Vec<u8> = photo(90, 70).chunks(3).map(|pixel| pixel[1]).collect();
