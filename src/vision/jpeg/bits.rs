@@ -18,12 +18,10 @@ impl<'a> Bits<'a> {
         Self { data, at: 0, buffer: 0, n_bits: 0 }
     }
 
-    /// Makes at least 32 bits ready: the longest code and the longest number behind it.
+    /// Makes at least 56 bits ready, more than the longest code and the longest number behind it. Never asks whether there
+    /// are enough already: that would be guessed wrongly more often than it saves anything.
     #[inline(always)]
     pub(super) fn refill(&mut self) {
-        if self.n_bits >= 32 {
-            return;
-        }
         let next = match self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
             Some(bytes) => u64::from_be_bytes(*bytes),
             None => self.tail(),
@@ -76,12 +74,13 @@ impl<'a> Bits<'a> {
     /// Goes on by up to 64 bits unseen.
     #[inline(always)]
     pub(super) fn skip(&mut self, mut n: u32) {
-        while n > 0 {
+        self.refill();
+        while n > 32 {
+            self.consume(32);
             self.refill();
-            let some = n.min(32);
-            self.consume(some);
-            n -= some;
+            n -= 32;
         }
+        self.consume(n);
     }
 
     /// Whether more was read than there was.

@@ -198,25 +198,19 @@ fn refine(
         if entry.is_nothing() || entry.size() > 1 {
             return Err(NO_CODE);
         }
-        bits.consume(entry.length());
         if entry.size() == 0 && entry.run() < 15 {
+            bits.consume(entry.length());
             carried.n_empty = (1 << entry.run()) + bits.take(entry.run() as u32);
             break;
         }
-        let new = match entry.size() {
-            0 => 0,
-            _ if bits.take(1) == 1 => bit,
-            _ => -bit,
-        };
+        let new = if bits.peek_behind(entry.length(), 1) == 1 { bit } else { -bit };
+        bits.consume(entry.length() + entry.size());
         // The code counts the absent ones; those that are there are passed, and each has its bit on the way.
-        let mut absent = ahead & !*block.present;
-        for _ in 0..entry.run() {
-            absent &= absent.wrapping_sub(1);
-        }
+        let absent = without_first(entry.run(), ahead & !*block.present);
         let place = absent & absent.wrapping_neg();
         let passed = ahead & place.wrapping_sub(1);
         block.correct(bits, passed, bit);
-        if new != 0 && place != 0 {
+        if entry.size() > 0 && place != 0 {
             *block.present |= place;
             if let Some(value) = block.values.get_mut(place.trailing_zeros() as usize) {
                 *value = new;
@@ -231,11 +225,31 @@ fn refine(
     Ok(())
 }
 
+/// The places without the first `n` of them, at most 15. A loop of `n` rounds would cost most codes a wrong guess of the
+/// processor at its end, and refinements have little but codes.
+#[inline(always)]
+fn without_first(n: usize, mut places: u64) -> u64 {
+    let without_one = |places: u64| places & places.wrapping_sub(1);
+    if n & 8 != 0 {
+        places = (0..8).fold(places, |places, _| without_one(places));
+    }
+    if n & 4 != 0 {
+        places = (0..4).fold(places, |places, _| without_one(places));
+    }
+    let fewer = without_one(without_one(places));
+    places = if n & 2 != 0 { fewer } else { places };
+    let fewer = without_one(places);
+    if n & 1 != 0 { fewer } else { places }
+}
+
 impl Block<'_> {
     /// Reads one more bit of each of the coefficients in `places` that are there.
     #[inline(always)]
     fn correct(&mut self, bits: &mut Bits<'_>, places: u64, bit: i16) {
         let there = places & *self.present;
+        if there == 0 {
+            return;
+        }
         let mut kept = there & below(self.values.len());
         let n_unkept = (there & !kept).count_ones();
         while kept != 0 {
