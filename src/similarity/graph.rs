@@ -2,7 +2,7 @@
 //!
 //! Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
 //! World graphs" (2016). `hnsw_rs` leaves some points unreachable after a parallel build, so every point is searched
-//! for itself afterwards; those not found are scanned exactly with every search.
+//! for itself afterwards; those not found are named, to be compared with every query.
 
 use std::panic::{self, AssertUnwindSafe};
 
@@ -20,6 +20,9 @@ const EF_CONSTRUCTION: usize = 200;
 
 /// Candidates kept while a point is searched for itself.
 const EF_AUDIT: usize = 32;
+
+/// Among how many nearest to itself a point must be: copies of it may come first.
+const N_AUDIT: usize = 4;
 
 /// One minus the cosine of vectors of length one; never below zero, where rounding would lead.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +54,7 @@ impl Graph {
             graph.stragglers = points
                 .iter()
                 .enumerate()
-                .filter(|(idx, point)| !graph.neighbours(point, 4, EF_AUDIT).contains(idx))
+                .filter(|(idx, point)| !graph.neighbours(point, N_AUDIT, EF_AUDIT).contains(idx))
                 .map(|(idx, _)| idx)
                 .collect();
             graph
@@ -59,16 +62,17 @@ impl Graph {
         panic::catch_unwind(AssertUnwindSafe(build)).ok()
     }
 
-    /// Up to `k` positions near a vector, with those that the graph does not lead to; `None` when the library gave up.
-    pub(super) fn search(&self, vector: &[f32], k: usize, ef: usize) -> Option<Vec<usize>> {
-        let mut found = panic::catch_unwind(AssertUnwindSafe(|| self.neighbours(vector, k, ef))).ok()?;
-        found.extend(self.stragglers.iter().copied());
-        found.sort_unstable();
-        found.dedup();
-        Some(found)
+    /// Up to `ef` positions near a vector, nearest first; `None` when the library gave up.
+    pub(super) fn nearest(&self, vector: &[f32], ef: usize) -> Option<Vec<usize>> {
+        panic::catch_unwind(AssertUnwindSafe(|| self.neighbours(vector, ef, ef))).ok()
+    }
+
+    /// Positions that the graph does not lead to, which a search compares beside what it found.
+    pub(super) fn stragglers(&self) -> &[usize] {
+        &self.stragglers
     }
 
     fn neighbours(&self, vector: &[f32], k: usize, ef: usize) -> Vec<usize> {
-        self.hnsw.search(vector, k, ef.max(k)).into_iter().map(|n| n.d_id).collect()
+        self.hnsw.search(vector, k, ef).into_iter().map(|n| n.d_id).collect()
     }
 }

@@ -73,4 +73,6 @@ impl SimilaritySettings {
 }
 
 #[cfg(test)]
+mod recall_tests;
+#[cfg(test)]
 mod tests;

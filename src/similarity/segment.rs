@@ -13,6 +13,10 @@ use super::{
     graph::Graph,
 };
 
+/// A search that keeps one in this many of a segment's faces as candidates compares with so many on its way that
+/// comparing with all of them, one after the other in memory, is no slower.
+const SCAN_ONE_IN: usize = 8;
+
 /// A face found: its score and id.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Hit {
@@ -155,28 +159,31 @@ impl Segment {
     }
 
     /// Compares with the faces that the graph leads to; says whether every face was compared instead.
+    ///
+    /// Only living faces to which the graph itself led count as found: where they are fewer than there must be, those
+    /// that are gone have taken their places, and more is asked. What the graph does not lead to is compared beside.
     pub(super) fn search(&self, query: &[f32], ef: usize, best: &mut TopK) -> bool {
+        let Some(graph) = self.graph.get().and_then(Option::as_ref) else {
+            self.scan(query, best);
+            return true;
+        };
+        let n_stragglers = graph.stragglers().iter().filter(|idx| self.is_alive(**idx)).count();
+        let n_expected = best.k.min((self.len() - self.n_dead()).saturating_sub(n_stragglers));
         // Those that are gone still take places among the nearest.
         let wanted = best.k + self.n_dead().min(best.k);
-        let found =
-            self.graph.get().and_then(Option::as_ref).and_then(|graph| graph.search(query, wanted, ef.max(2 * wanted)));
-        let n_living = self.len() - self.n_dead();
-        match found {
-            Some(found) => {
-                let living: Vec<usize> = found.into_iter().filter(|idx| self.is_alive(*idx)).collect();
-                if living.len() < best.k.min(n_living) {
-                    self.scan(query, best);
-                    return true;
-                }
-                for idx in living {
+        let mut ef = ef.max(2 * wanted);
+        while ef * SCAN_ONE_IN < self.len() {
+            let Some(nearest) = graph.nearest(query, ef) else { break };
+            let living = nearest.into_iter().filter(|idx| self.is_alive(*idx)).take(best.k).collect::<Vec<_>>();
+            if living.len() >= n_expected {
+                for idx in living.iter().chain(graph.stragglers()).copied().filter(|idx| self.is_alive(*idx)) {
                     best.show(Score::of(query, self.vector(idx)).value(), &self.ids[idx]);
                 }
-                false
+                return false;
             }
-            None => {
-                self.scan(query, best);
-                true
-            }
+            ef *= 2;
         }
+        self.scan(query, best);
+        true
     }
 }
