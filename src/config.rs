@@ -326,6 +326,14 @@ pub enum ConfigError {
     /// A key is unknown or a value has the wrong type; the text says which and where.
     #[error("the configuration is refused: {}", without_profile(.0))]
     Refused(Box<figment::Error>),
+    /// A path that is no text: it would be another path wherever it is written down.
+    #[error("{given_as}: {} is not UTF-8; rename it, or name it by a link whose name is", path.display())]
+    NotUtf8 {
+        /// The key or the variable.
+        given_as: String,
+        /// As it was given; what is no text is shown by signs in its place.
+        path: PathBuf,
+    },
     /// A value is out of its range.
     #[error("the configuration is refused: {key} {rule}")]
     OutOfRange {
@@ -354,15 +362,45 @@ pub struct Setting {
 
 /// Flags that were given, by key: `server.listen` to its value.
 #[derive(Clone, Debug, Default)]
-pub struct Flags(Vec<(String, Value)>);
+pub struct Flags {
+    values: Vec<(String, Value)>,
+    /// The first path that is no text, and the key for which it was given.
+    not_utf8: Option<(String, PathBuf)>,
+}
 
 impl Flags {
     /// Adds a flag's value, if the flag was given.
     #[must_use]
     pub fn with<T: Into<Value>>(mut self, key: &str, value: Option<T>) -> Self {
-        self.0.extend(value.map(|value| (key.to_owned(), value.into())));
+        self.values.extend(value.map(|value| (key.to_owned(), value.into())));
         self
     }
+
+    /// As [`Flags::with`], of a path; one that is no UTF-8 is refused when the configuration is loaded.
+    #[must_use]
+    pub fn with_path(mut self, key: &str, path: Option<&Path>) -> Self {
+        let text = path.and_then(|path| self.text(key, path));
+        self.with(key, text)
+    }
+
+    /// As [`Flags::with_path`], of a list; none is a flag that was not given.
+    #[must_use]
+    pub fn with_paths(mut self, key: &str, paths: &[PathBuf]) -> Self {
+        let texts: Vec<String> = paths.iter().filter_map(|path| self.text(key, path)).collect();
+        self.with(key, (!texts.is_empty()).then_some(texts))
+    }
+
+    fn text(&mut self, key: &str, path: &Path) -> Option<String> {
+        if path.to_str().is_none() {
+            self.not_utf8.get_or_insert_with(|| (key.to_owned(), path.to_owned()));
+        }
+        path.to_str().map(str::to_owned)
+    }
+}
+
+/// Whether a variable sets something here: those of the program's tools and tests begin alike.
+fn is_setting(variable: &str) -> bool {
+    variable.contains("__") || variable.eq_ignore_ascii_case("VISAGE_DATA_DIR")
 }
 
 /// One flag as a source of configuration.
@@ -392,6 +430,18 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] naming the key, and where it stands.
     pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+        // What is no text would be taken for the nearest text, which is another name.
+        let variable = || {
+            std::env::vars_os()
+                .find(|(name, value)| {
+                    name.to_str().is_some_and(|name| name.starts_with(ENV_PREFIX) && is_setting(name))
+                        && value.to_str().is_none()
+                })
+                .map(|(name, value)| (name.to_string_lossy().into_owned(), value.into()))
+        };
+        if let Some((given_as, path)) = flags.not_utf8.clone().or_else(variable) {
+            return Err(ConfigError::NotUtf8 { given_as, path });
+        }
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
             // figment takes a missing file for an empty one; a caller who names a file means it.
@@ -401,7 +451,7 @@ impl Config {
         // Variables of the program's tools and tests begin alike: only keys of a section or the data folder count.
         figment = figment
             .merge(Env::prefixed(ENV_PREFIX).split("__").filter(|key| key.as_str().contains('.') || key == "data_dir"));
-        for (key, value) in flags.0 {
+        for (key, value) in flags.values {
             figment = figment.merge(Flag(key, value));
         }
         let config: Self = figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
@@ -493,6 +543,8 @@ fn source(metadata: &Metadata, key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use std::fs;
 
     use super::*;
@@ -533,6 +585,14 @@ mod tests {
         assert!(range.contains("serving.max_batch"), "{range}");
         let wrong = load("[server]\nlisten = \"nowhere\"\n", Flags::default()).err().unwrap().to_string();
         assert!(wrong.contains("server.listen"), "{wrong}");
+        let odd = PathBuf::from(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        for flags in [
+            Flags::default().with_path("data_dir", Some(&odd)),
+            Flags::default().with_paths("training.roots", &[PathBuf::from("a"), odd.clone()]),
+        ] {
+            let refused = load("", flags).err().unwrap().to_string();
+            assert!(refused.contains("not UTF-8") && refused.contains("caf"), "{refused}");
+        }
         let missing = Config::load(Some(Path::new("/nonexistent/visage.toml")), Flags::default());
         assert!(matches!(missing, Err(ConfigError::File { .. })));
     }

@@ -19,7 +19,7 @@ mod thresholds;
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub use compare::Comparison;
@@ -84,31 +84,33 @@ impl App {
     /// Opens the configured data folder, with libtorch for engines and child processes for training.
     ///
     /// # Errors
-    /// When the store, the device or a root cannot be opened; the message says what to do.
-    pub async fn open(config: &Config) -> Result<Self, AppError> {
+    /// When the store, the device or a root cannot be opened; the message says what to do. [`AppError::Stopping`] when
+    /// `stopping`, which is the application's own from then on, was cancelled meanwhile.
+    pub async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
         let backends = Backends {
             engines: Arc::new(TorchEngineLoader::new(&config.serving.device)?),
             launcher: Arc::new(ProcessLauncher::this_binary()?),
         };
-        Self::open_with(config, backends).await
+        Self::open_with(config, backends, stopping).await
     }
 
     /// Opens the configured data folder on these backends.
     ///
     /// # Errors
     /// As [`App::open`].
-    pub async fn open_with(config: &Config, backends: Backends) -> Result<Self, AppError> {
+    pub async fn open_with(config: &Config, backends: Backends, stopping: CancellationToken) -> Result<Self, AppError> {
         let published_dir = config.models.published_dir.clone();
         let config = config.clone();
         // Opening reads and verifies the whole store.
-        let app = blocking(move || Self::open_blocking(&config, backends)).await?;
+        let app = blocking(move || Self::open_blocking(&config, backends, stopping)).await?;
         if !published_dir.as_os_str().is_empty() {
-            published::register_published(&app.models, &app.serving, &published_dir).await?;
+            let registered = published::register_published(&app.models, &app.serving, &published_dir);
+            app.stopping.run_until_cancelled(registered).await.unwrap_or(Err(AppError::Stopping))?;
         }
         Ok(app)
     }
 
-    fn open_blocking(config: &Config, backends: Backends) -> Result<Self, AppError> {
+    fn open_blocking(config: &Config, backends: Backends, stopping: CancellationToken) -> Result<Self, AppError> {
         let data_dir = &config.data_dir;
         let store: Arc<dyn Store> =
             store::open(&data_dir.join("store"), &SledSettings { cache_bytes: config.store.cache_bytes })?;
@@ -164,7 +166,6 @@ impl App {
             },
         )?;
         let page_limits = PageLimits { default_size: config.pages.default_size, max_size: config.pages.max_size };
-        let stopping = CancellationToken::new();
         Ok(Self {
             models,
             photos,
@@ -192,13 +193,21 @@ impl App {
         }
     }
 
-    /// Ends the runs, writes their ends, and waits for the device's work in hand.
-    pub async fn close(&self, timeout: Duration) {
+    /// Ends the runs, writes their ends, and waits for the device's work in hand, all until `deadline`; says whether
+    /// everything ended by then. What did not is cut with the process.
+    pub async fn close(&self, deadline: Instant) -> bool {
         self.stopping.cancel();
-        if tokio::time::timeout(timeout, self.runs.stop()).await.is_err() {
+        let runs_ended = tokio::time::timeout_at(deadline.into(), self.runs.stop()).await.is_ok();
+        if !runs_ended {
             tracing::warn!("a training run did not end in time; it is marked as interrupted at the next start");
         }
-        self.serving.drain(timeout).await;
+        let serving = self.serving.clone();
+        let ended = async {
+            serving.drain(deadline.saturating_duration_since(Instant::now())).await;
+            // Joins threads that may still be in a kernel, which nothing can end.
+            tokio::task::spawn_blocking(move || serving.shutdown()).await
+        };
+        runs_ended && tokio::time::timeout_at(deadline.into(), ended).await.is_ok()
     }
 }
 

@@ -75,8 +75,7 @@ struct Place {
 
 impl Folder {
     fn place(&self, config: Option<&Path>) -> anyhow::Result<Place> {
-        let dir = self.data_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
-        let config = Config::load(config, Flags::default().with("data_dir", dir))?.config;
+        let config = Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config;
         let settings = SledSettings { cache_bytes: config.store.cache_bytes };
         Ok(Place { dir: config.data_dir.join("store"), settings, json: self.json })
     }

@@ -1,7 +1,5 @@
 //! What a person is told when a command fails, and the exit code that a script sees.
 
-use std::process::ExitCode;
-
 use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt;
@@ -28,11 +26,11 @@ pub(super) struct Unreachable {
 pub(super) struct Usage(pub(super) String);
 
 /// Says on standard error what went wrong and what to do.
-pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+pub(super) fn report(error: &anyhow::Error, json: bool) -> u8 {
     let (code, message, hint) = if let Some(status) = error.downcast_ref::<Status>() {
         if json {
             eprintln!("{}", status_json(status));
-            return ExitCode::from(FAILED);
+            return FAILED;
         }
         // Which input it was about, where the command says so.
         let context = Some(error.to_string()).filter(|text| *text != status.to_string());
@@ -52,7 +50,7 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         eprintln!("error: {message}");
         hint.iter().for_each(|hint| eprintln!("  {hint}"));
     }
-    ExitCode::from(code)
+    code
 }
 
 /// One line for an item of a stream that failed.

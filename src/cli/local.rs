@@ -37,10 +37,15 @@ impl LocalServer {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let (stop, stopped) = oneshot::channel::<()>();
-        let run: BoxFuture<'static, _> = Box::pin(grpc::run(config, listener, async move {
-            // A dropped sender means the same as a sent word.
-            let _ = stopped.await;
-        }));
+        let run: BoxFuture<'static, _> = Box::pin(grpc::run(
+            config,
+            listener,
+            async move {
+                // A dropped sender means the same as a sent word.
+                let _ = stopped.await;
+            },
+            || {},
+        ));
         let serving = tokio::spawn(run);
         let channel = Channel::from_shared(url)?.connect().await?;
         let server = Self { clients: Clients::new(channel), stop: Some(stop), serving, folder };

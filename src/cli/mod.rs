@@ -29,6 +29,7 @@ mod predict;
 mod runs;
 mod serve;
 mod settings;
+mod signals;
 mod similar;
 mod train;
 mod watching;
@@ -44,10 +45,7 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::{
-    config::{Config, LogConfig},
-    telemetry, training,
-};
+use crate::{config::LogConfig, telemetry, training};
 
 /// Serves and trains models that read a face photo.
 #[derive(Parser, Debug)]
@@ -139,19 +137,24 @@ pub fn main() -> ExitCode {
     }
     telemetry::quiet_guarded_panics();
     let json = cli.command.prints_json();
-    match run(cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+    let serves = matches!(cli.command, Command::Serve(_));
+    let status = match run(cli) {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(error) if is_closed_pipe(&error) => 0,
         Err(error) => failure::report(&error, json),
+    };
+    if serves {
+        signals::leave(status);
     }
+    ExitCode::from(status)
 }
 
 /// Runs a command; `false` is a plain no, such as a finding or a missed bar.
 fn run(cli: Cli) -> anyhow::Result<bool> {
     let config = cli.config.as_deref();
     match cli.command {
-        Command::Serve(args) => block_on(serve::run(Config::load(config, args.flags())?.config)),
+        Command::Serve(args) => block_on(serve::run(args, config)),
         Command::Train(args) => block_on(train::run(*args)),
         Command::Predict(args) => block_on(predict::run(args)),
         Command::Enroll(args) => block_on(enroll::run(args)),

@@ -1,17 +1,15 @@
 //! `visage serve`: the server itself.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::Args;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
-use tonic::transport::Endpoint;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tokio::net::TcpListener;
 
-use super::output::say;
+use super::{output::say, signals::Signals};
 use crate::{
     config::{Config, Flags},
     grpc, telemetry,
@@ -43,18 +41,19 @@ pub(super) struct ServeArgs {
 impl ServeArgs {
     /// The options as settings.
     pub(super) fn flags(&self) -> Flags {
-        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-        let roots: Vec<String> = self.training_root.iter().map(text).collect();
         Flags::default()
             .with("server.listen", self.listen.map(|address| address.to_string()))
-            .with("data_dir", self.data_dir.as_ref().map(text))
+            .with_path("data_dir", self.data_dir.as_deref())
             .with("serving.device", self.device.clone())
-            .with("training.roots", (!roots.is_empty()).then_some(roots))
+            .with_paths("training.roots", &self.training_root)
     }
 }
 
 /// Serves until it is told to stop.
-pub(super) async fn run(config: Config) -> anyhow::Result<bool> {
+pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::Result<bool> {
+    // First of all: whoever stops a server that has hardly begun wants its orderly end, too.
+    let signals = Signals::listen()?;
+    let config = Config::load(config_file, args.flags())?.config;
     telemetry::init(&config.log)?;
     let listener = TcpListener::bind(config.server.listen)
         .await
@@ -68,45 +67,31 @@ pub(super) async fn run(config: Config) -> anyhow::Result<bool> {
         );
     }
     tracing::info!(data_dir = %config.data_dir.display(), "starting");
-    let mut terminate = signal(SignalKind::terminate())?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            // Without a handler for Ctrl-C there is still SIGTERM.
-            Ok(()) = tokio::signal::ctrl_c() => {}
-        }
-    };
     let has_published = !config.models.published_dir.as_os_str().is_empty();
-    let welcome = tokio::spawn(welcome(address, config.training.roots.clone(), has_published));
-    let served = grpc::run(config, listener, shutdown).await;
-    welcome.abort();
-    served?;
+    let roots = config.training.roots.clone();
+    let welcome = move || {
+        let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
+        // Whoever has closed the output has no use for it, and the server serves all the same.
+        let _ = say!("{}", invitation(&program, address, &roots, has_published));
+    };
+    grpc::run(config, listener, signals.asked_to_stop(), welcome).await?;
     Ok(true)
 }
 
-/// Says what to try, once the server is ready.
-async fn welcome(address: SocketAddr, roots: Vec<PathBuf>, has_published: bool) -> anyhow::Result<()> {
-    // A server on every address is reached by its own.
-    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
-    let url = format!("http://{host}:{}", address.port());
-    let mut health = HealthClient::new(Endpoint::from_shared(url)?.connect().await?);
-    let mut states = health.watch(HealthCheckRequest { service: String::new() }).await?.into_inner();
-    while let Some(state) = states.message().await? {
-        if state.status() == ServingStatus::Serving {
-            let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
-            say!("{}", invitation(&program, address, &roots, has_published))?;
-            break;
-        }
+/// Where a client on this machine reaches a server that listens on `address`.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
+        other => other,
     }
-    Ok(())
 }
 
 /// `program` is what this one was called by, so that the lines can be pasted as they are.
 fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_published: bool) -> String {
-    let server = if address == SocketAddr::from(([127, 0, 0, 1], 50_051)) {
-        String::new()
-    } else {
-        format!(" --server 127.0.0.1:{}", address.port())
+    let server = match reachable(address) {
+        usual if usual == SocketAddr::from(([127, 0, 0, 1], 50_051)) => String::new(),
+        other => format!(" --server {other}"),
     };
     if has_published {
         return format!(
@@ -144,6 +129,16 @@ mod tests {
         assert_eq!(other.matches("--server 127.0.0.1:7").count(), 3, "{other}");
         assert_eq!(other.matches("  target/release/visage ").count(), 3, "{other}");
         assert!(other.contains("--training-root"), "{other}");
+        for (listens, named) in [
+            ("[::1]:50051", " --server [::1]:50051"),
+            ("[::]:7", " --server [::1]:7"),
+            ("0.0.0.0:7", " --server 127.0.0.1:7"),
+            ("10.1.2.3:7", " --server 10.1.2.3:7"),
+            ("0.0.0.0:50051", ""),
+        ] {
+            let text = invitation("visage", listens.parse().unwrap(), &[], true);
+            assert!(text.contains(&format!("visage predict PHOTO{named}\n")), "{listens}: {text}");
+        }
         let published = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[], true);
         assert!(published.contains("visage predict PHOTO") && !published.contains("train"), "{published}");
     }

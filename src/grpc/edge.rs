@@ -15,8 +15,13 @@ use std::{
 
 use futures::{FutureExt, Stream, StreamExt};
 use http::{HeaderValue, Request, Response};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -36,6 +41,10 @@ pub(super) struct EdgeSettings {
     pub(super) default_deadline: Duration,
     /// Longer deadlines are cut to this.
     pub(super) max_deadline: Duration,
+    /// Cancelled when the server drains: streams that only listen end then.
+    pub(super) draining: CancellationToken,
+    /// Has a token of every call until its answer has ended.
+    pub(super) in_work: TaskTracker,
 }
 
 /// Makes [`Edge`] services.
@@ -93,6 +102,12 @@ fn is_streaming(path: &str) -> bool {
     )
 }
 
+/// Streams of services that know of no end of the server; they may stay open for as long as it lives, and a drain that
+/// waited for them would never be over.
+fn only_listens(path: &str) -> bool {
+    path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
+}
+
 /// Calls whose requests are a stream of photos.
 fn is_request_stream(path: &str) -> bool {
     matches!(path.rsplit('/').next(), Some("StreamPredict" | "StreamEnrollFaces"))
@@ -141,6 +156,7 @@ where
         request.extensions_mut().insert(context);
         let answer = async move {
             let started = Instant::now();
+            let in_work = edge.settings.in_work.token();
             let places = match (is_streaming(&path), is_request_stream(&path)) {
                 (true, true) => edge.stream_places,
                 (true, false) => edge.watch_places,
@@ -160,7 +176,8 @@ where
                 Some(Err(_panic)) => status::internal(&call_id).into_http(),
                 Some(Ok(response)) => mend(response?),
             };
-            let response = if is_streaming(&path) { hold(response, place) } else { response };
+            let response = if only_listens(&path) { until(response, edge.settings.draining.clone()) } else { response };
+            let response = hold(response, (in_work, if is_streaming(&path) { place } else { None }));
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
             tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
             Ok(response)
@@ -215,13 +232,34 @@ async fn with_deadline<F: Future>(work: F, deadline: Option<Instant>) -> Option<
     }
 }
 
-/// Keeps a stream's place until its answer has ended or its caller has gone.
-fn hold(response: Response<Body>, place: Option<OwnedSemaphorePermit>) -> Response<Body> {
+/// Keeps what a call holds until its answer has ended or its caller has gone.
+fn hold(response: Response<Body>, held: (TaskTrackerToken, Option<OwnedSemaphorePermit>)) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _held = &place;
+            let _held = &held;
             frame
         }))
+    })
+}
+
+/// Ends a stream with `UNAVAILABLE` when the server drains, after what it has to say of that.
+fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body> {
+    response.map(|body| {
+        let frames = futures::stream::unfold(Some(BodyStream::new(body)), move |frames| {
+            let draining = draining.clone();
+            async move {
+                let mut frames = frames?;
+                tokio::select! {
+                    biased;
+                    frame = frames.next() => Some((frame?, Some(frames))),
+                    () = draining.cancelled() => {
+                        let ended = status::stopping().into_http::<()>().into_parts().0.headers;
+                        Some((Ok(Frame::trailers(ended)), None))
+                    }
+                }
+            }
+        });
+        Body::new(StreamBody::new(frames))
     })
 }
 

@@ -12,11 +12,15 @@ mod status;
 mod training_service;
 mod visage_service;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Status,
     transport::{Server, server::TcpIncoming},
@@ -53,6 +57,9 @@ const MAX_STREAMS_OF_A_CONNECTION: u32 = 256;
 /// its calls, so a burst of cancelled calls must fit; without any bound, giving up would be a cheap attack.
 const MAX_RESETS_OF_A_CONNECTION: usize = 1024;
 
+/// How long a connection may take to send the end of what has been answered.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeFailure {
@@ -67,9 +74,10 @@ pub enum ServeFailure {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves on `listener` until `shutdown` ends, then drains within the configured bound.
+/// Serves on `listener` until `shutdown` ends, then drains within the configured bound. `ready` is called once, when
+/// the models that aliases point at are loaded.
 ///
-/// Health says `NOT_SERVING` until the models that aliases point at are loaded, and again while draining.
+/// Health says `NOT_SERVING` until then, and again while draining.
 ///
 /// # Errors
 /// When the store cannot be opened, or the transport fails.
@@ -77,68 +85,117 @@ pub async fn run(
     config: Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce() + Send + 'static,
 ) -> Result<(), ServeFailure> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in SERVICES {
         health.set_service_status(service, ServingStatus::NotServing).await;
     }
-    let app = Arc::new(App::open(&config).await?);
     let drain_timeout = Duration::from_secs(config.server.drain_timeout_s);
+    let stopping = CancellationToken::new();
+    let stop = tokio::spawn({
+        let stopping = stopping.clone();
+        async move {
+            shutdown.await;
+            tracing::info!("draining");
+            stopping.cancel();
+            Instant::now() + drain_timeout
+        }
+    });
+    // A task of its own, so that a stop need not wait for it.
+    let mut opening = tokio::spawn({
+        let (config, stopping) = (config.clone(), stopping.clone());
+        async move { App::open(&config, stopping).await }
+    });
+    let opened = match stopping.run_until_cancelled(&mut opening).await {
+        Some(opened) => Some(opened),
+        None => tokio::time::timeout(drain_timeout, opening).await.ok(),
+    };
+    let app = match opened.map(|opened| opened.unwrap_or_else(|e| Err(AppError::Internal(format!("opening: {e}"))))) {
+        Some(Ok(app)) => Arc::new(app),
+        Some(Err(AppError::Stopping)) => return Ok(()),
+        Some(Err(error)) => return Err(error.into()),
+        None => {
+            tracing::info!(
+                ?drain_timeout,
+                "the start was not over at the end of the drain; it is cut, nothing is lost"
+            );
+            return Ok(());
+        }
+    };
 
     let forgetting = tokio::spawn({
         let app = Arc::clone(&app);
         async move { app.forget_old_requests().await }
     });
-    let draining = CancellationToken::new();
+    let (draining, in_work) = (CancellationToken::new(), TaskTracker::new());
     let lifecycle = tokio::spawn({
         let (app, health, draining) = (Arc::clone(&app), health.clone(), draining.clone());
         async move {
-            tokio::pin!(shutdown);
             let loaded = async {
                 app.models.load_needed().await;
                 for service in SERVICES {
                     health.set_service_status(service, ServingStatus::Serving).await;
                 }
                 tracing::info!("ready");
+                ready();
             };
-            let asked = tokio::select! {
-                () = &mut shutdown => true,
-                () = loaded => false,
-            };
-            if !asked {
-                shutdown.await;
+            // A stop that was asked for before goes before, too.
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                () = loaded => stopping.cancelled().await,
             }
-            tracing::info!("draining");
             for service in SERVICES {
                 health.set_service_status(service, ServingStatus::NotServing).await;
             }
             // Streams end here; unary calls in work are answered.
-            app.stopping.cancel();
             draining.cancel();
         }
     });
 
     // An answer of two small packets must not wait for the caller's delayed acknowledgement of the first.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = router(&config, &app, health_service)?.serve_with_incoming_shutdown(incoming, {
-        let draining = draining.clone();
-        async move { draining.cancelled().await }
-    });
+    let serving = router(&config, &app, health_service, draining.clone(), in_work.clone())?
+        .serve_with_incoming_shutdown(incoming, {
+            let draining = draining.clone();
+            async move { draining.cancelled().await }
+        });
+    let answered = async {
+        draining.cancelled().await;
+        in_work.close();
+        // Until the last bytes are on their way, too.
+        loop {
+            in_work.wait().await;
+            tokio::time::sleep(LAST_BYTES).await;
+            if in_work.is_empty() {
+                break;
+            }
+        }
+    };
     let bound = async {
         draining.cancelled().await;
         tokio::time::sleep(drain_timeout).await;
     };
     let served = tokio::select! {
         served = serving => served,
+        // A connection on which nothing is asked may be that of a client which hears nothing any more.
+        () = answered => Ok(()),
         () = bound => {
             tracing::warn!(?drain_timeout, "calls were still in work at the end of the drain; they are cut");
             Ok(())
         }
     };
     lifecycle.abort();
-    app.close(drain_timeout).await;
+    let deadline = if draining.is_cancelled() { stop.await.ok() } else { None };
+    let deadline = deadline.unwrap_or_else(|| Instant::now() + drain_timeout);
+    if !app.close(deadline).await {
+        tracing::info!("a network was still at work at the end of the drain; it is cut");
+    }
     // It ends with the closing; were it to panic, nothing would depend on it.
-    drop(forgetting.await);
+    drop(tokio::time::timeout_at(deadline.into(), forgetting).await);
+    // The last owner waits for the store's last write and for the graph that is being built.
+    drop(tokio::time::timeout_at(deadline.into(), tokio::task::spawn_blocking(move || drop(app))).await);
     Ok(served?)
 }
 
@@ -155,6 +212,8 @@ fn router(
     + Send
     + Sync
     + 'static,
+    draining: CancellationToken,
+    in_work: TaskTracker,
 ) -> Result<
     tonic::transport::server::Router<tower::layer::util::Stack<edge::EdgeLayer, tower::layer::util::Identity>>,
     ServeFailure,
@@ -170,6 +229,8 @@ fn router(
         max_concurrent_calls: server.max_concurrent_requests,
         default_deadline: Duration::from_millis(server.default_deadline_ms),
         max_deadline: Duration::from_millis(server.max_deadline_ms),
+        draining,
+        in_work,
     });
     let max_message = server.max_message_bytes;
     let app = || Arc::clone(app);

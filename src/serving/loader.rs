@@ -25,11 +25,12 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
             Errand::Load(source) => {
                 let version = source.version.clone();
                 let start = Instant::now();
-                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(loader, *source, device.settings.max_batch)));
+                let prepared = catch_unwind(AssertUnwindSafe(|| prepare(device, loader, *source)));
                 let result = prepared
                     .unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 match &result {
                     Ok(_) => info!(version, took = ?start.elapsed(), "loaded"),
+                    Err(ServeError::Stopping) => info!(version, "is not loaded any more, for the server stops"),
                     Err(error) => warn!(version, %error, "could not be loaded"),
                 }
                 device.loaded(&version, result);
@@ -59,7 +60,7 @@ fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Ve
     golden::outputs(version, &mut *engine, &Arc::new(golden::golden_input(&source.record, seed)))
 }
 
-fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) -> Result<Warmed, ServeError> {
+fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> Result<Warmed, ServeError> {
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
     let golden = source.record.golden.clone();
@@ -71,13 +72,17 @@ fn prepare(loader: &dyn EngineLoader, source: EngineSource, max_batch: usize) ->
         None => warn!(version, "has no golden outputs to be compared with"),
     }
     let mut took: Vec<(usize, Duration)> = Vec::new();
-    let max_batch = max_batch.min(engine.max_batch());
+    let max_batch = device.settings.max_batch.min(engine.max_batch());
     for bucket in BUCKETS.into_iter().filter(|&b| b == 1 || b <= max_batch) {
         let batch = vec![probe.clone(); bucket];
         // The first run of a shape makes its plans, so small batches, where that shows, are timed in the second.
         let n_runs = if bucket <= 4 { 2 } else { 1 };
         let mut fastest = Duration::MAX;
         for _ in 0..n_runs {
+            // Whoever stops the server does not wait until an engine is warm that nobody will ask.
+            if !device.is_taking() {
+                return Err(ServeError::Stopping);
+            }
             let start = Instant::now();
             // A panic for want of memory limits the batch; any other fails the load.
             let ran = catch_unwind(AssertUnwindSafe(|| engine.run(&batch)));

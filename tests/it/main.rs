@@ -13,6 +13,7 @@ mod hostile_files;
 mod kills;
 mod layering;
 mod reflection;
+mod stops;
 mod support;
 mod system;
 mod tours;

@@ -1,0 +1,251 @@
+//! Stops at any moment: the orderly end, within the drain time, with nothing untrue in the log.
+//!
+//! `VISAGE_STOPS=200 cargo test --test it stops::` tries as many random moments; without it there are a dozen.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, process::CommandExt},
+    },
+    process::{Child, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::support::{quick_recipe, server::Home, utkface};
+
+/// Far below what the tests wait at most, so that an end in time is one.
+const DRAIN: Duration = Duration::from_secs(20);
+
+fn home() -> Home {
+    let weights = std::env::var_os("VISAGE_WEIGHTS");
+    let published = weights.map_or_else(String::new, |dir| format!("\n[models]\npublished_dir = {dir:?}\n"));
+    Home::new(&format!("{published}\n[server]\ndrain_timeout_s = {}\n", DRAIN.as_secs()))
+}
+
+/// Starts a server and reads its first line, from which on every signal is heeded.
+fn start(home: &Home, listen: &str) -> (Child, BufReader<std::process::ChildStdout>, String) {
+    let log = fs::File::create(home.path("log")).unwrap();
+    let mut child = home
+        .command(&["serve", "--listen", listen])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert!(line.contains("http://"), "{line}{}", home.log());
+    let url = line.split_whitespace().last().unwrap().to_owned();
+    (child, output, url)
+}
+
+fn signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: takes no pointers; the child has not been waited for, so the number is still its own.
+    assert_eq!(unsafe { libc::kill(child.id().try_into().unwrap(), signal) }, 0);
+}
+
+fn ended(child: &mut Child) -> Option<ExitStatus> {
+    let since = Instant::now();
+    while since.elapsed() < DRAIN + Duration::from_secs(5) {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    None
+}
+
+/// The end is orderly, and no line of the log is a complaint.
+fn assert_orderly(home: &Home, child: &mut Child, when: &str) {
+    let status = ended(child);
+    let log = home.log();
+    assert!(status.is_some_and(|status| status.success()), "{when}: {status:?}\n{log}");
+    // What a run has to say of its data, and that it ended with the server, is no complaint but the truth.
+    let is_of_a_run =
+        |line: &str| line.contains("training::worker") || line.contains("the server stopped while the run");
+    let is_complaint = |line: &&str| (line.contains(" WARN ") || line.contains(" ERROR ")) && !is_of_a_run(line);
+    let complaints: Vec<_> = log.lines().filter(is_complaint).collect();
+    assert!(complaints.is_empty(), "{when}: {complaints:?}\n{log}");
+}
+
+#[test]
+fn a_stop_at_any_moment_of_a_start_is_orderly() {
+    let n_stops = std::env::var("VISAGE_STOPS").map_or(12, |n| n.parse().unwrap());
+    let mut dice = ChaCha8Rng::seed_from_u64(std::process::id().into());
+    let mut home = home();
+    for stop in 0..n_stops {
+        // Half of them register the weights anew, half only load them.
+        if stop % 2 == 0 {
+            home = self::home();
+        }
+        let (mut child, _output, _) = start(&home, "127.0.0.1:0");
+        let after = Duration::from_millis(dice.random_range(0..6_000));
+        std::thread::sleep(after);
+        signal(&child, if stop % 3 == 0 { libc::SIGINT } else { libc::SIGTERM });
+        assert_orderly(&home, &mut child, &format!("stop {stop}, {after:?} after its first line"));
+    }
+}
+
+#[tokio::test]
+async fn whoever_only_listens_does_not_hold_a_stop_up() {
+    let home = home();
+    let (mut child, mut output, url) = start(&home, "127.0.0.1:0");
+    let mut ready = String::new();
+    output.read_line(&mut ready).unwrap();
+    let channel = tonic::transport::Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let request = HealthCheckRequest { service: String::new() };
+    let mut states = HealthClient::new(channel).watch(request).await.unwrap().into_inner();
+    assert_eq!(states.message().await.unwrap().unwrap().status, 1);
+    signal(&child, libc::SIGTERM);
+    let mut heard = Vec::new();
+    let end = loop {
+        match states.message().await {
+            Ok(Some(state)) => heard.push(state.status),
+            end => break end,
+        }
+    };
+    assert_eq!((heard, end.unwrap_err().code()), (vec![2], tonic::Code::Unavailable));
+    tokio::task::spawn_blocking(move || assert_orderly(&home, &mut child, "with a health watch")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_while_a_run_trains_is_orderly() {
+    let home = Home::trained(&format!("\n[server]\ndrain_timeout_s = {}\n", DRAIN.as_secs())).await;
+    for wait_ms in [0, 400, 1_500] {
+        let (mut child, mut output, url) = start(&home, "127.0.0.1:0");
+        let mut ready = String::new();
+        output.read_line(&mut ready).unwrap();
+        let mut clients = crate::support::Clients::connect(&url).await;
+        let request = visage::proto::v1::TrainRequest {
+            model: "models/face".to_owned(),
+            recipe: Some(quick_recipe()),
+            sources: vec![utkface(&home.path("photos"))],
+            request_id: String::new(),
+        };
+        clients.visage.train(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        signal(&child, libc::SIGTERM);
+        // It blocks, so that the client's connection stays open and deaf.
+        assert_orderly(&home, &mut child, &format!("{wait_ms} ms after a run began"));
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let home = home();
+    let (mut child, _output, _) = start(&home, "127.0.0.1:0");
+    signal(&child, libc::SIGINT);
+    signal(&child, libc::SIGINT);
+    let status = ended(&mut child).unwrap();
+    // The first may have been enough.
+    assert!(matches!(status.code(), Some(0 | 130)), "{status:?}");
+}
+
+#[test]
+fn a_daemon_goes_on_after_a_hangup_and_says_that_it_does() {
+    let home = home();
+    let log = fs::File::create(home.path("log")).unwrap();
+    let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: setsid is safe between fork and exec. Without a terminal of its session the child is a daemon.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    output.next().unwrap().unwrap();
+    signal(&child, libc::SIGHUP);
+    assert!(output.next().unwrap().unwrap().starts_with("ready"));
+    assert!(home.log().contains("SIGHUP changes nothing"), "{}", home.log());
+    signal(&child, libc::SIGTERM);
+    assert!(ended(&mut child).unwrap().success());
+}
+
+#[test]
+fn a_server_whose_terminal_is_gone_drains() {
+    let home = home();
+    let (mut terminal, mut server) = (0, 0);
+    // SAFETY: both descriptors are written, the other pointers may be null.
+    let opened = unsafe {
+        libc::openpty(&raw mut terminal, &raw mut server, std::ptr::null_mut(), std::ptr::null(), std::ptr::null())
+    };
+    assert_eq!(opened, 0);
+    // SAFETY: openpty has just made them, and nobody else has them.
+    let (terminal, server) = unsafe { (OwnedFd::from_raw_fd(terminal), OwnedFd::from_raw_fd(server)) };
+    // The child must not hold the other end, or the terminal would never be gone.
+    // SAFETY: takes no pointers.
+    assert_eq!(unsafe { libc::fcntl(terminal.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+    let log = fs::File::create(home.path("log")).unwrap();
+    let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.stdin(server).stdout(Stdio::piped()).stderr(log);
+    // SAFETY: both calls are safe between fork and exec; descriptor 0 is the terminal there.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            libc::ioctl(0, libc::TIOCSCTTY, 0);
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    drop(terminal);
+    assert!(ended(&mut child).is_some_and(|status| status.success()), "{}", home.log());
+    assert!(home.log().contains("the terminal is gone"), "{}", home.log());
+}
+
+#[test]
+fn a_server_on_ipv6_says_that_it_is_ready_and_where() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let home = home();
+    let (mut child, mut output, url) = start(&home, "[::1]:0");
+    let mut ready = String::new();
+    output.read_line(&mut ready).unwrap();
+    assert!(ready.starts_with("ready"), "{ready}");
+    let mut next = String::new();
+    output.read_line(&mut next).unwrap();
+    let address = url.strip_prefix("http://").unwrap();
+    assert!(address.starts_with("[::1]:") && next.contains(&format!("--server {address}")), "{url} {next}");
+    signal(&child, libc::SIGTERM);
+    assert!(ended(&mut child).unwrap().success());
+}
+
+#[test]
+fn a_data_folder_whose_name_is_no_text_is_refused_and_no_other_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join(OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&odd).unwrap();
+    let by_flag = |args: &[&str]| {
+        let mut command = std::process::Command::new(crate::support::server::VISAGE);
+        command.args(args).arg("--data-dir").arg(&odd);
+        command
+    };
+    let mut by_variable = std::process::Command::new(crate::support::server::VISAGE);
+    by_variable.arg("serve").env("VISAGE_DATA_DIR", &odd);
+    let tried = [by_flag(&["serve"]), by_flag(&["doctor"]), by_flag(&["export", "x.visage"]), by_variable];
+    for mut command in tried {
+        let output = command.current_dir(dir.path()).stdin(Stdio::null()).output().unwrap();
+        let mut said = String::new();
+        output.stderr.as_slice().read_to_string(&mut said).unwrap();
+        assert!(!output.status.success() && said.contains("not UTF-8"), "{command:?}: {said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{command:?}");
+    }
+}
