@@ -9,6 +9,7 @@ mod blobs;
 mod doctor;
 mod error;
 mod export;
+mod leftovers;
 mod memory;
 mod migrate;
 mod records;

@@ -20,7 +20,11 @@ use std::{
 };
 
 use super::{
-    Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable, sidecar::Sidecar, tally::Tally,
+    Batch, Condition, Entry, Range, Store, StoreError, Table, Write,
+    leftovers::{LOG_FILE, Leftovers},
+    printable,
+    sidecar::Sidecar,
+    tally::Tally,
 };
 
 /// Batches that may wait for the committing thread; callers beyond wait to hand theirs over.
@@ -38,6 +42,9 @@ const ENGINE_DIR: &str = "db";
 
 /// The sidecar within the store's folder.
 const SIDECAR_FILE: &str = "sequence";
+
+/// What begins the names of folders in which an opening is tried.
+const TRIAL_PREFIX: &str = "trial-";
 
 /// The tally's key; no table has this number.
 const TALLY_KEY: &[u8] = &[u8::MAX];
@@ -101,15 +108,9 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
     pub fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
-        let (mut store, tally, sidecar) = Self::open_engine(dir, settings)?;
-        let tally = tally?;
+        let sidecar = open_sidecar(dir)?;
         let acknowledged = sidecar.read()?.unwrap_or(0);
-        if let Some(error) = store.ends_early(&tally, acknowledged) {
-            return Err(error);
-        }
-        if let Some(error) = store.verify(&tally, &VERIFIED_AT_OPEN).into_iter().next() {
-            return Err(error);
-        }
+        let (mut store, tally) = open_past_leftovers(dir, settings, acknowledged)?;
         sidecar.write(tally.sequence)?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let committer = Committer { db: store.db.clone(), dir: store.dir.clone(), sidecar, tally, failed: None };
@@ -125,48 +126,45 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] where the engine finds nothing that it could read.
     pub fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
-        let (mut store, _, sidecar) = Self::open_engine(dir, settings)?;
+        let sidecar = open_sidecar(dir)?;
+        let acknowledged = sidecar.read()?.unwrap_or(0);
+        let mut store = match open_past_leftovers(dir, settings, acknowledged) {
+            Ok((store, _)) => store,
+            Err(locked @ StoreError::Locked { .. }) => return Err(locked),
+            Err(_) => Self::engine(&dir.join(ENGINE_DIR), settings)?,
+        };
         store.examined = Some(sidecar);
         Ok(store)
     }
 
-    /// The engine, what its tally says, and the sidecar.
-    fn open_engine(
-        dir: &Path,
-        settings: &SledSettings,
-    ) -> Result<(Self, Result<Tally, StoreError>, Sidecar), StoreError> {
-        let io = |path: &Path, source: io::Error| StoreError::Io { path: path.to_owned(), source };
-        let engine_dir = dir.join(ENGINE_DIR);
-        let sidecar_path = dir.join(SIDECAR_FILE);
-        fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
-        let engine_was_there = engine_dir.exists();
-        if engine_was_there && !sidecar_path.exists() {
-            return Err(StoreError::Corrupt {
-                what: format!("{} is missing", sidecar_path.display()),
-                affects: "it cannot be shown that no acknowledged write is missing; import the last export".to_owned(),
-            });
-        }
-        let sidecar = Sidecar::open(&sidecar_path)?;
-        let acknowledged = sidecar.read()?;
-        if acknowledged.is_some() && !engine_dir.join("conf").exists() {
-            return Err(StoreError::Corrupt {
-                what: format!("{} is missing", engine_dir.join("conf").display()),
-                affects: "the store's records are gone; import the last export".to_owned(),
-            });
-        }
+    /// The engine in its folder, made if absent.
+    fn engine(engine_dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let patience = Instant::now() + ENGINE_LOCK_WAIT;
         let db = loop {
-            let opened = guard(&engine_dir, || {
-                sled::Config::new().path(&engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
+            let opened = guard(engine_dir, || {
+                sled::Config::new().path(engine_dir).cache_capacity(settings.cache_bytes).flush_every_ms(None).open()
             });
             match opened {
                 Err(StoreError::Locked { .. }) if Instant::now() < patience => thread::sleep(ENGINE_LOCK_WAIT / 100),
                 opened => break opened?,
             }
         };
-        let store = Self { db, dir: engine_dir, queue: None, committer: None, examined: None };
-        let tally = store.tally();
-        Ok((store, tally, sidecar))
+        Ok(Self { db, dir: engine_dir.to_owned(), queue: None, committer: None, examined: None })
+    }
+
+    /// The engine, where everything is there that its tally and the sidecar tell of.
+    fn whole_engine(
+        engine_dir: &Path,
+        settings: &SledSettings,
+        acknowledged: u64,
+    ) -> Result<(Self, Tally), StoreError> {
+        let store = Self::engine(engine_dir, settings)?;
+        let tally = store.tally()?;
+        let early = store.ends_early(&tally, acknowledged);
+        match early.or_else(|| store.verify(&tally, &VERIFIED_AT_OPEN).into_iter().next()) {
+            Some(error) => Err(error),
+            None => Ok((store, tally)),
+        }
     }
 
     fn tally(&self) -> Result<Tally, StoreError> {
@@ -212,6 +210,79 @@ impl SledStore {
         let affects = "what the missing records described is gone; import the last export".to_owned();
         Err(StoreError::Corrupt { what, affects })
     }
+}
+
+/// Locks the folder of a store, made if absent, and opens what was acknowledged there.
+fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
+    let (engine_dir, sidecar_path) = (dir.join(ENGINE_DIR), dir.join(SIDECAR_FILE));
+    fs::create_dir_all(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    if engine_dir.exists() && !sidecar_path.exists() {
+        return Err(StoreError::Corrupt {
+            what: format!("{} is missing", sidecar_path.display()),
+            affects: "it cannot be shown that no acknowledged write is missing; import the last export".to_owned(),
+        });
+    }
+    let sidecar = Sidecar::open(&sidecar_path)?;
+    let log = engine_dir.join(LOG_FILE);
+    if sidecar.read()?.is_some_and(|acknowledged| acknowledged > 0) && !log.exists() {
+        return Err(StoreError::Corrupt {
+            what: format!("{} is missing", log.display()),
+            affects: "the store's records are gone; import the last export".to_owned(),
+        });
+    }
+    Ok(sidecar)
+}
+
+/// Opens the engine, if need be without what its interrupted housekeeping left: that a store is damaged is said only
+/// where something is missing. What is set aside is tried on a copy before, for opening changes the log.
+fn open_past_leftovers(
+    dir: &Path,
+    settings: &SledSettings,
+    acknowledged: u64,
+) -> Result<(SledStore, Tally), StoreError> {
+    let engine_dir = dir.join(ENGINE_DIR);
+    remove_old_trials(dir)?;
+    let unfinished = Leftovers::unfinished(&engine_dir)?;
+    let mut damage = None;
+    let mut trials = vec![Leftovers::all_but_the_log(&engine_dir)?];
+    if unfinished.is_empty() {
+        match SledStore::whole_engine(&engine_dir, settings, acknowledged) {
+            Err(error @ StoreError::Corrupt { .. }) => damage = Some(error),
+            opened => return opened,
+        }
+    } else {
+        trials.insert(0, unfinished);
+    }
+    for leftovers in trials.into_iter().filter(|leftovers| !leftovers.is_empty()) {
+        let copy = tempfile::Builder::new().prefix(TRIAL_PREFIX).tempdir_in(dir);
+        let copy = copy.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        leftovers.copy_without(&engine_dir, copy.path())?;
+        match SledStore::whole_engine(copy.path(), settings, acknowledged) {
+            Ok(tried) => {
+                drop(tried);
+                leftovers.set_aside()?;
+                return SledStore::whole_engine(&engine_dir, settings, acknowledged);
+            }
+            Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match damage {
+        Some(damage) => Err(damage),
+        None => SledStore::whole_engine(&engine_dir, settings, acknowledged),
+    }
+}
+
+/// Removes the copies of trials that a kill cut off.
+fn remove_old_trials(dir: &Path) -> Result<(), StoreError> {
+    let io = |source| StoreError::Io { path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if entry.file_name().to_string_lossy().starts_with(TRIAL_PREFIX) {
+            fs::remove_dir_all(entry.path()).map_err(io)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs sled and turns its errors and panics into the store's own.

@@ -237,6 +237,72 @@ fn damage_is_named_or_harmless_never_silent() {
     assert!(named >= 20, "only {named} damages were seen at all");
 }
 
+/// What housekeeping leaves when it is cut off: the records are whole, so the store opens and says nothing of damage.
+#[test]
+fn interrupted_housekeeping_is_no_damage() {
+    let original = tempfile::tempdir().unwrap();
+    let whole = filled(original.path());
+    // Opened once more, so that there is a snapshot with something in it.
+    drop(SledStore::open(original.path(), &SledSettings::default()).unwrap());
+    let db = Path::new("db");
+    let snapshots = || {
+        let names =
+            fs::read_dir(original.path().join(db)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("snap.")).collect::<Vec<_>>()
+    };
+    let [snapshot] = snapshots().try_into().unwrap();
+    let snapshot_bytes = fs::read(original.path().join(db).join(&snapshot)).unwrap();
+    let conf_bytes = fs::read(original.path().join("db/conf")).unwrap();
+    let mut cases: Vec<(String, String, Option<Vec<u8>>)> = Vec::new();
+    for name in
+        ["snap.FFFFFFFFFFFFFFFF.generating", "snap.FFFFFFFFFFFFFFFF", "snap.", "snap.copy", "snap.0.in___motion"]
+    {
+        cases.push((format!("{name}, empty"), name.to_owned(), Some(Vec::new())));
+        cases.push((format!("{name}, zeros"), name.to_owned(), Some(vec![0; 100])));
+        cases.push((
+            format!("{name}, half of a snapshot"),
+            name.to_owned(),
+            Some(snapshot_bytes[..snapshot_bytes.len() / 2].to_vec()),
+        ));
+    }
+    for suffix in [".generating", ".1", " (copy)", "~"] {
+        cases.push((
+            format!("the snapshot doubled as {suffix}"),
+            format!("{snapshot}{suffix}"),
+            Some(snapshot_bytes.clone()),
+        ));
+    }
+    for (name, bytes) in [(snapshot.as_str(), &snapshot_bytes), ("conf", &conf_bytes)] {
+        cases.push((format!("{name} gone"), name.to_owned(), None));
+        for keep in [0, 4, 9, 12, bytes.len() / 2, bytes.len() - 1] {
+            cases.push((format!("{name} cut to {keep} bytes"), name.to_owned(), Some(bytes[..keep].to_vec())));
+        }
+        cases.push((format!("{name} zeroed"), name.to_owned(), Some(vec![0; bytes.len()])));
+        cases.push((format!("{name} twice in its file"), name.to_owned(), Some(bytes.repeat(2))));
+    }
+    cases.push(("a stray blob".to_owned(), "blobs/9999999999".to_owned(), Some(vec![1; 50])));
+    cases.push(("a stray name among the blobs".to_owned(), "blobs/1.tmp".to_owned(), Some(Vec::new())));
+    cases.push(("a doubled log".to_owned(), "db.1".to_owned(), Some(vec![1; 50])));
+    for (what, name, bytes) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        copy(original.path(), dir.path());
+        let path = dir.path().join(db).join(name);
+        match bytes {
+            Some(bytes) => fs::write(path, bytes).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        }
+        // Twice: what the first open leaves is no trouble to the second.
+        for _ in 0..2 {
+            let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(contents(&store).unwrap() == whole, "{what}");
+            let store: Arc<dyn Store> = Arc::new(store);
+            assert_eq!(examine(&store, |_, _| {}).findings, [], "{what}");
+        }
+        let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(left.len(), 2, "{what}: {left:?}");
+    }
+}
+
 #[test]
 fn a_newer_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
