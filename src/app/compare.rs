@@ -6,7 +6,7 @@ use futures::future::try_join;
 use super::{
     App, AppError, CallContext, FacesRead, Outcome, Read,
     faces::{embedding_of, single_face},
-    photos::proto_duration,
+    photos::{notes_to_proto, proto_duration},
     predict::found_face,
 };
 use crate::{
@@ -53,6 +53,8 @@ impl App {
             embedding_space: space.to_string(),
             first_face: face(&first),
             second_face: face(&second),
+            first_photo_notes: notes_to_proto(&first.notes),
+            second_photo_notes: notes_to_proto(&second.notes),
             timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.timing }),
             ..v1::CompareFacesResponse::default()
         };

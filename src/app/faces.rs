@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::{AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking};
+use super::{
+    AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking,
+    photos::{notes_to_proto, proto_duration},
+};
 use crate::{
     proto::{
         store::{CollectionRecord, FaceRecord},
@@ -16,6 +19,7 @@ use crate::{
         SimilarityIndex, Target, identity_evidence,
     },
     store::Store,
+    vision::PhotoNote,
 };
 
 /// The collections of a server.
@@ -163,7 +167,7 @@ impl Faces {
         if let Some(enrolled) = blocking(move || earlier.earlier_answer::<v1::Face>(&*store)).await? {
             return self.by_name(&enrolled.name).await;
         }
-        let (embedding, space) = self.embed(call, &new.collection, new.source).await?;
+        let (embedding, space, _) = self.embed(call, &new.collection, new.source).await?;
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
         let face = NewFace { id: new.face, subject: new.subject, labels: new.labels };
         let collection = new.collection;
@@ -233,9 +237,12 @@ impl Faces {
         exact: bool,
     ) -> Result<v1::FindSimilarResponse, AppError> {
         self.index.check_query(k, min_score)?;
-        let target = match wanted {
-            Wanted::Like(source) => Target::Vector(self.embed(call, &collection, source).await?.0),
-            Wanted::LikeFace(face) => Target::Face(face),
+        let (target, notes) = match wanted {
+            Wanted::Like(source) => {
+                let (embedding, _, notes) = self.embed(call, &collection, source).await?;
+                (Target::Vector(embedding), notes)
+            }
+            Wanted::LikeFace(face) => (Target::Face(face), Vec::new()),
         };
         let index = Arc::clone(&self.index);
         let id = collection.clone();
@@ -264,37 +271,36 @@ impl Faces {
             matches,
             exact: found.exact,
             embedding_space: found.space.to_string(),
-            timing: Some(v1::Timing {
-                total: super::photos::proto_duration(call.arrived.elapsed()),
-                ..v1::Timing::default()
-            }),
+            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..v1::Timing::default() }),
+            photo_notes: notes_to_proto(&notes),
         })
     }
 
-    /// A photo's or vector's embedding in the collection's space.
+    /// A photo's or vector's embedding in the collection's space, and what was odd about the photo's file.
     async fn embed(
         &self,
         call: &CallContext,
         collection: &CollectionId,
         source: Source,
-    ) -> Result<(Embedding, EmbeddingSpace), AppError> {
+    ) -> Result<(Embedding, EmbeddingSpace, Vec<PhotoNote>), AppError> {
         let (index, id) = (Arc::clone(&self.index), collection.clone());
         let (record, _) = blocking(move || Ok(index.get_collection(&id)?)).await?;
         let own = EmbeddingSpace::parse(&record.embedding_space)?;
-        let values = match source {
+        let (values, notes) = match source {
             Source::Vector { values, space } => {
                 if !space.is_empty() && space != record.embedding_space {
                     return Err(SimilarityError::SpaceMismatch { got: space, expected: record.embedding_space }.into());
                 }
-                values
+                (values, Vec::new())
             }
             Source::Image(image, selection) => {
                 let wants = single_face("face_selection", selection)?;
                 let read = self.photos.read(call, own.version(), image, &wants).await?;
-                embedding_of("image", read, &own)?
+                let notes = read.notes.clone();
+                (embedding_of("image", read, &own)?, notes)
             }
         };
-        Ok((Embedding::new("embedding", values, record.dimensions as usize)?, own))
+        Ok((Embedding::new("embedding", values, record.dimensions as usize)?, own, notes))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{AppError, CallContext, FaceRead, Outcome, Photos, Read, Wants};
+use super::{AppError, CallContext, FaceRead, Outcome, Photos, Read, Wants, photos::notes_to_proto};
 use crate::{
     proto::{
         store::VersionRecord,
@@ -36,7 +36,12 @@ pub async fn predict(
     let version = read.version.to_string();
     // Again: an alias may have moved meanwhile.
     check_heads(&read.manifest, heads)?;
-    let answer = v1::PredictResponse { model_version: version, timing: Some(read.timing), ..Default::default() };
+    let answer = v1::PredictResponse {
+        model_version: version,
+        timing: Some(read.timing),
+        photo_notes: notes_to_proto(&read.notes),
+        ..v1::PredictResponse::default()
+    };
     let abstain = |reasons: Vec<v1::AbstentionReason>| reasons.into_iter().map(Into::into).collect::<Vec<i32>>();
     let answer = match &read.outcome {
         Outcome::Answered(output) => {
@@ -93,6 +98,7 @@ pub(super) fn found_face(face: &FaceRead) -> FaceReading {
         }),
         landmarks: face.face.landmarks.map(point).to_vec(),
         quality: face.quality.clone(),
+        turned: face.turned,
         abstained: !face.reasons.is_empty(),
         abstention_reasons: face.reasons.iter().map(|&reason| reason.into()).collect(),
         ..FaceReading::default()

@@ -148,7 +148,10 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let edge = self.edge.clone();
         let path = request.uri().path().to_owned();
-        let context = edge.context(&request, is_streaming(&path));
+        let header =
+            request.headers().get(GRPC_TIMEOUT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let allowed = header.as_deref().map(parse_timeout);
+        let context = edge.context(&request, allowed.flatten(), is_streaming(&path));
         let call_id = context.call_id.clone();
         let deadline = context.deadline;
         let answered_id = call_id.clone();
@@ -156,6 +159,9 @@ where
         request.extensions_mut().insert(context);
         let answer = async move {
             let started = Instant::now();
+            if let (Some(header), Some(None)) = (&header, allowed) {
+                return Ok(status::timeout_malformed(header).into_http());
+            }
             let in_work = edge.settings.in_work.token();
             let places = match (is_streaming(&path), is_request_stream(&path)) {
                 (true, true) => edge.stream_places,
@@ -175,6 +181,10 @@ where
                 None => status::deadline_exceeded("the call").into_http(),
                 Some(Err(_panic)) => status::internal(&call_id).into_http(),
                 Some(Ok(response)) => mend(response?),
+            };
+            let response = match (&header, allowed.flatten()) {
+                (Some(header), Some(allowed)) => name_timeout(response, allowed, header),
+                _ => response,
             };
             let response = if only_listens(&path) { until(response, edge.settings.draining.clone()) } else { response };
             let response = hold(response, (in_work, if is_streaming(&path) { place } else { None }));
@@ -196,10 +206,9 @@ where
 }
 
 impl EdgeLayer {
-    fn context(&self, request: &Request<Body>, streaming: bool) -> CallContext {
+    fn context(&self, request: &Request<Body>, allowed: Option<Duration>, streaming: bool) -> CallContext {
         let arrived = Instant::now();
-        let asked = request.headers().get(GRPC_TIMEOUT).and_then(|v| v.to_str().ok()).and_then(parse_timeout);
-        let bounded = match asked {
+        let bounded = match allowed {
             Some(timeout) => Some(timeout.min(self.settings.max_deadline)),
             None if streaming => None,
             None => Some(self.settings.default_deadline),
@@ -283,6 +292,18 @@ fn mended(status: &Status) -> Option<Status> {
         // The handlers' own have details; without any it is the decoder's, for bytes that are no such message.
         Code::Internal if status.details().is_empty() => Some(status::message_malformed(status.message())),
         _ => None,
+    }
+}
+
+/// Says in a refusal for lateness what the caller had allowed: a timeout in the wrong unit explains itself.
+fn name_timeout(response: Response<Body>, allowed: Duration, header: &str) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(late) if late.code() == Code::DeadlineExceeded => {
+            let allowed = humantime::format_duration(allowed);
+            status::with_more(&late, &format!("the caller had allowed {allowed} ({GRPC_TIMEOUT}: {header})"))
+                .into_http()
+        }
+        _ => response,
     }
 }
 

@@ -348,6 +348,22 @@ pub(super) fn deadline_exceeded(during: &'static str) -> Status {
     app_row(&AppError::DeadlineExceeded { during }).into_status()
 }
 
+/// A timeout that is none in the protocol's form.
+pub(super) fn timeout_malformed(header: &str) -> Status {
+    let detail = format!(
+        "{header:?} is no timeout; it has one to eight digits and then H, M, S, m, u or n, as 500m is half a second"
+    );
+    Row::new(Code::InvalidArgument, Reason::FieldInvalid, &format!("grpc-timeout: {detail}"))
+        .field("grpc-timeout", detail)
+        .into_status()
+}
+
+/// The same refusal, in more words.
+pub(super) fn with_more(status: &Status, more: &str) -> Status {
+    let message = rpc::Status { message: format!("{}; {more}", status.message()), ..to_message(status) };
+    Status::with_details(status.code(), message.message.clone(), message.encode_to_vec().into())
+}
+
 /// The server is stopping.
 pub(super) fn stopping() -> Status {
     app_row(&AppError::Stopping).into_status()

@@ -288,9 +288,14 @@ mod tests {
         let pool = pool(2, 100);
         let all = futures::future::try_join_all((0..20).map(|i| pool.run(None, move |_| Ok(i * i)))).await.unwrap();
         assert_eq!(all[7], 49);
-        let refused = pool
-            .run(None, |limits| Err::<(), _>(ImageError::UnsupportedFormat { n_bytes: limits.max_pixels as usize }));
-        assert!(matches!(refused.await, Err(PixelError::Image(ImageError::UnsupportedFormat { n_bytes: 50_000_000 }))));
+        let refused = pool.run(None, |limits| {
+            let found = String::new();
+            Err::<(), _>(ImageError::UnsupportedFormat { found, n_bytes: limits.max_pixels as usize })
+        });
+        assert!(matches!(
+            refused.await,
+            Err(PixelError::Image(ImageError::UnsupportedFormat { n_bytes: 50_000_000, .. }))
+        ));
         let panicked = pool.run(None, |_| -> Result<(), ImageError> { panic!("at the disco") }).await;
         assert!(
             matches!(panicked, Err(PixelError::Serve(ServeError::EngineFailed { detail, .. })) if detail.contains("disco"))

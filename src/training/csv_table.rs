@@ -1,6 +1,6 @@
 //! Tables of photos: a header line, a column of paths, label columns, and perhaps one that says the split.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io::Read, path::Path};
 
 use csv::{ByteRecord, ReaderBuilder};
 
@@ -11,6 +11,9 @@ use super::{
     source::CsvSource,
     split::Split,
 };
+
+/// Bytes by which a file is told from a table.
+const FIRST_BYTES: u64 = 1024;
 
 /// Where a table's columns are.
 struct Columns {
@@ -26,6 +29,10 @@ struct Columns {
 /// # Errors
 /// [`TrainingError::Io`] when the file cannot be read, [`TrainingError::BadData`] when it has no UTF-8 header.
 pub(super) fn header(table: &Path) -> Result<Vec<String>, TrainingError> {
+    if let Some(why) = foreign(table)? {
+        let name = table.file_name().unwrap_or_default().to_string_lossy();
+        return Err(TrainingError::BadData { detail: format!("{name}: {why}"), report: None });
+    }
     let mut reader = open(table)?;
     let header = reader.headers().map_err(|error| unreadable(table, error))?;
     Ok(header.iter().map(|column| column.trim().to_owned()).collect())
@@ -127,6 +134,28 @@ impl Columns {
         let path = roots.resolve_from(&source.image_root, name).map_err(|refusal| path_refused(refusal, name))?;
         Ok(Row { name: name.to_owned(), path, split, labels })
     }
+}
+
+/// What a file is instead of a table in UTF-8, told by its first bytes.
+fn foreign(table: &Path) -> Result<Option<&'static str>, TrainingError> {
+    let io = |source| TrainingError::Io { path: table.to_owned(), source };
+    let mut start = Vec::new();
+    File::open(table).map_err(io)?.take(FIRST_BYTES).read_to_end(&mut start).map_err(io)?;
+    let utf16 = "it is text in UTF-16, as Excel's \"Unicode text\" is; save it as \"CSV UTF-8\"";
+    Ok(match start.as_slice() {
+        [] => Some("it is empty; a table begins with a line of column names"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(utf16),
+        [b'P', b'K', 3, 4, ..] => Some("it is a spreadsheet or an archive, not text; export it as \"CSV UTF-8\""),
+        [0x1f, 0x8b, ..] => Some("it is compressed by gzip; unpack it"),
+        start if is_every_other_zero(start) => Some(utf16),
+        _ => None,
+    })
+}
+
+/// Whether it is text in two bytes a letter, of which one says nothing in Western languages.
+fn is_every_other_zero(start: &[u8]) -> bool {
+    let (pairs, _) = start.as_chunks::<2>();
+    pairs.len() > 1 && (pairs.iter().all(|[_, b]| *b == 0) || pairs.iter().all(|[a, _]| *a == 0))
 }
 
 fn open(table: &Path) -> Result<csv::Reader<File>, TrainingError> {

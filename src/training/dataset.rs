@@ -117,6 +117,10 @@ impl Dataset {
         };
         check_columns(request)?;
         let rows = data.list(request, watch)?;
+        if rows.is_empty() && data.rejections.total() == 0 {
+            let looked_at = request.sources.iter().map(Source::looked_at).collect::<Vec<_>>().join(", ");
+            return Err(data.bad(format!("nothing was found to train on: {looked_at}")));
+        }
         data.check_share(rows.len())?;
         let rows = data.hash(rows, pool, watch)?;
         data.check_share(rows.len())?;
@@ -384,6 +388,15 @@ fn check_columns(request: &DataRequest<'_>) -> Result<(), TrainingError> {
     Ok(())
 }
 
+/// How far from zero a regression's label may be. One that is far beyond all others decides the loss alone: a single
+/// mistyped one once made a champion of a network that had learnt nothing else.
+fn largest_label(unit: &str) -> f32 {
+    match unit {
+        "years" => 150.0,
+        _ => 1e9,
+    }
+}
+
 /// Labels as numbers. A classification without a list takes any label, for now as 0.
 fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)> {
     let mut labels = Vec::with_capacity(heads.len());
@@ -394,8 +407,13 @@ fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)
                 let detail = format!("{}: {} bytes are no label", head.column, text.len());
                 return Err((Reason::BadLabel, detail));
             }
-            Target::Regression { .. } => match text.parse::<f32>() {
-                Ok(value) if value.is_finite() => value,
+            Target::Regression { unit } => match text.parse::<f32>() {
+                Ok(value) if value.abs() <= largest_label(unit) => value,
+                Ok(value) if value.is_finite() => {
+                    let largest = largest_label(unit);
+                    let detail = format!("{}: {text:?} is out of range, at most {largest} {unit}", head.column);
+                    return Err((Reason::BadLabel, detail));
+                }
                 _ => return Err((Reason::BadLabel, format!("{}: {text:?} is no finite number", head.column))),
             },
             Target::Classification { labels } if labels.is_empty() => 0.0,

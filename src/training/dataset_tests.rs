@@ -183,9 +183,52 @@ fn data_that_cannot_be_trained_on_is_refused_in_words() {
     assert!(copies.contains("0 to train on and 2 to validate on; at least 2 and 1 are needed"), "{copies}");
     let one = message(classification("age", &[]), "path,age\np0.jpg,1\np1.jpg,1\np2.jpg,1\np3.jpg,1\n");
     assert!(one.contains("has 1 different labels"), "{one}");
-    assert!(message(regression("age"), "path,age\n").contains("0 to train on and 0 to validate on"));
+    for head in [regression("age"), classification("age", &[])] {
+        let empty = message(head, "path,age\n");
+        assert_eq!(empty, "nothing was found to train on: the table u.csv has a header and no line below it");
+    }
+    for (label, range) in [("1e38", "at most 1000000000"), ("-1e10", "at most 1000000000"), ("inf", "no finite number")]
+    {
+        let far = message(regression("age"), &format!("path,age\np0.jpg,{label}\np1.jpg,1\np2.jpg,2\n"));
+        assert!(far.contains("bad_label"), "{far}");
+        let TrainingError::BadData { report: Some(report), .. } = folder
+            .load(
+                &[folder.table("u.csv", &format!("path,age\np0.jpg,{label}\np1.jpg,1\np2.jpg,2\n"))],
+                &recipe(vec![regression("age")], |_| ()),
+            )
+            .unwrap_err()
+        else {
+            panic!("no report")
+        };
+        assert!(report.rejected_examples[0].reason.contains(range), "{:?}", report.rejected_examples);
+    }
+    fs::create_dir(folder.root.join("nobody")).unwrap();
+    let nobody = Source::UtkFace { folder: folder.root.join("nobody") };
+    let error = folder.load(&[nobody], &recipe(vec![classification("gender", &[])], |_| ())).unwrap_err().to_string();
+    assert!(error.starts_with("nothing was found to train on: the folder nobody"), "{error}");
     let none = message(regression("age"), "path,age,split\np0.jpg,1,valid\np1.jpg,2,valid\n");
     assert!(none.contains("0 to train on and 2 to validate on"), "{none}");
+}
+
+#[test]
+fn a_file_that_is_no_table_is_told_for_what_it_is() {
+    let folder = Folder::new();
+    let utf16: Vec<u8> = "path,age\np0.jpg,1\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let with_mark = [b"\xff\xfe".as_slice(), &utf16].concat();
+    let cases: [(&[u8], &str); 6] = [
+        (&with_mark, "UTF-16"),
+        (&utf16, "UTF-16"),
+        (b"PK\x03\x04rest", "spreadsheet"),
+        (b"\x1f\x8b\x08rest", "gzip"),
+        (b"", "empty"),
+        (b"\xef\xbb\xbfpath,age\n", "nothing was found"),
+    ];
+    for (bytes, expected) in cases {
+        let source = folder.table("t.csv", "");
+        fs::write(folder.root.join("t.csv"), bytes).unwrap();
+        let error = folder.load(&[source], &recipe(vec![regression("age")], |_| ())).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }
 
 #[test]

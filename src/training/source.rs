@@ -17,6 +17,19 @@ pub enum Source {
     Csv(CsvSource),
 }
 
+impl Source {
+    /// What was looked for and where, for people.
+    pub(super) fn looked_at(&self) -> String {
+        let named = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        match self {
+            Self::UtkFace { folder } => {
+                format!("the folder {} and those below it hold no file with a picture's ending", named(folder))
+            }
+            Self::Csv(source) => format!("the table {} has a header and no line below it", named(&source.table)),
+        }
+    }
+}
+
 /// A table with a header line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvSource {

@@ -97,6 +97,16 @@ pub fn cut_chip(photo: &DecodedImage, landmarks: &[Point; 5], settings: &ChipSet
     FaceChip { pixels: Pixels { side_px: settings.side_px, rgb }, visible: n_visible as f32 / n_pixels as f32, misfit }
 }
 
+/// Pixels of the photo, along a line, that a pixel of the chip shows; below 1 the chip is an enlargement.
+#[must_use]
+pub fn pixels_shown(landmarks: &[Point; 5], settings: &ChipSettings) -> f64 {
+    shown(&Similarity::fit(&settings.template, landmarks), settings)
+}
+
+fn shown(to_photo: &Similarity, settings: &ChipSettings) -> f64 {
+    to_photo.scale() * (1.0 + 2.0 * settings.padding) / f64::from(settings.side_px.max(1))
+}
+
 fn misfit(to_photo: &Similarity, template: &[Point; 5], landmarks: &[Point; 5]) -> f32 {
     let squares = template.iter().zip(landmarks).map(|(from, to)| {
         let (x, y) = to_photo.apply(from.x.into(), from.y.into());
@@ -136,9 +146,8 @@ impl Patch {
         let rgb = rows.flat_map(|row| &row[left * 3..right * 3]).copied().collect();
         let (left_px, top_px) = (left as f64, top as f64);
         let mut patch = Self { left: left_px, top: top_px, scale: 1.0, width: right - left, height: bottom - top, rgb };
-        let photo_px_per_chip_px =
-            to_photo.scale() * (1.0 + 2.0 * settings.padding) / f64::from(settings.side_px.max(1));
-        while photo_px_per_chip_px / patch.scale > 2.0 && patch.width > 1 && patch.height > 1 {
+        let shown = shown(to_photo, settings);
+        while shown / patch.scale > 2.0 && patch.width > 1 && patch.height > 1 {
             patch.halve();
         }
         patch

@@ -2,7 +2,12 @@
 //!
 //! The decoders are lenient: a JPEG cut in half comes out with a grey lower half, and a WebP chunk may claim more bytes
 //! than the file has, for which memory is then taken. Here a file is refused unless it is whole: every segment or chunk
-//! lies within the bytes, and the format's end mark is there.
+//! lies within the bytes, and the format's end mark is there. Where only the container lies and no pixel is missing, the
+//! bytes are mended, and a note says so.
+
+use std::borrow::Cow;
+
+use super::PhotoNote;
 
 /// A supported format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,26 @@ const CUT_SHORT: Incomplete = "the file is cut short";
 /// kilobytes would cost seconds.
 pub(super) const MAX_JPEG_SCANS: u32 = 64;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// A PNG's last chunk, whole.
+const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
+
+/// The bytes of an image that are one, for the decoders.
+pub(super) struct Whole<'a> {
+    /// Without what trails the image; mended where a note says so.
+    pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) note: Option<PhotoNote>,
+}
+
+impl<'a> Whole<'a> {
+    fn sound(bytes: &'a [u8]) -> Self {
+        Self { bytes: bytes.into(), note: None }
+    }
+
+    pub(super) fn mended(bytes: Vec<u8>, note: PhotoNote) -> Self {
+        Self { bytes: bytes.into(), note: Some(note) }
+    }
+}
 
 impl Format {
     /// Tells the format from the first bytes, never from a name or a claimed type.
@@ -49,13 +74,14 @@ impl Format {
         }
     }
 
-    /// The image's bytes without what trails it, when it is whole.
+    /// The image's bytes, when it is whole but for what can be told from outside: a PNG's last chunk may be missing, and
+    /// a WebP's header may promise chunks that are not there, which viewers do not mind and the decoder does.
     ///
     /// # Errors
     /// What is missing, or that a JPEG has more than [`MAX_JPEG_SCANS`].
-    pub(super) fn whole(self, bytes: &[u8]) -> Result<&[u8], Incomplete> {
+    pub(super) fn whole(self, bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
         match self {
-            Self::Jpeg => whole_jpeg(bytes),
+            Self::Jpeg => whole_jpeg(bytes).map(Whole::sound),
             Self::Png => whole_png(bytes),
             Self::WebP => whole_webp(bytes),
         }
@@ -107,22 +133,44 @@ pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
     bytes.get(start..)?.iter().position(|&byte| byte == 0xff).map(|at| start + at)
 }
 
-fn whole_png(bytes: &[u8]) -> Result<&[u8], Incomplete> {
+/// Follows the chunks by their lengths to the last one, and keeps those that pixels are made of. What others say is read
+/// elsewhere or not at all, and the decoder would refuse a picture for one that makes no sense.
+fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     let mut at = PNG_SIGNATURE.len();
+    let (mut has_pixels, mut has_profile) = (false, false);
+    // What is kept, as far as it is not simply all up to here.
+    let mut kept: Option<Vec<u8>> = None;
     loop {
+        let rest = bytes.get(at..).ok_or(CUT_SHORT)?;
+        if has_pixels && rest.len() < PNG_END.len() && PNG_END.starts_with(rest) {
+            // Whether the pixels are all there, the decoder tells.
+            let mut mended = kept.unwrap_or_else(|| bytes[..at].to_vec());
+            mended.extend_from_slice(&PNG_END);
+            return Ok(Whole::mended(mended, PhotoNote::EndMissing));
+        }
         let length = u32_be(bytes, at).ok_or(CUT_SHORT)? as usize;
         let name = bytes.get(at + 4..at + 8).ok_or(CUT_SHORT)?;
         // Length, name and checksum take four bytes each.
         let end = at.checked_add(length).and_then(|at| at.checked_add(12)).ok_or(CUT_SHORT)?;
-        let so_far = bytes.get(..end).ok_or(CUT_SHORT)?;
-        if name == b"IEND" {
-            return Ok(so_far);
+        let chunk = bytes.get(at..end).ok_or(CUT_SHORT)?;
+        // A chunk that a decoder must know has a capital first.
+        let is_kept = name[0].is_ascii_uppercase() || name == b"tRNS" || name == b"iCCP" && !has_profile;
+        match &mut kept {
+            Some(kept) if is_kept => kept.extend_from_slice(chunk),
+            None if !is_kept => kept = Some(bytes[..at].to_vec()),
+            _ => {}
+        }
+        match name {
+            b"IEND" => return Ok(Whole { bytes: kept.map_or(bytes[..end].into(), Cow::Owned), note: None }),
+            b"IDAT" => has_pixels = true,
+            b"iCCP" => has_profile = true,
+            _ => {}
         }
         at = end;
     }
 }
 
-fn whole_webp(bytes: &[u8]) -> Result<&[u8], Incomplete> {
+fn whole_webp(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     let claimed = u32_le(bytes, 4).ok_or(CUT_SHORT)? as usize;
     let end = claimed.checked_add(8).ok_or(CUT_SHORT)?;
     // Some writers count the last chunk's padding but leave it out.
@@ -131,7 +179,84 @@ fn whole_webp(bytes: &[u8]) -> Result<&[u8], Incomplete> {
     }
     let riff = bytes.get(..end.min(bytes.len())).ok_or(CUT_SHORT)?;
     whole_riff_chunks(riff, 12, true)?;
-    Ok(riff)
+    Ok(without_false_claims(riff))
+}
+
+/// Where the flags lie in a WebP whose first chunk is the extended header.
+const WEBP_FLAGS_AT: usize = 20;
+
+/// The flag of transparency.
+const WEBP_ALPHA: u8 = 0x10;
+
+/// The other flags of an extended header and the chunks that they promise.
+const WEBP_CLAIMS: [(u8, &[&[u8; 4]]); 4] =
+    [(0x20, &[b"ICCP"]), (0x08, &[b"EXIF"]), (0x04, &[b"XMP "]), (0x02, &[b"ANIM", b"ANMF"])];
+
+fn without_false_claims(riff: &[u8]) -> Whole<'_> {
+    let (Some(b"VP8X"), Some(&flags)) = (riff.get(12..16), riff.get(WEBP_FLAGS_AT)) else { return Whole::sound(riff) };
+    let is_there = |wanted: &[u8; 4]| chunks_of_webp(riff).any(|(name, _)| name == wanted);
+    let is_false = |(flag, chunks): &&(u8, &[&[u8; 4]])| flags & flag != 0 && !chunks.iter().all(|c| is_there(c));
+    let mut false_flags = WEBP_CLAIMS.iter().filter(is_false).fold(0, |all, (flag, _)| all | flag);
+    // Of a picture without loss the transparency is within, and the flag is true without a chunk.
+    if is_there(b"VP8 ") && !is_there(b"ALPH") {
+        false_flags |= flags & WEBP_ALPHA;
+    }
+    if false_flags == 0 {
+        return Whole::sound(riff);
+    }
+    let mut mended = riff.to_vec();
+    mended[WEBP_FLAGS_AT] = flags & !false_flags;
+    Whole::mended(mended, PhotoNote::PromisedMissing)
+}
+
+/// The top chunks of a WebP by name, as far as they lie within the bytes.
+pub(super) fn chunks_of_webp(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
+    let mut rest = bytes.get(12..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (name, after) = rest.split_first_chunk::<4>()?;
+        let (length, after) = after.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let body = after.get(..length)?;
+        rest = after.get(length + (length & 1)..).unwrap_or_default();
+        Some((name, body))
+    })
+}
+
+/// The chunks of a PNG by name, as far as they lie within the bytes.
+pub(super) fn chunks_of_png(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
+    let mut rest = bytes.get(PNG_SIGNATURE.len()..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (name, after) = after.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let body = after.get(..length)?;
+        // Its checksum takes four bytes.
+        rest = after.get(length..)?.get(4..).unwrap_or_default();
+        Some((name, body))
+    })
+}
+
+/// The segments of a JPEG before its first scan, by mark.
+pub(super) fn segments_of_jpeg(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    const SCAN: u8 = 0xda;
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        loop {
+            let at = next_mark(rest)?;
+            let (&mark, after) = rest.get(at + 1..)?.split_first()?;
+            match mark {
+                0xff => rest = rest.get(at + 1..)?,
+                0x00 | 0x01 | 0xd0..=0xd8 => rest = after,
+                0xd9 | SCAN => return None,
+                _ => {
+                    let length = usize::from(u16_be(after, 0)?);
+                    let body = after.get(2..length)?;
+                    rest = after.get(length..)?;
+                    return Some((mark, body));
+                }
+            }
+        }
+    })
 }
 
 /// Checks that every chunk from `at` on lies within `bytes`; those of an animation's frames, too.

@@ -12,10 +12,11 @@ use image::{
 };
 
 use super::{
-    ColourSource, DecodedImage, ImageError, Wanted,
+    ColourSource, DecodedImage, ImageError, PhotoNote, Wanted,
     colour::{inks_to_srgb, to_srgb},
-    container::{Format, png_dimensions},
-    jpeg,
+    container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
+    foreign::what_is,
+    jpeg, orientation, png_colour,
 };
 
 /// What decoding one image may cost. Checked against the file's header before memory is taken for its pixels.
@@ -37,9 +38,9 @@ impl Default for DecodeLimits {
 /// Decodes a JPEG, PNG or WebP, told apart by its bytes, at the wanted size or above.
 ///
 /// A JPEG is reduced by 2, 4 or 8 while it is decoded where that leaves what is wanted, at a fraction of the cost;
-/// other formats come in full. EXIF orientation is applied, and colours are converted to sRGB by the file's ICC
-/// profile; one that cannot be followed is told of in [`DecodedImage::colour`]. Other metadata is not looked at. Grey,
-/// palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over white. Of an animation the first frame
+/// other formats come in full. The orientation that the file tells of is applied, and colours are converted to sRGB by
+/// the file's ICC profile or, in a PNG, what else it says of them; what cannot be followed is told of in
+/// [`DecodedImage::colour`]. Other metadata is not looked at. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over white. Of an animation the first frame
 /// is read. The same bytes and the same wish always give the same picture. A panic inside a decoder is contained and
 /// counts as an unreadable image.
 ///
@@ -47,7 +48,8 @@ impl Default for DecodeLimits {
 /// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before memory is taken for the pixels), and
 /// [`ImageError::Unreadable`] for anything damaged or cut short.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
-    let format = Format::sniff(bytes).ok_or(ImageError::UnsupportedFormat { n_bytes: bytes.len() })?;
+    let unsupported = || ImageError::UnsupportedFormat { found: what_is(bytes), n_bytes: bytes.len() };
+    let format = Format::sniff(bytes).ok_or_else(unsupported)?;
     match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
         Ok(result) => result,
         Err(_) => Err(unreadable(format, "the decoder gave up on it")),
@@ -55,28 +57,72 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<Dec
 }
 
 fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
-    let whole = |bytes| Format::whole(format, bytes).map_err(|missing| unreadable(format, missing));
-    match format {
+    let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
+    let orientation = orientation::of(format, bytes);
+    let (image, note) = match format {
         Format::Jpeg => {
+            if let Some(why) = unread_coding(bytes) {
+                return Err(unreadable(format, why));
+            }
             // The header first: a huge image that is also cut short is answered as huge.
-            let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| unreadable(format, e))?;
-            check_size(decoder.dimensions(), decoder.color_type().bytes_per_pixel(), limits)?;
-            read_jpeg(decoder, whole(bytes)?, limits, wanted)
+            let header = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| unreadable(format, e))?;
+            check_size(header.dimensions(), header.color_type().bytes_per_pixel(), limits)?;
+            let whole = match format.whole(bytes) {
+                Ok(whole) => whole,
+                Err(missing) => with_end(bytes, missing, limits)?,
+            };
+            let decoder = JpegDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
+            (read_jpeg(decoder, &whole.bytes, orientation, limits, wanted)?, whole.note)
         }
         Format::Png => {
-            let dimensions = png_dimensions(bytes).ok_or_else(|| unreadable(format, "it has no header"))?;
+            let headless = || match chunks_of_png(bytes).next() {
+                Some((b"CgBI", _)) => {
+                    "it is in Apple's own form of PNG (CgBI), which apps hold; save it as an ordinary one"
+                }
+                _ => "it has no header",
+            };
+            let dimensions = png_dimensions(bytes).ok_or_else(|| unreadable(format, headless()))?;
             check_size(dimensions, 1, limits)?;
             let mut caps = Limits::default();
             caps.max_alloc = Some(limits.max_alloc_bytes);
+            let whole = whole()?;
             let decoder =
-                PngDecoder::with_limits(Cursor::new(whole(bytes)?), caps).map_err(|e| unreadable(format, e))?;
-            read(format, decoder, limits)
+                PngDecoder::with_limits(Cursor::new(&*whole.bytes), caps).map_err(|e| unreadable(format, e))?;
+            (read(format, decoder, png_colour::told(bytes), orientation, limits)?, whole.note)
         }
         Format::WebP => {
-            let decoder = WebPDecoder::new(Cursor::new(whole(bytes)?)).map_err(|e| unreadable(format, e))?;
-            read(format, decoder, limits)
+            let whole = whole()?;
+            let decoder = WebPDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
+            (read(format, decoder, Ok(None), orientation, limits)?, whole.note)
         }
-    }
+    };
+    Ok(image.with_note(note))
+}
+
+/// A JPEG that does not end as it should, with an end where its pixels end, if they are all there; some cameras leave the
+/// end mark out, and some transfers lose it. Decoders would paint what is missing in grey, so the pixels are read here
+/// once more than otherwise, and strictly.
+fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -> Result<Whole<'a>, ImageError> {
+    let refused = |why: &str| unreadable(Format::Jpeg, why);
+    let (layout, end) = jpeg::Layout::read_unended(bytes).map_err(|_| refused(missing))?;
+    let full = (layout.width_px(), layout.height_px());
+    let divisor = layout.divisor_of_all_bits();
+    check_alloc(&layout, divisor, full, limits)?;
+    let all = layout.has_every_bit().and_then(|()| layout.decode(divisor).map(drop));
+    all.map_err(|why| refused(&format!("its pixels are not all there: {why}")))?;
+    let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;
+    Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
+}
+
+/// Why a JPEG is of a coding that nothing here reads: of the standard's many, cameras and browsers know but three.
+fn unread_coding(bytes: &[u8]) -> Option<&'static str> {
+    segments_of_jpeg(bytes).find_map(|(mark, _)| match mark {
+        0xc3 => Some("it is coded without loss, as scanners of medicine do; save it as an ordinary JPEG or as PNG"),
+        0xc5..=0xc7 | 0xcd..=0xcf => Some("it is coded in a hierarchy of frames; save it as an ordinary JPEG"),
+        0xc9..=0xcb => Some("it is coded arithmetically; save it as an ordinary JPEG"),
+        0xf7 => Some("it is a JPEG-LS; save it as an ordinary JPEG or as PNG"),
+        _ => None,
+    })
 }
 
 /// Reads a JPEG reduced where that is enough, and in full what `image` is not good at. What [`jpeg`] does not read,
@@ -84,18 +130,20 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
 fn read_jpeg(
     mut decoder: JpegDecoder<Cursor<&[u8]>>,
     bytes: &[u8],
+    orientation: Orientation,
     limits: &DecodeLimits,
     wanted: Wanted,
 ) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     let divisor = wanted.divisor(full.0, full.1);
-    let Ok(layout) = jpeg::Layout::read(bytes) else { return read(Format::Jpeg, decoder, limits) };
+    let Ok(layout) = jpeg::Layout::read(bytes) else {
+        return read(Format::Jpeg, decoder, Ok(None), orientation, limits);
+    };
     if divisor == 1 && !layout.is_for_here() {
-        return read(Format::Jpeg, decoder, limits);
+        return read(Format::Jpeg, decoder, Ok(None), orientation, limits);
     }
     check_alloc(&layout, divisor, full, limits)?;
-    let Ok(samples) = layout.decode(divisor) else { return read(Format::Jpeg, decoder, limits) };
-    let orientation = decoder.orientation().map_err(|e| unreadable(Format::Jpeg, e))?;
+    let Ok(samples) = layout.decode(divisor) else { return read(Format::Jpeg, decoder, Ok(None), orientation, limits) };
     let profile = profile(&mut decoder, layout.claims_profile);
     let claimed = profile.as_ref().map(Option::as_deref).map_err(String::clone);
     let (rgb, colour) = match samples.channels {
@@ -118,12 +166,20 @@ fn read_jpeg(
     )
 }
 
-fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<DecodedImage, ImageError> {
+fn read(
+    format: Format,
+    mut decoder: impl ImageDecoder,
+    told: Result<Option<Vec<u8>>, String>,
+    orientation: Orientation,
+    limits: &DecodeLimits,
+) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     check_size(full, decoder.color_type().bytes_per_pixel(), limits)?;
     let is_grey = !decoder.color_type().has_color();
-    let orientation = decoder.orientation().map_err(|e| unreadable(format, e))?;
-    let profile = profile(&mut decoder, false);
+    let profile = match told {
+        Ok(None) => profile(&mut decoder, false),
+        told => told,
+    };
     let mut caps = Limits::default();
     caps.max_alloc = Some(limits.max_alloc_bytes);
     decoder.set_limits(caps).map_err(|e| unreadable(format, e))?;

@@ -1,5 +1,7 @@
 //! Decoding: formats, colours, orientation, caps, damage.
 
+use std::io::Write;
+
 use image::ExtendedColorType;
 
 use super::{super::testing::*, *};
@@ -53,17 +55,44 @@ fn nonsense_in_exif_leaves_the_picture_as_it_is() {
 #[test]
 fn other_bytes_are_no_image() {
     for bytes in [&b""[..], b"\xff\xd8", b"hello, this is text", b"GIF89a\x01\0\x01\0", b"RIFF\x04\0\0\0WAVE", b"BM"] {
-        assert_eq!(decode_default(bytes), Err(ImageError::UnsupportedFormat { n_bytes: bytes.len() }));
+        let result = decode_default(bytes);
+        assert!(
+            matches!(result, Err(ImageError::UnsupportedFormat { n_bytes, .. }) if n_bytes == bytes.len()),
+            "{result:?}"
+        );
     }
+}
+
+#[test]
+fn codings_that_are_not_read_are_named() {
+    for (mark, expected) in [(0xc3, "without loss"), (0xc9, "arithmetically"), (0xc5, "hierarchy"), (0xf7, "JPEG-LS")] {
+        let bytes = [&[0xff, 0xd8, 0xff, mark, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0][..], &[0xff, 0xd9]].concat();
+        let error = decode_default(&bytes).unwrap_err().to_string();
+        assert!(error.contains(expected), "{mark:#x}: {error}");
+    }
+    let apple = b"\x89PNG\r\n\x1a\n\0\0\0\x04CgBI\x50\0\x20\x02\x2b\xd5\xb3\x7f\0\0\0\x0dIHDR";
+    let error = decode_default(apple).unwrap_err().to_string();
+    assert!(error.contains("CgBI"), "{error}");
 }
 
 #[test]
 fn every_cut_is_noticed() {
     for format in [As::Jpeg, As::Png, As::WebP] {
         let bytes = encode(format, (48, 32), &quadrants(48, 32), ExtendedColorType::Rgb8, &exif(6));
-        for n_bytes in 12..bytes.len() {
+        // A JPEG's end mark, a PNG's last chunk: without them every pixel is still there.
+        let n_of_end = match format {
+            As::Jpeg => 2,
+            As::Png => 12,
+            As::WebP => 0,
+        };
+        for n_bytes in 12..bytes.len() - n_of_end {
             let result = decode_default(&bytes[..n_bytes]);
             assert!(matches!(result, Err(ImageError::Unreadable { .. })), "{format:?} at {n_bytes}: {result:?}");
+        }
+        for n_bytes in bytes.len() - n_of_end..bytes.len() {
+            let image = decode_default(&bytes[..n_bytes]).unwrap();
+            assert_eq!(image.rgb(), decode_default(&bytes).unwrap().rgb(), "{format:?} at {n_bytes}");
+            assert_eq!(image.notes(), [PhotoNote::EndMissing], "{format:?} at {n_bytes}");
         }
         // What trails the image is not part of it.
         let mut trailed = bytes.clone();
@@ -71,6 +100,72 @@ fn every_cut_is_noticed() {
         assert_eq!(decode_default(&trailed), decode_default(&bytes), "{format:?}");
     }
     assert!(matches!(decode_default(&PORTRAIT[..PORTRAIT.len() / 2]), Err(ImageError::Unreadable { .. })));
+}
+
+/// Of every form of JPEG: whole without its end mark or with something else before it, and no byte of pixels less.
+#[test]
+fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
+    let pixels = photo(72, 56);
+    for n_scans in [0, 4, 9] {
+        for restart_interval in [0, 3] {
+            let form = JpegForm { n_scans, restart_interval, ..JpegForm::default() };
+            let bytes = jpeg(form, (72, 56), &pixels, &[], &[]);
+            let (pixels, end) = bytes.split_at(bytes.len() - 2);
+            let expected = decode_default(&bytes).unwrap();
+            let odd_ends: [(&str, Vec<u8>); 8] = [
+                ("nothing", Vec::new()),
+                ("half a mark", vec![0xff]),
+                ("a stray mark", [&[0xff, 0xc5], end].concat()),
+                ("a stray mark of no kind", [&[0xff, 0x90], end].concat()),
+                ("a segment of no length", [&[0xff, 0xe1, 0, 0], end].concat()),
+                ("a segment that is too long", [&[0xff, 0xfe, 0xff, 0xff], end].concat()),
+                ("a scan without a header", [&[0xff, 0xda], end].concat()),
+                ("zeros", vec![0; 100]),
+            ];
+            for (what, odd_end) in odd_ends {
+                for wanted in [Wanted::Full, Wanted::LongSide(20)] {
+                    let image = decode(&[pixels, &odd_end].concat(), &DecodeLimits::default(), wanted);
+                    let image = image.unwrap_or_else(|error| panic!("{form:?}, {what}: {error}"));
+                    assert_eq!(image.notes(), [PhotoNote::EndMissing], "{form:?}, {what}");
+                    if wanted == Wanted::Full {
+                        assert_eq!(image.rgb(), expected.rgb(), "{form:?}, {what}");
+                    }
+                }
+            }
+            assert_eq!(expected.notes(), []);
+            let first_scan = bytes.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+            for n_bytes in first_scan..pixels.len() {
+                for wanted in [Wanted::Full, Wanted::LongSide(20)] {
+                    let result = decode(&bytes[..n_bytes], &DecodeLimits::default(), wanted);
+                    assert!(matches!(result, Err(ImageError::Unreadable { .. })), "{form:?} at {n_bytes}");
+                }
+            }
+            let error = decode_default(&bytes[..pixels.len() - 20]).unwrap_err().to_string();
+            assert!(error.contains("its pixels are not all there"), "{form:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_png_that_is_cut_between_its_pixels_is_refused() {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 64, 64);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    writer.stream_writer_with_size(200).unwrap().write_all(&photo(64, 64)).unwrap();
+    writer.finish().unwrap();
+    let starts: Vec<_> = bytes.windows(4).enumerate().filter(|(_, name)| *name == b"IDAT").map(|(at, _)| at).collect();
+    assert!(starts.len() > 3);
+    let whole = decode_default(&bytes).unwrap();
+    for at in &starts[1..] {
+        match decode_default(&bytes[..at - 4]) {
+            Err(ImageError::Unreadable { .. }) => {}
+            // The last of them may hold but a checksum.
+            cut => assert_eq!(cut.unwrap().rgb(), whole.rgb(), "{at}"),
+        }
+    }
+    assert!(decode_default(&bytes[..starts[starts.len() - 2] - 4]).is_err());
+    assert_eq!(decode_default(&bytes[..bytes.len() - 12]).unwrap().notes(), [PhotoNote::EndMissing]);
 }
 
 #[test]

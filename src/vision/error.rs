@@ -6,8 +6,10 @@ use crate::error::Kind;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// The bytes start like none of the supported formats.
-    #[error("not a JPEG, PNG or WebP image ({n_bytes} bytes)")]
+    #[error("not a JPEG, PNG or WebP image: {found} ({n_bytes} bytes)")]
     UnsupportedFormat {
+        /// What they look like instead, and what to send.
+        found: String,
         /// How many bytes there were.
         n_bytes: usize,
     },

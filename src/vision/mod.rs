@@ -15,21 +15,26 @@ mod decode;
 mod decoded;
 pub mod detect;
 mod error;
+mod foreign;
 mod jpeg;
 mod landmarks;
+mod note;
+mod orientation;
+mod png_colour;
 mod preprocess;
 mod quality;
 #[cfg(test)]
 mod testing;
 mod wanted;
 
-pub use align::{ChipSettings, FaceChip, cut_chip};
+pub use align::{ChipSettings, FaceChip, cut_chip, pixels_shown};
 pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
 pub use decoded::DecodedImage;
 pub use detect::{BoundingBox, CascadeSettings, DetectedFace, Point, Pyramid};
 pub use error::ImageError;
 pub use landmarks::{ShapeParts, ShapePredictor};
+pub use note::PhotoNote;
 pub use preprocess::{SquarePhoto, decode_square, to_pixels};
 pub use quality::FaceQuality;
 pub use wanted::Wanted;

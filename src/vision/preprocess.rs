@@ -5,7 +5,7 @@ use fast_image_resize::{
     images::{Image, ImageRef},
 };
 
-use super::{DecodeLimits, DecodedImage, ImageError, Pixels, Wanted, decode};
+use super::{DecodeLimits, DecodedImage, ImageError, PhotoNote, Pixels, Wanted, decode};
 
 /// A photo as a network's square input, and the size that it had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct SquarePhoto {
     pub full_width_px: u32,
     /// The photo's own height after orientation, in pixels.
     pub full_height_px: u32,
+    /// What is odd about its file.
+    pub notes: Vec<PhotoNote>,
 }
 
 /// A photo's bytes as a network's square input of `side_px`: decoded at the size that this needs, cut and scaled.
@@ -30,6 +32,7 @@ pub fn decode_square(bytes: &[u8], limits: &DecodeLimits, side_px: u32) -> Resul
         pixels: to_pixels(&image, side_px),
         full_width_px: image.full_width_px(),
         full_height_px: image.full_height_px(),
+        notes: image.notes().to_vec(),
     })
 }
 

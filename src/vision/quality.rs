@@ -5,7 +5,8 @@ use super::{ChipSettings, DecodedImage, DetectedFace, Pixels, Point, cut_chip};
 /// What is known of a face's picture without asking what it shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FaceQuality {
-    /// The shorter side of its box, in pixels of the photo as it was sent.
+    /// The shorter side of its box, in pixels of the photo as it was sent, or of what was read of it where that is less
+    /// than a chip shows.
     pub face_px: f64,
     /// How sure the detector is that it is a face, 0 to 1. Hands, masks and hair before a face lower it.
     pub detection: f64,
@@ -42,8 +43,8 @@ const COARSE_PX: usize = 16;
 const NOSE_DEPTH: f64 = 0.55;
 
 impl FaceQuality {
-    /// Judges a face in `photo`, where the photo as it was sent has `scale` times as long sides; with an average face's
-    /// landmarks, and an average face's alignment points.
+    /// Judges a face in `photo`, of whose pixels along and down one stands for `scale` pixels that count; with an average
+    /// face's landmarks, and an average face's alignment points.
     #[must_use]
     pub fn of(
         photo: &DecodedImage,

@@ -723,7 +723,16 @@ async fn an_expired_deadline_is_told_as_such() {
         let status = visage.predict(request).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout}: {status:?}");
         assert!(["DEADLINE_EXCEEDED", "DEADLINE_UNMEETABLE"].contains(&reason(&status).as_str()));
+        // A caller who mistook the unit sees what the server read.
+        assert!(status.message().contains(&format!("(grpc-timeout: {timeout})")), "{status:?}");
         visage.predict(predict(PORTRAIT)).await.unwrap();
+    }
+    for malformed in ["5", "5s", "-1S", "5000000000n", "", "1.5S"] {
+        let mut request = Request::new(predict(PORTRAIT));
+        request.metadata_mut().insert("grpc-timeout", malformed.parse().unwrap());
+        let status = visage.predict(request).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "FIELD_INVALID"), "{status:?}");
+        assert_eq!(details(&status).bad_request().unwrap().field_violations[0].field, "grpc-timeout");
     }
 }
 

@@ -367,3 +367,130 @@ async fn published_networks_are_imported_from_a_root() {
     let lonely = c.models.import_model_version(lonely).await.unwrap_err();
     assert_eq!(details(&lonely).bad_request().unwrap().field_violations[0].field, "detector");
 }
+
+/// The portrait unchanged in a frame of grey.
+fn framed(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
+    let mut wall = RgbImage::from_pixel(width, height, image::Rgb([128; 3]));
+    wall.copy_from(&portrait(), width / 3, height / 3).unwrap();
+    let mut bytes = Cursor::new(Vec::new());
+    wall.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn age(answer: &v1::PredictResponse) -> f64 {
+    let age = answer.predictions.iter().find_map(|p| match &p.result {
+        Some(Answer::Regression(age)) => Some(age.value),
+        _ => None,
+    });
+    age.unwrap_or_else(|| panic!("no age: {answer:?}"))
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[tokio::test]
+async fn a_face_is_read_from_its_own_pixels_however_large_the_photo() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let with = |image: Vec<u8>| v1::PredictRequest { return_embedding: true, ..request(image) };
+    let alone = predict(&mut c, with(PORTRAIT.to_vec())).await;
+    let vector = |answer: &v1::PredictResponse| answer.faces[0].embedding.clone().unwrap().values;
+    for (width, height, format) in [
+        (1500, 1100, ImageFormat::Jpeg),
+        (2600, 1900, ImageFormat::Png),
+        (4032, 3024, ImageFormat::Jpeg),
+        (4032, 3024, ImageFormat::WebP),
+        (8000, 6000, ImageFormat::Jpeg),
+    ] {
+        let answer = predict(&mut c, with(framed(width, height, format))).await;
+        let what = format!("{width} x {height} {format:?}");
+        assert!(!answer.abstained, "{what}: {answer:?}");
+        let (face, same) = (&answer.faces[0], &alone.faces[0]);
+        let share = face.quality["face_px"] / same.quality["face_px"];
+        assert!((0.85..1.15).contains(&share), "{what}: {:?}", face.quality);
+        assert!((age(&answer) - age(&alone)).abs() < 3.0, "{what}: {} {}", age(&answer), age(&alone));
+        let alike = cosine(&vector(&answer), &vector(&alone));
+        assert!(alike > 0.98, "{what}: {alike}");
+        // Box and points are where the face is in the photo as it was sent.
+        let shift = [f64::from(width / 3), f64::from(height / 3)];
+        for (found, expected) in face.landmarks.iter().zip(&same.landmarks) {
+            let apart = (found.x - shift[0] - expected.x).hypot(found.y - shift[1] - expected.y);
+            assert!(apart < 6.0, "{what}: {apart}");
+        }
+    }
+    // What the detector cannot see at the size that it looks at stays unseen.
+    let speck = image::imageops::resize(&portrait(), 80, 80, image::imageops::FilterType::Triangle);
+    let mut wall = RgbImage::from_pixel(4032, 3024, image::Rgb([128; 3]));
+    wall.copy_from(&speck, 700, 900).unwrap();
+    let unseen = predict(&mut c, request(jpeg(&wall, 1))).await;
+    let too_small = [AbstentionReason::NoFace as i32, AbstentionReason::FaceTooSmall as i32];
+    assert!(unseen.abstained && too_small.contains(&unseen.abstention_reasons[0]), "{unseen:?}");
+}
+
+/// Of all sizes at which the detector takes the portrait for a face though it is upside down.
+#[tokio::test]
+async fn people_upside_down_are_turned_or_not_answered() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let turns: [fn(&RgbImage) -> RgbImage; 2] = [image::imageops::rotate180, image::imageops::flip_vertical];
+    let mut n_read = 0;
+    for side in (60..420).step_by(30) {
+        let upright = image::imageops::resize(&portrait(), side, side, image::imageops::FilterType::CatmullRom);
+        let expected = predict(&mut c, request(png(&upright))).await;
+        assert!(!expected.faces[0].turned, "{side}");
+        for turn in turns {
+            let answer = predict(&mut c, request(png(&turn(&upright)))).await;
+            if answer.abstained {
+                continue;
+            }
+            let face = &answer.faces[0];
+            assert!(face.turned, "{side}: {answer:?}");
+            n_read += 1;
+            assert!((age(&answer) - age(&expected)).abs() < 5.0, "{side}: {} {}", age(&answer), age(&expected));
+            assert_eq!(predicted_gender(face), predicted_gender(&expected.faces[0]));
+            // The box is where the face lies in the photo that was sent.
+            let (place, upright) = (face.r#box.unwrap(), expected.faces[0].r#box.unwrap());
+            let apart = (place.top - (f64::from(side) - upright.bottom)).abs();
+            assert!(apart < f64::from(side) / 10.0, "{side}: {place:?} {upright:?}");
+        }
+    }
+    assert!(n_read > 0, "never found upside down: the test shows nothing");
+}
+
+/// A photo is read whose pixels are all there, and the answer says what its file did not keep.
+#[tokio::test]
+async fn a_note_says_what_a_photos_file_did_not_keep() {
+    let Some(home) = fresh("") else { return };
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let whole_png = png(&portrait());
+    let mut webp = Cursor::new(Vec::new());
+    portrait().write_to(&mut webp, ImageFormat::WebP).unwrap();
+    let plain = webp.into_inner();
+    // An extended header whose flag promises EXIF, before the picture.
+    let head = [b"VP8X\x0a\0\0\0\x08\0\0\0".as_slice(), &[63, 1, 0, 63, 1, 0]].concat();
+    let riff = [b"WEBP".as_slice(), &head, &plain[12..]].concat();
+    let lying = [b"RIFF".as_slice(), &(riff.len() as u32).to_le_bytes(), &riff].concat();
+    let (end, promised) = (v1::PhotoNote::EndMissing as i32, v1::PhotoNote::PromisedMissing as i32);
+    let cases = [
+        ("a whole JPEG", PORTRAIT.to_vec(), vec![]),
+        ("a JPEG without its end", PORTRAIT[..PORTRAIT.len() - 2].to_vec(), vec![end]),
+        ("a PNG without its end", whole_png[..whole_png.len() - 12].to_vec(), vec![end]),
+        ("a WebP that promises EXIF", lying, vec![promised]),
+    ];
+    for (what, image, notes) in cases {
+        let answer = predict(&mut c, request(image.clone())).await;
+        assert!(!answer.abstained && answer.photo_notes == notes, "{what}: {answer:?}");
+        let compare =
+            v1::CompareFacesRequest { first_image: PORTRAIT.into(), second_image: image.into(), ..Default::default() };
+        let compared = c.faces.compare_faces(compare).await.unwrap().into_inner();
+        assert!(compared.first_photo_notes.is_empty() && compared.second_photo_notes == notes, "{what}: {compared:?}");
+    }
+    let cut = c.visage.predict(request(PORTRAIT[..PORTRAIT.len() - 200].to_vec())).await.unwrap_err();
+    assert_eq!(reason(&cut), "IMAGE_UNREADABLE");
+    assert!(cut.message().contains("its pixels are not all there"), "{cut}");
+}

@@ -1,4 +1,4 @@
-//! A photo with faces through the pipeline: decode, find, cut out and judge, read and embed.
+//! A photo with faces through the pipeline: decode, find, look closer, cut out and judge, read and embed.
 //!
 //! Work on pixels is done by the pixel pool, and what a network does by its version's queue on the device; the stages
 //! follow one another and none calls back.
@@ -9,7 +9,11 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
-use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
+use super::{
+    FaceRead, FacesRead, Photos, Wants,
+    closer::{Close, Closer, Looked},
+    proto_duration,
+};
 use crate::{
     app::{
         AppError, CallContext,
@@ -22,20 +26,13 @@ use crate::{
     registry::{ModelRef, VersionName},
     serving::{Input, Served, cascade_settings, points},
     similarity::EmbeddingSpace,
-    vision::{ChipSettings, DecodedImage, DetectedFace, FaceQuality, Point, Pyramid, Wanted, cut_chip, decode},
+    vision::{ChipSettings, FaceQuality, PhotoNote, Point, cut_chip},
 };
 
 /// A network that is asked about each face, and what its chips look like.
 struct Reader {
     version: String,
     chip: ChipSettings,
-}
-
-/// A photo in which faces are looked for.
-struct Looked {
-    photo: Arc<DecodedImage>,
-    /// Pixels of the photo as it was sent, along and down, for each of the one that is looked at.
-    scale: (f32, f32),
 }
 
 /// A face, cut out and judged.
@@ -56,7 +53,7 @@ impl Photos {
         chip: &FaceChip,
         image: Bytes,
         wants: &Wants,
-    ) -> Result<(FacesRead, v1::Timing), AppError> {
+    ) -> Result<(FacesRead, Vec<PhotoNote>, v1::Timing), AppError> {
         let thresholds = thresholds::effective(manifest.thresholds.as_ref(), &wants.thresholds, &self.faces)?;
         let mut readers = vec![Reader { version: version.to_string(), chip: chip_settings(version, manifest)? }];
         let space = if wants.embedding { Some(self.paired(version, chip, &mut readers).await?) } else { None };
@@ -72,16 +69,12 @@ impl Photos {
 
         let start = Instant::now();
         let settings = cascade_settings(&detection);
+        let bytes = image.clone();
         let work = move |limits: &_| {
-            // Three quarters are enough to look at; a photo that is a little larger then need not be decoded whole.
-            let photo = decode(&image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?;
-            let (width, height) = (photo.full_width_px() as f32, photo.full_height_px() as f32);
-            let pyramid = Pyramid::new(photo, &settings);
-            let scale = (width / pyramid.photo().width_px() as f32, height / pyramid.photo().height_px() as f32);
-            let looked = Looked { photo: Arc::clone(pyramid.photo()), scale };
-            Ok((Arc::new(Input::Photo(pyramid)), looked))
+            let (pyramid, looked, notes) = Looked::at(&bytes, limits, &settings)?;
+            Ok((Arc::new(Input::Photo(pyramid)), looked, notes))
         };
-        let (input, looked) = self.pixels.run(call.deadline, work).await?;
+        let (input, looked, notes) = self.pixels.run(call.deadline, work).await?;
         let decode = proto_duration(start.elapsed());
 
         let start = Instant::now();
@@ -94,17 +87,21 @@ impl Photos {
             FaceSelection::Single if n_found > 1 => faces.clear(),
             FaceSelection::Single => {}
         }
-        let timing = v1::Timing { decode, detection: proto_duration(start.elapsed()), ..v1::Timing::default() };
+        let timing = v1::Timing { decode, ..v1::Timing::default() };
         if faces.is_empty() {
-            return Ok((FacesRead { n_found, faces: Vec::new() }, timing));
+            let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
+            return Ok((FacesRead { n_found, faces: Vec::new() }, notes, timing));
         }
+        let _places = self.places(call, faces.len()).await?;
+        let chips: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
+        let with = Closer { detector: &detector.to_string(), settings, chips: &chips };
+        let faces = self.look_closer(call, image, looked, faces, &with).await?;
+        let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
 
         let start = Instant::now();
-        let scale = looked.scale;
-        let (cuts, faces) = self.cut(call, looked, faces, &readers, landmarks, thresholds).await?;
+        let (cuts, faces) = self.cut(call, faces, chips, landmarks, thresholds).await?;
         let alignment = proto_duration(start.elapsed());
 
-        let _places = self.places(call, cuts.len()).await?;
         let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
         let answered: Vec<Answered> = stream::iter(asked).buffered(self.n_crowd_places as usize).try_collect().await?;
         let first = answered.first().and_then(|answered| answered.served.first());
@@ -119,11 +116,8 @@ impl Photos {
                 .and_then(|served| proto_duration(served.queue + served.inference)),
             ..timing
         };
-        let read = faces
-            .into_iter()
-            .zip(answered)
-            .map(|(face, answered)| answered.into_face(face.scaled(scale.0, scale.1), space.as_ref()));
-        Ok((FacesRead { n_found, faces: read.collect() }, timing))
+        let read = faces.into_iter().zip(answered).map(|(face, answered)| answered.into_face(face, space.as_ref()));
+        Ok((FacesRead { n_found, faces: read.collect() }, notes, timing))
     }
 
     /// Room for the faces of one photo; a single one needs none.
@@ -163,23 +157,20 @@ impl Photos {
     async fn cut(
         &self,
         call: &CallContext,
-        looked: Looked,
-        faces: Vec<DetectedFace>,
-        readers: &[Reader],
+        faces: Vec<Close>,
+        chips: Vec<ChipSettings>,
         landmarks: [Point; 5],
         thresholds: QualityThresholds,
-    ) -> Result<(Vec<Cut>, Vec<DetectedFace>), AppError> {
-        let settings: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
+    ) -> Result<(Vec<Cut>, Vec<Close>), AppError> {
         let work = move |_: &_| {
-            let photo = &*looked.photo;
-            let cut = |face: &DetectedFace| {
-                let scale = f64::from(looked.scale.0.min(looked.scale.1));
-                let quality = FaceQuality::of(photo, scale, face, &landmarks, &settings[0].template);
+            let cut = |close: &Close| {
+                let (picture, face) = (&*close.picture, &close.face);
+                let quality = FaceQuality::of(picture, close.scale, face, &landmarks, &chips[0].template);
                 let reasons = thresholds::judge(&quality.by_name(), &thresholds);
                 let chip = |settings: &ChipSettings| {
-                    Arc::new(Input::Square(cut_chip(photo, &face.alignment, settings).pixels))
+                    Arc::new(Input::Square(cut_chip(picture, &face.alignment, settings).pixels))
                 };
-                let chips = if reasons.is_empty() { settings.iter().map(chip).collect() } else { Vec::new() };
+                let chips = if reasons.is_empty() { chips.iter().map(chip).collect() } else { Vec::new() };
                 Cut { quality, chips, reasons }
             };
             Ok((faces.iter().map(cut).collect(), faces))
@@ -219,7 +210,7 @@ struct Answered {
 }
 
 impl Answered {
-    fn into_face(self, face: DetectedFace, space: Option<&EmbeddingSpace>) -> FaceRead {
+    fn into_face(self, face: Close, space: Option<&EmbeddingSpace>) -> FaceRead {
         let mut outputs = self.served.into_iter().map(|served| served.output);
         let (output, paired) = (outputs.next(), outputs.next());
         let fit = self.reasons.is_empty();
@@ -227,7 +218,14 @@ impl Answered {
             .zip(space)
             .filter(|_| fit)
             .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(space.layer())?)));
-        FaceRead { face, quality: self.quality, output: output.filter(|_| fit), embedding, reasons: self.reasons }
+        FaceRead {
+            face: face.sent,
+            turned: face.turned,
+            quality: self.quality,
+            output: output.filter(|_| fit),
+            embedding,
+            reasons: self.reasons,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or expired work never
 //! reaches the device.
 
+mod closer;
 mod faces;
 
 use std::{
@@ -24,7 +25,7 @@ use crate::{
     },
     registry::VersionName,
     serving::{ImageOutput, Input, PixelPool, ServeError, ServingPool},
-    vision::{DetectedFace, decode_square},
+    vision::{DetectedFace, PhotoNote, decode_square},
 };
 
 /// Reads photos with the registry's versions.
@@ -60,6 +61,8 @@ pub struct Read {
     pub manifest: Arc<VersionRecord>,
     /// The network's answer, or why there is none.
     pub outcome: Outcome,
+    /// What was odd about the photo's file.
+    pub notes: Vec<PhotoNote>,
     /// Where the time went.
     pub timing: v1::Timing,
 }
@@ -93,6 +96,8 @@ pub struct FacesRead {
 pub struct FaceRead {
     /// Where it is, in pixels of the photo as it was sent.
     pub face: DetectedFace,
+    /// Whether it was upside down and was turned to be read.
+    pub turned: bool,
     /// How fit its picture is, by the signal's name.
     pub quality: BTreeMap<String, f64>,
     /// Why it is not answered; empty when it is.
@@ -181,10 +186,10 @@ impl Photos {
             let what = "finds faces and answers nothing about them; ask a version that reads them".to_owned();
             return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
         }
-        let (outcome, timing) = match &preprocessing.face_chip {
+        let (outcome, notes, timing) = match &preprocessing.face_chip {
             Some(chip) => {
-                let (faces, timing) = self.read_faces(call, &version, &manifest, chip, image, wants).await?;
-                (Outcome::Faces(faces), timing)
+                let (faces, notes, timing) = self.read_faces(call, &version, &manifest, chip, image, wants).await?;
+                (Outcome::Faces(faces), notes, timing)
             }
             None if wants.embedding => {
                 let what = "reads whole photos and is paired with no embedding; enrol the photo instead".to_owned();
@@ -196,7 +201,7 @@ impl Photos {
             }
         };
         let timing = v1::Timing { total: proto_duration(call.arrived.elapsed()), ..timing };
-        Ok(Read { version, manifest, outcome, timing })
+        Ok(Read { version, manifest, outcome, notes, timing })
     }
 
     async fn read_whole(
@@ -206,16 +211,16 @@ impl Photos {
         side_px: u32,
         min_side_px: u32,
         image: Bytes,
-    ) -> Result<(Outcome, v1::Timing), AppError> {
+    ) -> Result<(Outcome, Vec<PhotoNote>, v1::Timing), AppError> {
         let decoding = Instant::now();
         let work = move |limits: &_| {
             let photo = decode_square(&image, limits, side_px)?;
-            Ok((Arc::new(Input::Square(photo.pixels)), photo.full_width_px, photo.full_height_px))
+            Ok((Arc::new(Input::Square(photo.pixels)), photo.full_width_px, photo.full_height_px, photo.notes))
         };
-        let (input, width, height) = self.pixels.run(call.deadline, work).await?;
+        let (input, width, height, notes) = self.pixels.run(call.deadline, work).await?;
         let timing = v1::Timing { decode: proto_duration(decoding.elapsed()), ..v1::Timing::default() };
         if width.min(height) < min_side_px {
-            return Ok((Outcome::TooSmall { width, height, min_side_px }, timing));
+            return Ok((Outcome::TooSmall { width, height, min_side_px }, notes, timing));
         }
         let served = self.serving.run(&version.to_string(), input, call.deadline).await?;
         let timing = v1::Timing {
@@ -224,8 +229,18 @@ impl Photos {
             batch_size: i32::try_from(served.batch_size).unwrap_or(i32::MAX),
             ..timing
         };
-        Ok((Outcome::Answered(served.output), timing))
+        Ok((Outcome::Answered(served.output), notes, timing))
     }
+}
+
+/// Notes in their wire form.
+pub(super) fn notes_to_proto(notes: &[PhotoNote]) -> Vec<i32> {
+    let in_wire_form = |note: &PhotoNote| match note {
+        PhotoNote::EndMissing => v1::PhotoNote::EndMissing,
+        PhotoNote::PromisedMissing => v1::PhotoNote::PromisedMissing,
+        PhotoNote::ColoursUnsure => v1::PhotoNote::ColoursUnsure,
+    };
+    notes.iter().map(|note| in_wire_form(note).into()).collect()
 }
 
 /// A duration in its wire form; absent beyond what that can say.

@@ -110,7 +110,40 @@ impl DetectedFace {
     pub fn scaled(&self, x: f32, y: f32) -> Self {
         let scaled = |points: [Point; 5]| points.map(|p| Point { x: p.x * x, y: p.y * y });
         let (landmarks, alignment) = (scaled(self.landmarks), scaled(self.alignment));
-        Self { bounds: self.bounds.scaled(x, y), score: self.score, landmarks, alignment }
+        Self { bounds: self.bounds.scaled(x, y), landmarks, alignment, ..*self }
+    }
+
+    /// In a photo of which this one is a part, from these pixels on.
+    #[must_use]
+    pub fn shifted(&self, x: f32, y: f32) -> Self {
+        let shifted = |points: [Point; 5]| points.map(|p| Point { x: p.x + x, y: p.y + y });
+        let BoundingBox { left, top, right, bottom } = self.bounds;
+        Self {
+            bounds: BoundingBox { left: left + x, top: top + y, right: right + x, bottom: bottom + y },
+            landmarks: shifted(self.landmarks),
+            alignment: shifted(self.alignment),
+            ..*self
+        }
+    }
+
+    /// In the same photo turned by half, whose sides are these. The points keep their order, so that of each pair the
+    /// left one in one picture is the right one in the other.
+    #[must_use]
+    pub fn turned(&self, width_px: u32, height_px: u32) -> Self {
+        let (width, height) = (width_px as f32 - 1.0, height_px as f32 - 1.0);
+        let turned = |points: [Point; 5]| points.map(|p| Point { x: width - p.x, y: height - p.y });
+        let BoundingBox { left, top, right, bottom } = self.bounds;
+        Self {
+            bounds: BoundingBox {
+                left: width - right,
+                top: height - bottom,
+                right: width - left,
+                bottom: height - top,
+            },
+            landmarks: turned(self.landmarks),
+            alignment: turned(self.alignment),
+            ..*self
+        }
     }
 
     /// The square that lies on this face where one with this centre and side lies on an average face, whose alignment

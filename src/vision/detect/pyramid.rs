@@ -87,8 +87,8 @@ impl Pyramid {
     /// Lays out a photo, which is made smaller first if its longer side is over the settings' or the canvases' limit.
     /// A photo smaller than a face has no size to look at, and no face.
     #[must_use]
-    pub fn new(photo: DecodedImage, settings: &CascadeSettings) -> Self {
-        let photo = within(photo, settings.max_side_px.min(MAX_SIDE_PX));
+    pub fn new(photo: impl Into<Arc<DecodedImage>>, settings: &CascadeSettings) -> Self {
+        let photo = within(photo.into(), settings.max_side_px.min(MAX_SIDE_PX));
         let sizes = sizes(photo.width_px(), photo.height_px(), settings);
         // The largest canvas takes all sizes of every photo up to the limit; a test tries them.
         let (canvas, levels) = CANVASES
@@ -102,7 +102,7 @@ impl Pyramid {
             let window = (0, 0, photo.width_px(), photo.height_px());
             area_resize(&photo, window, (level.width, level.height), &mut pixels[at..], canvas.0 as usize * 3);
         }
-        Self { photo: Arc::new(photo), canvas, pixels, levels }
+        Self { photo, canvas, pixels, levels }
     }
 
     /// The photo as it is looked at.
@@ -160,14 +160,14 @@ fn n_cells_along(side_px: u32) -> u32 {
     side_px.saturating_sub(2).div_ceil(STRIDE_PX).saturating_sub(4)
 }
 
-fn within(photo: DecodedImage, max_side_px: u32) -> DecodedImage {
+fn within(photo: Arc<DecodedImage>, max_side_px: u32) -> Arc<DecodedImage> {
     let (width, height) = (photo.width_px(), photo.height_px());
     let long = width.max(height);
     if long <= max_side_px {
         return photo;
     }
     let shrunk = |side: u32| (u64::from(side) * u64::from(max_side_px) / u64::from(long)).max(1) as u32;
-    photo.resized(shrunk(width), shrunk(height))
+    Arc::new(photo.resized(shrunk(width), shrunk(height)))
 }
 
 /// Scale, width and height of each size, the largest first.

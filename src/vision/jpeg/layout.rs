@@ -70,6 +70,38 @@ impl<'a> Layout<'a> {
         self.frame.components.len() == 4 || self.frame.h_max == 4 || self.frame.v_max == 4
     }
 
+    /// The picture's width in pixels.
+    pub(in super::super) fn width_px(&self) -> u32 {
+        // Two bytes of the file.
+        self.frame.width as u32
+    }
+
+    /// The picture's height in pixels.
+    pub(in super::super) fn height_px(&self) -> u32 {
+        self.frame.height as u32
+    }
+
+    /// The largest divisor at which [`Self::decode`] still reads every bit.
+    pub(in super::super) fn divisor_of_all_bits(&self) -> u32 {
+        if self.frame.progressive { 1 } else { 8 }
+    }
+
+    /// Whether the scans bring every bit of every coefficient. Of a progressive picture that is cut between two scans,
+    /// nothing else tells.
+    pub(in super::super) fn has_every_bit(&self) -> Result<(), Setback> {
+        if !self.frame.progressive {
+            return Ok(());
+        }
+        let mut low_bits = [[u32::MAX; 64]; 4];
+        for scan in &self.scans {
+            for part in &scan.parts {
+                low_bits[part.component_idx][scan.first..=scan.last].fill(scan.low_bit);
+            }
+        }
+        let all = low_bits[..self.frame.components.len()].iter().flatten().all(|&bit| bit == 0);
+        if all { Ok(()) } else { Err("its last scans are missing") }
+    }
+
     /// An upper bound of the bytes that [`Self::decode`] holds.
     pub(in super::super) fn alloc_bytes(&self, divisor: u32) -> u64 {
         let frame = &self.frame;

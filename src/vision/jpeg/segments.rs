@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    super::container::next_mark,
+    super::container::{MAX_JPEG_SCANS, next_mark},
     Huffman, Setback,
     layout::{Component, Frame, Layout, Part, Scan},
 };
@@ -28,47 +28,85 @@ struct Reading<'a> {
     claims_profile: bool,
 }
 
+/// What a step along the segments found.
+enum Step {
+    /// A scan and its data.
+    Scan,
+    /// The end mark.
+    End,
+    /// Anything else.
+    On,
+}
+
 impl<'a> Layout<'a> {
     /// Follows the segments of a whole file.
     pub(in super::super) fn read(bytes: &'a [u8]) -> Result<Self, Setback> {
         let mut reading = Reading::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
+        while !matches!(reading.step(&mut rest)?, Step::End) {}
+        reading.finish()
+    }
+
+    /// Follows the segments of a file that does not end as it should, and answers where its last scan's data end.
+    pub(in super::super) fn read_unended(bytes: &'a [u8]) -> Result<(Self, usize), Setback> {
+        let mut reading = Reading::default();
+        let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
+        let mut end = None;
         loop {
-            let mark = next_mark(rest).ok_or(CUT_SHORT)?;
-            rest = &rest[mark + 1..];
-            let (&code, after) = rest.split_first().ok_or(CUT_SHORT)?;
-            if matches!(code, 0xff) {
-                continue;
-            }
-            rest = after;
-            match code {
-                0x00 | 0x01 | 0xd0..=0xd8 => continue,
-                0xd9 => break,
-                _ => {}
-            }
-            let length = usize::from(u16::from_be_bytes(*rest.first_chunk().ok_or(CUT_SHORT)?));
-            let body = rest.get(2..length).ok_or(CUT_SHORT)?;
-            rest = &rest[length..];
-            match code {
-                0xc0..=0xc2 => reading.frame(code, body)?,
-                0xc4 => reading.huffman(body)?,
-                0xc3 | 0xc5..=0xcf => return Err("a coding that is not read at a reduced size"),
-                0xda => rest = reading.scan(body, rest)?,
-                0xdb => reading.quantisation(body)?,
-                0xdc => return Err("its height comes late"),
-                0xdd => reading.restart_interval = u16::from_be_bytes(*body.first_chunk().ok_or(CUT_SHORT)?).into(),
-                0xe2 if body.starts_with(b"ICC_PROFILE\0") => reading.claims_profile = true,
-                0xee if body.starts_with(b"Adobe") => reading.adobe_transform = body.get(11).copied(),
-                _ => {}
+            match reading.step(&mut rest) {
+                Ok(Step::Scan) if reading.scans.len() > MAX_JPEG_SCANS as usize => return Err("it has too many scans"),
+                Ok(Step::Scan) => end = Some(bytes.len() - rest.len()),
+                Ok(Step::On) => {}
+                Ok(Step::End) | Err(_) => break,
             }
         }
-        let frame = reading.frame.ok_or("it has no frame")?;
-        let Reading { scans, adobe_transform, claims_profile, .. } = reading;
-        Ok(Self { frame, scans, adobe_transform, claims_profile })
+        Ok((reading.finish()?, end.ok_or("it has no scan")?))
     }
 }
 
 impl<'a> Reading<'a> {
+    /// Takes the next segment; of a scan, its data, too.
+    fn step(&mut self, rest: &mut &'a [u8]) -> Result<Step, Setback> {
+        let mark = next_mark(rest).ok_or(CUT_SHORT)?;
+        let after_mark = &rest[mark + 1..];
+        let (&code, after) = after_mark.split_first().ok_or(CUT_SHORT)?;
+        if code == 0xff {
+            *rest = after_mark;
+            return Ok(Step::On);
+        }
+        *rest = after;
+        match code {
+            0x00 | 0x01 | 0xd0..=0xd8 => return Ok(Step::On),
+            0xd9 => return Ok(Step::End),
+            _ => {}
+        }
+        let length = usize::from(u16::from_be_bytes(*rest.first_chunk().ok_or(CUT_SHORT)?));
+        let body = rest.get(2..length).ok_or(CUT_SHORT)?;
+        *rest = &rest[length..];
+        match code {
+            0xc0..=0xc2 => self.frame(code, body)?,
+            0xc4 => self.huffman(body)?,
+            0xc3 | 0xc5..=0xcf => return Err("a coding that is not read at a reduced size"),
+            0xda => {
+                *rest = self.scan(body, rest)?;
+                return Ok(Step::Scan);
+            }
+            0xdb => self.quantisation(body)?,
+            0xdc => return Err("its height comes late"),
+            0xdd => self.restart_interval = u16::from_be_bytes(*body.first_chunk().ok_or(CUT_SHORT)?).into(),
+            0xe2 if body.starts_with(b"ICC_PROFILE\0") => self.claims_profile = true,
+            0xee if body.starts_with(b"Adobe") => self.adobe_transform = body.get(11).copied(),
+            _ => {}
+        }
+        Ok(Step::On)
+    }
+
+    fn finish(self) -> Result<Layout<'a>, Setback> {
+        let Self { scans, adobe_transform, claims_profile, .. } = self;
+        let frame = self.frame.ok_or("it has no frame")?;
+        Ok(Layout { frame, scans, adobe_transform, claims_profile })
+    }
+
     fn frame(&mut self, code: u8, body: &[u8]) -> Result<(), Setback> {
         let [8, y1, y0, x1, x0, n_components, channels @ ..] = body else { return Err("not eight bits a sample") };
         let height = usize::from(u16::from_be_bytes([*y1, *y0]));

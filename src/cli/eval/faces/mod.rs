@@ -7,10 +7,12 @@ mod detection;
 mod groups;
 mod hostile;
 mod identities;
+mod large;
 mod pipeline;
 mod pixels;
 mod server;
 mod start;
+mod upside;
 
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,10 @@ enum Part {
     Detection,
     /// Telling people apart.
     Identities,
+    /// The same faces in photos of many megapixels.
+    Large,
+    /// People upside down.
+    Upside,
     /// Photos a second, and where the time goes.
     Pipeline,
     /// A large photo to the network's input.
@@ -92,6 +98,8 @@ pub(super) async fn measure(
             Part::Attributes => attributes::measure(&mut setup).await?,
             Part::Detection => detection::measure(&mut setup).await?,
             Part::Identities => identities::measure(&mut setup).await?,
+            Part::Large => large::measure(&mut setup).await?,
+            Part::Upside => upside::measure(&mut setup).await?,
             Part::Pipeline => pipeline::measure(&mut setup).await?,
             Part::Pixels => pixels::measure(&setup).await?,
             Part::Hostile => hostile::measure(&mut setup).await?,

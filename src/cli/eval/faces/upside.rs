@@ -1,0 +1,105 @@
+//! People upside down: noticed and turned, or not answered.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use image::{ImageFormat, RgbImage, imageops};
+
+use super::{
+    Findings, SUITE, Setup,
+    asking::{Asked, ask, regression},
+};
+use crate::{
+    cli::{
+        eval::table::people,
+        evidence::{Bar, Row, median},
+    },
+    proto::v1,
+};
+
+/// Photos of the training part beside those of people, all upright.
+const N_UPRIGHT: usize = 1000;
+
+/// A way to turn a photo.
+type Turn = (&'static str, fn(&RgbImage) -> RgbImage);
+
+const TURNS: [Turn; 2] =
+    [("turned", imageops::rotate180::<RgbImage>), ("flipped", imageops::flip_vertical::<RgbImage>)];
+
+/// Measures on the photos below `identities/`, and on upright ones of the training part.
+pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
+    let photos: Vec<PathBuf> = people(&setup.data.join("identities")).into_iter().map(|(path, _)| path).collect();
+    if photos.is_empty() {
+        println!("no identities/ in the folder: people upside down are left out");
+        return Ok(Findings::default());
+    }
+    let clients = &mut setup.server.clients;
+    let upright = ask(clients, photos.clone(), v1::PredictRequest::default(), "upright").await?;
+    let mut rows = vec![
+        Row::new(SUITE, "upside.upright.answered", count(&upright, |answer| !answer.abstained), "")
+            .note(format!("of {} photos", photos.len())),
+        Row::new(SUITE, "upside.upright.turned", count(&upright, was_turned), "").bar(Bar::AtMost(0.0)),
+    ];
+    let train = setup.table.train();
+    let step = (train.len() / N_UPRIGHT).max(1);
+    let others: Vec<PathBuf> = train.iter().step_by(step).take(N_UPRIGHT).map(|face| face.path.clone()).collect();
+    let n_others = others.len();
+    let others = ask(clients, others, v1::PredictRequest::default(), "upright, of the training part").await?;
+    rows.push(
+        Row::new(SUITE, "upside.train.answered", count(&others, |answer| !answer.abstained), "")
+            .note(format!("of {n_others} photos")),
+    );
+    rows.push(Row::new(SUITE, "upside.train.turned", count(&others, was_turned), "").bar(Bar::AtMost(0.0)));
+
+    let folder = tempfile::tempdir().context("a temporary folder")?;
+    for (name, turn) in TURNS {
+        let (place, from) = (folder.path().to_owned(), photos.clone());
+        let turned = tokio::task::spawn_blocking(move || turned(&from, &place, name, turn)).await??;
+        let answers = ask(clients, turned, v1::PredictRequest::default(), "upside down").await?;
+        let as_upright = |answer: &v1::PredictResponse| !answer.abstained && !was_turned(answer);
+        let found_and_read = |answer: &v1::PredictResponse| !answer.abstained && was_turned(answer);
+        let n_read = count(&answers, found_and_read);
+        let mut apart: Vec<f64> = upright
+            .iter()
+            .zip(&answers)
+            .filter_map(|(upright, answer)| {
+                let (upright, answer) = (upright.as_ref().ok()?, answer.as_ref().ok().filter(|a| found_and_read(a))?);
+                Some((regression(upright, "age")?.value - regression(answer, "age")?.value).abs())
+            })
+            .collect();
+        rows.push(
+            Row::new(SUITE, format!("upside.{name}.as_upright"), count(&answers, as_upright), "")
+                .bar(Bar::AtMost(0.0))
+                .note(format!("of {} photos; {n_read} were turned and read", photos.len())),
+        );
+        rows.push(
+            Row::new(SUITE, format!("upside.{name}.age_apart"), median(&mut apart), "years")
+                .note("median of those that were turned, from the photo as it was"),
+        );
+    }
+    Ok(Findings { rows, figures: Vec::new() })
+}
+
+fn count(answers: &[Asked], which: impl Fn(&v1::PredictResponse) -> bool) -> f64 {
+    answers.iter().flatten().filter(|answer| which(answer)).count() as f64
+}
+
+fn was_turned(answer: &v1::PredictResponse) -> bool {
+    answer.faces.first().is_some_and(|face| face.turned)
+}
+
+fn turned(
+    photos: &[PathBuf],
+    folder: &Path,
+    name: &str,
+    turn: fn(&RgbImage) -> RgbImage,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for (n, path) in photos.iter().enumerate() {
+        let photo = image::open(path).with_context(|| path.display().to_string())?.into_rgb8();
+        let file = folder.join(format!("{name}-{n}.png"));
+        turn(&photo).save_with_format(&file, ImageFormat::Png)?;
+        files.push(file);
+    }
+    Ok(files)
+}
