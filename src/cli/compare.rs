@@ -5,7 +5,13 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use super::{connection::Remote, face_options::Faces, names, output, photo, predict::reasons, similar::evidence};
+use super::{
+    connection::Remote,
+    face_options::Faces,
+    names, output, photo,
+    predict::{notes, reasons},
+    similar::evidence,
+};
 use crate::proto::v1;
 
 /// Says whether two photos show the same person. Nothing is stored.
@@ -50,10 +56,17 @@ pub(super) async fn run(args: CompareArgs) -> anyhow::Result<bool> {
 }
 
 fn text(compared: &v1::CompareFacesResponse) -> String {
+    let mut lines = Vec::new();
+    for (which, odd) in
+        [("first", notes(compared.first_photo_notes())), ("second", notes(compared.second_photo_notes()))]
+    {
+        lines.extend(odd.map(|odd| format!("the {which} file is odd: {odd}")));
+    }
     let Some(score) = compared.score else {
-        return format!("no answer: {}", reasons(compared.abstention_reasons()));
+        lines.push(format!("no answer: {}", reasons(compared.abstention_reasons())));
+        return lines.join("\n");
     };
-    let mut lines = vec![format!("score {score:.4} in {}", compared.embedding_space)];
+    lines.push(format!("score {score:.4} in {}", compared.embedding_space));
     if let Some(identity) = &compared.identity {
         let (same, false_matches) = evidence(identity);
         lines.push(format!("same person: {same}, at even odds beforehand"));

@@ -97,6 +97,9 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
 fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     let total = answer.timing.as_ref().and_then(|t| t.total).map(|d| f64::from(d.nanos) / 1e6 + d.seconds as f64 * 1e3);
     let mut text = format!("{photo}  {}  {:.0} ms", answer.model_version, total.unwrap_or(0.0));
+    if let Some(odd) = notes(answer.photo_notes()) {
+        text.push_str(&format!("\n  the file is odd: {odd}"));
+    }
     if answer.abstained {
         let why = match answer.faces.as_slice() {
             [only] => reasons_of(only),
@@ -122,6 +125,9 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
             text.push_str(&format!("\n    no answer: {}", reasons_of(face)));
         }
         let indent = if answer.faces.len() > 1 { "    " } else { "  " };
+        if face.turned {
+            text.push_str(&format!("\n{indent}upside down; it was turned"));
+        }
         text.push_str(&predictions(indent, &face.predictions));
         if let Some(embedding) = &face.embedding {
             let n = embedding.values.len();
@@ -133,6 +139,18 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
 
 pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
     reasons.map(reason).collect::<Vec<_>>().join(", ")
+}
+
+/// What was odd about a photo's file, if anything was.
+pub(super) fn notes(notes: impl Iterator<Item = v1::PhotoNote>) -> Option<String> {
+    let told = |note| match note {
+        v1::PhotoNote::EndMissing => "it lacks its end, and no pixel",
+        v1::PhotoNote::PromisedMissing => "its header promises what is not there",
+        v1::PhotoNote::ColoursUnsure => "its colours could not be followed and may be off",
+        v1::PhotoNote::Unspecified => "in a way that this program does not know",
+    };
+    let told: Vec<_> = notes.map(told).collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// The reasons with the signals that they were told from; `visage models show` tells what the version asks of each.

@@ -11,6 +11,7 @@ use super::{
     failure::Usage,
     names, output, photo,
     pictures::{self, Match},
+    predict::notes,
 };
 use crate::proto::v1::{self, find_similar_request::Query};
 
@@ -92,10 +93,11 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
         tokio::fs::write(file, page).await.with_context(|| file.display().to_string())?;
     }
     output::show(args.remote.json, &found, |found| {
+        let odd = notes(found.photo_notes()).map(|odd| format!("the file is odd: {odd}\n")).unwrap_or_default();
         if found.matches.is_empty() {
             return match args.min_score {
-                Some(score) => format!("no face scores {score} or more"),
-                None => "there is no face to compare with".to_owned(),
+                Some(score) => format!("{odd}no face scores {score} or more"),
+                None => format!("{odd}there is no face to compare with"),
             };
         }
         let rows = found.matches.iter().map(|m| {
@@ -103,7 +105,8 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
             let (same, false_matches) = m.identity.as_ref().map(evidence).unwrap_or_default();
             [format!("{:.4}", m.score), face.name, face.subject, labels(&face.labels), same, false_matches]
         });
-        output::table(["score", "face", "subject", "labels", "same person", "false matches"], rows).to_string()
+        let table = output::table(["score", "face", "subject", "labels", "same person", "false matches"], rows);
+        format!("{odd}{table}")
     })?;
     Ok(true)
 }

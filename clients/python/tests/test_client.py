@@ -78,6 +78,7 @@ BLURRED = face_pb2.FaceReading(
     box=face_pb2.BoundingBox(right=40, bottom=50),
     abstained=True,
     abstention_reasons=[prediction_pb2.ABSTENTION_REASON_BLURRED, prediction_pb2.ABSTENTION_REASON_TURNED_AWAY],
+    turned=True,
 )
 # One rate that the sample supports, and one that no pair of it reached.
 SEEN = identity_pb2.FalseMatchRate(rate=0.25, lower=0.125, upper=0.5, supported=True)
@@ -90,7 +91,11 @@ class Visage(visage_service_pb2_grpc.VisageServiceServicer):
         if request.image == b"crowd":
             timing = prediction_pb2.Timing(detection=Duration(nanos=250_000_000), alignment=Duration())
             return visage_service_pb2.PredictResponse(
-                predictions=FACE.predictions, faces=[FACE, BLURRED], n_faces_found=3, timing=timing
+                predictions=FACE.predictions,
+                faces=[FACE, BLURRED],
+                n_faces_found=3,
+                timing=timing,
+                photo_notes=[prediction_pb2.PHOTO_NOTE_END_MISSING],
             )
         if request.image == b"busy":
             retry = error_details_pb2.RetryInfo(retry_delay=Duration(nanos=250_000_000))
@@ -230,6 +235,7 @@ class Faces(face_service_pb2_grpc.FaceServiceServicer):
             embedding_space="models/d/versions/1#l",
             first_face=FACE,
             second_face=BLURRED,
+            second_photo_notes=[prediction_pb2.PHOTO_NOTE_COLOURS_UNSURE],
         )
 
     def StreamEnrollFaces(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
@@ -292,9 +298,11 @@ class ClientTest(unittest.TestCase):
             abstained=False,
             abstention_reasons=[],
             embedding=Embedding([0.5, -0.5], "models/d/versions/1#l"),
+            turned=False,
         )
-        second = FaceReading(BoundingBox(0, 0, 40, 50), [], {}, {}, True, ["BLURRED", "TURNED_AWAY"], None)
+        second = FaceReading(BoundingBox(0, 0, 40, 50), [], {}, {}, True, ["BLURRED", "TURNED_AWAY"], None, True)
         self.assertEqual(answer.faces, [first, second])
+        self.assertEqual(answer.photo_notes, ["END_MISSING"])
         timing = answer.timing
         self.assertEqual((timing.detection_s, timing.alignment_s, timing.embedding_s), (0.25, 0.0, None))
 
@@ -354,6 +362,7 @@ class ClientTest(unittest.TestCase):
 
     def test_two_photos_are_compared(self) -> None:
         answer = self.visage.compare_faces(b"one", b"other", embedding_space="models/d", face_selection="single")
+        self.assertEqual((answer.first_photo_notes, answer.second_photo_notes), ([], ["COLOURS_UNSURE"]))
         request = self.faces.compared
         self.assertEqual((request.first_image, request.second_image), (b"one", b"other"))
         self.assertEqual(request.embedding_space, "models/d")

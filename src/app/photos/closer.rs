@@ -9,12 +9,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::Photos;
 use crate::{
     app::{AppError, CallContext},
-    serving::Input,
+    serving::{Input, Served},
     vision::{
         BoundingBox, CascadeSettings, ChipSettings, DecodeLimits, DecodedImage, DetectedFace, ImageError, PhotoNote,
         Pyramid, Wanted, decode, pixels_shown,
@@ -239,8 +239,9 @@ impl Photos {
             Ok((views, looked, faces))
         };
         let (views, looked, faces) = self.pixels.run(call.deadline, work).await?;
-        let looks = views.iter().map(|view| self.serving.run(with.detector, Arc::clone(&view.input), call.deadline));
-        let found = try_join_all(looks).await?;
+        let inputs: Vec<_> = views.iter().map(|view| Arc::clone(&view.input)).collect();
+        let looks = inputs.into_iter().map(|input| self.serving.run(with.detector, input, call.deadline));
+        let found: Vec<Served> = stream::iter(looks).buffered(self.n_crowd_places as usize).try_collect().await?;
         let mut close: Vec<Close> = faces.into_iter().map(|face| looked.unchanged(face, with.chips)).collect();
         for (view, found) in views.iter().zip(&found) {
             let before = &mut close[view.face_idx];

@@ -125,6 +125,8 @@ class FaceReading:
     abstention_reasons: Sequence[str]
     # None where it was not asked for, and when abstained.
     embedding: Embedding | None
+    # Whether it was upside down in the photo and was turned to be read.
+    turned: bool
 
     @staticmethod
     def from_proto(m: face_pb2.FaceReading) -> FaceReading:
@@ -136,6 +138,7 @@ class FaceReading:
             abstained=m.abstained,
             abstention_reasons=reasons_from_proto(m.abstention_reasons),
             embedding=Embedding(list(m.embedding.values), m.embedding.space) if m.HasField("embedding") else None,
+            turned=m.turned,
         )
 
 
@@ -156,6 +159,8 @@ class PredictResult:
     faces: Sequence[FaceReading]
     # Found, read or not.
     n_faces_found: int
+    # What was odd about the photo's file, such as "END_MISSING".
+    photo_notes: Sequence[str]
 
     @staticmethod
     def from_proto(m: visage_service_pb2.PredictResponse) -> PredictResult:
@@ -167,6 +172,7 @@ class PredictResult:
             timing=Timing.from_proto(m.timing),
             faces=[FaceReading.from_proto(face) for face in m.faces],
             n_faces_found=m.n_faces_found,
+            photo_notes=notes_from_proto(m.photo_notes),
         )
 
 
@@ -201,6 +207,11 @@ def thresholds_from_proto(m: face_pb2.QualityThresholds) -> Mapping[str, float]:
 def reasons_from_proto(reasons: Iterable[prediction_pb2.AbstentionReason]) -> Sequence[str]:
     """Their names without the prefix."""
     return [prediction_pb2.AbstentionReason.Name(r).removeprefix("ABSTENTION_REASON_") for r in reasons]
+
+
+def notes_from_proto(notes: Iterable[prediction_pb2.PhotoNote]) -> Sequence[str]:
+    """Their names without the prefix."""
+    return [prediction_pb2.PhotoNote.Name(n).removeprefix("PHOTO_NOTE_") for n in notes]
 
 
 def seconds(duration: Duration) -> float:

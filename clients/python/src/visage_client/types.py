@@ -26,6 +26,7 @@ from visage_client.readings import (
     FaceReading,
     OneFace,
     Timing,
+    notes_from_proto,
     reasons_from_proto,
     seconds,
     selection_to_proto,
@@ -80,11 +81,18 @@ class SimilarResult:
     exact: bool
     embedding_space: str
     timing: Timing
+    # Where the query was a photo: what was odd about its file, such as "END_MISSING".
+    photo_notes: Sequence[str]
 
     @staticmethod
     def from_proto(m: visage_service_pb2.FindSimilarResponse) -> SimilarResult:
-        matches = [Match.from_proto(x) for x in m.matches]
-        return SimilarResult(matches, m.exact, m.embedding_space, Timing.from_proto(m.timing))
+        return SimilarResult(
+            matches=[Match.from_proto(x) for x in m.matches],
+            exact=m.exact,
+            embedding_space=m.embedding_space,
+            timing=Timing.from_proto(m.timing),
+            photo_notes=notes_from_proto(m.photo_notes),
+        )
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ class Comparison:
     abstention_reasons: Sequence[str]
     # The total is the call's; the other parts are those of the first photo.
     timing: Timing
+    # What was odd about each photo's file, such as "END_MISSING".
+    first_photo_notes: Sequence[str]
+    second_photo_notes: Sequence[str]
 
     @staticmethod
     def from_proto(m: face_service_pb2.CompareFacesResponse) -> Comparison:
@@ -117,6 +128,8 @@ class Comparison:
             abstained=m.abstained,
             abstention_reasons=reasons_from_proto(m.abstention_reasons),
             timing=Timing.from_proto(m.timing),
+            first_photo_notes=notes_from_proto(m.first_photo_notes),
+            second_photo_notes=notes_from_proto(m.second_photo_notes),
         )
 
 
