@@ -398,9 +398,16 @@ impl Flags {
     }
 }
 
-/// Whether a variable sets something here: those of the program's tools and tests begin alike.
-fn is_setting(variable: &str) -> bool {
-    variable.contains("__") || variable.eq_ignore_ascii_case("VISAGE_DATA_DIR")
+/// Whether a variable's name without the prefix sets something here, a key of a section or the data folder: those of the
+/// program's tools and tests begin alike.
+fn is_setting(key: &str) -> bool {
+    key.contains("__") || key.eq_ignore_ascii_case("data_dir")
+}
+
+/// A variable's name without the prefix, which is read in either case.
+fn without_prefix(variable: &str) -> Option<&str> {
+    let (prefix, key) = variable.split_at_checked(ENV_PREFIX.len())?;
+    prefix.eq_ignore_ascii_case(ENV_PREFIX).then_some(key)
 }
 
 /// One flag as a source of configuration.
@@ -434,8 +441,7 @@ impl Config {
         let variable = || {
             std::env::vars_os()
                 .find(|(name, value)| {
-                    name.to_str().is_some_and(|name| name.starts_with(ENV_PREFIX) && is_setting(name))
-                        && value.to_str().is_none()
+                    name.to_str().and_then(without_prefix).is_some_and(is_setting) && value.to_str().is_none()
                 })
                 .map(|(name, value)| (name.to_string_lossy().into_owned(), value.into()))
         };
@@ -448,9 +454,7 @@ impl Config {
             std::fs::metadata(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::file_exact(path));
         }
-        // Variables of the program's tools and tests begin alike: only keys of a section or the data folder count.
-        figment = figment
-            .merge(Env::prefixed(ENV_PREFIX).split("__").filter(|key| key.as_str().contains('.') || key == "data_dir"));
+        figment = figment.merge(Env::prefixed(ENV_PREFIX).filter(|key| is_setting(key.as_str())).split("__"));
         for (key, value) in flags.values {
             figment = figment.merge(Flag(key, value));
         }

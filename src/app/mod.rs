@@ -193,11 +193,16 @@ impl App {
         }
     }
 
+    /// Ends the runs and writes their ends. No run begins afterwards.
+    pub async fn stop_runs(&self) {
+        self.runs.stop().await;
+    }
+
     /// Ends the runs, writes their ends, and waits for the device's work in hand, all until `deadline`; says whether
     /// everything ended by then. What did not is cut with the process.
     pub async fn close(&self, deadline: Instant) -> bool {
         self.stopping.cancel();
-        let runs_ended = tokio::time::timeout_at(deadline.into(), self.runs.stop()).await.is_ok();
+        let runs_ended = tokio::time::timeout_at(deadline.into(), self.stop_runs()).await.is_ok();
         if !runs_ended {
             tracing::warn!("a training run did not end in time; it is marked as interrupted at the next start");
         }

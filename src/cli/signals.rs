@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// Ends when the server is to stop; a second Ctrl-C then ends the process at once.
+    /// Ends when the server is to stop; a Ctrl-C after that ends the process at once.
     pub(super) async fn asked_to_stop(mut self) {
         loop {
             let hangup = async {
@@ -51,7 +51,7 @@ impl Signals {
         }
         tokio::spawn(async move {
             if self.interrupt.recv().await.is_some() {
-                tracing::warn!("interrupted a second time: ends at once, what is in work is cut");
+                tracing::warn!("interrupted while stopping: ends at once, what is in work is cut");
                 leave(INTERRUPTED);
             }
         });

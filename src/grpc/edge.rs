@@ -14,9 +14,10 @@ use std::{
 };
 
 use futures::{FutureExt, Stream, StreamExt};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
+use humantime::format_duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{
     sync::CancellationToken,
@@ -183,7 +184,7 @@ where
                 Some(Ok(response)) => mend(response?),
             };
             let response = match (&header, allowed.flatten()) {
-                (Some(header), Some(allowed)) => name_timeout(response, allowed, header),
+                (Some(header), Some(allowed)) => name_timeout(response, allowed, header, edge.settings.max_deadline),
                 _ => response,
             };
             let response = if only_listens(&path) { until(response, edge.settings.draining.clone()) } else { response };
@@ -251,19 +252,31 @@ fn hold(response: Response<Body>, held: (TaskTrackerToken, Option<OwnedSemaphore
     })
 }
 
-/// Ends a stream with `UNAVAILABLE` when the server drains, after what it has to say of that.
+/// Ends a stream with `UNAVAILABLE` when the server drains, after one thing more that it has to say, if it has: that the
+/// server does not serve any more.
 fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body> {
     response.map(|body| {
-        let frames = futures::stream::unfold(Some(BodyStream::new(body)), move |frames| {
+        let frames = futures::stream::unfold(Some((BodyStream::new(body), false)), move |state| {
             let draining = draining.clone();
             async move {
-                let mut frames = frames?;
-                tokio::select! {
-                    biased;
-                    frame = frames.next() => Some((frame?, Some(frames))),
-                    () = draining.cancelled() => {
-                        let ended = status::stopping().into_http::<()>().into_parts().0.headers;
-                        Some((Ok(Frame::trailers(ended)), None))
+                let (mut frames, is_last_said) = state?;
+                let is_draining = draining.is_cancelled();
+                let frame = if is_draining {
+                    frames.next().now_or_never().filter(|_| !is_last_said)
+                } else {
+                    tokio::select! {
+                        biased;
+                        frame = frames.next() => Some(frame),
+                        () = draining.cancelled() => None,
+                    }
+                };
+                match frame {
+                    Some(frame) => Some((frame?, Some((frames, is_draining)))),
+                    None => {
+                        let mut trailers = HeaderMap::new();
+                        // Its message and details are written in a form that headers take.
+                        let _ = status::stopping().add_header(&mut trailers);
+                        Some((Ok(Frame::trailers(trailers)), None))
                     }
                 }
             }
@@ -296,12 +309,14 @@ fn mended(status: &Status) -> Option<Status> {
 }
 
 /// Says in a refusal for lateness what the caller had allowed: a timeout in the wrong unit explains itself.
-fn name_timeout(response: Response<Body>, allowed: Duration, header: &str) -> Response<Body> {
+fn name_timeout(response: Response<Body>, allowed: Duration, header: &str, most: Duration) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(late) if late.code() == Code::DeadlineExceeded => {
-            let allowed = humantime::format_duration(allowed);
-            status::with_more(&late, &format!("the caller had allowed {allowed} ({GRPC_TIMEOUT}: {header})"))
-                .into_http()
+            let mut more = format!("the caller allowed {} ({GRPC_TIMEOUT}: {header})", format_duration(allowed));
+            if allowed > most {
+                more.push_str(&format!(", of which the server allows {}", format_duration(most)));
+            }
+            status::with_more(&late, &more).into_http()
         }
         _ => response,
     }

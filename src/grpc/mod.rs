@@ -149,8 +149,9 @@ pub async fn run(
             for service in SERVICES {
                 health.set_service_status(service, ServingStatus::NotServing).await;
             }
-            // Streams end here; unary calls in work are answered.
+            // Streams that only listen end here; unary calls in work are answered. Runs end meanwhile.
             draining.cancel();
+            app.stop_runs().await;
         }
     });
 
@@ -186,12 +187,12 @@ pub async fn run(
             Ok(())
         }
     };
-    lifecycle.abort();
     let deadline = if draining.is_cancelled() { stop.await.ok() } else { None };
     let deadline = deadline.unwrap_or_else(|| Instant::now() + drain_timeout);
     if !app.close(deadline).await {
-        tracing::info!("a network was still at work at the end of the drain; it is cut");
+        tracing::info!("work was still in hand at the end of the drain; it is cut");
     }
+    lifecycle.abort();
     // It ends with the closing; were it to panic, nothing would depend on it.
     drop(tokio::time::timeout_at(deadline.into(), forgetting).await);
     // The last owner waits for the store's last write and for the graph that is being built.

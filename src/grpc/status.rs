@@ -348,10 +348,14 @@ pub(super) fn deadline_exceeded(during: &'static str) -> Status {
     app_row(&AppError::DeadlineExceeded { during }).into_status()
 }
 
+/// Of a header that is no timeout, as much is quoted.
+const MAX_HEADER_CHARS: usize = 32;
+
 /// A timeout that is none in the protocol's form.
 pub(super) fn timeout_malformed(header: &str) -> Status {
+    let header: String = header.chars().take(MAX_HEADER_CHARS).collect();
     let detail = format!(
-        "{header:?} is no timeout; it has one to eight digits and then H, M, S, m, u or n, as 500m is half a second"
+        "{header:?} is no timeout: it has one to eight digits and then H, M, S, m, u or n; 500m is half a second"
     );
     Row::new(Code::InvalidArgument, Reason::FieldInvalid, &format!("grpc-timeout: {detail}"))
         .field("grpc-timeout", detail)

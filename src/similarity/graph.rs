@@ -37,7 +37,7 @@ impl Distance<f32> for Cosine {
 /// A graph over vectors, by their position.
 pub(super) struct Graph {
     hnsw: Hnsw<'static, f32, Cosine>,
-    /// Positions that the graph does not lead to.
+    /// Positions that the graph does not lead to, in order.
     stragglers: Vec<usize>,
 }
 
@@ -70,6 +70,10 @@ impl Graph {
     /// Positions that the graph does not lead to, which a search compares beside what it found.
     pub(super) fn stragglers(&self) -> &[usize] {
         &self.stragglers
+    }
+
+    pub(super) fn is_straggler(&self, idx: usize) -> bool {
+        self.stragglers.binary_search(&idx).is_ok()
     }
 
     fn neighbours(&self, vector: &[f32], k: usize, ef: usize) -> Vec<usize> {

@@ -1,6 +1,9 @@
 //! Whatever came before, a search gives what comparing every face gives.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, seq::IteratorRandom};
@@ -71,7 +74,10 @@ impl Gallery {
     fn search(&self, vector: &[f32], k: usize, exact: bool) -> Vec<(String, f32)> {
         let target = Target::Vector(Embedding::new("vector", vector.to_vec(), DIMENSIONS).unwrap());
         let found = self.index.search(&self.collection, &Query { target, k, min_score: None, exact }).unwrap();
-        found.matches.into_iter().map(|(record, score)| (record.id, score.value())).collect()
+        let found: Vec<_> = found.matches.into_iter().map(|(record, score)| (record.id, score.value())).collect();
+        let ids: BTreeSet<_> = found.iter().map(|(id, _)| id).collect();
+        assert_eq!(ids.len(), found.len(), "a face is among the matches twice: {found:?}");
+        found
     }
 
     /// The share of the `k` nearest that a search gives; of equal ones any will do.
@@ -113,6 +119,9 @@ fn the_nearest_living_face_is_found_when_nearer_ones_were_deleted() {
         for k in [1, 2, 3] {
             let (found, exact) = (gallery.search(&person, k, false), gallery.search(&person, k, true));
             assert_eq!(found, exact, "{n_copies} copies, {n_deleted} deleted, k = {k}");
+        }
+        for k in [1, 10, 100] {
+            assert!(gallery.recall(&copied, k) >= 0.99, "{n_copies} copies, {n_deleted} deleted, k = {k}");
         }
     }
 }

@@ -174,7 +174,9 @@ impl Segment {
         let mut ef = ef.max(2 * wanted);
         while ef * SCAN_ONE_IN < self.len() {
             let Some(nearest) = graph.nearest(query, ef) else { break };
-            let living = nearest.into_iter().filter(|idx| self.is_alive(*idx)).take(best.k).collect::<Vec<_>>();
+            // A straggler is compared beside, whether the graph led to it this time or not.
+            let counts = |idx: &usize| self.is_alive(*idx) && !graph.is_straggler(*idx);
+            let living: Vec<usize> = nearest.into_iter().filter(counts).take(best.k).collect();
             if living.len() >= n_expected {
                 for idx in living.iter().chain(graph.stragglers()).copied().filter(|idx| self.is_alive(*idx)) {
                     best.show(Score::of(query, self.vector(idx)).value(), &self.ids[idx]);

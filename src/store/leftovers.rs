@@ -95,7 +95,7 @@ impl Leftovers {
                 _ => {}
             }
             fs::rename(path, &aside).map_err(|e| io_error(path, e))?;
-            tracing::warn!(file = %path.display(), "is unfinished and not needed; set aside");
+            tracing::warn!(file = %path.display(), "the store is whole without it; set aside");
         }
         Ok(())
     }

@@ -234,7 +234,7 @@ fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
 }
 
 /// Opens the engine, if need be without what its interrupted housekeeping left: that a store is damaged is said only
-/// where something is missing. What is set aside is tried on a copy before, for opening changes the log.
+/// where something is missing. What would be set aside is left out of a copy first, for opening changes the log.
 fn open_past_leftovers(
     dir: &Path,
     settings: &SledSettings,
@@ -242,35 +242,46 @@ fn open_past_leftovers(
 ) -> Result<(SledStore, Tally), StoreError> {
     let engine_dir = dir.join(ENGINE_DIR);
     remove_old_trials(dir)?;
-    let unfinished = Leftovers::unfinished(&engine_dir)?;
     let mut damage = None;
-    let mut trials = vec![Leftovers::all_but_the_log(&engine_dir)?];
-    if unfinished.is_empty() {
+    if Leftovers::unfinished(&engine_dir)?.is_empty() {
         match SledStore::whole_engine(&engine_dir, settings, acknowledged) {
             Err(error @ StoreError::Corrupt { .. }) => damage = Some(error),
             opened => return opened,
         }
-    } else {
-        trials.insert(0, unfinished);
     }
-    for leftovers in trials.into_iter().filter(|leftovers| !leftovers.is_empty()) {
-        let copy = tempfile::Builder::new().prefix(TRIAL_PREFIX).tempdir_in(dir);
-        let copy = copy.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
-        leftovers.copy_without(&engine_dir, copy.path())?;
-        match SledStore::whole_engine(copy.path(), settings, acknowledged) {
-            Ok(tried) => {
-                drop(tried);
+    for leftovers_of in [Leftovers::unfinished, Leftovers::all_but_the_log] {
+        // Looked for anew each time: an opening that failed may have written a snapshot in another's place.
+        let leftovers = leftovers_of(&engine_dir)?;
+        if leftovers.is_empty() {
+            continue;
+        }
+        match opens_without(&leftovers, dir, settings, acknowledged) {
+            Ok(()) => {
                 leftovers.set_aside()?;
                 return SledStore::whole_engine(&engine_dir, settings, acknowledged);
             }
             Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
-            Err(error) => return Err(error),
+            // That a copy cannot be made, on a full disk say, says nothing of the store.
+            Err(error) => return Err(damage.unwrap_or(error)),
         }
     }
     match damage {
         Some(damage) => Err(damage),
         None => SledStore::whole_engine(&engine_dir, settings, acknowledged),
     }
+}
+
+/// Opens a copy of the engine's folder without what is left over, and removes it.
+fn opens_without(
+    leftovers: &Leftovers,
+    dir: &Path,
+    settings: &SledSettings,
+    acknowledged: u64,
+) -> Result<(), StoreError> {
+    let copy = tempfile::Builder::new().prefix(TRIAL_PREFIX).tempdir_in(dir);
+    let copy = copy.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    leftovers.copy_without(&dir.join(ENGINE_DIR), copy.path())?;
+    SledStore::whole_engine(copy.path(), settings, acknowledged).map(drop)
 }
 
 /// Removes the copies of trials that a kill cut off.

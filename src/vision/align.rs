@@ -241,6 +241,14 @@ mod tests {
     }
 
     #[test]
+    fn a_chip_shows_so_many_pixels_of_the_photo() {
+        let settings = ChipSettings { side_px: 50, padding: 0.25, template: TEMPLATE };
+        // With its room the face takes three halves of its hundred pixels.
+        assert!((pixels_shown(&placed(100.0, 0.7, 3.0, 9.0), &settings) - 3.0).abs() < 1e-6);
+        assert!(pixels_shown(&placed(20.0, 0.0, 0.0, 0.0), &settings) < 1.0);
+    }
+
+    #[test]
     fn a_turned_face_is_set_upright() {
         let settings = ChipSettings { side_px: 41, padding: 0.0, template: TEMPLATE };
         // A quarter turn about the upper left corner of the face at (100, 60): its x runs down the photo.

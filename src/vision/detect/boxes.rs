@@ -230,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn a_face_in_a_part_that_is_turned_is_where_it_was() {
+        let point = |x, y| Point { x, y };
+        let landmarks = [point(12.0, 20.0), point(18.0, 20.0), point(15.0, 24.0), point(13.0, 28.0), point(17.0, 28.0)];
+        let face = DetectedFace { bounds: square(10.0, 15.0, 12.0), score: 0.9, landmarks, alignment: landmarks };
+        let turned = face.turned(100, 50);
+        assert_eq!(turned.bounds, BoundingBox { left: 77.0, top: 22.0, right: 89.0, bottom: 34.0 });
+        assert_eq!(turned.landmarks[0], point(87.0, 29.0));
+        assert_eq!(turned.turned(100, 50), face);
+        assert_eq!(face.shifted(5.0, -3.0).bounds, square(15.0, 12.0, 12.0));
+        assert_eq!(face.shifted(5.0, -3.0).shifted(-5.0, 3.0), face);
+    }
+
+    #[test]
     fn a_square_keeps_the_centre() {
         let tall = BoundingBox { left: 10.0, top: 0.0, right: 20.0, bottom: 30.0 };
         assert_eq!(tall.squared(), BoundingBox { left: 0.0, top: 0.0, right: 30.0, bottom: 30.0 });

@@ -27,10 +27,12 @@ use crate::{
 const FRAMES: [(&str, u16, u16); 3] = [("1mp", 1152, 864), ("12mp", 4032, 3024), ("48mp", 8000, 6000)];
 /// Sides of faces in pixels.
 const SIDES_PX: [u32; 9] = [400, 280, 200, 140, 100, 70, 50, 35, 25];
-/// The smallest face that the detector looks for, and the longest side that it looks at, in pixels.
+/// The smallest face that the version answers about, the smallest that the detector looks for, and the longest side that it
+/// looks at, in pixels.
+const LEAST_ANSWERED_PX: f64 = 32.0;
 const LEAST_PX: f64 = 20.0;
 const LOOKED_PX: f64 = 1024.0;
-/// A little above the least, where it finds most.
+/// A little above the least, where most are found.
 const ROOM: f64 = 1.3;
 const N_PHOTOS: usize = 12;
 /// In a frame an age this far off is another answer.
@@ -39,7 +41,7 @@ const OTHER_ANSWER_YEARS: f64 = 5.0;
 /// A face alone, and the same in a frame.
 struct Pair {
     frame: &'static str,
-    /// Whether the detector can see it in the frame.
+    /// Whether it is large enough to be found in the frame and to be answered.
     is_visible: bool,
     alone: PathBuf,
     framed: PathBuf,
@@ -98,7 +100,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         rows.push(
             Row::new(SUITE, format!("large.{frame}.answered"), years.len() as f64 / n_visible.max(1) as f64, "")
                 .bar(Bar::AtLeast(0.9))
-                .note(format!("of {n_visible} faces that the detector can see and that are answered alone{left_out}")),
+                .note(format!("of {n_visible} faces large enough to be found, and answered alone{left_out}")),
         );
         rows.push(
             Row::new(SUITE, format!("large.{frame}.age_apart"), median(&mut years), "years")
@@ -121,7 +123,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
                 Row::new(SUITE, format!("large.{frame}.too_small.otherwise"), n_other as f64, "")
                     .bar(Bar::AtMost(0.0))
                     .note(format!(
-                        "of {} faces too small to be looked for, {n_answered} are answered; those over \
+                        "of {} faces too small to be looked for, {n_answered} are answered; this many over \
                          {OTHER_ANSWER_YEARS} years from the same face alone",
                         small.len()
                     )),
@@ -153,7 +155,7 @@ fn pairs(faces: &[(f64, PathBuf)], folder: &Path) -> anyhow::Result<Vec<Pair>> {
                 if width > wide || height > high {
                     continue;
                 }
-                let least = LEAST_PX * (f64::from(wide) / LOOKED_PX).max(1.0);
+                let least = (LEAST_PX * f64::from(wide) / LOOKED_PX).max(LEAST_ANSWERED_PX);
                 // What lies between may be found or not.
                 let is_visible = f64::from(side) >= ROOM * least;
                 if !is_visible && f64::from(side) > least / ROOM {
