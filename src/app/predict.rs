@@ -98,7 +98,7 @@ pub(super) fn found_face(face: &FaceRead) -> FaceReading {
         }),
         landmarks: face.face.landmarks.map(point).to_vec(),
         quality: face.quality.clone(),
-        turned: face.turned,
+        upside_down: face.upside_down,
         abstained: !face.reasons.is_empty(),
         abstention_reasons: face.reasons.iter().map(|&reason| reason.into()).collect(),
         ..FaceReading::default()

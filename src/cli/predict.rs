@@ -125,8 +125,8 @@ fn text(photo: &str, answer: &v1::PredictResponse) -> String {
             text.push_str(&format!("\n    no answer: {}", reasons_of(face)));
         }
         let indent = if answer.faces.len() > 1 { "    " } else { "  " };
-        if face.turned {
-            text.push_str(&format!("\n{indent}upside down; it was turned"));
+        if face.upside_down {
+            text.push_str(&format!("\n{indent}upside down in the photo, and read rotated"));
         }
         text.push_str(&predictions(indent, &face.predictions));
         if let Some(embedding) = &face.embedding {
@@ -145,7 +145,7 @@ pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> St
 pub(super) fn notes(notes: impl Iterator<Item = v1::PhotoNote>) -> Option<String> {
     let told = |note| match note {
         v1::PhotoNote::EndMissing => "it lacks its end, and no pixel",
-        v1::PhotoNote::PromisedMissing => "its header promises what is not there",
+        v1::PhotoNote::ChunkMissing => "its header promises what is not there",
         v1::PhotoNote::ColoursUnsure => "its colours could not be followed and may be off",
         v1::PhotoNote::Unspecified => "in a way that this program does not know",
     };

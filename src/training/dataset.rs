@@ -388,14 +388,9 @@ fn check_columns(request: &DataRequest<'_>) -> Result<(), TrainingError> {
     Ok(())
 }
 
-/// How far from zero a regression's label may be. One that is far beyond all others decides the loss alone: a single
-/// mistyped one once made a champion of a network that had learnt nothing else.
-fn largest_label(unit: &str) -> f32 {
-    match unit {
-        "years" => 150.0,
-        _ => 1e9,
-    }
-}
+/// How far from zero a regression's label may be. One far beyond all others decides the loss alone: a single mistyped one
+/// once made a champion of a network that had learnt nothing else. No age, sum or measure of a person is larger.
+const LARGEST_LABEL: f32 = 1e9;
 
 /// Labels as numbers. A classification without a list takes any label, for now as 0.
 fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)> {
@@ -407,11 +402,10 @@ fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)
                 let detail = format!("{}: {} bytes are no label", head.column, text.len());
                 return Err((Reason::BadLabel, detail));
             }
-            Target::Regression { unit } => match text.parse::<f32>() {
-                Ok(value) if value.abs() <= largest_label(unit) => value,
+            Target::Regression { .. } => match text.parse::<f32>() {
+                Ok(value) if value.abs() <= LARGEST_LABEL => value,
                 Ok(value) if value.is_finite() => {
-                    let largest = largest_label(unit);
-                    let detail = format!("{}: {text:?} is out of range, at most {largest} {unit}", head.column);
+                    let detail = format!("{}: {text:?} is out of range, at most {LARGEST_LABEL}", head.column);
                     return Err((Reason::BadLabel, detail));
                 }
                 _ => return Err((Reason::BadLabel, format!("{}: {text:?} is no finite number", head.column))),

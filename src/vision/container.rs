@@ -1,9 +1,9 @@
-//! A file's outer structure, read without decoding or allocating anything.
+//! A file's outer structure, read without decoding anything.
 //!
 //! The decoders are lenient: a JPEG cut in half comes out with a grey lower half, and a WebP chunk may claim more bytes
 //! than the file has, for which memory is then taken. Here a file is refused unless it is whole: every segment or chunk
 //! lies within the bytes, and the format's end mark is there. Where only the container lies and no pixel is missing, the
-//! bytes are mended, and a note says so.
+//! bytes are copied and mended, and a note says so.
 
 use std::borrow::Cow;
 
@@ -206,12 +206,13 @@ fn without_false_claims(riff: &[u8]) -> Whole<'_> {
     }
     let mut mended = riff.to_vec();
     mended[WEBP_FLAGS_AT] = flags & !false_flags;
-    Whole::mended(mended, PhotoNote::PromisedMissing)
+    Whole::mended(mended, PhotoNote::ChunkMissing)
 }
 
-/// The top chunks of a WebP by name, as far as they lie within the bytes.
+/// The top chunks of a WebP by name, as far as they lie within the file that its header tells of.
 pub(super) fn chunks_of_webp(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
-    let mut rest = bytes.get(12..).unwrap_or_default();
+    let end = u32_le(bytes, 4).map_or(0, |claimed| claimed as usize).saturating_add(8).min(bytes.len());
+    let mut rest = bytes.get(12..end).unwrap_or_default();
     std::iter::from_fn(move || {
         let (name, after) = rest.split_first_chunk::<4>()?;
         let (length, after) = after.split_first_chunk::<4>()?;
@@ -222,7 +223,7 @@ pub(super) fn chunks_of_webp(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[
     })
 }
 
-/// The chunks of a PNG by name, as far as they lie within the bytes.
+/// The chunks of a PNG by name up to its end, as far as they lie within the bytes.
 pub(super) fn chunks_of_png(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = bytes.get(PNG_SIGNATURE.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -231,7 +232,7 @@ pub(super) fn chunks_of_png(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u
         let length = u32::from_be_bytes(*length) as usize;
         let body = after.get(..length)?;
         // Its checksum takes four bytes.
-        rest = after.get(length..)?.get(4..).unwrap_or_default();
+        rest = after.get(length..)?.get(4..).filter(|_| name != b"IEND").unwrap_or_default();
         Some((name, body))
     })
 }

@@ -16,7 +16,8 @@ use super::{
     colour::{inks_to_srgb, to_srgb},
     container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
     foreign::what_is,
-    jpeg, orientation, png_colour,
+    jpeg, orientation,
+    png_colour::{self, Declared},
 };
 
 /// What decoding one image may cost. Checked against the file's header before memory is taken for its pixels.
@@ -58,7 +59,8 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<Dec
 
 fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
     let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
-    let orientation = orientation::of(format, bytes);
+    // Looked for once the size is known to be allowed.
+    let orientation = || orientation::of(format, bytes);
     let (image, note) = match format {
         Format::Jpeg => {
             if let Some(why) = unread_coding(bytes) {
@@ -72,7 +74,7 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
                 Err(missing) => with_end(bytes, missing, limits)?,
             };
             let decoder = JpegDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
-            (read_jpeg(decoder, &whole.bytes, orientation, limits, wanted)?, whole.note)
+            (read_jpeg(decoder, &whole.bytes, orientation(), limits, wanted)?, whole.note)
         }
         Format::Png => {
             let headless = || match chunks_of_png(bytes).next() {
@@ -88,12 +90,12 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
             let whole = whole()?;
             let decoder =
                 PngDecoder::with_limits(Cursor::new(&*whole.bytes), caps).map_err(|e| unreadable(format, e))?;
-            (read(format, decoder, png_colour::told(bytes), orientation, limits)?, whole.note)
+            (read(format, decoder, png_colour::declared_profile(bytes), orientation(), limits)?, whole.note)
         }
         Format::WebP => {
             let whole = whole()?;
             let decoder = WebPDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
-            (read(format, decoder, Ok(None), orientation, limits)?, whole.note)
+            (read(format, decoder, Declared::Embedded { is_there: false }, orientation(), limits)?, whole.note)
         }
     };
     Ok(image.with_note(note))
@@ -108,7 +110,7 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     let full = (layout.width_px(), layout.height_px());
     let divisor = layout.divisor_of_all_bits();
     check_alloc(&layout, divisor, full, limits)?;
-    let all = layout.has_every_bit().and_then(|()| layout.decode(divisor).map(drop));
+    let all = layout.check_every_bit().and_then(|()| layout.decode(divisor).map(drop));
     all.map_err(|why| refused(&format!("its pixels are not all there: {why}")))?;
     let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
@@ -137,13 +139,15 @@ fn read_jpeg(
     let full = decoder.dimensions();
     let divisor = wanted.divisor(full.0, full.1);
     let Ok(layout) = jpeg::Layout::read(bytes) else {
-        return read(Format::Jpeg, decoder, Ok(None), orientation, limits);
+        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
     };
     if divisor == 1 && !layout.is_for_here() {
-        return read(Format::Jpeg, decoder, Ok(None), orientation, limits);
+        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
     }
     check_alloc(&layout, divisor, full, limits)?;
-    let Ok(samples) = layout.decode(divisor) else { return read(Format::Jpeg, decoder, Ok(None), orientation, limits) };
+    let Ok(samples) = layout.decode(divisor) else {
+        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
+    };
     let profile = profile(&mut decoder, layout.claims_profile);
     let claimed = profile.as_ref().map(Option::as_deref).map_err(String::clone);
     let (rgb, colour) = match samples.channels {
@@ -169,16 +173,17 @@ fn read_jpeg(
 fn read(
     format: Format,
     mut decoder: impl ImageDecoder,
-    told: Result<Option<Vec<u8>>, String>,
+    declared: Declared,
     orientation: Orientation,
     limits: &DecodeLimits,
 ) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     check_size(full, decoder.color_type().bytes_per_pixel(), limits)?;
     let is_grey = !decoder.color_type().has_color();
-    let profile = match told {
-        Ok(None) => profile(&mut decoder, false),
-        told => told,
+    let profile = match declared {
+        Declared::Embedded { is_there } => profile(&mut decoder, is_there),
+        Declared::Profile(profile) => Ok(Some(profile)),
+        Declared::Unclear(why) => Err(why),
     };
     let mut caps = Limits::default();
     caps.max_alloc = Some(limits.max_alloc_bytes);

@@ -86,24 +86,18 @@ impl DecodedImage {
         &self.rgb
     }
 
-    /// The part at `left` and `top` with these sides, as far as it lies within; a picture of its own, without what is
-    /// known of the file.
-    #[must_use]
-    pub fn part(&self, left: u32, top: u32, width_px: u32, height_px: u32) -> Self {
-        let (left, top) = (left.min(self.width_px - 1), top.min(self.height_px - 1));
-        let width_px = width_px.clamp(1, self.width_px - left);
-        let height_px = height_px.clamp(1, self.height_px - top);
-        let rows = self.rgb.chunks_exact(self.width_px as usize * 3).skip(top as usize).take(height_px as usize);
-        let columns = left as usize * 3..(left + width_px) as usize * 3;
-        let rgb = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
-        Self::of(width_px, height_px, rgb)
+    /// Its bytes, as [`Self::rgb`] has them.
+    pub(super) fn into_rgb(self) -> Vec<u8> {
+        self.rgb
     }
 
-    /// Turned by half.
+    /// Rotated by 180 degrees.
     #[must_use]
-    pub fn turned(&self) -> Self {
-        let rgb = self.rgb.rchunks_exact(3).flatten().copied().collect();
-        Self::of(self.width_px, self.height_px, rgb)
+    pub fn rotated_180(mut self) -> Self {
+        // Backwards, then each pixel's channels the right way round again.
+        self.rgb.reverse();
+        self.rgb.chunks_exact_mut(3).for_each(<[u8]>::reverse);
+        self
     }
 }
 
@@ -112,15 +106,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_and_turns_are_where_they_were() {
+    fn a_rotated_picture_begins_at_its_end() {
         let photo = DecodedImage::from_rgb(3, 2, (0..18).collect()).unwrap();
-        let part = photo.part(1, 1, 9, 9);
-        assert_eq!((part.width_px(), part.height_px()), (2, 1));
-        assert_eq!(part.rgb(), [12, 13, 14, 15, 16, 17]);
-        assert_eq!(photo.part(9, 9, 0, 0).rgb(), [15, 16, 17]);
-        let turned = photo.turned();
-        assert_eq!((turned.width_px(), turned.height_px()), (3, 2));
-        assert_eq!(turned.rgb()[..6], [15, 16, 17, 12, 13, 14]);
-        assert_eq!(turned.turned(), photo);
+        let rotated = photo.clone().rotated_180();
+        assert_eq!((rotated.width_px(), rotated.height_px()), (3, 2));
+        assert_eq!(rotated.rgb()[..6], [15, 16, 17, 12, 13, 14]);
+        assert_eq!(rotated.rotated_180(), photo);
     }
 }

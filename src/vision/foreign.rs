@@ -1,4 +1,4 @@
-//! What bytes are that are no picture for here, for whoever sent them.
+//! Says what a file is when it is not a supported image.
 
 /// Bytes of a text that are looked at.
 const TEXT_BYTES: usize = 256;
@@ -20,6 +20,7 @@ pub(super) fn what_is(bytes: &[u8]) -> String {
                     "it is {page}, perhaps the page of an error or of a login, and not the picture that was asked for"
                 )
             }
+            picture if picture.starts_with("image/") => format!("it is {picture}; convert it to JPEG, PNG or WebP"),
             other => format!("it is {other}"),
         };
     }

@@ -31,7 +31,7 @@ pub use align::{ChipSettings, FaceChip, cut_chip, pixels_shown};
 pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
 pub use decoded::DecodedImage;
-pub use detect::{BoundingBox, CascadeSettings, DetectedFace, Point, Pyramid};
+pub use detect::{BoundingBox, CascadeSettings, DetectedFace, DetectionView, FaceCrop, Point, Pyramid};
 pub use error::ImageError;
 pub use landmarks::{ShapeParts, ShapePredictor};
 pub use note::PhotoNote;

@@ -5,8 +5,8 @@
 pub enum PhotoNote {
     /// The file ends without its end mark, or something else stands before it; every pixel is there.
     EndMissing,
-    /// The file's header promises something that is not there: metadata, a profile, an animation.
-    PromisedMissing,
+    /// The file's header promises a chunk that is not there: metadata, a profile, an animation.
+    ChunkMissing,
     /// What the file says of its colours could not be followed, so they may be off.
     ColoursUnsure,
 }

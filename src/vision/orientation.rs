@@ -25,8 +25,10 @@ const XMP_PROPERTY: &[u8] = b"tiff:Orientation";
 const RAW_EXIF: [&[u8]; 2] = [b"Raw profile type exif", b"Raw profile type APP1"];
 const RAW_XMP: &[u8] = b"Raw profile type xmp";
 
-/// Bytes of a compressed text that are looked at. The property stands near the beginning.
+/// Bytes that are unpacked of one compressed text, where the property stands near the beginning, and texts that are looked
+/// at: a thousand bytes may hold a million, and a file many thousands of texts.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
+const MAX_TEXTS: usize = 16;
 
 /// What the file says, or that it is upright.
 pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
@@ -45,11 +47,13 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
             }
         }
         Format::Png => {
+            let mut n_texts = 0;
             for (name, body) in chunks_of_png(bytes) {
                 match name {
                     b"eXIf" => look(true, body),
-                    b"tEXt" | b"zTXt" | b"iTXt" => {
+                    b"tEXt" | b"zTXt" | b"iTXt" if n_texts < MAX_TEXTS => {
                         if let Some((is_exif, block)) = block_of_text(name, body) {
+                            n_texts += 1;
                             look(is_exif && !block.starts_with(XMP_SEGMENT), &block);
                         }
                     }

@@ -16,18 +16,37 @@ const GAMMA_TOLERANCE: f32 = 0.05;
 /// Gammas that a file can mean: the reciprocals of 0.1 to 10.
 const GAMMAS: std::ops::RangeInclusive<f32> = 10_000.0..=1_000_000.0;
 
-/// What is wrong with the chunks, or the ICC profile that they amount to: nothing when they say sRGB or leave the word
-/// to an embedded profile.
-pub(super) fn told(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
-    let find = |wanted: &[u8; 4]| chunks_of_png(bytes).find(|(name, _)| *name == wanted).map(|(_, body)| body);
-    let profile = if let Some(code) = find(b"cICP") {
-        Some(of_code_points(code)?)
-    } else if find(b"iCCP").or_else(|| find(b"sRGB")).is_some() {
-        None
+/// How a file says what its colours mean.
+pub(super) enum Declared {
+    /// By a profile within it, or not at all.
+    Embedded {
+        /// Whether it has a profile, which must then be readable.
+        is_there: bool,
+    },
+    /// By chunks that amount to this ICC profile.
+    Profile(Vec<u8>),
+    /// By chunks that cannot be followed, and why.
+    Unclear(String),
+}
+
+/// What a PNG's chunks say, of those before its pixels.
+pub(super) fn declared_profile(bytes: &[u8]) -> Declared {
+    let before_pixels = || chunks_of_png(bytes).take_while(|(name, _)| *name != b"IDAT");
+    let find = |wanted: &[u8; 4]| before_pixels().find(|(name, _)| *name == wanted).map(|(_, body)| body);
+    let has_profile = find(b"iCCP").is_some();
+    let made = if let Some(code) = find(b"cICP") {
+        of_code_points(code).map(Some)
+    } else if has_profile || find(b"sRGB").is_some() {
+        Ok(None)
     } else {
-        find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM")))
+        Ok(find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM"))))
     };
-    profile.map(|profile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"))).transpose()
+    let encode = |profile: ColorProfile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"));
+    match made.and_then(|profile| profile.map(encode).transpose()) {
+        Ok(None) => Declared::Embedded { is_there: has_profile },
+        Ok(Some(profile)) => Declared::Profile(profile),
+        Err(why) => Declared::Unclear(why),
+    }
 }
 
 /// ITU-T H.273's numbers for primaries, curve, matrix and range.
@@ -146,6 +165,8 @@ mod tests {
             assert!(matches!(image.colour(), ColourSource::ProfileIgnored { .. }), "{code:?}: {:?}", image.colour());
             assert_eq!(image.rgb()[..3], [90; 3]);
         }
+        let spoilt = png([90; 3], &[(b"iCCP", b"a profile\0\0nothing packed".to_vec())]);
+        assert!(matches!(read(&spoilt).colour(), ColourSource::ProfileIgnored { .. }));
         // No light at all, and a point on the edge: no primaries.
         let nonsense = read(&png([90; 3], &[gamma(45_455), chromaticities([0; 8])]));
         assert_eq!(nonsense.rgb()[..3], [90; 3]);

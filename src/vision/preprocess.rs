@@ -47,37 +47,40 @@ pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
     let short = width.min(height);
     // Whole pixels, so that a picture of the right size already is only cut, not blurred.
     let (left, top) = ((width - short) / 2, (height - short) / 2);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
-        left.into(),
-        top.into(),
-        short.into(),
-        short.into(),
-    );
-    let mut square = Image::new(side_px, side_px, PixelType::U8x3);
-    #[expect(
-        clippy::expect_used,
-        reason = "a DecodedImage has width * height * 3 bytes, and the square lies inside it"
-    )]
-    {
-        let source = ImageRef::new(width, height, image.rgb(), PixelType::U8x3).expect("the buffer has the right size");
-        Resizer::new().resize(&source, &mut square, &options).expect("equal pixel types, a square inside the picture");
+    if side_px == 0 {
+        return Pixels { side_px, rgb: Vec::new() };
     }
-    Pixels { side_px, rgb: square.into_vec() }
+    let square = image.part((left, top, short, short), (side_px, side_px));
+    Pixels { side_px, rgb: square.into_rgb() }
 }
 
 impl DecodedImage {
     /// The whole picture in another size, by the same filter; sides of zero become one.
     #[must_use]
     pub fn resized(&self, width_px: u32, height_px: u32) -> Self {
-        let (width, height) = (width_px.max(1), height_px.max(1));
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        let mut resized = Image::new(width, height, PixelType::U8x3);
+        self.part((0, 0, self.width_px(), self.height_px()), (width_px, height_px))
+    }
+
+    /// The part at left and top with these sides, as far as it lies within, in the size of `to`, by the same filter; of
+    /// its own size it is only cut. A picture of its own, without what is known of the file. Sides of zero become one.
+    #[must_use]
+    pub fn part(&self, (left, top, width, height): (u32, u32, u32, u32), to: (u32, u32)) -> Self {
+        let (left, top) = (left.min(self.width_px() - 1), top.min(self.height_px() - 1));
+        let (width, height) = (width.clamp(1, self.width_px() - left), height.clamp(1, self.height_px() - top));
+        let (to_width, to_height) = (to.0.max(1), to.1.max(1));
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
+            left.into(),
+            top.into(),
+            width.into(),
+            height.into(),
+        );
+        let mut part = Image::new(to_width, to_height, PixelType::U8x3);
         #[expect(clippy::expect_used, reason = "a DecodedImage has width * height * 3 bytes, and so has the target")]
         {
             let source = ImageRef::new(self.width_px(), self.height_px(), self.rgb(), PixelType::U8x3)
                 .expect("the buffer has the right size");
-            Resizer::new().resize(&source, &mut resized, &options).expect("equal pixel types");
-            Self::from_rgb(width, height, resized.into_vec()).expect("both sides are at least one")
+            Resizer::new().resize(&source, &mut part, &options).expect("equal pixel types, a part inside the picture");
+            Self::from_rgb(to_width, to_height, part.into_vec()).expect("both sides are at least one")
         }
     }
 }

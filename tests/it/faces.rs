@@ -432,7 +432,7 @@ async fn a_face_is_read_from_its_own_pixels_however_large_the_photo() {
 
 /// Of all sizes at which the detector takes the portrait for a face though it is upside down.
 #[tokio::test]
-async fn people_upside_down_are_turned_or_not_answered() {
+async fn people_upside_down_are_read_rotated_or_not_answered() {
     let Some(home) = fresh("") else { return };
     let server = home.serve().await;
     let mut c = server.clients().await;
@@ -441,14 +441,14 @@ async fn people_upside_down_are_turned_or_not_answered() {
     for side in (60..420).step_by(30) {
         let upright = image::imageops::resize(&portrait(), side, side, image::imageops::FilterType::CatmullRom);
         let expected = predict(&mut c, request(png(&upright))).await;
-        assert!(!expected.faces[0].turned, "{side}");
+        assert!(!expected.faces[0].upside_down, "{side}");
         for turn in turns {
             let answer = predict(&mut c, request(png(&turn(&upright)))).await;
             if answer.abstained {
                 continue;
             }
             let face = &answer.faces[0];
-            assert!(face.turned, "{side}: {answer:?}");
+            assert!(face.upside_down, "{side}: {answer:?}");
             n_read += 1;
             assert!((age(&answer) - age(&expected)).abs() < 5.0, "{side}: {} {}", age(&answer), age(&expected));
             assert_eq!(predicted_gender(face), predicted_gender(&expected.faces[0]));
@@ -475,7 +475,7 @@ async fn a_note_says_what_a_photos_file_did_not_keep() {
     let head = [b"VP8X\x0a\0\0\0\x08\0\0\0".as_slice(), &[63, 1, 0, 63, 1, 0]].concat();
     let riff = [b"WEBP".as_slice(), &head, &plain[12..]].concat();
     let lying = [b"RIFF".as_slice(), &(riff.len() as u32).to_le_bytes(), &riff].concat();
-    let (end, promised) = (v1::PhotoNote::EndMissing as i32, v1::PhotoNote::PromisedMissing as i32);
+    let (end, promised) = (v1::PhotoNote::EndMissing as i32, v1::PhotoNote::ChunkMissing as i32);
     let cases = [
         ("a whole JPEG", PORTRAIT.to_vec(), vec![]),
         ("a JPEG without its end", PORTRAIT[..PORTRAIT.len() - 2].to_vec(), vec![end]),

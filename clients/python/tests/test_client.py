@@ -78,7 +78,7 @@ BLURRED = face_pb2.FaceReading(
     box=face_pb2.BoundingBox(right=40, bottom=50),
     abstained=True,
     abstention_reasons=[prediction_pb2.ABSTENTION_REASON_BLURRED, prediction_pb2.ABSTENTION_REASON_TURNED_AWAY],
-    turned=True,
+    upside_down=True,
 )
 # One rate that the sample supports, and one that no pair of it reached.
 SEEN = identity_pb2.FalseMatchRate(rate=0.25, lower=0.125, upper=0.5, supported=True)
@@ -298,7 +298,7 @@ class ClientTest(unittest.TestCase):
             abstained=False,
             abstention_reasons=[],
             embedding=Embedding([0.5, -0.5], "models/d/versions/1#l"),
-            turned=False,
+            upside_down=False,
         )
         second = FaceReading(BoundingBox(0, 0, 40, 50), [], {}, {}, True, ["BLURRED", "TURNED_AWAY"], None, True)
         self.assertEqual(answer.faces, [first, second])

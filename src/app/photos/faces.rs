@@ -9,11 +9,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
-use super::{
-    FaceRead, FacesRead, Photos, Wants,
-    closer::{Close, Closer, Looked},
-    proto_duration,
-};
+use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
 use crate::{
     app::{
         AppError, CallContext,
@@ -26,13 +22,23 @@ use crate::{
     registry::{ModelRef, VersionName},
     serving::{Input, Served, cascade_settings, points},
     similarity::EmbeddingSpace,
-    vision::{ChipSettings, FaceQuality, PhotoNote, Point, cut_chip},
+    vision::{
+        CascadeSettings, ChipSettings, DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote, Point, cut_chip,
+    },
 };
 
 /// A network that is asked about each face, and what its chips look like.
 struct Reader {
     version: String,
     chip: ChipSettings,
+}
+
+/// What faces are looked at again with.
+struct Recheck {
+    detector: String,
+    settings: CascadeSettings,
+    /// What the readers' chips look like.
+    chips: Vec<ChipSettings>,
 }
 
 /// A face, cut out and judged.
@@ -71,10 +77,10 @@ impl Photos {
         let settings = cascade_settings(&detection);
         let bytes = image.clone();
         let work = move |limits: &_| {
-            let (pyramid, looked, notes) = Looked::at(&bytes, limits, &settings)?;
-            Ok((Arc::new(Input::Photo(pyramid)), looked, notes))
+            let (pyramid, view) = DetectionView::new(&bytes, limits, &settings)?;
+            Ok((Arc::new(Input::Photo(pyramid)), view))
         };
-        let (input, looked, notes) = self.pixels.run(call.deadline, work).await?;
+        let (input, view) = self.pixels.run(call.deadline, work).await?;
         let decode = proto_duration(start.elapsed());
 
         let start = Instant::now();
@@ -88,18 +94,19 @@ impl Photos {
             FaceSelection::Single => {}
         }
         let timing = v1::Timing { decode, ..v1::Timing::default() };
+        let notes = view.notes().to_vec();
         if faces.is_empty() {
             let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
             return Ok((FacesRead { n_found, faces: Vec::new() }, notes, timing));
         }
         let _places = self.places(call, faces.len()).await?;
         let chips: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
-        let with = Closer { detector: &detector.to_string(), settings, chips: &chips };
-        let faces = self.look_closer(call, image, looked, faces, &with).await?;
+        let again = Recheck { detector: detector.to_string(), settings, chips: chips.clone() };
+        let crops = self.recheck(call, image, view, faces, again).await?;
         let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
 
         let start = Instant::now();
-        let (cuts, faces) = self.cut(call, faces, chips, landmarks, thresholds).await?;
+        let (cuts, crops) = self.cut(call, crops, chips, landmarks, thresholds).await?;
         let alignment = proto_duration(start.elapsed());
 
         let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
@@ -116,7 +123,7 @@ impl Photos {
                 .and_then(|served| proto_duration(served.queue + served.inference)),
             ..timing
         };
-        let read = faces.into_iter().zip(answered).map(|(face, answered)| answered.into_face(face, space.as_ref()));
+        let read = crops.into_iter().zip(answered).map(|(crop, answered)| answered.into_face(crop, space.as_ref()));
         Ok((FacesRead { n_found, faces: read.collect() }, notes, timing))
     }
 
@@ -153,19 +160,46 @@ impl Photos {
         Ok(space)
     }
 
+    /// Each face with the picture that it is to be cut out of: the view, or a part of the photo that is looked at again.
+    async fn recheck(
+        &self,
+        call: &CallContext,
+        image: Bytes,
+        view: DetectionView,
+        faces: Vec<DetectedFace>,
+        with: Recheck,
+    ) -> Result<Vec<FaceCrop>, AppError> {
+        if view.is_enough(&faces, &with.chips) {
+            return Ok(view.crops(faces, &[], &[], &with.chips));
+        }
+        let detector = with.detector.clone();
+        let work = move |limits: &_| {
+            let parts = view.parts(&image, limits, &faces, &with.chips, &with.settings);
+            Ok((parts, view, faces, with.chips))
+        };
+        let (parts, view, faces, chips) = self.pixels.run(call.deadline, work).await?;
+        let (parts, pyramids): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let looks = pyramids
+            .into_iter()
+            .map(|pyramid| self.serving.run(&detector, Arc::new(Input::Photo(pyramid)), call.deadline));
+        let found: Vec<Served> = stream::iter(looks).buffered(self.n_crowd_places as usize).try_collect().await?;
+        let found: Vec<_> = found.into_iter().map(|served| served.output.faces).collect();
+        Ok(view.crops(faces, &parts, &found, &chips))
+    }
+
     /// Judges the faces, and cuts out those that are fit, once for each reader.
     async fn cut(
         &self,
         call: &CallContext,
-        faces: Vec<Close>,
+        crops: Vec<FaceCrop>,
         chips: Vec<ChipSettings>,
         landmarks: [Point; 5],
         thresholds: QualityThresholds,
-    ) -> Result<(Vec<Cut>, Vec<Close>), AppError> {
+    ) -> Result<(Vec<Cut>, Vec<FaceCrop>), AppError> {
         let work = move |_: &_| {
-            let cut = |close: &Close| {
-                let (picture, face) = (&*close.picture, &close.face);
-                let quality = FaceQuality::of(picture, close.scale, face, &landmarks, &chips[0].template);
+            let cut = |crop: &FaceCrop| {
+                let (picture, face) = (&*crop.picture, &crop.face);
+                let quality = FaceQuality::of(picture, crop.scale, face, &landmarks, &chips[0].template);
                 let reasons = thresholds::judge(&quality.by_name(), &thresholds);
                 let chip = |settings: &ChipSettings| {
                     Arc::new(Input::Square(cut_chip(picture, &face.alignment, settings).pixels))
@@ -173,7 +207,7 @@ impl Photos {
                 let chips = if reasons.is_empty() { chips.iter().map(chip).collect() } else { Vec::new() };
                 Cut { quality, chips, reasons }
             };
-            Ok((faces.iter().map(cut).collect(), faces))
+            Ok((crops.iter().map(cut).collect(), crops))
         };
         Ok(self.pixels.run(call.deadline, work).await?)
     }
@@ -210,7 +244,7 @@ struct Answered {
 }
 
 impl Answered {
-    fn into_face(self, face: Close, space: Option<&EmbeddingSpace>) -> FaceRead {
+    fn into_face(self, crop: FaceCrop, space: Option<&EmbeddingSpace>) -> FaceRead {
         let mut outputs = self.served.into_iter().map(|served| served.output);
         let (output, paired) = (outputs.next(), outputs.next());
         let fit = self.reasons.is_empty();
@@ -219,8 +253,8 @@ impl Answered {
             .filter(|_| fit)
             .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(space.layer())?)));
         FaceRead {
-            face: face.sent,
-            turned: face.turned,
+            face: crop.sent,
+            upside_down: crop.upside_down,
             quality: self.quality,
             output: output.filter(|_| fit),
             embedding,

@@ -4,7 +4,6 @@
 //! one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or expired work never
 //! reaches the device.
 
-mod closer;
 mod faces;
 
 use std::{
@@ -96,8 +95,8 @@ pub struct FacesRead {
 pub struct FaceRead {
     /// Where it is, in pixels of the photo as it was sent.
     pub face: DetectedFace,
-    /// Whether it was upside down and was turned to be read.
-    pub turned: bool,
+    /// Whether it is upside down in the photo and was rotated to be read.
+    pub upside_down: bool,
     /// How fit its picture is, by the signal's name.
     pub quality: BTreeMap<String, f64>,
     /// Why it is not answered; empty when it is.
@@ -237,7 +236,7 @@ impl Photos {
 pub(super) fn notes_to_proto(notes: &[PhotoNote]) -> Vec<i32> {
     let in_wire_form = |note: &PhotoNote| match note {
         PhotoNote::EndMissing => v1::PhotoNote::EndMissing,
-        PhotoNote::PromisedMissing => v1::PhotoNote::PromisedMissing,
+        PhotoNote::ChunkMissing => v1::PhotoNote::ChunkMissing,
         PhotoNote::ColoursUnsure => v1::PhotoNote::ColoursUnsure,
     };
     notes.iter().map(|note| in_wire_form(note).into()).collect()

@@ -126,12 +126,12 @@ impl DetectedFace {
         }
     }
 
-    /// In the same photo turned by half, whose sides are these. The points keep their order, so that of each pair the
-    /// left one in one picture is the right one in the other.
+    /// In the same photo rotated by 180 degrees, whose sides are these. The points keep their order, so that of each pair
+    /// the left one in one picture is the right one in the other.
     #[must_use]
-    pub fn turned(&self, width_px: u32, height_px: u32) -> Self {
+    pub fn rotated_180(&self, width_px: u32, height_px: u32) -> Self {
         let (width, height) = (width_px as f32 - 1.0, height_px as f32 - 1.0);
-        let turned = |points: [Point; 5]| points.map(|p| Point { x: width - p.x, y: height - p.y });
+        let rotated = |points: [Point; 5]| points.map(|p| Point { x: width - p.x, y: height - p.y });
         let BoundingBox { left, top, right, bottom } = self.bounds;
         Self {
             bounds: BoundingBox {
@@ -140,8 +140,8 @@ impl DetectedFace {
                 right: width - left,
                 bottom: height - top,
             },
-            landmarks: turned(self.landmarks),
-            alignment: turned(self.alignment),
+            landmarks: rotated(self.landmarks),
+            alignment: rotated(self.alignment),
             ..*self
         }
     }
@@ -230,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn a_face_in_a_part_that_is_turned_is_where_it_was() {
+    fn a_face_in_a_rotated_part_is_where_it_was() {
         let point = |x, y| Point { x, y };
         let landmarks = [point(12.0, 20.0), point(18.0, 20.0), point(15.0, 24.0), point(13.0, 28.0), point(17.0, 28.0)];
         let face = DetectedFace { bounds: square(10.0, 15.0, 12.0), score: 0.9, landmarks, alignment: landmarks };
-        let turned = face.turned(100, 50);
-        assert_eq!(turned.bounds, BoundingBox { left: 77.0, top: 22.0, right: 89.0, bottom: 34.0 });
-        assert_eq!(turned.landmarks[0], point(87.0, 29.0));
-        assert_eq!(turned.turned(100, 50), face);
+        let rotated = face.rotated_180(100, 50);
+        assert_eq!(rotated.bounds, BoundingBox { left: 77.0, top: 22.0, right: 89.0, bottom: 34.0 });
+        assert_eq!(rotated.landmarks[0], point(87.0, 29.0));
+        assert_eq!(rotated.rotated_180(100, 50), face);
         assert_eq!(face.shifted(5.0, -3.0).bounds, square(15.0, 12.0, 12.0));
         assert_eq!(face.shifted(5.0, -3.0).shifted(-5.0, 3.0), face);
     }

@@ -3,12 +3,15 @@
 //! MTCNN (Zhang, Zhang, Li and Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
 //! Networks", 2016) looks at a photo in many sizes with a small network, and at what that proposes with two larger
 //! ones. The sizes are laid out side by side on one of a few fixed canvases ([`Pyramid`]), so that the first network
-//! runs once a photo and in few shapes; [`Proposals`] go from stage to stage, and [`DetectedFace`]s come out.
+//! runs once a photo and in few shapes; [`Proposals`] go from stage to stage, and [`DetectedFace`]s come out. What the
+//! view of a large photo does not show of them is looked at again ([`DetectionView`]).
 
 mod boxes;
 mod cascade;
 mod pyramid;
+mod recheck;
 
 pub use boxes::{BoundingBox, DetectedFace, Point};
 pub use cascade::{CROP_SIDES_PX, Proposals, StageOutput};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
+pub use recheck::{DetectionView, FaceCrop, FacePart};

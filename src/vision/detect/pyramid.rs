@@ -17,6 +17,13 @@ pub struct CascadeSettings {
     pub max_side_px: u32,
 }
 
+impl CascadeSettings {
+    /// The longest side that is looked at, in pixels: the settings' or that of the largest canvas.
+    pub(super) fn longest_side_px(&self) -> u32 {
+        self.max_side_px.min(MAX_SIDE_PX)
+    }
+}
+
 impl Default for CascadeSettings {
     /// As the networks were published, in photos of up to 1024 pixels.
     fn default() -> Self {
@@ -88,7 +95,7 @@ impl Pyramid {
     /// A photo smaller than a face has no size to look at, and no face.
     #[must_use]
     pub fn new(photo: impl Into<Arc<DecodedImage>>, settings: &CascadeSettings) -> Self {
-        let photo = within(photo.into(), settings.max_side_px.min(MAX_SIDE_PX));
+        let photo = within(photo.into(), settings.longest_side_px());
         let sizes = sizes(photo.width_px(), photo.height_px(), settings);
         // The largest canvas takes all sizes of every photo up to the limit; a test tries them.
         let (canvas, levels) = CANVASES

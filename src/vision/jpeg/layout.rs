@@ -86,9 +86,9 @@ impl<'a> Layout<'a> {
         if self.frame.progressive { 1 } else { 8 }
     }
 
-    /// Whether the scans bring every bit of every coefficient. Of a progressive picture that is cut between two scans,
+    /// Checks that the scans bring every bit of every coefficient. Of a progressive picture that is cut between two scans,
     /// nothing else tells.
-    pub(in super::super) fn has_every_bit(&self) -> Result<(), Setback> {
+    pub(in super::super) fn check_every_bit(&self) -> Result<(), Setback> {
         if !self.frame.progressive {
             return Ok(());
         }

@@ -125,8 +125,8 @@ class FaceReading:
     abstention_reasons: Sequence[str]
     # None where it was not asked for, and when abstained.
     embedding: Embedding | None
-    # Whether it was upside down in the photo and was turned to be read.
-    turned: bool
+    # Whether it is upside down in the photo. It is rotated to be read.
+    upside_down: bool
 
     @staticmethod
     def from_proto(m: face_pb2.FaceReading) -> FaceReading:
@@ -138,7 +138,7 @@ class FaceReading:
             abstained=m.abstained,
             abstention_reasons=reasons_from_proto(m.abstention_reasons),
             embedding=Embedding(list(m.embedding.values), m.embedding.space) if m.HasField("embedding") else None,
-            turned=m.turned,
+            upside_down=m.upside_down,
         )
 
 

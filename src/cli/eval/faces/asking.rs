@@ -5,8 +5,13 @@ use std::path::PathBuf;
 use anyhow::bail;
 use futures::StreamExt;
 
+use super::SUITE;
 use crate::{
-    cli::{connection::Clients, output},
+    cli::{
+        connection::Clients,
+        evidence::{Bar, Row},
+        output,
+    },
     proto::{
         rpc,
         v1::{self, prediction::Result as Answer, stream_predict_response::Result as Item},
@@ -48,6 +53,14 @@ pub(in crate::cli::eval) async fn ask(
         bail!("the stream of answers ended after {} of {n_photos}", answers.len());
     }
     Ok(answers)
+}
+
+/// How many photos were refused instead of answered; none may be.
+pub(super) fn failed<'a>(part: &str, answers: impl IntoIterator<Item = &'a Asked>) -> Row {
+    let messages: Vec<&str> =
+        answers.into_iter().filter_map(|answer| Some(answer.as_ref().err()?.message.as_str())).collect();
+    let row = Row::new(SUITE, format!("{part}.refused"), messages.len() as f64, "").bar(Bar::AtMost(0.0));
+    row.note(messages.first().copied().unwrap_or_default())
 }
 
 /// Thresholds that leave no face out.

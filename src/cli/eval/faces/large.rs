@@ -1,4 +1,4 @@
-//! Faces in photos of many megapixels: what is said of a face must not hang on how much wall is around it.
+//! Faces in photos of many megapixels: what is said of a face must not depend on how much wall is around it.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, regression},
+    asking::{ask, failed, regression},
 };
 use crate::{
     cli::{
@@ -75,11 +75,12 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let alone = ask(&mut setup.server.clients, of(|pair| &pair.alone), request.clone(), "faces alone").await?;
     let framed = ask(&mut setup.server.clients, of(|pair| &pair.framed), request, "faces in frames").await?;
 
-    let mut rows = Vec::new();
+    let mut rows = vec![failed("large", alone.iter().chain(&framed))];
     for (frame, ..) in FRAMES {
         let of_frame: Vec<(&Pair, &v1::PredictResponse, &v1::PredictResponse)> = pairs
             .iter()
             .zip(alone.iter().zip(&framed))
+            // Those that were refused have a row of their own.
             .filter_map(|(pair, (alone, framed))| Some((pair, alone.as_ref().ok()?, framed.as_ref().ok()?)))
             .filter(|(pair, alone, _)| pair.frame == frame && !alone.abstained)
             .collect();
@@ -102,6 +103,9 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
                 .bar(Bar::AtLeast(0.9))
                 .note(format!("of {n_visible} faces large enough to be found, and answered alone{left_out}")),
         );
+        if years.is_empty() {
+            continue;
+        }
         rows.push(
             Row::new(SUITE, format!("large.{frame}.age_apart"), median(&mut years), "years")
                 .bar(Bar::AtMost(1.0))
@@ -140,7 +144,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
 }
 
 fn pairs(faces: &[(f64, PathBuf)], folder: &Path) -> anyhow::Result<Vec<Pair>> {
-    let mut dice = ChaCha8Rng::seed_from_u64(2);
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
     let mut pairs = Vec::new();
     for (n, (face_px, path)) in faces.iter().enumerate() {
         let photo = image::open(path).with_context(|| path.display().to_string())?.into_rgb8();
@@ -162,7 +166,7 @@ fn pairs(faces: &[(f64, PathBuf)], folder: &Path) -> anyhow::Result<Vec<Pair>> {
                     continue;
                 }
                 let mut wall = RgbImage::from_pixel(wide, high, Rgb([128; 3]));
-                let (left, top) = (dice.random_range(0..=wide - width), dice.random_range(0..=high - height));
+                let (left, top) = (rng.random_range(0..=wide - width), rng.random_range(0..=high - height));
                 imageops::replace(&mut wall, &small, left.into(), top.into());
                 let framed = folder.join(format!("{n}-{side}-{frame}.jpg"));
                 write(&wall, &framed)?;

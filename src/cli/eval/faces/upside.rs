@@ -1,4 +1,4 @@
-//! People upside down: noticed and turned, or not answered.
+//! People upside down: noticed and read rotated, or not answered.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use image::{ImageFormat, RgbImage, imageops};
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{Asked, ask, regression},
+    asking::{Asked, ask, failed, regression},
 };
 use crate::{
     cli::{
@@ -38,7 +38,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let mut rows = vec![
         Row::new(SUITE, "upside.upright.answered", count(&upright, |answer| !answer.abstained), "")
             .note(format!("of {} photos", photos.len())),
-        Row::new(SUITE, "upside.upright.turned", count(&upright, was_turned), "").bar(Bar::AtMost(0.0)),
+        Row::new(SUITE, "upside.upright.rotated", count(&upright, was_rotated), "").bar(Bar::AtMost(0.0)),
     ];
     let train = setup.table.train();
     let step = (train.len() / N_UPRIGHT).max(1);
@@ -49,15 +49,17 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         Row::new(SUITE, "upside.train.answered", count(&others, |answer| !answer.abstained), "")
             .note(format!("of {n_others} photos")),
     );
-    rows.push(Row::new(SUITE, "upside.train.turned", count(&others, was_turned), "").bar(Bar::AtMost(0.0)));
+    rows.push(Row::new(SUITE, "upside.train.rotated", count(&others, was_rotated), "").bar(Bar::AtMost(0.0)));
+
+    rows.push(failed("upside.upright", upright.iter().chain(&others)));
 
     let folder = tempfile::tempdir().context("a temporary folder")?;
     for (name, turn) in TURNS {
         let (place, from) = (folder.path().to_owned(), photos.clone());
         let turned = tokio::task::spawn_blocking(move || turned(&from, &place, name, turn)).await??;
         let answers = ask(clients, turned, v1::PredictRequest::default(), "upside down").await?;
-        let as_upright = |answer: &v1::PredictResponse| !answer.abstained && !was_turned(answer);
-        let found_and_read = |answer: &v1::PredictResponse| !answer.abstained && was_turned(answer);
+        let as_upright = |answer: &v1::PredictResponse| !answer.abstained && !was_rotated(answer);
+        let found_and_read = |answer: &v1::PredictResponse| !answer.abstained && was_rotated(answer);
         let n_read = count(&answers, found_and_read);
         let mut apart: Vec<f64> = upright
             .iter()
@@ -70,12 +72,15 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         rows.push(
             Row::new(SUITE, format!("upside.{name}.as_upright"), count(&answers, as_upright), "")
                 .bar(Bar::AtMost(0.0))
-                .note(format!("of {} photos; {n_read} were turned and read", photos.len())),
+                .note(format!("of {} photos; {n_read} were read rotated", photos.len())),
         );
-        rows.push(
-            Row::new(SUITE, format!("upside.{name}.age_apart"), median(&mut apart), "years")
-                .note("median of those that were turned, from the photo as it was"),
-        );
+        if !apart.is_empty() {
+            rows.push(
+                Row::new(SUITE, format!("upside.{name}.age_apart"), median(&mut apart), "years")
+                    .note("median of those that were read rotated, from the photo as it was"),
+            );
+        }
+        rows.push(failed(&format!("upside.{name}"), &answers));
     }
     Ok(Findings { rows, figures: Vec::new() })
 }
@@ -84,8 +89,8 @@ fn count(answers: &[Asked], which: impl Fn(&v1::PredictResponse) -> bool) -> f64
     answers.iter().flatten().filter(|answer| which(answer)).count() as f64
 }
 
-fn was_turned(answer: &v1::PredictResponse) -> bool {
-    answer.faces.first().is_some_and(|face| face.turned)
+fn was_rotated(answer: &v1::PredictResponse) -> bool {
+    answer.faces.first().is_some_and(|face| face.upside_down)
 }
 
 fn turned(

@@ -1,0 +1,374 @@
+//! Looking again: faces are looked for in a small view of a photo, and what was found there may not be enough.
+//!
+//! A face of which a chip shows more than the view has is read again from more of the photo's pixels: the part around it
+//! is decoded at the size that the chip needs, and the detector looks at it anew, so that box and points are as exact as
+//! if the part had been sent alone. And a face that the detector is less sure of than of most is looked at rotated by
+//! 180 degrees, and read so if the detector is surer then: people upside down are found now and then, and what networks
+//! say of them means nothing.
+
+use std::sync::Arc;
+
+use super::{
+    boxes::{BoundingBox, DetectedFace},
+    pyramid::{CascadeSettings, Pyramid},
+};
+use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, Wanted, decode, pixels_shown};
+
+/// Below this score a face is also looked at rotated by 180 degrees. Of upright faces that are answered 5 in 100 fall below
+/// it, of those upside down all but 1 in 300; measured with the published weights.
+const SURE: f32 = 0.9995;
+
+/// Pixels of its picture, along a line, that a pixel of the finest chip should show. At 1 nothing is enlarged, but a reduced
+/// reading still shows: ages lie as much as 0.2 years further from those of the same face alone than at 1.5, and at 2 no
+/// nearer.
+const ENOUGH: f64 = 1.5;
+
+/// The least overlap, intersection over union, of a face with where it was seen before. In a view of an eighth the box of
+/// a small face is good to some pixels only.
+const SAME_FACE: f32 = 0.3;
+
+/// The same, with where it was seen upside down: what was taken for a face may have been half of it and a collar.
+const SAME_UPSIDE_DOWN: f32 = 0.05;
+
+/// The side of the part that is looked at again, in sides of the face's box: room for every chip, however the head is
+/// tilted.
+const PART_SIDES: f32 = 4.0;
+
+/// The smallest face that is looked for in such a part, in sides of the expected box.
+const LEAST_FACE: f64 = 0.5;
+
+/// Pixels of a decoded photo up to which it is kept until its faces are cut out; more are decoded again when needed.
+const MAX_KEPT_PIXELS: u64 = 1536 * 1536;
+
+/// A photo as faces were looked for in it.
+pub struct DetectionView {
+    /// As it was looked at.
+    photo: Arc<DecodedImage>,
+    /// As it was decoded, where that is more and not too much to keep.
+    decoded: Option<Arc<DecodedImage>>,
+    /// Sides of the photo as it was sent, in pixels.
+    sent: (f32, f32),
+    notes: Vec<PhotoNote>,
+}
+
+/// A face and the picture that it is to be cut out of.
+pub struct FaceCrop {
+    /// The photo or the part of it around the face; rotated by 180 degrees when the face was upside down.
+    pub picture: Arc<DecodedImage>,
+    /// In pixels of the picture.
+    pub face: DetectedFace,
+    /// In pixels of the photo as it was sent.
+    pub sent: DetectedFace,
+    /// Whether the face is upside down in the photo.
+    pub upside_down: bool,
+    /// Pixels of the photo as it was sent per pixel of the picture, along a line; 1 where the picture has less than the
+    /// chips show, so that only what was read counts.
+    pub scale: f64,
+}
+
+/// A part of a photo that is to be looked at again for one face.
+pub struct FacePart {
+    face_idx: usize,
+    picture: Arc<DecodedImage>,
+    /// Where the face was seen before, in pixels of the picture.
+    expected: BoundingBox,
+    upside_down: bool,
+    /// From the picture's pixels to those of the photo as it was sent: times these, then from there on.
+    to_sent: ((f32, f32), (f32, f32)),
+}
+
+impl DetectionView {
+    /// Decodes a photo and lays it out to be looked at.
+    ///
+    /// # Errors
+    /// Those of [`decode()`].
+    pub fn new(image: &[u8], limits: &DecodeLimits, settings: &CascadeSettings) -> Result<(Pyramid, Self), ImageError> {
+        // Three quarters are enough to look at; a photo that is a little larger then need not be decoded whole.
+        let decoded = Arc::new(decode(image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?);
+        let pyramid = Pyramid::new(Arc::clone(&decoded), settings);
+        let photo = Arc::clone(pyramid.photo());
+        let notes = decoded.notes().to_vec();
+        let sent = (decoded.full_width_px() as f32, decoded.full_height_px() as f32);
+        let n_pixels = u64::from(decoded.width_px()) * u64::from(decoded.height_px());
+        let is_kept = decoded.width_px() > photo.width_px() && n_pixels <= MAX_KEPT_PIXELS;
+        Ok((pyramid, Self { photo, decoded: is_kept.then_some(decoded), sent, notes }))
+    }
+
+    /// What was odd about the photo's file.
+    #[must_use]
+    pub fn notes(&self) -> &[PhotoNote] {
+        &self.notes
+    }
+
+    /// Whether every face can be cut out of the view, so that nothing has to be looked at again.
+    #[must_use]
+    pub fn is_enough(&self, faces: &[DetectedFace], chips: &[ChipSettings]) -> bool {
+        faces.iter().all(|face| self.enlargement(face, chips) <= 1.0 && face.score >= SURE)
+    }
+
+    /// The parts of the photo that are to be looked at again for these faces, decoded from `image` once more where the
+    /// view has too few pixels. What cannot be decoded at that size is taken from what there is.
+    #[must_use]
+    pub fn parts(
+        &self,
+        image: &[u8],
+        limits: &DecodeLimits,
+        faces: &[DetectedFace],
+        chips: &[ChipSettings],
+        settings: &CascadeSettings,
+    ) -> Vec<(FacePart, Pyramid)> {
+        let most = faces.iter().map(|face| self.enlargement(face, chips)).fold(1.0, f64::max);
+        let long_side = f64::from(long_side(&self.photo));
+        let source = self.larger(image, limits, (long_side * most).round() as u32);
+        let mut parts = Vec::new();
+        for (face_idx, face) in faces.iter().enumerate() {
+            // The face as it is comes first.
+            if self.enlargement(face, chips) > 1.0 {
+                parts.push(self.part(face_idx, face, &source, false, chips, settings));
+            }
+            if face.score < SURE {
+                parts.push(self.part(face_idx, face, &source, true, chips, settings));
+            }
+        }
+        parts
+    }
+
+    /// Each face with the picture that it is to be cut out of, given what the detector `found` in each part.
+    #[must_use]
+    pub fn crops(
+        &self,
+        faces: Vec<DetectedFace>,
+        parts: &[FacePart],
+        found: &[Vec<DetectedFace>],
+        chips: &[ChipSettings],
+    ) -> Vec<FaceCrop> {
+        let mut crops: Vec<FaceCrop> = faces.into_iter().map(|face| self.crop(face, chips)).collect();
+        for (part, found) in parts.iter().zip(found) {
+            let Some(before) = crops.get_mut(part.face_idx) else { continue };
+            if let Some(face) = part.find(found).filter(|face| !part.upside_down || face.score > before.face.score) {
+                *before = part.crop(face, chips);
+            }
+        }
+        crops
+    }
+
+    /// A face as it was found.
+    fn crop(&self, face: DetectedFace, chips: &[ChipSettings]) -> FaceCrop {
+        let (x, y) = self.sent_per(&self.photo);
+        FaceCrop::new(Arc::clone(&self.photo), face, face.scaled(x, y), false, x.min(y), chips)
+    }
+
+    /// Pixels of the photo as it was sent for each of `picture`, which shows all of it.
+    fn sent_per(&self, picture: &DecodedImage) -> (f32, f32) {
+        (self.sent.0 / picture.width_px() as f32, self.sent.1 / picture.height_px() as f32)
+    }
+
+    /// How many times as long a side the view must have for the face to be read from enough pixels; 1 if it has them, or
+    /// all that there are.
+    fn enlargement(&self, face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
+        let (x, y) = self.sent_per(&self.photo);
+        (ENOUGH / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
+    }
+
+    /// The photo with its long side at least that long, or as it was decoded before where it cannot be had so: memory may
+    /// forbid it, and another decoder reads what is not reduced.
+    fn larger(&self, image: &[u8], limits: &DecodeLimits, long_side_px: u32) -> Arc<DecodedImage> {
+        let kept = self.decoded.as_ref().unwrap_or(&self.photo);
+        if long_side(kept) >= long_side_px {
+            return Arc::clone(kept);
+        }
+        decode(image, limits, Wanted::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
+    }
+
+    /// The part of `source`, which shows all of the photo, around a face, with as many of its pixels as the chips need.
+    fn part(
+        &self,
+        face_idx: usize,
+        face: &DetectedFace,
+        source: &DecodedImage,
+        upside_down: bool,
+        chips: &[ChipSettings],
+        settings: &CascadeSettings,
+    ) -> (FacePart, Pyramid) {
+        let (x, y) = self.sent_per(&self.photo);
+        let (to_sent_x, to_sent_y) = self.sent_per(source);
+        let expected = face.scaled(x / to_sent_x, y / to_sent_y);
+        let BoundingBox { left, top, right, bottom } = expected.bounds;
+        let half = expected.bounds.width().max(expected.bounds.height()) * PART_SIDES / 2.0;
+        let span = |centre: f32, side: u32| {
+            let start = (centre - half).clamp(0.0, side as f32 - 1.0) as u32;
+            (start, ((centre + half).ceil().max(1.0) as u32).clamp(start + 1, side) - start)
+        };
+        let (from_x, width) = span((left + right) / 2.0, source.width_px());
+        let (from_y, height) = span((top + bottom) / 2.0, source.height_px());
+        // The photo may have been decoded larger for another face, and a face is not looked for in any size.
+        let needed = 2.0 * ENOUGH / shown(&expected, chips);
+        let reduction = needed.min(f64::from(settings.longest_side_px()) / f64::from(width.max(height))).min(1.0);
+        let reduced = |side: u32| (f64::from(side) * reduction) as u32;
+        let picture = source.part((from_x, from_y, width, height), (reduced(width), reduced(height)));
+        let picture = if upside_down { picture.rotated_180() } else { picture };
+        let (px, py) = (width as f32 / picture.width_px() as f32, height as f32 / picture.height_px() as f32);
+        let expected = expected.shifted(-(from_x as f32), -(from_y as f32)).scaled(1.0 / px, 1.0 / py);
+        let expected =
+            if upside_down { expected.rotated_180(picture.width_px(), picture.height_px()) } else { expected };
+        let side = f64::from(expected.bounds.width().min(expected.bounds.height()));
+        let settings = CascadeSettings { min_face_px: (side * LEAST_FACE).max(settings.min_face_px), ..*settings };
+        let pyramid = Pyramid::new(picture, &settings);
+        let part = FacePart {
+            face_idx,
+            picture: Arc::clone(pyramid.photo()),
+            expected: expected.bounds,
+            upside_down,
+            to_sent: ((px * to_sent_x, py * to_sent_y), (from_x as f32 * to_sent_x, from_y as f32 * to_sent_y)),
+        };
+        (part, pyramid)
+    }
+}
+
+impl FaceCrop {
+    fn new(
+        picture: Arc<DecodedImage>,
+        face: DetectedFace,
+        sent: DetectedFace,
+        upside_down: bool,
+        sent_per_px: f32,
+        chips: &[ChipSettings],
+    ) -> Self {
+        let scale = if shown(&face, chips) < 1.0 { 1.0 } else { sent_per_px.into() };
+        Self { picture, face, sent, upside_down, scale }
+    }
+}
+
+impl FacePart {
+    /// The face that was looked for, if it is among those that were found.
+    fn find(&self, faces: &[DetectedFace]) -> Option<DetectedFace> {
+        let least = if self.upside_down { SAME_UPSIDE_DOWN } else { SAME_FACE };
+        let overlap = |face: &DetectedFace| face.bounds.iou(&self.expected);
+        let best = faces.iter().max_by(|a, b| overlap(a).total_cmp(&overlap(b)))?;
+        (overlap(best) >= least).then_some(*best)
+    }
+
+    fn crop(&self, face: DetectedFace, chips: &[ChipSettings]) -> FaceCrop {
+        let as_sent =
+            if self.upside_down { face.rotated_180(self.picture.width_px(), self.picture.height_px()) } else { face };
+        let ((x, y), from) = self.to_sent;
+        let sent = as_sent.scaled(x, y).shifted(from.0, from.1);
+        FaceCrop::new(Arc::clone(&self.picture), face, sent, self.upside_down, x.min(y), chips)
+    }
+}
+
+/// Pixels of its picture, along a line, that a pixel of the finest chip shows; above 0.
+fn shown(face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
+    chips.iter().map(|chip| pixels_shown(&face.alignment, chip)).fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE)
+}
+
+fn long_side(picture: &DecodedImage) -> u32 {
+    picture.width_px().max(picture.height_px())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use image::{ImageFormat, Rgb, RgbImage};
+
+    use super::*;
+    use crate::vision::Point;
+
+    const CHIP: ChipSettings = ChipSettings {
+        side_px: 150,
+        padding: 0.25,
+        template: [
+            Point { x: 0.3, y: 0.35 },
+            Point { x: 0.7, y: 0.35 },
+            Point { x: 0.5, y: 0.6 },
+            Point { x: 0.35, y: 0.8 },
+            Point { x: 0.65, y: 0.8 },
+        ],
+    };
+
+    /// A face that fills a square.
+    fn face(left: f32, top: f32, side: f32, score: f32) -> DetectedFace {
+        let points = CHIP.template.map(|p| Point { x: left + p.x * side, y: top + p.y * side });
+        let bounds = BoundingBox { left, top, right: left + side, bottom: top + side };
+        DetectedFace { bounds, score, landmarks: points, alignment: points }
+    }
+
+    fn photo(width: u32, height: u32) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        RgbImage::from_fn(width, height, |x, y| Rgb([(x / 16) as u8, (y / 16) as u8, 90]))
+            .write_to(&mut bytes, ImageFormat::Jpeg)
+            .unwrap();
+        bytes.into_inner()
+    }
+
+    fn nearly(a: &BoundingBox, b: &BoundingBox, px: f32) -> bool {
+        [(a.left, b.left), (a.top, b.top), (a.right, b.right), (a.bottom, b.bottom)]
+            .iter()
+            .all(|(a, b)| (a - b).abs() <= px)
+    }
+
+    /// Parts of a small, unsure and of a large, unsure face in one photo: each shows enough, none is too large to be looked
+    /// at whole, and what is found in it is where it lies in the photo.
+    #[test]
+    fn every_face_gets_a_part_of_the_size_that_it_needs() {
+        let (limits, settings) = (DecodeLimits::default(), CascadeSettings::default());
+        let bytes = photo(4032, 3024);
+        let (_, view) = DetectionView::new(&bytes, &limits, &settings).unwrap();
+        // Of 1008 pixels; one in a corner, so that its part is cut off.
+        let faces = vec![face(40.0, 30.0, 30.0, 0.99), face(500.0, 300.0, 300.0, 0.99), face(200.0, 600.0, 90.0, 1.0)];
+        assert!(!view.is_enough(&faces, &[CHIP]));
+        assert!(view.is_enough(&[face(500.0, 300.0, 300.0, 1.0)], &[CHIP]));
+        let parts = view.parts(&bytes, &limits, &faces, &[CHIP], &settings);
+        let which: Vec<_> = parts.iter().map(|(part, _)| (part.face_idx, part.upside_down)).collect();
+        assert_eq!(which, [(0, false), (0, true), (1, true), (2, false)]);
+        let mut found = Vec::new();
+        for (part, pyramid) in &parts {
+            assert!(pyramid.n_levels() > 0 && part.picture.width_px().max(part.picture.height_px()) <= 1024);
+            let side = part.expected.width();
+            assert!((20.0..400.0).contains(&side), "{side}");
+            // Found where it was expected, and upside down the surer.
+            let score = if part.upside_down { 0.999 } else { 0.998 };
+            found.push(vec![face(part.expected.left, part.expected.top, side, score)]);
+        }
+        let parts: Vec<FacePart> = parts.into_iter().map(|(part, _)| part).collect();
+        let crops = view.crops(faces.clone(), &parts, &found, &[CHIP]);
+        for (crop, face) in crops.iter().zip(&faces) {
+            let sent = face.scaled(4.0, 4.0);
+            assert!(nearly(&crop.sent.bounds, &sent.bounds, 8.0), "{:?} {sent:?}", crop.sent);
+            assert!(shown(&crop.face, &[CHIP]) >= 1.0 && crop.scale >= 1.0);
+        }
+        assert_eq!(crops.iter().map(|crop| crop.upside_down).collect::<Vec<_>>(), [true, true, false]);
+        // Less sure of it upside down, or nothing found: as it was.
+        let unsure: Vec<_> = parts.iter().map(|part| vec![face(part.expected.left, 0.0, 1.0, 0.5)]).collect();
+        let crops = view.crops(faces.clone(), &parts, &unsure, &[CHIP]);
+        assert!(crops.iter().zip(&faces).all(|(crop, face)| crop.face == *face && !crop.upside_down));
+        // Thirty pixels for the hundred that the chip shows: these were read, whatever the photo has.
+        assert_eq!(crops[0].scale, 1.0);
+        assert_eq!(crops[1].scale, 4.0);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_larger_is_taken_from_what_there_is() {
+        let settings = CascadeSettings::default();
+        let bytes = photo(4032, 3024);
+        let (_, view) = DetectionView::new(&bytes, &DecodeLimits::default(), &settings).unwrap();
+        let few = DecodeLimits { max_alloc_bytes: 8 << 20, ..DecodeLimits::default() };
+        let parts = view.parts(&bytes, &few, &[face(300.0, 300.0, 40.0, 1.0)], &[CHIP], &settings);
+        assert_eq!(parts.len(), 1);
+        assert!((parts[0].0.expected.width() - 40.0).abs() < 1.0, "{:?}", parts[0].0.expected);
+    }
+
+    #[test]
+    fn points_that_are_no_numbers_do_no_harm() {
+        let (limits, settings) = (DecodeLimits::default(), CascadeSettings::default());
+        let bytes = photo(2400, 300);
+        let (_, view) = DetectionView::new(&bytes, &limits, &settings).unwrap();
+        for odd in [f32::NAN, f32::INFINITY, -1e30, 0.0] {
+            let face = face(odd, odd, odd, 0.5);
+            for (part, _) in view.parts(&bytes, &limits, &[face], &[CHIP], &settings) {
+                assert!(part.picture.width_px() >= 1);
+            }
+        }
+    }
+}
