@@ -7,8 +7,8 @@ use crate::{
     nn::{CropOutput, Mtcnn},
     proto::store::Detection,
     vision::{
-        BoundingBox, CascadeSettings, Point, Pyramid, ShapePredictor,
-        detect::{CROP_SIDES_PX, ProposalMap, Proposals, StageOutput},
+        BoundingBox, CascadeSettings, DetectedFace, Point, Pyramid, ShapePredictor,
+        detect::{CROP_SIDES_PX, ProposalMap, Proposals, SURE, StageOutput, rotated_crops},
     },
 };
 
@@ -94,6 +94,9 @@ impl Engine for DetectorEngine {
             }
             faces
         });
+        let mut faces: Vec<Vec<DetectedFace>> = faces.collect();
+        self.look_rotated(&pyramids, &mut faces)?;
+        let faces = faces.into_iter();
         Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
     }
 
@@ -154,6 +157,19 @@ impl DetectorEngine {
         let outputs = if stage == 0 { self.networks.refine(&crops) } else { self.networks.decide(&crops) };
         let mut outputs = outputs.map_err(engine_error)?.into_iter().map(stage_output);
         Ok(proposals.iter().map(|proposals| outputs.by_ref().take(proposals.len()).collect()).collect())
+    }
+
+    /// Asks the third network once more about the faces that it is less sure of, rotated.
+    fn look_rotated(&self, pyramids: &[&Pyramid], faces: &mut [Vec<DetectedFace>]) -> Result<(), EngineError> {
+        let is_unsure = |face: &&DetectedFace| face.score < SURE;
+        let crops = pyramids.iter().zip(faces.iter());
+        let crops: Vec<f32> =
+            crops.flat_map(|(pyramid, faces)| rotated_crops(pyramid, faces.iter().filter(is_unsure))).collect();
+        let outputs = self.networks.decide(&crops).map_err(engine_error)?;
+        for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < SURE).zip(outputs) {
+            face.rotated_score = Some(output.score);
+        }
+        Ok(())
     }
 }
 

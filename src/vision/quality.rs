@@ -192,7 +192,7 @@ mod tests {
     fn face(landmarks: [Point; 5]) -> DetectedFace {
         let bounds = BoundingBox { left: 40.0, top: 30.0, right: 160.0, bottom: 180.0 };
         let landmarks = landmarks.map(|p| Point { x: 50.0 + 100.0 * p.x, y: 50.0 + 100.0 * p.y });
-        DetectedFace { bounds, score: 0.99, landmarks, alignment: landmarks }
+        DetectedFace { bounds, score: 0.99, landmarks, alignment: landmarks, rotated_score: None }
     }
 
     fn photo(colour: impl Fn(u32, u32) -> u8) -> DecodedImage {

@@ -35,6 +35,9 @@ pub struct DetectedFace {
     pub landmarks: [Point; 5],
     /// Five points that the face is cut out by: the landmarks, or those of a predictor that places them better.
     pub alignment: [Point; 5],
+    /// How sure the last network is that it is one where the picture is rotated by 180 degrees, 0 to 1. It is asked only
+    /// about faces below [`SURE`](super::SURE).
+    pub rotated_score: Option<f32>,
 }
 
 impl BoundingBox {
@@ -233,7 +236,13 @@ mod tests {
     fn a_face_in_a_rotated_part_is_where_it_was() {
         let point = |x, y| Point { x, y };
         let landmarks = [point(12.0, 20.0), point(18.0, 20.0), point(15.0, 24.0), point(13.0, 28.0), point(17.0, 28.0)];
-        let face = DetectedFace { bounds: square(10.0, 15.0, 12.0), score: 0.9, landmarks, alignment: landmarks };
+        let face = DetectedFace {
+            bounds: square(10.0, 15.0, 12.0),
+            score: 0.9,
+            landmarks,
+            alignment: landmarks,
+            rotated_score: None,
+        };
         let rotated = face.rotated_180(100, 50);
         assert_eq!(rotated.bounds, BoundingBox { left: 77.0, top: 22.0, right: 89.0, bottom: 34.0 });
         assert_eq!(rotated.landmarks[0], point(87.0, 29.0));

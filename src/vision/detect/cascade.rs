@@ -20,6 +20,10 @@ const MAX_CELLS: usize = 2048;
 /// Overlaps of which the worse box goes: within a size, between sizes, after the second and after the third network.
 const MOST_OVERLAP: [f32; 4] = [0.5, 0.7, 0.7, 0.7];
 
+/// A face with this score is upright. Of upright faces that are answered 9 in 100 score less, of those upside down all but
+/// 1 in 300; measured with the published weights.
+pub const SURE: f32 = 0.9998;
+
 /// Boxes that may be faces.
 #[derive(Clone, Debug, Default)]
 pub struct Proposals {
@@ -114,7 +118,8 @@ impl Proposals {
                 std::array::from_fn(|i| Point { x: left + width * x[i], y: top + height * y[i] })
             });
             let alignment = seen.unwrap_or(landmarks);
-            DetectedFace { bounds: bounds.regressed(output.offsets, 1.0), score: output.score, landmarks, alignment }
+            let bounds = bounds.regressed(output.offsets, 1.0);
+            DetectedFace { bounds, score: output.score, landmarks, alignment, rotated_score: None }
         };
         let sure: Vec<DetectedFace> = self.above(outputs, settings.thresholds[2]).into_iter().map(face).collect();
         let boxes: Vec<_> = sure.iter().map(|face| (face.bounds, face.score)).collect();
@@ -134,6 +139,21 @@ impl Proposals {
         self.boxes.retain(|bounds| window(bounds, photo.width_px(), photo.height_px()).is_some());
         self
     }
+}
+
+/// What the third network looks at to tell whether faces are upside down: each rotated by 180 degrees, as
+/// [`Proposals::crops`] has them.
+#[must_use]
+pub fn rotated_crops<'a>(pyramid: &Pyramid, faces: impl IntoIterator<Item = &'a DetectedFace>) -> Vec<f32> {
+    let squares = Proposals { boxes: faces.into_iter().map(|face| face.bounds.squared()).collect() };
+    let mut pixels = squares.crops(pyramid, CROP_SIDES_PX[1]);
+    let n_numbers = (CROP_SIDES_PX[1] * CROP_SIDES_PX[1] * 3) as usize;
+    for crop in pixels.chunks_exact_mut(n_numbers) {
+        // Backwards, then each pixel's channels the right way round again.
+        crop.reverse();
+        crop.chunks_exact_mut(3).for_each(<[f32]>::reverse);
+    }
+    pixels
 }
 
 fn edges([left, top, right, bottom]: [f32; 4]) -> BoundingBox {
@@ -207,6 +227,17 @@ mod tests {
         // Of the box of 201 pixels the network saw the last 101, and in them the first eye at three tenths.
         assert!((faces[0].landmarks[0].x - (-100.0 + 201.0 * 0.3)).abs() < 1e-3, "{faces:?}");
         assert!((faces[0].alignment[0].x - 101.0 * 0.3).abs() < 1e-3, "{faces:?}");
+    }
+
+    #[test]
+    fn a_face_is_shown_rotated_by_half_a_turn() {
+        let proposals = Proposals { boxes: vec![edges([80.0, 80.0, 180.0, 180.0])] };
+        let face = proposals.faces(&pyramid(), &[sure(0.95)], &CascadeSettings::default())[0];
+        let upright = Proposals { boxes: vec![face.bounds.squared()] }.crops(&pyramid(), 48);
+        let rotated = rotated_crops(&pyramid(), [&face]);
+        assert_eq!(rotated.len(), upright.len());
+        assert_eq!(rotated[..3], upright[upright.len() - 3..]);
+        assert_eq!(rotated[48 * 3 * 5..][..3], upright[48 * 3 * 43 - 3..][..3]);
     }
 
     #[test]

@@ -12,6 +12,6 @@ mod pyramid;
 mod recheck;
 
 pub use boxes::{BoundingBox, DetectedFace, Point};
-pub use cascade::{CROP_SIDES_PX, Proposals, StageOutput};
+pub use cascade::{CROP_SIDES_PX, Proposals, SURE, StageOutput, rotated_crops};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
 pub use recheck::{DetectionView, FaceCrop, FacePart};
