@@ -190,9 +190,11 @@ fn block_on(command: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Resu
     done
 }
 
-/// Whoever reads the output has had enough, as `head` has: no failure.
+/// Whoever reads the output has had enough, as `head` has: no failure. A connection to a server that died breaks alike.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    let is_broken = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(is_broken))
+        && !error.chain().any(|e| e.is::<tonic::Status>() || e.is::<tonic::transport::Error>())
 }
 
 #[cfg(test)]
@@ -202,6 +204,14 @@ mod tests {
     #[test]
     fn every_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_no_closed_output() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_closed_pipe(&anyhow::Error::from(broken()).context("writing the answer")));
+        let status = tonic::Status::from_error(Box::new(broken()));
+        assert!(!is_closed_pipe(&anyhow::Error::from(status).context("a.jpg")));
     }
 
     #[test]

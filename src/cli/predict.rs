@@ -144,8 +144,8 @@ pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> St
 /// What was odd about a photo's file, if anything was.
 pub(super) fn notes(notes: impl Iterator<Item = v1::PhotoNote>) -> Option<String> {
     let told = |note| match note {
-        v1::PhotoNote::EndMissing => "it lacks its end, and no pixel",
-        v1::PhotoNote::ChunkMissing => "its header promises what is not there",
+        v1::PhotoNote::EndMissing => "its end mark is missing or misplaced; every pixel is there",
+        v1::PhotoNote::ChunkMissing => "its header promises a chunk that is not there",
         v1::PhotoNote::ColoursUnsure => "its colours could not be followed and may be off",
         v1::PhotoNote::Unspecified => "in a way that this program does not know",
     };

@@ -27,7 +27,7 @@ pub(super) type Claimed<'a> = Result<Option<&'a [u8]>, String>;
 
 /// Bytes of a profile that are looked at. Those of cameras have under a thousand, those of printing presses some
 /// millions.
-const MAX_PROFILE_BYTES: usize = 4 << 20;
+pub(super) const MAX_PROFILE_BYTES: usize = 4 << 20;
 
 /// How far a profile's values may be from sRGB's while it still counts as sRGB, in steps of 255. Its many makers round
 /// its curve differently.

@@ -137,7 +137,7 @@ pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
 /// elsewhere or not at all, and the decoder would refuse a picture for one that makes no sense.
 fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     let mut at = PNG_SIGNATURE.len();
-    let (mut has_pixels, mut has_profile) = (false, false);
+    let mut has_pixels = false;
     // What is kept, as far as it is not simply all up to here.
     let mut kept: Option<Vec<u8>> = None;
     loop {
@@ -154,7 +154,7 @@ fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
         let end = at.checked_add(length).and_then(|at| at.checked_add(12)).ok_or(CUT_SHORT)?;
         let chunk = bytes.get(at..end).ok_or(CUT_SHORT)?;
         // A chunk that a decoder must know has a capital first.
-        let is_kept = name[0].is_ascii_uppercase() || name == b"tRNS" || name == b"iCCP" && !has_profile;
+        let is_kept = name[0].is_ascii_uppercase() || name == b"tRNS";
         match &mut kept {
             Some(kept) if is_kept => kept.extend_from_slice(chunk),
             None if !is_kept => kept = Some(bytes[..at].to_vec()),
@@ -163,7 +163,6 @@ fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
         match name {
             b"IEND" => return Ok(Whole { bytes: kept.map_or(bytes[..end].into(), Cow::Owned), note: None }),
             b"IDAT" => has_pixels = true,
-            b"iCCP" => has_profile = true,
             _ => {}
         }
         at = end;

@@ -17,7 +17,7 @@ use super::{
     container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
     foreign::what_is,
     jpeg, orientation,
-    png_colour::{self, Declared},
+    png_colour::declared_profile,
 };
 
 /// What decoding one image may cost. Checked against the file's header before memory is taken for its pixels.
@@ -90,12 +90,12 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
             let whole = whole()?;
             let decoder =
                 PngDecoder::with_limits(Cursor::new(&*whole.bytes), caps).map_err(|e| unreadable(format, e))?;
-            (read(format, decoder, png_colour::declared_profile(bytes), orientation(), limits)?, whole.note)
+            (read(format, decoder, Some(declared_profile(bytes)), orientation(), limits)?, whole.note)
         }
         Format::WebP => {
             let whole = whole()?;
             let decoder = WebPDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
-            (read(format, decoder, Declared::Embedded { is_there: false }, orientation(), limits)?, whole.note)
+            (read(format, decoder, None, orientation(), limits)?, whole.note)
         }
     };
     Ok(image.with_note(note))
@@ -109,11 +109,16 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     let (layout, end) = jpeg::Layout::read_unended(bytes).map_err(|_| refused(missing))?;
     let full = (layout.width_px(), layout.height_px());
     let divisor = layout.divisor_of_all_bits();
-    check_alloc(&layout, divisor, full, limits)?;
+    check_alloc(&layout, divisor, full, limits)
+        .map_err(|_| refused("its end mark is missing, and it is too large to be checked without; send it whole"))?;
     let all = layout.check_every_bit().and_then(|()| layout.decode(divisor).map(drop));
-    all.map_err(|why| refused(&format!("its pixels are not all there: {why}")))?;
+    all.map_err(cut_in_pixels)?;
     let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
+}
+
+fn cut_in_pixels(why: &str) -> ImageError {
+    unreadable(Format::Jpeg, format!("its pixels are not all there: {why}"))
 }
 
 /// Why a JPEG is of a coding that nothing here reads: of the standard's many, cameras and browsers know but three.
@@ -139,14 +144,24 @@ fn read_jpeg(
     let full = decoder.dimensions();
     let divisor = wanted.divisor(full.0, full.1);
     let Ok(layout) = jpeg::Layout::read(bytes) else {
-        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
+        return read(Format::Jpeg, decoder, None, orientation, limits);
     };
     if divisor == 1 && !layout.is_for_here() {
-        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
+        // `image` would paint what is missing in grey, whatever stands behind the cut.
+        layout.check_every_bit().map_err(cut_in_pixels)?;
+        if layout.decode(8).is_err_and(|why| why == jpeg::DATA_ENDS_EARLY) {
+            return Err(cut_in_pixels(jpeg::DATA_ENDS_EARLY));
+        }
+        return read(Format::Jpeg, decoder, None, orientation, limits);
     }
+    layout.check_every_bit().map_err(cut_in_pixels)?;
     check_alloc(&layout, divisor, full, limits)?;
-    let Ok(samples) = layout.decode(divisor) else {
-        return read(Format::Jpeg, decoder, Declared::Embedded { is_there: false }, orientation, limits);
+    let samples = layout.decode(divisor);
+    if samples.as_ref().is_err_and(|why| *why == jpeg::DATA_ENDS_EARLY) {
+        return Err(cut_in_pixels(jpeg::DATA_ENDS_EARLY));
+    }
+    let Ok(samples) = samples else {
+        return read(Format::Jpeg, decoder, None, orientation, limits);
     };
     let profile = profile(&mut decoder, layout.claims_profile);
     let claimed = profile.as_ref().map(Option::as_deref).map_err(String::clone);
@@ -173,18 +188,14 @@ fn read_jpeg(
 fn read(
     format: Format,
     mut decoder: impl ImageDecoder,
-    declared: Declared,
+    declared: Option<Result<Option<Vec<u8>>, String>>,
     orientation: Orientation,
     limits: &DecodeLimits,
 ) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     check_size(full, decoder.color_type().bytes_per_pixel(), limits)?;
     let is_grey = !decoder.color_type().has_color();
-    let profile = match declared {
-        Declared::Embedded { is_there } => profile(&mut decoder, is_there),
-        Declared::Profile(profile) => Ok(Some(profile)),
-        Declared::Unclear(why) => Err(why),
-    };
+    let profile = declared.unwrap_or_else(|| profile(&mut decoder, false));
     let mut caps = Limits::default();
     caps.max_alloc = Some(limits.max_alloc_bytes);
     decoder.set_limits(caps).map_err(|e| unreadable(format, e))?;

@@ -20,22 +20,42 @@ pub(super) fn what_is(bytes: &[u8]) -> String {
                     "it is {page}, perhaps the page of an error or of a login, and not the picture that was asked for"
                 )
             }
+            ours @ ("image/jpeg" | "image/png" | "image/webp") => {
+                format!("it begins as {ours} and was damaged, perhaps by a transfer as text")
+            }
             picture if picture.starts_with("image/") => format!("it is {picture}; convert it to JPEG, PNG or WebP"),
             other => format!("it is {other}"),
         };
     }
-    let start = &bytes[..bytes.len().min(TEXT_BYTES)];
-    if start.starts_with(b"data:") {
-        return "it is a data URL; send the bytes that it holds, decoded from their base64".to_owned();
+    match &bytes[..bytes.len().min(TEXT_BYTES)] {
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
+            "it is of the family of MP4, as HEIC and AVIF are; export it as JPEG".to_owned()
+        }
+        start => what_text_is(start).unwrap_or("its first bytes are of no known kind").to_owned(),
     }
-    let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(b);
-    if start.len() >= 16 && start.iter().all(is_base64) {
-        return "it looks like base64; send the bytes themselves".to_owned();
+}
+
+/// The same of what may be text.
+fn what_text_is(start: &[u8]) -> Option<&'static str> {
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let text = text.strip_prefix(b"\"").unwrap_or(text);
+    let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || b"+/-_=\"\r\n".contains(b);
+    let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+    if begins(b"data:") {
+        Some("it is a data URL; send the bytes that it holds, decoded from their base64")
+    } else if begins(b"<svg") {
+        Some("it is SVG, a drawing; send a photo as JPEG, PNG or WebP")
+    } else if begins(b"<!doctype html") || begins(b"<html") {
+        Some("it is a web page, perhaps that of an error or of a login, and not the picture that was asked for")
+    } else if text.len() >= 16 && text.iter().all(u8::is_ascii_hexdigit) {
+        Some("it is hexadecimal text; send the bytes themselves")
+    } else if text.len() >= 16 && text.iter().all(is_base64) {
+        Some("it looks like base64; send the bytes themselves")
+    } else {
+        // A letter may be cut at the end.
+        let is_text = std::str::from_utf8(text).map_or_else(|error| error.error_len().is_none(), |_| true);
+        (is_text && !text.contains(&0)).then_some("it is text")
     }
-    if start.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
-        return "it is text".to_owned();
-    }
-    "its first bytes are of no known kind".to_owned()
 }
 
 #[cfg(test)]
@@ -44,7 +64,7 @@ mod tests {
 
     #[test]
     fn whoever_sent_something_else_reads_what_it_is() {
-        let cases: [(&[u8], &str); 12] = [
+        let cases: [(&[u8], &str); 18] = [
             (b"", "no bytes"),
             (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "export it as JPEG"),
             (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/hei"),
@@ -57,6 +77,12 @@ mod tests {
             (b"/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgICAgMCAgID", "base64"),
             (b"data:image/jpeg;base64,/9j/4AAQ", "data URL"),
             (b"{\"error\": \"not found\"}", "text"),
+            ("schöne Grüße aus Köln".as_bytes(), "text"),
+            (b"\0\0\0\x18ftypheic", "export it as JPEG"),
+            (b"ffd8ffe000104a46494600010100", "hexadecimal"),
+            (b" \"/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMC\"", "base64"),
+            (b"\xef\xbb\xbf<!DOCTYPE html><html>", "web page"),
+            (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", "SVG"),
         ];
         for (bytes, expected) in cases {
             let found = what_is(bytes);

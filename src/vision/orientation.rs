@@ -51,9 +51,9 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
             for (name, body) in chunks_of_png(bytes) {
                 match name {
                     b"eXIf" => look(true, body),
-                    b"tEXt" | b"zTXt" | b"iTXt" if n_texts < MAX_TEXTS => {
+                    b"tEXt" | b"zTXt" | b"iTXt" if is_of_metadata(body) && n_texts < MAX_TEXTS => {
+                        n_texts += 1;
                         if let Some((is_exif, block)) = block_of_text(name, body) {
-                            n_texts += 1;
                             look(is_exif && !block.starts_with(XMP_SEGMENT), &block);
                         }
                     }
@@ -74,17 +74,19 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
     exif.or(xmp).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The Exif (true) or XMP block that one of a PNG's texts holds.
+/// Whether a PNG's text may hold Exif or XMP, by its keyword.
+fn is_of_metadata(body: &[u8]) -> bool {
+    let keyword = body.split(|&b| b == 0).next().unwrap_or_default();
+    RAW_EXIF.contains(&keyword) || keyword == RAW_XMP || keyword == XMP_TEXT
+}
+
+/// The Exif (true) or XMP block that one of a PNG's texts of metadata holds.
 fn block_of_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(bool, Cow<'a, [u8]>)> {
     let at_zero = |bytes: &'a [u8]| {
         let at = bytes.iter().position(|&b| b == 0)?;
         Some((&bytes[..at], &bytes[at + 1..]))
     };
     let (keyword, rest) = at_zero(body)?;
-    let is_raw_exif = RAW_EXIF.contains(&keyword);
-    if !is_raw_exif && keyword != RAW_XMP && keyword != XMP_TEXT {
-        return None;
-    }
     let (is_compressed, text) = match name {
         b"tEXt" => (false, rest),
         b"zTXt" => (true, rest.get(1..)?),
@@ -105,7 +107,7 @@ fn block_of_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(bool, Cow<'a, [u
     // An empty line, what it is and how many bytes, each on a line, and the digits.
     let digits = text.splitn(4, |&b| b == b'\n').nth(3)?;
     let digits: Vec<u8> = digits.iter().filter_map(|b| char::from(*b).to_digit(16)).map(|d| d as u8).collect();
-    Some((is_raw_exif, digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()))
+    Some((keyword != RAW_XMP, digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()))
 }
 
 /// Of an Exif block, with or without the mark that JPEG puts before it and some writers put before it elsewhere.

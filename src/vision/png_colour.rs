@@ -2,51 +2,49 @@
 //!
 //! By PNG's third edition (W3C 2025, 4.3) cICP counts before iCCP, that before sRGB, and that before gAMA with cHRM.
 
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
 use moxcms::{
     Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, MatrixCoefficients,
     TransferCharacteristics, curve_from_gamma,
 };
 
-use super::container::chunks_of_png;
+use super::{colour::MAX_PROFILE_BYTES, container::chunks_of_png};
 
 /// The gamma that stands for sRGB, in the chunk's steps, and how far others may be from it: what libpng takes for equal.
 const SRGB_GAMMA: f32 = 45_455.0;
 const GAMMA_TOLERANCE: f32 = 0.05;
 
-/// Gammas that a file can mean: the reciprocals of 0.1 to 10.
-const GAMMAS: std::ops::RangeInclusive<f32> = 10_000.0..=1_000_000.0;
+/// Gammas that a file can mean: the reciprocals of 0.2 to 5.
+const GAMMAS: std::ops::RangeInclusive<f32> = 20_000.0..=500_000.0;
 
-/// How a file says what its colours mean.
-pub(super) enum Declared {
-    /// By a profile within it, or not at all.
-    Embedded {
-        /// Whether it has a profile, which must then be readable.
-        is_there: bool,
-    },
-    /// By chunks that amount to this ICC profile.
-    Profile(Vec<u8>),
-    /// By chunks that cannot be followed, and why.
-    Unclear(String),
-}
-
-/// What a PNG's chunks say, of those before its pixels.
-pub(super) fn declared_profile(bytes: &[u8]) -> Declared {
+/// What a PNG's chunks say, of those before its pixels: an ICC profile, embedded or one that says the same as the chunks;
+/// nothing for sRGB; or why they cannot be followed. An embedded profile is unpacked here, for a small chunk may hold
+/// gigabytes.
+pub(super) fn declared_profile(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let before_pixels = || chunks_of_png(bytes).take_while(|(name, _)| *name != b"IDAT");
     let find = |wanted: &[u8; 4]| before_pixels().find(|(name, _)| *name == wanted).map(|(_, body)| body);
-    let has_profile = find(b"iCCP").is_some();
     let made = if let Some(code) = find(b"cICP") {
-        of_code_points(code).map(Some)
-    } else if has_profile || find(b"sRGB").is_some() {
-        Ok(None)
+        Some(of_code_points(code)?)
+    } else if let Some(embedded) = find(b"iCCP") {
+        return unpacked(embedded).map(Some);
+    } else if find(b"sRGB").is_some() {
+        None
     } else {
-        Ok(find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM"))))
+        find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM")))
     };
-    let encode = |profile: ColorProfile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"));
-    match made.and_then(|profile| profile.map(encode).transpose()) {
-        Ok(None) => Declared::Embedded { is_there: has_profile },
-        Ok(Some(profile)) => Declared::Profile(profile),
-        Err(why) => Declared::Unclear(why),
-    }
+    made.map(|profile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"))).transpose()
+}
+
+/// The profile in an iCCP chunk: behind its name and the number of the only method.
+fn unpacked(body: &[u8]) -> Result<Vec<u8>, String> {
+    let name_length = body.iter().position(|&b| b == 0).ok_or("its iCCP chunk has no name")?;
+    let packed = body.get(name_length + 2..).unwrap_or_default();
+    let mut profile = Vec::new();
+    let most = MAX_PROFILE_BYTES as u64 + 1;
+    ZlibDecoder::new(packed).take(most).read_to_end(&mut profile).map_err(|e| format!("it cannot be unpacked: {e}"))?;
+    Ok(profile)
 }
 
 /// ITU-T H.273's numbers for primaries, curve, matrix and range.
@@ -78,6 +76,9 @@ fn of_gamma(gamma: &[u8], chromaticities: Option<&[u8]>) -> Option<ColorProfile>
         let mut numbers = numbers.chunks_exact(4).filter_map(number).map(|n| n / 100_000.0);
         let mut next = || Some(Chromaticity { x: numbers.next()?, y: numbers.next().filter(|y| *y > 0.0)? });
         let (white, red, green, blue) = (next()?, next()?, next()?, next()?);
+        if !is_colour_space([red, green, blue], white) {
+            return None;
+        }
         profile.update_rgb_colorimetry(white.to_xyyb(), ColorPrimaries { red, green, blue });
     } else if is_srgb {
         return None;
@@ -89,6 +90,16 @@ fn of_gamma(gamma: &[u8], chromaticities: Option<&[u8]>) -> Option<ColorProfile>
     }
     profile.cicp = None;
     Some(profile)
+}
+
+/// Whether white lies among primaries that span some colours; those of sRGB span 0.11.
+fn is_colour_space([red, green, blue]: [Chromaticity; 3], white: Chromaticity) -> bool {
+    const LEAST_SPAN: f32 = 0.02;
+    let span = |a: Chromaticity, b: Chromaticity, c: Chromaticity| {
+        ((b.x - a.x) * (c.y - a.y) - (c.x - a.x) * (b.y - a.y)) / 2.0
+    };
+    span(red, green, blue) >= LEAST_SPAN
+        && [span(white, red, green), span(white, green, blue), span(white, blue, red)].iter().all(|part| *part > 0.0)
 }
 
 #[cfg(test)]
@@ -167,8 +178,20 @@ mod tests {
         }
         let spoilt = png([90; 3], &[(b"iCCP", b"a profile\0\0nothing packed".to_vec())]);
         assert!(matches!(read(&spoilt).colour(), ColourSource::ProfileIgnored { .. }));
-        // No light at all, and a point on the edge: no primaries.
-        let nonsense = read(&png([90; 3], &[gamma(45_455), chromaticities([0; 8])]));
-        assert_eq!(nonsense.rgb()[..3], [90; 3]);
+        let mut bomb = flate2::write::ZlibEncoder::new(b"x\0\0".to_vec(), flate2::Compression::best());
+        std::io::Write::write_all(&mut bomb, &vec![0; 32 << 20]).unwrap();
+        let bomb = png([90; 3], &[(b"iCCP", bomb.finish().unwrap())]);
+        assert!(matches!(read(&bomb).colour(), ColourSource::ProfileIgnored { .. }));
+        // No light at all, a line, white beyond the primaries, primaries in the wrong order: no colours.
+        for odd in [
+            [0; 8],
+            [31270, 32900, 10000, 10000, 20000, 20000, 30000, 30000],
+            [10, 90000, 64000, 33000, 30000, 60000, 15000, 6000],
+            [31270, 32900, 15000, 6000, 30000, 60000, 64000, 33000],
+            [u32::MAX; 8],
+        ] {
+            let nonsense = read(&png([90; 3], &[gamma(45_455), chromaticities(odd)]));
+            assert_eq!(nonsense.rgb()[..3], [90; 3], "{odd:?}");
+        }
     }
 }

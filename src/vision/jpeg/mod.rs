@@ -31,6 +31,9 @@ pub(super) const END: [u8; 2] = [0xff, 0xd9];
 /// Why the file is not read here.
 pub(super) type Setback = &'static str;
 
+/// The one setback that says that the file is not whole.
+pub(super) const DATA_ENDS_EARLY: Setback = "the data of a scan end early";
+
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

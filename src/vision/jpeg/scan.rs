@@ -1,7 +1,7 @@
 //! Walks the blocks of one scan in the order of the file.
 
 use super::{
-    Bits, Runs, Setback,
+    Bits, DATA_ENDS_EARLY, Runs, Setback,
     layout::{Frame, Scan},
 };
 
@@ -42,8 +42,6 @@ pub(super) struct Place {
     pub(super) block_y: usize,
 }
 
-const CUT_SHORT: Setback = "a scan's data ends early";
-
 /// Calls `block` for every block of the scan.
 #[inline(always)]
 pub(super) fn walk(
@@ -52,7 +50,7 @@ pub(super) fn walk(
     mut block: impl FnMut(&mut Bits<'_>, &mut Carried, Place) -> Result<(), Setback>,
 ) -> Result<(), Setback> {
     let runs = Runs::new(scan.data);
-    let mut bits = runs.run(0).ok_or(CUT_SHORT)?;
+    let mut bits = runs.run(0).ok_or(DATA_ENDS_EARLY)?;
     let mut carried = Carried::default();
     let mut run_idx = 0;
     let mut n_left = scan.restart_interval;
@@ -65,10 +63,10 @@ pub(super) fn walk(
             if scan.restart_interval > 0 {
                 if n_left == 0 {
                     if bits.overrun() {
-                        return Err(CUT_SHORT);
+                        return Err(DATA_ENDS_EARLY);
                     }
                     run_idx += 1;
-                    bits = runs.run(run_idx).ok_or(CUT_SHORT)?;
+                    bits = runs.run(run_idx).ok_or(DATA_ENDS_EARLY)?;
                     carried = Carried::default();
                     n_left = scan.restart_interval;
                 }
@@ -89,7 +87,7 @@ pub(super) fn walk(
             }
         }
         if bits.overrun() {
-            return Err(CUT_SHORT);
+            return Err(DATA_ENDS_EARLY);
         }
     }
     Ok(())
