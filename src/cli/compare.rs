@@ -62,6 +62,11 @@ fn text(compared: &v1::CompareFacesResponse) -> String {
     {
         lines.extend(odd.map(|odd| format!("the {which} file is odd: {odd}")));
     }
+    for (which, face) in [("first", &compared.first_face), ("second", &compared.second_face)] {
+        if face.as_ref().is_some_and(|face| face.upside_down) {
+            lines.push(format!("the {which} face is upside down, and was read rotated"));
+        }
+    }
     let Some(score) = compared.score else {
         lines.push(format!("no answer: {}", reasons(compared.abstention_reasons())));
         return lines.join("\n");
