@@ -142,7 +142,7 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
             }
             // Nor does an end mark behind the cut make it whole. A progressive one lacks what its last scans refine.
             for n_bytes in (first_scan + 20..pixels.len() - pixels.len() / 20).step_by(7) {
-                let closed = [&bytes[..n_bytes], &end[..], &bytes[n_bytes..]].concat();
+                let closed = [&bytes[..n_bytes], end, &bytes[n_bytes..]].concat();
                 for wanted in [Wanted::Full, Wanted::LongSide(20)] {
                     let result = decode(&closed, &DecodeLimits::default(), wanted);
                     let is_refused = matches!(&result, Err(ImageError::Unreadable { .. }));
