@@ -34,7 +34,7 @@ const LEAST_PX: f64 = 20.0;
 const LOOKED_PX: f64 = 1024.0;
 /// A little above the least, where most are found.
 const ROOM: f64 = 1.3;
-const N_PHOTOS: usize = 24;
+const N_PHOTOS: usize = 12;
 /// In a frame an age this far off is another answer.
 const OTHER_ANSWER_YEARS: f64 = 5.0;
 
