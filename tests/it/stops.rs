@@ -170,10 +170,12 @@ fn a_daemon_goes_on_after_a_hangup_and_says_that_it_does() {
     let log = fs::File::create(home.path("log")).unwrap();
     let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: setsid is safe between fork and exec. Without a terminal of its session the child is a daemon.
+    // SAFETY: both calls are safe between fork and exec. Without a terminal of its session the child is a daemon; the
+    // tests themselves may run under nohup.
     unsafe {
         command.pre_exec(|| {
             libc::setsid();
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
             Ok(())
         });
     }
@@ -204,10 +206,11 @@ fn a_server_whose_terminal_is_gone_drains() {
     let log = fs::File::create(home.path("log")).unwrap();
     let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
     command.stdin(server).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: both calls are safe between fork and exec; descriptor 0 is the terminal there.
+    // SAFETY: the calls are safe between fork and exec; descriptor 0 is the terminal there.
     unsafe {
         command.pre_exec(|| {
             libc::setsid();
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
             libc::ioctl(0, libc::TIOCSCTTY, 0);
             Ok(())
         });
