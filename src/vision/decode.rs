@@ -73,7 +73,11 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
                 Ok(whole) => whole,
                 Err(missing) => with_end(bytes, missing, limits)?,
             };
-            let decoder = JpegDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?;
+            // A decoder copies the file, which shows; only a mended one needs another.
+            let decoder = match whole.note {
+                None => header,
+                Some(_) => JpegDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?,
+            };
             (read_jpeg(decoder, &whole.bytes, orientation(), limits, wanted)?, whole.note)
         }
         Format::Png => {
