@@ -138,7 +138,7 @@ pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
 fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     let mut at = PNG_SIGNATURE.len();
     let mut has_pixels = false;
-    // What is kept, as far as it is not simply all up to here.
+    // A copy of the chunks that are kept; none is made until one is left out.
     let mut kept: Option<Vec<u8>> = None;
     loop {
         let rest = bytes.get(at..).ok_or(CUT_SHORT)?;
@@ -196,7 +196,7 @@ fn without_false_claims(riff: &[u8]) -> Whole<'_> {
     let is_there = |wanted: &[u8; 4]| chunks_of_webp(riff).any(|(name, _)| name == wanted);
     let is_false = |(flag, chunks): &&(u8, &[&[u8; 4]])| flags & flag != 0 && !chunks.iter().all(|c| is_there(c));
     let mut false_flags = WEBP_CLAIMS.iter().filter(is_false).fold(0, |all, (flag, _)| all | flag);
-    // Of a picture without loss the transparency is within, and the flag is true without a chunk.
+    // A lossless picture carries its transparency itself, so there the flag is true without a chunk.
     if is_there(b"VP8 ") && !is_there(b"ALPH") {
         false_flags |= flags & WEBP_ALPHA;
     }

@@ -41,9 +41,9 @@ impl Default for DecodeLimits {
 /// A JPEG is reduced by 2, 4 or 8 while it is decoded where that leaves what is wanted, at a fraction of the cost;
 /// other formats come in full. The orientation that the file tells of is applied, and colours are converted to sRGB by
 /// the file's ICC profile or, in a PNG, what else it says of them; what cannot be followed is told of in
-/// [`DecodedImage::colour`]. Other metadata is not looked at. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid over white. Of an animation the first frame
-/// is read. The same bytes and the same wish always give the same picture. A panic inside a decoder is contained and
-/// counts as an unreadable image.
+/// [`DecodedImage::colour`]. Other metadata is not looked at. Grey, palette, CMYK and 16-bit images become 8-bit RGB;
+/// transparency is laid over white. Of an animation the first frame is read. The same bytes and the same wish always
+/// give the same picture. A panic inside a decoder is contained and counts as an unreadable image.
 ///
 /// # Errors
 /// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before memory is taken for the pixels), and
@@ -121,6 +121,14 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
 }
 
+/// What was decoded; nothing where another decoder has the last word.
+fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageError> {
+    match decoded {
+        Err(why) if why == jpeg::DATA_ENDS_EARLY => Err(cut_in_pixels(why)),
+        decoded => Ok(decoded.ok()),
+    }
+}
+
 fn cut_in_pixels(why: &str) -> ImageError {
     unreadable(Format::Jpeg, format!("its pixels are not all there: {why}"))
 }
@@ -150,21 +158,14 @@ fn read_jpeg(
     let Ok(layout) = jpeg::Layout::read(bytes) else {
         return read(Format::Jpeg, decoder, None, orientation, limits);
     };
+    layout.check_every_bit().map_err(cut_in_pixels)?;
     if divisor == 1 && !layout.is_for_here() {
         // `image` would paint what is missing in grey, whatever stands behind the cut.
-        layout.check_every_bit().map_err(cut_in_pixels)?;
-        if layout.decode(8).is_err_and(|why| why == jpeg::DATA_ENDS_EARLY) {
-            return Err(cut_in_pixels(jpeg::DATA_ENDS_EARLY));
-        }
+        unless_cut(layout.decode(8))?;
         return read(Format::Jpeg, decoder, None, orientation, limits);
     }
-    layout.check_every_bit().map_err(cut_in_pixels)?;
     check_alloc(&layout, divisor, full, limits)?;
-    let samples = layout.decode(divisor);
-    if samples.as_ref().is_err_and(|why| *why == jpeg::DATA_ENDS_EARLY) {
-        return Err(cut_in_pixels(jpeg::DATA_ENDS_EARLY));
-    }
-    let Ok(samples) = samples else {
+    let Some(samples) = unless_cut(layout.decode(divisor))? else {
         return read(Format::Jpeg, decoder, None, orientation, limits);
     };
     let profile = profile(&mut decoder, layout.claims_profile);

@@ -95,7 +95,7 @@ fn block_of_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(bool, Cow<'a, [u
     };
     let text = if is_compressed {
         let mut plain = Vec::new();
-        // What was unpacked before any damage is good.
+        // Damage spoils only the bytes behind it; those before it are used.
         let _ = ZlibDecoder::new(text).take(MAX_TEXT_BYTES).read_to_end(&mut plain);
         Cow::Owned(plain)
     } else {

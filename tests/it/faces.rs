@@ -421,7 +421,7 @@ async fn a_face_is_read_from_its_own_pixels_however_large_the_photo() {
             assert!(apart < 6.0, "{what}: {apart}");
         }
     }
-    // What the detector cannot see at the size that it looks at stays unseen.
+    // The detector does not see this face at the size that it looks at, and nobody else looks.
     let speck = image::imageops::resize(&portrait(), 80, 80, image::imageops::FilterType::Triangle);
     let mut wall = RgbImage::from_pixel(4032, 3024, image::Rgb([128; 3]));
     wall.copy_from(&speck, 700, 900).unwrap();

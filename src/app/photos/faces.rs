@@ -1,4 +1,4 @@
-//! A photo with faces through the pipeline: decode, find, look closer, cut out and judge, read and embed.
+//! A photo with faces through the pipeline: decode, find, look again, cut out and judge, read and embed.
 //!
 //! Work on pixels is done by the pixel pool, and what a network does by its version's queue on the device; the stages
 //! follow one another and none calls back.
@@ -169,13 +169,13 @@ impl Photos {
         faces: Vec<DetectedFace>,
         with: Recheck,
     ) -> Result<Vec<FaceCrop>, AppError> {
-        if view.is_enough(&faces, &with.chips) {
-            return Ok(view.crops(faces, &[], &[], &with.chips));
+        let Recheck { detector, settings, chips } = with;
+        if view.is_enough(&faces, &chips) {
+            return Ok(view.crops(faces, &[], &[], &chips));
         }
-        let detector = with.detector.clone();
         let work = move |limits: &_| {
-            let parts = view.parts(&image, limits, &faces, &with.chips, &with.settings);
-            Ok((parts, view, faces, with.chips))
+            let parts = view.parts(&image, limits, &faces, &chips, &settings);
+            Ok((parts, view, faces, chips))
         };
         let (parts, view, faces, chips) = self.pixels.run(call.deadline, work).await?;
         let (parts, pyramids): (Vec<_>, Vec<_>) = parts.into_iter().unzip();

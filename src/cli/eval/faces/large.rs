@@ -80,7 +80,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         let of_frame: Vec<(&Pair, &v1::PredictResponse, &v1::PredictResponse)> = pairs
             .iter()
             .zip(alone.iter().zip(&framed))
-            // Those that were refused have a row of their own.
+            // Refused photos are counted in a row of their own.
             .filter_map(|(pair, (alone, framed))| Some((pair, alone.as_ref().ok()?, framed.as_ref().ok()?)))
             .filter(|(pair, alone, _)| pair.frame == frame && !alone.abstained)
             .collect();
@@ -160,7 +160,7 @@ fn pairs(faces: &[(f64, PathBuf)], folder: &Path) -> anyhow::Result<Vec<Pair>> {
                     continue;
                 }
                 let least = (LEAST_PX * f64::from(wide) / LOOKED_PX).max(LEAST_ANSWERED_PX);
-                // What lies between may be found or not.
+                // Faces between the two sizes may be found or not.
                 let is_visible = f64::from(side) >= ROOM * least;
                 if !is_visible && f64::from(side) > least / ROOM {
                     continue;
