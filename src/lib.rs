@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod grpc;
+pub mod names;
 pub mod nn;
 pub mod registry;
 pub mod serving;

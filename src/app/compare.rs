@@ -4,14 +4,15 @@ use bytes::Bytes;
 use futures::future::try_join;
 
 use super::{
-    App, AppError, CallContext, FacesRead, Outcome, Read,
+    App, AppError, Call, FacesRead, Outcome, Read,
     faces::{embedding_of, single_face},
     photos::{notes_to_proto, proto_duration},
     predict::found_face,
 };
 use crate::{
+    names::EmbeddingSpace,
     proto::v1::{self, AbstentionReason, FaceReading, FaceSelection},
-    similarity::{Embedding, EmbeddingSpace, Score, identity_evidence},
+    similarity::{Embedding, Score, identity_evidence},
 };
 
 /// Two photos to compare.
@@ -32,11 +33,7 @@ impl App {
     ///
     /// # Errors
     /// When there is no such space, a photo is no readable image, or there is no room or time for it.
-    pub async fn compare_faces(
-        &self,
-        call: &CallContext,
-        request: Comparison,
-    ) -> Result<v1::CompareFacesResponse, AppError> {
+    pub async fn compare_faces(&self, call: &Call, request: Comparison) -> Result<v1::CompareFacesResponse, AppError> {
         for (field, image) in [("first_image", &request.first), ("second_image", &request.second)] {
             if image.is_empty() {
                 return Err(AppError::field(field, "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
@@ -45,7 +42,10 @@ impl App {
         let wants = single_face("face_selection", request.selection)?;
         let space = self.models.resolve_space(&request.space).await?;
         let read = async |field, image| {
-            self.photos.read(call, space.version(), image, &wants).await.map_err(|error| error.of_image(field))
+            self.photos
+                .read(call, &space.version.to_string(), image, &wants)
+                .await
+                .map_err(|error| error.of_image(field))
         };
         let (first, second) =
             try_join(read("first_image", request.first), read("second_image", request.second)).await?;

@@ -2,6 +2,7 @@
 
 use crate::{
     error::Kind,
+    names::InvalidName,
     nn::NnError,
     proto::v1::{AbstentionReason, ErrorReason},
     registry::RegistryError,
@@ -110,6 +111,9 @@ pub enum AppError {
     /// A defect of the server.
     #[error("{0}")]
     Internal(String),
+    /// A name that no resource can have.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     /// Of the registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -159,7 +163,9 @@ impl AppError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } | Self::FaceUnusable { .. } => Kind::Invalid,
+            Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } | Self::FaceUnusable { .. } | Self::Name(_) => {
+                Kind::Invalid
+            }
             Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
             Self::RequestIdReused { .. }
             | Self::RunFinal { .. }

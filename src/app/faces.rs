@@ -6,17 +6,18 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::{
-    AppError, CallContext, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking,
+    AppError, Call, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking,
     photos::{notes_to_proto, proto_duration},
 };
 use crate::{
+    names::EmbeddingSpace,
     proto::{
         store::{CollectionRecord, FaceRecord},
         v1::{self, FaceSelection},
     },
     similarity::{
-        CollectionId, Embedding, EmbeddingSpace, FaceId, FaceName, NewCollection, NewFace, Query, SimilarityError,
-        SimilarityIndex, Target, identity_evidence,
+        CollectionId, Embedding, FaceId, FaceName, NewCollection, NewFace, Query, SimilarityError, SimilarityIndex,
+        Target, identity_evidence,
     },
     store::Store,
     vision::PhotoNote,
@@ -102,7 +103,7 @@ impl Faces {
             return Ok(made);
         }
         let space = self.models.resolve_space(space).await?;
-        let version = self.models.resolve(space.version())?;
+        let version = space.version.clone();
         // Loaded before anybody asks the collection, and from then on for its sake.
         self.models.ready(&version).await?;
         let dimensions = self.models.dimensions(&space).await?;
@@ -161,7 +162,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection, the id is taken, or the photo or vector cannot be used.
-    pub async fn enroll(&self, call: &CallContext, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
+    pub async fn enroll(&self, call: &Call, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
         // An earlier answer spares the network its work.
         let (store, earlier) = (Arc::clone(&self.store), once.clone());
         if let Some(enrolled) = blocking(move || earlier.earlier_answer::<v1::Face>(&*store)).await? {
@@ -229,7 +230,7 @@ impl Faces {
     /// When there is no such collection or face, the photo or vector cannot be used, or `k` is out of range.
     pub async fn find_similar(
         &self,
-        call: &CallContext,
+        call: &Call,
         collection: CollectionId,
         wanted: Wanted,
         k: usize,
@@ -256,7 +257,7 @@ impl Faces {
             Ok(index.search(&id, &Query { target, k, min_score, exact })?)
         })
         .await?;
-        let manifest = self.models.manifest(&self.models.resolve(found.space.version())?).await?;
+        let manifest = self.models.manifest(&found.space.version).await?;
         let evidence = |score| manifest.identity.as_ref().map(|calibration| identity_evidence(calibration, score));
         let matches = found
             .matches
@@ -279,13 +280,13 @@ impl Faces {
     /// A photo's or vector's embedding in the collection's space, and what was odd about the photo's file.
     async fn embed(
         &self,
-        call: &CallContext,
+        call: &Call,
         collection: &CollectionId,
         source: Source,
     ) -> Result<(Embedding, EmbeddingSpace, Vec<PhotoNote>), AppError> {
         let (index, id) = (Arc::clone(&self.index), collection.clone());
         let (record, _) = blocking(move || Ok(index.get_collection(&id)?)).await?;
-        let own = EmbeddingSpace::parse(&record.embedding_space)?;
+        let own = self.index.space_of(collection)?;
         let (values, notes) = match source {
             Source::Vector { values, space } => {
                 if !space.is_empty() && space != record.embedding_space {
@@ -295,7 +296,7 @@ impl Faces {
             }
             Source::Image(image, selection) => {
                 let wants = single_face("face_selection", selection)?;
-                let read = self.photos.read(call, own.version(), image, &wants).await?;
+                let read = self.photos.read(call, &own.version.to_string(), image, &wants).await?;
                 let notes = read.notes.clone();
                 (embedding_of("image", read, &own)?, notes)
             }
@@ -335,9 +336,9 @@ pub(super) fn embedding_of(field: &'static str, read: Read, space: &EmbeddingSpa
             }
         }
     };
-    output.embeddings.remove(space.layer()).ok_or_else(|| AppError::UnsupportedByModel {
+    output.embeddings.remove(&*space.layer).ok_or_else(|| AppError::UnsupportedByModel {
         version: read.version.to_string(),
-        what: format!("gave no embedding {}", space.layer()),
+        what: format!("gave no embedding {}", space.layer),
     })
 }
 

@@ -6,12 +6,13 @@ use sha2::{Digest, Sha256};
 
 use super::{App, AppError, Idempotent, Models, blocking, detached, published::Published};
 use crate::{
+    names::{ModelId, VersionName},
     nn::{NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
     proto::{
         store::{EmbeddingLayer, Preprocessing, VersionRecord},
         v1,
     },
-    registry::{GOLDEN_SEED, ModelId, NewVersion, Origin, VersionName, golden},
+    registry::{GOLDEN_SEED, NewVersion, Origin, golden},
     serving::{ServeError, ServingPool},
     training::{Head, Roots, TrainingError, architecture},
 };

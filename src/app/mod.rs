@@ -1,10 +1,10 @@
 //! Use cases: each joins the domains for one thing that callers want. Knows no transport.
 //!
 //! [`App`] is the assembly: the store is opened, and everything else stands on it. Handlers call [`predict`],
-//! [`Faces`], [`Models`], [`Runs`]; each takes the [`CallContext`] that says who calls and until when.
+//! [`Faces`], [`Models`], [`Runs`]; each takes the [`Call`] that says who calls and until when.
 
+mod call;
 mod compare;
-mod context;
 mod error;
 mod faces;
 mod idempotency;
@@ -22,8 +22,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub use call::{Call, Caller};
 pub use compare::Comparison;
-pub use context::{CallContext, Caller};
 pub use error::{AppError, ERROR_DOMAIN, reason_name};
 pub use faces::{Enrolment, Faces, Source, Wanted};
 pub use idempotency::Idempotent;
@@ -38,9 +38,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    names::ModelRef,
     nn,
     proto::store::EmbeddingLayer,
-    registry::{ModelRef, Registry},
+    registry::Registry,
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
     store::{self, SledSettings, Store},

@@ -15,10 +15,11 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{AppError, Idempotent, Page, Paged, blocking, detached};
 use crate::{
+    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, VersionName},
     proto::{store::VersionRecord, v1},
-    registry::{AliasName, ModelId, ModelRef, ModelView, Registry, RegistryError, VersionName, partners},
+    registry::{ModelView, Registry, RegistryError, name_of, partners},
     serving::{EngineSource, LoadState, ServingPool},
-    similarity::{EmbeddingSpace, SimilarityIndex},
+    similarity::SimilarityIndex,
 };
 
 /// The model that answers where none is named and there are several: the published one has this name.
@@ -95,12 +96,7 @@ impl Models {
             known.aliases.values().map(|&number| VersionName { model: model.clone(), number })
         });
         let mut needed: BTreeSet<VersionName> = named.collect();
-        for name in self.shared.index.versions() {
-            match ModelRef::parse("embedding_space", &name) {
-                Ok(ModelRef::Version(version)) => drop(needed.insert(version)),
-                other => tracing::error!(%name, ?other, "a collection's space names no version"),
-            }
-        }
+        needed.extend(self.shared.index.versions());
         for version in needed {
             if let Err(error) = self.ready(&version).await {
                 tracing::error!(%version, %error, "cannot load a version that an alias or a collection needs");
@@ -355,7 +351,7 @@ impl Models {
             (None, Some(paired)) if !paired.is_empty() => paired.clone(),
             (None, _) => self.first_space(&version).await?,
         };
-        let space = EmbeddingSpace::parse(&space)?;
+        let space = EmbeddingSpace::parse("embedding_space", &space)?;
         self.dimensions(&space).await?;
         Ok(space)
     }
@@ -365,15 +361,15 @@ impl Models {
     /// # Errors
     /// When there is no such version, or it has no such layer.
     pub async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
-        let version = self.resolve_field("embedding_space", space.version())?;
-        let layers = &self.manifest(&version).await?.embedding_layers;
-        if let Some(known) = layers.iter().find(|known| known.layer == space.layer()) {
+        let version = &space.version;
+        let layers = &self.manifest(version).await?.embedding_layers;
+        if let Some(known) = layers.iter().find(|known| known.layer == *space.layer) {
             return Ok(known.dimensions as usize);
         }
         let known: Vec<_> = layers.iter().map(|known| known.layer.as_str()).collect();
         let what = match known.as_slice() {
             [] => "has no embedding layers".to_owned(),
-            known => format!("has no embedding layer {:?}; it has: {}", space.layer(), known.join(", ")),
+            known => format!("has no embedding layer {:?}; it has: {}", space.layer, known.join(", ")),
         };
         Err(AppError::UnsupportedByModel { version: version.to_string(), what })
     }
@@ -427,7 +423,7 @@ impl Models {
             let by = match self.aliases_of(&one).first() {
                 Some(alias) => Some(format!("the alias {alias}")),
                 None => {
-                    let collection = self.shared.index.collection_of_version(&one.to_string())?;
+                    let collection = self.shared.index.collection_of_version(&one);
                     collection.map(|collection| format!("collections/{collection}"))
                 }
             };
@@ -469,7 +465,7 @@ impl Models {
         let (models, version) = (self.clone(), version.clone());
         detached(async move {
             let _turn = models.turn(&version).await;
-            if let Some(collection) = models.shared.index.collection_of_version(&version.to_string())? {
+            if let Some(collection) = models.shared.index.collection_of_version(&version) {
                 return Err(in_use(&version, format!("collections/{collection}")));
             }
             let (registry, name) = (Arc::clone(&models.shared.registry), version.clone());
@@ -484,7 +480,7 @@ impl Models {
     /// What a version is, for callers.
     #[must_use]
     pub fn version_to_proto(&self, record: &VersionRecord) -> v1::ModelVersion {
-        let version = VersionName::of(record);
+        let version = name_of(record);
         let name = version.to_string();
         v1::ModelVersion {
             create_time: record.create_time,

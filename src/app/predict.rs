@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 
-use super::{AppError, CallContext, FaceRead, Outcome, Photos, Read, Wants, photos::notes_to_proto};
+use super::{AppError, Call, FaceRead, Outcome, Photos, Read, Wants, photos::notes_to_proto};
 use crate::{
     proto::{
         store::VersionRecord,
         v1::{self, FaceReading, Prediction},
     },
-    registry::VersionName,
+    registry::name_of,
     serving::predictions,
     vision::Point,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// room or time for it.
 pub async fn predict(
     photos: &Photos,
-    call: &CallContext,
+    call: &Call,
     model: &str,
     image: Bytes,
     heads: &[String],
@@ -72,7 +72,7 @@ fn check_heads(manifest: &VersionRecord, heads: &[String]) -> Result<(), AppErro
     };
     let known: Vec<_> = manifest.heads.iter().map(|h| h.name.as_str()).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    let version = VersionName::of(manifest);
+    let version = name_of(manifest);
     Err(AppError::field("heads", format!("{version} has no head {unknown:?}, it has {known}")))
 }
 

@@ -13,12 +13,13 @@ use super::{
     import::{Paired, new_version, published_network, read_files, register_verified},
 };
 use crate::{
+    names::{ModelId, VersionName},
     nn::{AGE_GENDER_SIDE_PX, DLIB_MEAN, DLIB_STD, PublishedNetwork, SHAPE_PREFIX, TensorData},
     proto::{
         store::{Detection, EmbeddingLayer, FaceChip, HeadCalibration, Preprocessing, VersionRecord},
         v1,
     },
-    registry::{ModelId, NewVersion, Origin, RegistryError, VersionName},
+    registry::{NewVersion, Origin, RegistryError, name_of},
     serving::{ServingPool, detection_record},
     vision::CascadeSettings,
 };
@@ -295,7 +296,7 @@ async fn existing(models: &Models, model: &ModelId, published_as: String) -> Res
             let Some(last) = page.last() else { return Ok(None) };
             before = Some(last.number);
             if let Some(record) = page.iter().find(|record| record.published_as == published_as) {
-                return Ok(Some(VersionName::of(record)));
+                return Ok(Some(name_of(record)));
             }
         }
     })

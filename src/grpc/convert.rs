@@ -5,8 +5,8 @@ use prost_types::Any;
 
 use crate::{
     app::{App, AppError, PageRequest},
+    names::{ModelId, ModelRef, VersionName},
     proto::{longrunning, v1},
-    registry::{ModelId, ModelRef, VersionName},
     similarity::{CollectionId, FaceId, FaceName},
 };
 

@@ -28,7 +28,10 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use super::status;
-use crate::app::{CallContext, Caller};
+use crate::{
+    app::{Call, Caller},
+    serving::Priority,
+};
 
 const REQUEST_ID: &str = "x-request-id";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -207,7 +210,7 @@ where
 }
 
 impl EdgeLayer {
-    fn context(&self, request: &Request<Body>, allowed: Option<Duration>, streaming: bool) -> CallContext {
+    fn context(&self, request: &Request<Body>, allowed: Option<Duration>, streaming: bool) -> Call {
         let arrived = Instant::now();
         let bounded = match allowed {
             Some(timeout) => Some(timeout.min(self.settings.max_deadline)),
@@ -220,12 +223,13 @@ impl EdgeLayer {
             .and_then(|v| v.to_str().ok())
             .filter(|v| !v.is_empty() && v.len() <= 128)
             .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
-        CallContext {
+        Call {
             caller: Caller::anonymous(),
             call_id,
             arrived,
             deadline: bounded.map(|timeout| arrived + timeout - answer_margin(timeout)),
             item_timeout: self.settings.default_deadline,
+            priority: Priority::default(),
         }
     }
 }
@@ -344,12 +348,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 ///
 /// # Errors
 /// `INTERNAL` when a service is used without the edge, a defect of the server's assembly.
-pub(super) fn context<T>(request: &tonic::Request<T>) -> Result<CallContext, Status> {
-    request
-        .extensions()
-        .get::<CallContext>()
-        .cloned()
-        .ok_or_else(|| status::internal("no call id: the call passed no edge"))
+pub(super) fn context<T>(request: &tonic::Request<T>) -> Result<Call, Status> {
+    request.extensions().get::<Call>().cloned().ok_or_else(|| status::internal("no call id: the call passed no edge"))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::{
     edge, status,
 };
 use crate::{
-    app::{App, AppError, CallContext, Comparison, Enrolment, Idempotent, Page, Source, blocking},
+    app::{App, AppError, Call, Comparison, Enrolment, Idempotent, Page, Source, blocking},
     proto::v1::{
         Collection, CompareFacesRequest, CompareFacesResponse, CreateCollectionRequest, DeleteCollectionRequest,
         DeleteFaceRequest, EnrollFaceRequest, Face, GetCollectionRequest, GetFaceRequest, ListCollectionsRequest,
@@ -27,7 +27,7 @@ pub(super) struct FaceService {
     pub(super) stream_window: usize,
 }
 
-async fn enroll(app: &App, call: &CallContext, request: EnrollFaceRequest) -> Result<Face, AppError> {
+async fn enroll(app: &App, call: &Call, request: EnrollFaceRequest) -> Result<Face, AppError> {
     // A photo of megabytes takes its time to be hashed.
     let (caller, hashed) = (call.caller.id.clone(), request.clone());
     let once = blocking(move || Idempotent::new(&caller, "EnrollFace", &hashed.request_id, &hashed)).await?;

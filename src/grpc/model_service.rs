@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{
     app::{App, AppError, Idempotent, Page},
+    names::{AliasName, ModelRef},
     proto::v1::{
         DeleteModelVersionRequest, GetModelRequest, GetModelVersionRequest, ImportModelVersionRequest,
         ListModelVersionsRequest, ListModelVersionsResponse, ListModelsRequest, ListModelsResponse,
         LoadModelVersionRequest, Model, ModelVersion, SetModelAliasRequest, UnloadModelVersionRequest,
         model_service_server,
     },
-    registry::{AliasName, ModelRef},
 };
 
 /// The service over its use cases.

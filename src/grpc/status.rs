@@ -12,7 +12,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 pub(super) use crate::proto::v1::ErrorReason as Reason;
 use crate::{
-    app::{AppError, CallContext, ERROR_DOMAIN, reason_name},
+    app::{AppError, Call, ERROR_DOMAIN, reason_name},
+    names::InvalidName,
     nn::NnError,
     proto::rpc,
     registry::RegistryError,
@@ -100,7 +101,7 @@ fn shortened(mut text: String) -> String {
 }
 
 /// The status of a use case's error; internal ones are logged here, once.
-pub(super) fn from_app(call: &CallContext, error: AppError) -> Status {
+pub(super) fn from_app(call: &Call, error: AppError) -> Status {
     let row = app_row(&error);
     match row.code {
         Code::Internal => {
@@ -171,6 +172,7 @@ fn app_row(error: &AppError) -> Row {
         }
         AppError::Stopping => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1)),
         AppError::Internal(_) => Row::new(Code::Internal, Reason::Internal, error),
+        AppError::Name(e) => name_row(e),
         AppError::Registry(e) => registry_row(e),
         AppError::Serve(e) => serve_row(e),
         AppError::Image(e) => image_row(e),
@@ -193,11 +195,13 @@ fn image_row(error: &ImageError) -> Row {
     }
 }
 
+fn name_row(error: &InvalidName) -> Row {
+    Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(&error.field, error.rule)
+}
+
 fn registry_row(error: &RegistryError) -> Row {
     match error {
-        RegistryError::InvalidName { field, rule, .. } => {
-            Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, rule)
-        }
+        RegistryError::Name(e) => name_row(e),
         RegistryError::ModelNotFound { model } => {
             Row::new(Code::NotFound, Reason::ModelNotFound, error).resource("Model", format!("models/{model}"))
         }

@@ -10,7 +10,7 @@ use super::{
     edge, status,
 };
 use crate::{
-    app::{self, App, AppError, CallContext, Idempotent, NewRun, Source, Wanted, Wants},
+    app::{self, App, AppError, Call, Idempotent, NewRun, Source, Wanted, Wants},
     proto::{
         longrunning::Operation,
         v1::{
@@ -28,7 +28,7 @@ pub(super) struct VisageService {
     pub(super) stream_window: usize,
 }
 
-async fn predict(app: &App, call: &CallContext, request: PredictRequest) -> Result<PredictResponse, AppError> {
+async fn predict(app: &App, call: &Call, request: PredictRequest) -> Result<PredictResponse, AppError> {
     let selection = face_selection(request.face_selection)?;
     let thresholds = request.thresholds.unwrap_or_default();
     let wants = Wants { selection, thresholds, embedding: request.return_embedding };

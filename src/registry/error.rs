@@ -1,21 +1,17 @@
 //! What can go wrong with models, versions and aliases.
 
-use super::{AliasName, ModelId, VersionName};
-use crate::{error::Kind, store::StoreError};
+use crate::{
+    error::Kind,
+    names::{AliasName, InvalidName, ModelId, VersionName},
+    store::StoreError,
+};
 
 /// An error of the registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// A name that no resource can have.
-    #[error("{field}: {value:?} {rule}")]
-    InvalidName {
-        /// The request's field.
-        field: String,
-        /// As given.
-        value: String,
-        /// What is allowed.
-        rule: &'static str,
-    },
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     /// No such model.
     #[error("there is no model models/{model}")]
     ModelNotFound {
@@ -78,7 +74,7 @@ impl RegistryError {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::InvalidName { .. } => Kind::Invalid,
+            Self::Name(_) => Kind::Invalid,
             Self::ModelNotFound { .. } | Self::VersionNotFound { .. } | Self::AliasNotFound { .. } => Kind::NotFound,
             Self::AliasMoved { .. } | Self::InUse { .. } => Kind::Conflict,
             Self::CorruptVersion { .. } => Kind::Corrupt,

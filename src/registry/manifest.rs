@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, time::SystemTime};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::{ModelId, ModelRef, RegistryError, VersionName};
+use super::{RegistryError, name_of};
 use crate::{
+    names::{ModelId, ModelRef, VersionName},
     nn::{Dtype, TensorData},
     proto::{
         store::{EmbeddingLayer, Golden, HeadCalibration, Preprocessing, TensorRef, VersionRecord},
@@ -137,7 +138,7 @@ pub fn partners(record: &VersionRecord) -> Result<Vec<VersionName>, RegistryErro
         .map(|name| match ModelRef::parse("partner", name) {
             Ok(ModelRef::Version(version)) => Ok(version),
             Ok(ModelRef::Alias { .. }) | Err(_) => Err(RegistryError::CorruptVersion {
-                version: VersionName::of(record),
+                version: name_of(record),
                 detail: format!("it works with {name:?}, which is no version"),
             }),
         })

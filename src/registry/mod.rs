@@ -5,7 +5,6 @@
 
 mod error;
 mod manifest;
-mod names;
 mod versions;
 
 use std::{
@@ -16,10 +15,10 @@ use std::{
 
 pub use error::RegistryError;
 pub use manifest::{GOLDEN_SEED, NewVersion, Origin, golden, partners, weight_bytes};
-pub use names::{AliasName, ModelId, ModelRef, VersionName};
 
 use crate::{
-    proto::store::{AliasRecord, ModelRecord},
+    names::{AliasName, ModelId, VersionName},
+    proto::store::{AliasRecord, ModelRecord, VersionRecord},
     store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
@@ -127,7 +126,7 @@ impl Registry {
                     // The version must still be there when the alias is written.
                     let name = VersionName { model: model.clone(), number };
                     let manifest = self.version_bytes(&name)?;
-                    batch.require_equals(Table::Versions, &name.key(), manifest);
+                    batch.require_equals(Table::Versions, &version_key(&name), manifest);
                     let record = AliasRecord { version: number, update_time: Some(SystemTime::now().into()) };
                     batch.put_record(Table::Aliases, &key, &record);
                     view.aliases.insert(alias.clone(), number);
@@ -180,6 +179,16 @@ impl Registry {
         }
         Ok(batch)
     }
+}
+
+/// The key of a version in its table.
+fn version_key(version: &VersionName) -> Vec<u8> {
+    join_key(&[version.model.as_bytes(), &version.number.to_be_bytes()])
+}
+
+/// The name of a stored version.
+pub(crate) fn name_of(record: &VersionRecord) -> VersionName {
+    VersionName { model: ModelId::stored(&record.model), number: record.number }
 }
 
 #[cfg(test)]

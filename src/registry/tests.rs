@@ -52,7 +52,7 @@ fn versions_share_tensors_and_the_first_is_champion() {
     let model = registry.get_model(&ModelId::parse("m", "age").unwrap()).unwrap();
     assert_eq!(model.aliases, BTreeMap::from([(AliasName::champion(), 1)]));
     assert_eq!(registry.load_tensors(&second).unwrap(), new_version("age", 2).tensors);
-    assert_eq!(registry.get_version(&VersionName::of(&first)).unwrap(), first);
+    assert_eq!(registry.get_version(&name_of(&first)).unwrap(), first);
     let numbers: Vec<_> = registry
         .list_versions(&ModelId::parse("m", "age").unwrap(), None, 9)
         .unwrap()
@@ -132,8 +132,8 @@ fn a_damaged_tensor_or_manifest_refuses_the_version_by_name() {
 
     let altered = crate::proto::store::VersionRecord { data_fingerprint: "altered".to_owned(), ..record.clone() };
     let mut batch = Batch::default();
-    batch.put_record(Table::Versions, &VersionName::of(&record).key(), &altered);
+    batch.put_record(Table::Versions, &version_key(&name_of(&record)), &altered);
     store.commit(batch).unwrap();
-    let error = registry.get_version(&VersionName::of(&record)).unwrap_err();
+    let error = registry.get_version(&name_of(&record)).unwrap_err();
     assert!(matches!(error, RegistryError::CorruptVersion { .. }), "{error}");
 }

@@ -3,10 +3,12 @@
 use std::{collections::HashSet, sync::PoisonError};
 
 use super::{
-    ModelId, NewVersion, Registry, RegistryError, VersionName,
+    NewVersion, Registry, RegistryError,
     manifest::{dtype, manifest_digest, partners, tensor_ref},
+    name_of, version_key,
 };
 use crate::{
+    names::{ModelId, VersionName},
     nn::TensorData,
     proto::store::VersionRecord,
     store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key},
@@ -35,11 +37,11 @@ impl Registry {
         loop {
             let (mut batch, model) = self.model_writes(&new.model, None)?;
             let record = new.manifest(model.latest_version, tensors.clone());
-            let key = VersionName::of(&record).key();
+            let key = version_key(&name_of(&record));
             batch.require_absent(Table::Versions, &key).put_record(Table::Versions, &key, &record);
             batch.extend(self.champion_writes(&new.model, record.number)?);
             for partner in partners(&record)? {
-                batch.require_equals(Table::Versions, &partner.key(), self.version_bytes(&partner)?);
+                batch.require_equals(Table::Versions, &version_key(&partner), self.version_bytes(&partner)?);
             }
             batch.extend(extra(&record));
             match self.store.commit(batch) {
@@ -57,7 +59,7 @@ impl Registry {
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`].
     pub fn get_version(&self, version: &VersionName) -> Result<VersionRecord, RegistryError> {
         let bytes = self.version_bytes(version)?;
-        let record: VersionRecord = decode_record(Table::Versions, &version.key(), &bytes)
+        let record: VersionRecord = decode_record(Table::Versions, &version_key(version), &bytes)
             .map_err(|e| RegistryError::CorruptVersion { version: version.clone(), detail: e.to_string() })?;
         if record.digest != manifest_digest(&record) {
             let detail = "its manifest differs from its digest".to_owned();
@@ -67,7 +69,7 @@ impl Registry {
     }
 
     pub(super) fn version_bytes(&self, version: &VersionName) -> Result<Vec<u8>, RegistryError> {
-        match self.store.get(Table::Versions, &version.key())? {
+        match self.store.get(Table::Versions, &version_key(version))? {
             Some(bytes) => Ok(bytes),
             None => {
                 self.get_model(&version.model)?;
@@ -87,7 +89,7 @@ impl Registry {
         limit: usize,
     ) -> Result<Vec<VersionRecord>, RegistryError> {
         self.get_model(model)?;
-        let after = before.map(|number| VersionName { model: model.clone(), number }.key());
+        let after = before.map(|number| version_key(&VersionName { model: model.clone(), number }));
         let range = Range { prefix: join_key(&[model.as_bytes(), b""]), after, descending: true };
         let rows = self.store.scan_records(Table::Versions, &range, limit)?;
         Ok(rows.into_iter().map(|(_, record)| record).collect())
@@ -98,7 +100,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
     pub fn load_tensors(&self, record: &VersionRecord) -> Result<Vec<TensorData>, RegistryError> {
-        let version = VersionName::of(record);
+        let version = name_of(record);
         let load = |tensor: &crate::proto::store::TensorRef| {
             let corrupt = |why: String| RegistryError::CorruptVersion {
                 version: version.clone(),
@@ -139,7 +141,9 @@ impl Registry {
             let bytes = self.version_bytes(version)?;
             let mut batch = Batch::default();
             // `set_alias` demands the manifest in its commit, so an alias cannot come to point at a deleted version.
-            batch.require_equals(Table::Versions, &version.key(), bytes).delete(Table::Versions, &version.key());
+            batch
+                .require_equals(Table::Versions, &version_key(version), bytes)
+                .delete(Table::Versions, &version_key(version));
             for alias in view.aliases.keys() {
                 let key = join_key(&[version.model.as_bytes(), alias.as_bytes()]);
                 if let Some(value) = self.store.get(Table::Aliases, &key)? {
@@ -166,7 +170,7 @@ impl Registry {
         self.each_version(|record| {
             // A manifest that names no version has no partner to lose.
             if partners(record).is_ok_and(|partners| partners.contains(version)) {
-                dependents.push(VersionName::of(record));
+                dependents.push(name_of(record));
             }
         })?;
         Ok(dependents)

@@ -1,6 +1,4 @@
-//! Vectors that can be compared, and the space in which they can.
-
-use std::fmt;
+//! Vectors that can be compared.
 
 use super::SimilarityError;
 
@@ -84,49 +82,6 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
-}
-
-/// The name of a space in which vectors can be compared: a version's layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmbeddingSpace {
-    version: String,
-    layer: String,
-}
-
-impl EmbeddingSpace {
-    /// Reads `models/{m}/versions/{n}#{layer}`.
-    ///
-    /// # Errors
-    /// [`SimilarityError::Invalid`].
-    pub fn parse(text: &str) -> Result<Self, SimilarityError> {
-        match text.split_once('#') {
-            Some((version, layer)) if !version.is_empty() && !layer.is_empty() => {
-                Ok(Self { version: version.to_owned(), layer: layer.to_owned() })
-            }
-            _ => Err(SimilarityError::invalid(
-                "embedding_space",
-                format!("must be models/{{model}}/versions/{{n}}#{{layer}}, not {text:?}"),
-            )),
-        }
-    }
-
-    /// The version's name.
-    #[must_use]
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    /// The layer's name.
-    #[must_use]
-    pub fn layer(&self) -> &str {
-        &self.layer
-    }
-}
-
-impl fmt::Display for EmbeddingSpace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", self.version, self.layer)
-    }
 }
 
 #[cfg(test)]

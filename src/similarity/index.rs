@@ -7,11 +7,9 @@ use std::{
     time::SystemTime,
 };
 
-use super::{
-    CollectionId, Embedding, EmbeddingSpace, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
-    collection::Faces,
-};
+use super::{CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces};
 use crate::{
+    names::{EmbeddingSpace, VersionName},
     proto::store::{CollectionRecord, FaceRecord},
     store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
@@ -78,6 +76,7 @@ pub struct SearchResult {
 
 struct Collection {
     record: CollectionRecord,
+    space: EmbeddingSpace,
     /// As stored: the condition under which faces join.
     bytes: Vec<u8>,
     faces: Faces,
@@ -143,6 +142,11 @@ impl SimilarityIndex {
         for (key, bytes) in rows {
             let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
             let id = CollectionId::parse("id", &record.id)?;
+            let space = EmbeddingSpace::parse("embedding_space", &record.embedding_space);
+            let space = space.map_err(|error| StoreError::Corrupt {
+                what: format!("{}: {error}", id.name()),
+                affects: "what its faces can be compared with is not known; import the last export".to_owned(),
+            })?;
             let dimensions = record.dimensions as usize;
             let faces = Faces::new(dimensions);
             each_page::<FaceRecord>(&*store, &faces_of(id.as_str()), |key, face| {
@@ -153,7 +157,7 @@ impl SimilarityIndex {
                 faces.insert(&face.id, embedding.values(), &settings);
                 Ok(())
             })?;
-            collections.insert(id, Arc::new(Collection { record, bytes, faces, turns: Turns::new() }));
+            collections.insert(id, Arc::new(Collection { record, space, bytes, faces, turns: Turns::new() }));
         }
         let shared = Arc::new(Shared {
             store,
@@ -204,9 +208,18 @@ impl SimilarityIndex {
             Err(error) => return Err(error.into()),
         }
         let (bytes, faces) = (encode_record(&record), Faces::new(new.dimensions));
-        let collection = Arc::new(Collection { record: record.clone(), bytes, faces, turns: Turns::new() });
+        let collection =
+            Arc::new(Collection { record: record.clone(), space: new.space, bytes, faces, turns: Turns::new() });
         self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).insert(new.id, collection);
         Ok(record)
+    }
+
+    /// The space in which a collection compares.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`].
+    pub fn space_of(&self, id: &CollectionId) -> Result<EmbeddingSpace, SimilarityError> {
+        Ok(self.collection(id)?.space.clone())
     }
 
     /// A collection and how many faces it has.
@@ -253,26 +266,18 @@ impl SimilarityIndex {
         Ok(remove_faces(&*self.shared.store, id.as_str())?)
     }
 
-    /// The versions in whose spaces the collections compare, by name, each once.
+    /// The versions in whose spaces the collections compare, each once.
     #[must_use]
-    pub fn versions(&self) -> BTreeSet<String> {
+    pub fn versions(&self) -> BTreeSet<VersionName> {
         let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
-        let space = |c: &Arc<Collection>| EmbeddingSpace::parse(&c.record.embedding_space).ok();
-        collections.values().filter_map(space).map(|space| space.version().to_owned()).collect()
+        collections.values().map(|c| c.space.version.clone()).collect()
     }
 
     /// The id of a collection that compares in a space of this version, if there is one.
-    ///
-    /// # Errors
-    /// When a stored space is no space, which is damage.
-    pub fn collection_of_version(&self, version: &str) -> Result<Option<String>, SimilarityError> {
+    #[must_use]
+    pub fn collection_of_version(&self, version: &VersionName) -> Option<CollectionId> {
         let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
-        for (id, collection) in collections.iter() {
-            if EmbeddingSpace::parse(&collection.record.embedding_space)?.version() == version {
-                return Ok(Some(id.to_string()));
-            }
-        }
-        Ok(None)
+        collections.iter().find(|(_, c)| c.space.version == *version).map(|(id, _)| id.clone())
     }
 
     /// Stores a face; `extra` adds writes to the same commit. When it returns, the face is found by every search and
@@ -289,7 +294,7 @@ impl SimilarityIndex {
         extra: impl FnOnce(&FaceRecord) -> Batch,
     ) -> Result<FaceRecord, SimilarityError> {
         let collection = self.collection(id)?;
-        if space.to_string() != collection.record.embedding_space {
+        if *space != collection.space {
             return Err(SimilarityError::SpaceMismatch {
                 got: space.to_string(),
                 expected: collection.record.embedding_space.clone(),
@@ -431,7 +436,7 @@ impl SimilarityIndex {
                 matches.push((record, Score::from_cosine(hit.score)));
             }
         }
-        Ok(SearchResult { matches, exact, space: EmbeddingSpace::parse(&collection.record.embedding_space)? })
+        Ok(SearchResult { matches, exact, space: collection.space.clone() })
     }
 
     /// Waits until the background has nothing left to do.

@@ -13,7 +13,7 @@ mod index;
 mod names;
 mod segment;
 
-pub use embedding::{Embedding, EmbeddingSpace, Score};
+pub use embedding::{Embedding, Score};
 pub use error::SimilarityError;
 pub use identity::identity_evidence;
 pub use index::{NewCollection, NewFace, Query, SearchResult, SimilarityIndex, Target};

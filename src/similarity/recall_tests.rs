@@ -11,7 +11,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
 use super::*;
-use crate::store::{Batch, MemoryStore, Store};
+use crate::{
+    names::EmbeddingSpace,
+    store::{Batch, MemoryStore, Store},
+};
 
 /// As the published descriptor has.
 const DIMENSIONS: usize = 128;
@@ -42,7 +45,7 @@ impl Gallery {
     }
 
     fn space() -> EmbeddingSpace {
-        EmbeddingSpace::parse("models/face/versions/1#embedding16").unwrap()
+        EmbeddingSpace::parse("embedding_space", "models/face/versions/1#embedding16").unwrap()
     }
 
     fn random(&mut self) -> Vec<f32> {

@@ -8,12 +8,15 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::store::{Batch, MemoryStore, Store, Table, Write};
+use crate::{
+    names::EmbeddingSpace,
+    store::{Batch, MemoryStore, Store, Table, Write},
+};
 
 const DIMENSIONS: usize = 24;
 
 fn space() -> EmbeddingSpace {
-    EmbeddingSpace::parse("models/face/versions/1#embedding16").unwrap()
+    EmbeddingSpace::parse("embedding_space", "models/face/versions/1#embedding16").unwrap()
 }
 
 fn id(text: &str) -> CollectionId {
@@ -200,13 +203,13 @@ fn what_is_wrong_is_said() {
             "{k} {min_score:?}"
         );
     }
-    let other = EmbeddingSpace::parse("models/face/versions/2#embedding16").unwrap();
+    let other = EmbeddingSpace::parse("embedding_space", "models/face/versions/2#embedding16").unwrap();
     let new = NewFace { id: None, subject: String::new(), labels: BTreeMap::new() };
     let embedding = Embedding::new("v", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap();
     let error = index.enroll(&id("people"), new, &embedding, &other, |_| Batch::default()).unwrap_err();
     assert!(matches!(error, SimilarityError::SpaceMismatch { .. }), "{error}");
-    assert_eq!(index.collection_of_version("models/face/versions/1").unwrap().as_deref(), Some("people"));
-    assert_eq!(index.collection_of_version("models/face/versions/2").unwrap(), None);
+    assert_eq!(index.collection_of_version(&space().version).map(|id| id.to_string()).as_deref(), Some("people"));
+    assert_eq!(index.collection_of_version(&other.version), None);
 }
 
 proptest! {

@@ -9,20 +9,22 @@ use std::{
 /// Every module of the crate, and the modules that it may name.
 const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("names", &[]),
     ("proto", &[]),
-    ("store", &["error", "proto"]),
-    ("nn", &["error", "proto", "store"]),
-    ("vision", &["error", "proto", "store"]),
-    ("registry", &["error", "proto", "store", "nn", "vision"]),
-    ("serving", &["error", "proto", "store", "nn", "vision", "registry"]),
-    ("training", &["error", "proto", "store", "nn", "vision", "registry"]),
-    ("similarity", &["error", "proto", "store", "nn", "vision", "registry"]),
+    ("store", &["error", "names", "proto"]),
+    ("nn", &["error", "names", "proto", "store"]),
+    ("vision", &["error", "names", "proto", "store"]),
+    ("registry", &["error", "names", "proto", "store", "nn", "vision"]),
+    ("serving", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
+    ("training", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
+    ("similarity", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
     ("config", &["error"]),
     ("telemetry", &["error", "config", "store"]),
     (
         "app",
         &[
             "error",
+            "names",
             "proto",
             "store",
             "nn",
@@ -39,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "grpc",
         &[
             "error",
+            "names",
             "proto",
             "store",
             "nn",
@@ -56,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "error",
+            "names",
             "proto",
             "store",
             "nn",

@@ -12,16 +12,15 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
 use crate::{
     app::{
-        AppError, CallContext,
+        AppError, Call,
         thresholds::{self, SPREAD},
     },
+    names::{EmbeddingSpace, ModelRef, VersionName},
     proto::{
         store::{FaceChip, VersionRecord},
         v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
     },
-    registry::{ModelRef, VersionName},
     serving::{Input, Served, cascade_settings, points},
-    similarity::EmbeddingSpace,
     vision::{
         CascadeSettings, ChipSettings, DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote, Point, cut_chip,
     },
@@ -53,7 +52,7 @@ impl Photos {
     /// Reads the faces of a photo, in a version that reads faces.
     pub(super) async fn read_faces(
         &self,
-        call: &CallContext,
+        call: &Call,
         version: &VersionName,
         manifest: &VersionRecord,
         chip: &FaceChip,
@@ -128,7 +127,7 @@ impl Photos {
     }
 
     /// Room for the faces of one photo; a single one needs none.
-    async fn places(&self, call: &CallContext, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
+    async fn places(&self, call: &Call, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
         if n_faces <= 1 {
             return Ok(None);
         }
@@ -153,8 +152,8 @@ impl Photos {
             let what = "is paired with no embedding".to_owned();
             return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
         }
-        let space = EmbeddingSpace::parse(&chip.embedding_space)?;
-        let embedder = stored_version(space.version())?;
+        let space = EmbeddingSpace::parse("embedding_space", &chip.embedding_space)?;
+        let embedder = space.version.clone();
         let manifest = self.models.ready(&embedder).await?;
         readers.push(Reader { version: embedder.to_string(), chip: chip_settings(&embedder, &manifest)? });
         Ok(space)
@@ -163,7 +162,7 @@ impl Photos {
     /// Each face with the picture that it is to be cut out of: the view, or a part of the photo that is looked at again.
     async fn recheck(
         &self,
-        call: &CallContext,
+        call: &Call,
         image: Bytes,
         view: DetectionView,
         faces: Vec<DetectedFace>,
@@ -190,7 +189,7 @@ impl Photos {
     /// Judges the faces, and cuts out those that are fit, once for each reader.
     async fn cut(
         &self,
-        call: &CallContext,
+        call: &Call,
         crops: Vec<FaceCrop>,
         chips: Vec<ChipSettings>,
         landmarks: [Point; 5],
@@ -215,7 +214,7 @@ impl Photos {
     /// Asks every reader about a face at once.
     async fn ask(
         &self,
-        call: &CallContext,
+        call: &Call,
         readers: &[Reader],
         cut: Cut,
         thresholds: &QualityThresholds,
@@ -251,7 +250,7 @@ impl Answered {
         let embedding = paired
             .zip(space)
             .filter(|_| fit)
-            .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(space.layer())?)));
+            .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(&*space.layer)?)));
         FaceRead {
             face: crop.sent,
             upside_down: crop.upside_down,

@@ -15,14 +15,14 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::{AppError, CallContext, Models};
+use super::{AppError, Call, Models};
 use crate::{
     config::FacesConfig,
+    names::VersionName,
     proto::{
         store::VersionRecord,
         v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
     },
-    registry::VersionName,
     serving::{ImageOutput, Input, PixelPool, ServeError, ServingPool},
     vision::{DetectedFace, PhotoNote, decode_square},
 };
@@ -149,13 +149,7 @@ impl Photos {
     /// # Errors
     /// When there is no such version, the bytes are no readable image, a threshold is out of bounds, or there is no room
     /// or time for it.
-    pub async fn read(
-        &self,
-        call: &CallContext,
-        reference: &str,
-        image: Bytes,
-        wants: &Wants,
-    ) -> Result<Read, AppError> {
+    pub async fn read(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
         if image.is_empty() {
             return Err(AppError::field("image", "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
         }
@@ -168,13 +162,7 @@ impl Photos {
         }
     }
 
-    async fn read_once(
-        &self,
-        call: &CallContext,
-        reference: &str,
-        image: Bytes,
-        wants: &Wants,
-    ) -> Result<Read, AppError> {
+    async fn read_once(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
         let version = self.models.resolve(reference)?;
         let manifest = self.models.ready(&version).await?;
         let preprocessing = manifest
@@ -205,7 +193,7 @@ impl Photos {
 
     async fn read_whole(
         &self,
-        call: &CallContext,
+        call: &Call,
         version: &VersionName,
         side_px: u32,
         min_side_px: u32,

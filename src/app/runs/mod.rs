@@ -23,12 +23,12 @@ use uuid::Uuid;
 
 use super::{AppError, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, reason_name};
 use crate::{
+    names::{ModelId, ModelRef, VersionName},
     proto::{
         rpc,
         store::{RunEventRecord, RunRecord},
         v1::{self, watch_training_run_response::Event as Kind},
     },
-    registry::{ModelId, ModelRef, VersionName},
     store::{Batch, Range, Store, StoreExt, Table, join_key},
     training::{Launcher, Recipe, Roots, Source},
 };

@@ -8,6 +8,7 @@ use std::{
 use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error};
 use crate::{
     app::AppError,
+    names::{ModelId, ModelRef},
     nn::{TensorData, read_safetensors, write_safetensors},
     proto::{
         rpc,
@@ -15,7 +16,7 @@ use crate::{
         v1::{self, watch_training_run_response::Event as Kind},
         worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
     },
-    registry::{ModelId, ModelRef, NewVersion, Origin, VersionName},
+    registry::{NewVersion, Origin, name_of},
     training::RunningWorker,
 };
 
@@ -238,7 +239,7 @@ async fn register(
             event = Some(end);
             batch
         })?;
-        Ok((VersionName::of(&version), event))
+        Ok((name_of(&version), event))
     })
     .await?;
     if let Err(error) = runs.shared.models.refresh().await {

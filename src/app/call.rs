@@ -1,8 +1,10 @@
-//! What every use case knows of the call it serves.
+//! The call that a use case serves.
 
 use std::time::{Duration, Instant};
 
-/// Who calls. Every handler receives one, and later rights hang on it.
+use crate::serving::Priority;
+
+/// Who calls. Rights, quotas and tenants belong to a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The caller's name, as the edge established it.
@@ -17,9 +19,9 @@ impl Caller {
     }
 }
 
-/// A call: who, which, until when.
+/// A call: who calls, which call it is, until when it must be answered and how urgent it is. Every use case takes one.
 #[derive(Clone, Debug)]
-pub struct CallContext {
+pub struct Call {
     /// Who calls.
     pub caller: Caller,
     /// Names this call in logs; the caller's `x-request-id`, or made at the edge.
@@ -30,9 +32,11 @@ pub struct CallContext {
     pub deadline: Option<Instant>,
     /// How long one item of a stream may take; the stream's own deadline holds too.
     pub item_timeout: Duration,
+    /// How urgent its work on a device is.
+    pub priority: Priority,
 }
 
-impl CallContext {
+impl Call {
     /// The same call, for an item of its stream that arrives now.
     #[must_use]
     pub fn item(&self) -> Self {

@@ -1,24 +1,36 @@
-//! The names of models, versions and aliases.
+//! The names of models, versions, aliases and embedding spaces.
+//!
+//! Every layer that must say which version it means uses these types, from the executor's queues to the edge. A name is
+//! parsed once, where it enters; below that it is never a string. Knows nothing else of the crate.
 
-use std::fmt;
-
-use super::RegistryError;
-use crate::{proto::store::VersionRecord, store::join_key};
+use std::{fmt, sync::Arc};
 
 /// The longest model id or alias, as DNS labels have it.
 const MAX_ID_BYTES: usize = 63;
 
 const ID_RULE: &str = "must be 1 to 63 lower-case letters, digits and hyphens, starting with a letter or digit";
 
-fn parse_id(field: &str, text: &str) -> Result<String, RegistryError> {
+/// A text that is no name of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value:?} {rule}")]
+pub struct InvalidName {
+    /// The request's field.
+    pub field: String,
+    /// The text as it was given.
+    pub value: String,
+    /// What is allowed.
+    pub rule: &'static str,
+}
+
+fn parse_id(field: &str, text: &str) -> Result<Arc<str>, InvalidName> {
     let ok = !text.is_empty()
         && text.len() <= MAX_ID_BYTES
         && !text.starts_with('-')
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if ok {
-        Ok(text.to_owned())
+        Ok(text.into())
     } else {
-        Err(RegistryError::InvalidName { field: field.to_owned(), value: text.to_owned(), rule: ID_RULE })
+        Err(InvalidName { field: field.to_owned(), value: text.to_owned(), rule: ID_RULE })
     }
 }
 
@@ -26,14 +38,14 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks an id; `field` is where a request gave it.
             ///
             /// # Errors
-            /// [`RegistryError::InvalidName`].
-            pub fn parse(field: &str, text: &str) -> Result<Self, RegistryError> {
+            /// [`InvalidName`] for any other text.
+            pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
                 parse_id(field, text).map(Self)
             }
 
@@ -60,11 +72,18 @@ id! {
     AliasName
 }
 
+impl ModelId {
+    /// An id that was checked before it was stored.
+    pub(crate) fn stored(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
 impl AliasName {
     /// The alias that is meant where none is named.
     #[must_use]
     pub fn champion() -> Self {
-        Self("champion".to_owned())
+        Self("champion".into())
     }
 }
 
@@ -78,14 +97,19 @@ pub struct VersionName {
 }
 
 impl VersionName {
-    /// The name of a stored version.
-    #[must_use]
-    pub fn of(record: &VersionRecord) -> Self {
-        Self { model: ModelId(record.model.clone()), number: record.number }
-    }
-
-    pub(super) fn key(&self) -> Vec<u8> {
-        join_key(&[self.model.as_bytes(), &self.number.to_be_bytes()])
+    /// Reads `models/{model}/versions/{n}`; `field` is where a request gave it.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for any other text, an alias included.
+    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+        match ModelRef::parse(field, text)? {
+            ModelRef::Version(version) => Ok(version),
+            ModelRef::Alias { .. } => Err(InvalidName {
+                field: field.to_owned(),
+                value: text.to_owned(),
+                rule: "must be models/{model}/versions/{n}",
+            }),
+        }
     }
 }
 
@@ -113,9 +137,9 @@ impl ModelRef {
     /// Reads a reference; `field` is where a request gave it.
     ///
     /// # Errors
-    /// [`RegistryError::InvalidName`].
-    pub fn parse(field: &str, text: &str) -> Result<Self, RegistryError> {
-        let invalid = || RegistryError::InvalidName {
+    /// [`InvalidName`] for any other text.
+    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName {
             field: field.to_owned(),
             value: text.to_owned(),
             rule: "must be models/{model}, models/{model}/versions/{n} or models/{model}@{alias}",
@@ -140,6 +164,38 @@ impl fmt::Display for ModelRef {
             Self::Version(version) => version.fmt(f),
             Self::Alias { model, alias } => write!(f, "models/{model}@{alias}"),
         }
+    }
+}
+
+/// The name of a space in which embeddings can be compared: `models/{model}/versions/{n}#{layer}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EmbeddingSpace {
+    /// The version that makes the embeddings.
+    pub version: VersionName,
+    /// The layer of its network.
+    pub layer: Arc<str>,
+}
+
+impl EmbeddingSpace {
+    /// Reads `models/{model}/versions/{n}#{layer}`; `field` is where a request gave it.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for any other text.
+    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName {
+            field: field.to_owned(),
+            value: text.to_owned(),
+            rule: "must be models/{model}/versions/{n}#{layer}",
+        };
+        let (version, layer) = text.split_once('#').filter(|(_, layer)| !layer.is_empty()).ok_or_else(invalid)?;
+        let version = VersionName::parse(field, version).map_err(|_| invalid())?;
+        Ok(Self { version, layer: layer.into() })
+    }
+}
+
+impl fmt::Display for EmbeddingSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.version, self.layer)
     }
 }
 
