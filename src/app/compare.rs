@@ -4,13 +4,13 @@ use bytes::Bytes;
 use futures::future::try_join;
 
 use super::{
-    App, AppError, Call, FacesRead, Outcome, Read,
+    App, AppError, Call,
     faces::{embedding_of, single_face},
-    photos::{notes_to_proto, proto_duration},
+    photos::{FacesRead, Outcome, Reading, check_photo, notes_to_proto, proto_duration},
     predict::found_face,
 };
 use crate::{
-    names::EmbeddingSpace,
+    names::{EmbeddingSpace, ModelRef},
     proto::v1::{self, AbstentionReason, FaceReading, FaceSelection},
     similarity::{Embedding, Score, identity_evidence},
 };
@@ -35,18 +35,12 @@ impl App {
     /// When there is no such space, a photo is no readable image, or there is no room or time for it.
     pub async fn compare_faces(&self, call: &Call, request: Comparison) -> Result<v1::CompareFacesResponse, AppError> {
         for (field, image) in [("first_image", &request.first), ("second_image", &request.second)] {
-            if image.is_empty() {
-                return Err(AppError::field(field, "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
-            }
+            check_photo(field, image)?;
         }
         let wants = single_face("face_selection", request.selection)?;
         let space = self.models.resolve_space(&request.space).await?;
-        let read = async |field, image| {
-            self.photos
-                .read(call, &space.version.to_string(), image, &wants)
-                .await
-                .map_err(|error| error.of_image(field))
-        };
+        let plan = self.photos.plan(call, Some(&ModelRef::Version(space.version.clone())), &wants).await?;
+        let read = async |field, image| self.photos.read(&plan, image).await.map_err(|error| error.of_image(field));
         let (first, second) =
             try_join(read("first_image", request.first), read("second_image", request.second)).await?;
         let mut answer = v1::CompareFacesResponse {
@@ -55,7 +49,7 @@ impl App {
             second_face: face(&second),
             first_photo_notes: notes_to_proto(&first.notes),
             second_photo_notes: notes_to_proto(&second.notes),
-            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.timing }),
+            timing: Some(v1::Timing { total: proto_duration(call.arrived.elapsed()), ..first.facts.took.to_proto() }),
             ..v1::CompareFacesResponse::default()
         };
         let mut reasons: Vec<AbstentionReason> = [&first, &second].into_iter().flat_map(reasons).collect();
@@ -66,24 +60,24 @@ impl App {
             answer.abstention_reasons = reasons.into_iter().map(Into::into).collect();
             return Ok(answer);
         }
-        let manifest = std::sync::Arc::clone(&first.manifest);
         let score = Score::of(
             embedding("first_image", first, &space)?.values(),
             embedding("second_image", second, &space)?.values(),
         );
         answer.score = Some(score.value());
-        answer.identity = manifest.identity.as_ref().map(|calibration| identity_evidence(calibration, score.value()));
+        answer.identity =
+            plan.version().identity.as_ref().map(|calibration| identity_evidence(calibration, score.value()));
         Ok(answer)
     }
 }
 
-fn embedding(field: &'static str, read: Read, space: &EmbeddingSpace) -> Result<Embedding, AppError> {
+fn embedding(field: &'static str, read: Reading, space: &EmbeddingSpace) -> Result<Embedding, AppError> {
     let values = embedding_of(field, read, space)?;
     let dimensions = values.len();
     Ok(Embedding::new(field, values, dimensions)?)
 }
 
-fn reasons(read: &Read) -> Vec<AbstentionReason> {
+fn reasons(read: &Reading) -> Vec<AbstentionReason> {
     match &read.outcome {
         Outcome::Answered(_) => Vec::new(),
         Outcome::TooSmall { .. } => vec![AbstentionReason::FaceTooSmall],
@@ -94,7 +88,7 @@ fn reasons(read: &Read) -> Vec<AbstentionReason> {
     }
 }
 
-fn face(read: &Read) -> Option<FaceReading> {
+fn face(read: &Reading) -> Option<FaceReading> {
     match &read.outcome {
         Outcome::Faces(FacesRead { faces, .. }) => faces.first().map(found_face),
         Outcome::Answered(_) | Outcome::TooSmall { .. } => None,

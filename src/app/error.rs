@@ -1,8 +1,10 @@
 //! Every way a use case can fail.
 
+use std::{sync::Arc, time::Duration};
+
 use crate::{
     error::Kind,
-    names::InvalidName,
+    names::{InvalidName, VersionName},
     nn::NnError,
     proto::v1::{AbstentionReason, ErrorReason},
     registry::RegistryError,
@@ -76,6 +78,16 @@ pub enum AppError {
     TrainingQueueFull {
         /// Runs that wait.
         n_waiting: usize,
+    },
+    /// The version could not be loaded, and is not tried again yet.
+    #[error("{version} could not be loaded: {source}")]
+    VersionFailed {
+        /// The version.
+        version: VersionName,
+        /// Why.
+        source: Arc<AppError>,
+        /// When it is tried again.
+        retry_after: Duration,
     },
     /// The version cannot do what was asked of it.
     #[error("{version} {what}")]
@@ -174,6 +186,7 @@ impl AppError {
             Self::TrainingQueueFull { .. } | Self::Stopping => Kind::Overloaded,
             Self::DeadlineExceeded { .. } => Kind::Cancelled,
             Self::Internal(_) | Self::PublishedWeights { .. } => Kind::Internal,
+            Self::VersionFailed { source, .. } => source.kind(),
             Self::Registry(e) => e.kind(),
             Self::Serve(e) => e.kind(),
             Self::Image(e) | Self::ImageOf { source: e, .. } => e.kind(),

@@ -1,16 +1,21 @@
 //! Collections and enrolled faces, and the search among them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::{
-    AppError, Call, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking,
-    photos::{notes_to_proto, proto_duration},
+    AppError, Call, Idempotent, Models, Page, Paged, Photos, Wants, blocking,
+    models::Pin,
+    photos::{Outcome, Reading, notes_to_proto, proto_duration},
 };
 use crate::{
-    names::EmbeddingSpace,
+    names::{EmbeddingSpace, ModelRef},
     proto::{
         store::{CollectionRecord, FaceRecord},
         v1::{self, FaceSelection},
@@ -32,6 +37,8 @@ pub struct Faces {
     photos: Photos,
     /// Searches at once, as many as there are cores: more would only fight over them.
     searches: Arc<Semaphore>,
+    /// Keeps the versions loaded in whose spaces the collections compare.
+    pins: Arc<Mutex<HashMap<CollectionId, Pin>>>,
 }
 
 /// The longest display name of a collection, in bytes.
@@ -80,7 +87,12 @@ impl Faces {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)) }
+        let pin = |(id, space): (CollectionId, EmbeddingSpace)| {
+            let pin = models.hold_for_collection(&space.version, id.to_string());
+            (id, pin)
+        };
+        let pins = Arc::new(Mutex::new(index.spaces().into_iter().map(pin).collect()));
+        Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)), pins }
     }
 
     /// Makes a collection that compares in the space that `space` means now.
@@ -103,19 +115,22 @@ impl Faces {
             return Ok(made);
         }
         let space = self.models.resolve_space(space).await?;
-        let version = space.version.clone();
-        // Loaded before anybody asks the collection, and from then on for its sake.
-        self.models.ready(&version).await?;
+        // Loaded before anybody searches the collection, and from then on for its sake.
+        let held = self.models.hold(Some(&ModelRef::Version(space.version.clone()))).await?;
+        self.models.ensure_loaded(&space.version).await?;
         let dimensions = self.models.dimensions(&space).await?;
         let new = NewCollection { id, space, dimensions, display_name };
-        let turn = self.models.turn(&version).await;
-        // Again, for it may have been unloaded or deleted before the turn came.
-        self.models.load(&version).await?;
         let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        let (models, pins) = (self.models.clone(), Arc::clone(&self.pins));
         blocking(move || {
-            let _turn = turn;
             once.once(&*store, || {
+                let (id, version) = (new.id.clone(), new.space.version.clone());
+                // Locked over both, so that a deletion of the same collection comes before or after.
+                let mut pins = pins.lock();
                 let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
+                // The call's own pin keeps the version until then.
+                pins.insert(id.clone(), models.hold_for_collection(&version, id.to_string()));
+                drop(held);
                 Ok(collection_to_proto(&record, 0))
             })
         })
@@ -154,8 +169,17 @@ impl Faces {
     /// # Errors
     /// When there is no such collection.
     pub async fn delete_collection(&self, id: CollectionId) -> Result<(), AppError> {
-        let index = Arc::clone(&self.index);
-        blocking(move || Ok(index.delete_collection(&id)?)).await
+        let (index, pins) = (Arc::clone(&self.index), Arc::clone(&self.pins));
+        blocking(move || {
+            let pin = {
+                let mut pins = pins.lock();
+                index.delete_collection(&id)?;
+                pins.remove(&id)
+            };
+            drop(pin);
+            Ok(())
+        })
+        .await
     }
 
     /// Stores a face; acknowledged means found after any crash.
@@ -257,8 +281,8 @@ impl Faces {
             Ok(index.search(&id, &Query { target, k, min_score, exact })?)
         })
         .await?;
-        let manifest = self.models.manifest(&found.space.version).await?;
-        let evidence = |score| manifest.identity.as_ref().map(|calibration| identity_evidence(calibration, score));
+        let version = self.models.version(&found.space.version).await?;
+        let evidence = |score| version.identity.as_ref().map(|calibration| identity_evidence(calibration, score));
         let matches = found
             .matches
             .iter()
@@ -296,7 +320,8 @@ impl Faces {
             }
             Source::Image(image, selection) => {
                 let wants = single_face("face_selection", selection)?;
-                let read = self.photos.read(call, &own.version.to_string(), image, &wants).await?;
+                let plan = self.photos.plan(call, Some(&ModelRef::Version(own.version.clone())), &wants).await?;
+                let read = self.photos.read(&plan, image).await?;
                 let notes = read.notes.clone();
                 (embedding_of("image", read, &own)?, notes)
             }
@@ -317,7 +342,7 @@ pub(super) fn single_face(field: &str, selection: FaceSelection) -> Result<Wants
 ///
 /// # Errors
 /// [`AppError::FaceUnusable`]; a field error for a photo that is too small.
-pub(super) fn embedding_of(field: &'static str, read: Read, space: &EmbeddingSpace) -> Result<Vec<f32>, AppError> {
+pub(super) fn embedding_of(field: &'static str, read: Reading, space: &EmbeddingSpace) -> Result<Vec<f32>, AppError> {
     let mut output = match read.outcome {
         Outcome::Answered(output) => output,
         Outcome::TooSmall { width, height, min_side_px } => {
@@ -337,7 +362,7 @@ pub(super) fn embedding_of(field: &'static str, read: Read, space: &EmbeddingSpa
         }
     };
     output.embeddings.remove(&*space.layer).ok_or_else(|| AppError::UnsupportedByModel {
-        version: read.version.to_string(),
+        version: read.facts.version.to_string(),
         what: format!("gave no embedding {}", space.layer),
     })
 }

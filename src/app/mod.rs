@@ -13,7 +13,9 @@ mod models;
 mod paging;
 mod photos;
 mod predict;
+mod predictions;
 mod published;
+mod registering;
 mod runs;
 mod thresholds;
 
@@ -29,7 +31,7 @@ pub use faces::{Enrolment, Faces, Source, Wanted};
 pub use idempotency::Idempotent;
 pub use models::Models;
 pub use paging::{Page, PageLimits, PageRequest, Paged};
-pub use photos::{FaceRead, FacesRead, Outcome, Photos, Read, Wants};
+pub use photos::{Photos, Wants};
 pub use predict::predict;
 pub use runs::{NewRun, RunSettings, Runs, Watch};
 pub use thresholds::signals_of;
@@ -148,7 +150,7 @@ impl App {
                 ..SimilaritySettings::default()
             },
         )?);
-        let models = Models::open(registry, serving.clone(), default_model, Arc::clone(&index))?;
+        let models = Models::open(registry, serving.clone(), default_model)?;
         let photos =
             Photos::new(models.clone(), pixels, serving.clone(), config.faces.clone(), config.serving.queue_capacity);
         let faces = Faces::new(Arc::clone(&store), index, models.clone(), photos.clone());
@@ -221,10 +223,6 @@ impl App {
 fn embedding_layers() -> Vec<EmbeddingLayer> {
     let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };
     nn::embedding_layers().into_iter().map(layer).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Runs blocking work away from the async threads.

@@ -2,20 +2,20 @@
 
 use bytes::Bytes;
 
-use super::{AppError, Call, FaceRead, Outcome, Photos, Read, Wants, photos::notes_to_proto};
+use super::{
+    AppError, Call, Photos, Wants,
+    photos::{FaceRead, Outcome, check_photo, notes_to_proto},
+    predictions::predictions,
+};
 use crate::{
-    proto::{
-        store::VersionRecord,
-        v1::{self, FaceReading, Prediction},
-    },
-    registry::name_of,
-    serving::predictions,
+    names::ModelRef,
+    proto::v1::{self, FaceReading, Prediction},
+    registry::Version,
     vision::Point,
 };
 
-/// Answers one photo, or says why it cannot be used.
-///
-/// `heads` names the heads wanted; empty means all of the version's.
+/// Answers one photo with the version that `reference` means (`None`: the default model's champion), or says why it
+/// cannot be used.
 ///
 /// # Errors
 /// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
@@ -23,29 +23,24 @@ use crate::{
 pub async fn predict(
     photos: &Photos,
     call: &Call,
-    model: &str,
+    reference: Option<&ModelRef>,
     image: Bytes,
-    heads: &[String],
     wants: &Wants,
 ) -> Result<v1::PredictResponse, AppError> {
-    if !heads.is_empty() {
-        // Before a network has worked for nothing.
-        check_heads(&*photos.manifest(model).await?, heads)?;
-    }
-    let read = photos.read(call, model, image, wants).await?;
-    let version = read.version.to_string();
-    // Again: an alias may have moved meanwhile.
-    check_heads(&read.manifest, heads)?;
+    check_photo("image", &image)?;
+    let plan = photos.plan(call, reference, wants).await?;
+    let read = photos.read(&plan, image).await?;
     let answer = v1::PredictResponse {
-        model_version: version,
-        timing: Some(read.timing),
+        model_version: read.facts.version.to_string(),
+        timing: Some(read.facts.took.to_proto()),
         photo_notes: notes_to_proto(&read.notes),
         ..v1::PredictResponse::default()
     };
     let abstain = |reasons: Vec<v1::AbstentionReason>| reasons.into_iter().map(Into::into).collect::<Vec<i32>>();
+    let (version, heads) = (plan.version(), wants.heads.as_slice());
     let answer = match &read.outcome {
         Outcome::Answered(output) => {
-            let predictions = wanted(predictions(&read.manifest, output)?, heads);
+            let predictions = wanted(predictions(version, output)?, heads);
             v1::PredictResponse { predictions, ..answer }
         }
         Outcome::TooSmall { .. } => {
@@ -53,7 +48,7 @@ pub async fn predict(
             v1::PredictResponse { abstained: true, abstention_reasons, ..answer }
         }
         Outcome::Faces(found) => {
-            let faces = found.faces.iter().map(|face| reading(&read, face, heads)).collect::<Result<Vec<_>, _>>()?;
+            let faces = found.faces.iter().map(|face| reading(version, face, heads)).collect::<Result<Vec<_>, _>>()?;
             let (predictions, abstention_reasons) = match faces.first() {
                 Some(first) => (first.predictions.clone(), first.abstention_reasons.clone()),
                 None => (Vec::new(), abstain(found.reasons())),
@@ -66,22 +61,13 @@ pub async fn predict(
     Ok(answer)
 }
 
-fn check_heads(manifest: &VersionRecord, heads: &[String]) -> Result<(), AppError> {
-    let Some(unknown) = heads.iter().find(|h| manifest.heads.iter().all(|known| known.name != **h)) else {
-        return Ok(());
-    };
-    let known: Vec<_> = manifest.heads.iter().map(|h| h.name.as_str()).collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    let version = name_of(manifest);
-    Err(AppError::field("heads", format!("{version} has no head {unknown:?}, it has {known}")))
-}
-
-fn reading(read: &Read, face: &FaceRead, heads: &[String]) -> Result<FaceReading, AppError> {
+fn reading(version: &Version, face: &FaceRead, heads: &[String]) -> Result<FaceReading, AppError> {
     let predictions = match &face.output {
-        Some(output) => wanted(predictions(&read.manifest, output)?, heads),
+        Some(output) => wanted(predictions(version, output)?, heads),
         None => Vec::new(),
     };
-    let embedding = face.embedding.clone().map(|(space, values)| v1::Embedding { values, space });
+    let embedding = face.embedding.clone();
+    let embedding = embedding.map(|(space, values)| v1::Embedding { values, space: space.to_string() });
     Ok(FaceReading { predictions, embedding, ..found_face(face) })
 }
 

@@ -10,18 +10,18 @@ use serde::Deserialize;
 
 use super::{
     AppError, Idempotent, Models, blocking,
-    import::{Paired, new_version, published_network, read_files, register_verified},
+    registering::{FacesFrom, new_version, published_network, read_files, register_verified},
 };
 use crate::{
     names::{ModelId, VersionName},
     nn::{AGE_GENDER_SIDE_PX, DLIB_MEAN, DLIB_STD, PublishedNetwork, SHAPE_PREFIX, TensorData},
     proto::{
-        store::{Detection, EmbeddingLayer, FaceChip, HeadCalibration, Preprocessing, VersionRecord},
+        store::{EmbeddingLayer, HeadCalibration},
         v1,
     },
-    registry::{NewVersion, Origin, RegistryError, name_of},
-    serving::{ServingPool, detection_record},
-    vision::CascadeSettings,
+    registry::{NewVersion, Normalised, Origin, Reads, Version},
+    serving::ServingPool,
+    vision::{AlignmentBox, CascadeSettings, ChipSettings, DetectorSettings, Point, points},
 };
 
 /// The entries, as they are compiled into the program.
@@ -48,7 +48,7 @@ const LANDMARK_TEMPLATE: [f32; 10] = [0.2247, 0.2066, 0.7666, 0.206, 0.4919, 0.5
 
 /// Where the box lies that dlib's frontal detector draws around a face, for which its predictor was trained: the medians
 /// over 1,469 of them.
-const ALIGNMENT_BOX: [f32; 3] = [0.5311, 0.5153, 1.2357];
+const ALIGNMENT_BOX: (Point, f32) = (Point { x: 0.5311, y: 0.5153 }, 1.2357);
 
 /// The descriptor's only layer.
 const DESCRIPTOR_LAYER: &str = "descriptor128";
@@ -121,15 +121,13 @@ impl Published {
 
     /// Whether a detector is the one that the measurements of these entries were made with: registered of its entry, or
     /// with the very tensors and settings of the version that was.
-    pub(super) async fn finds_as_measured(&self, models: &Models, detector: &VersionRecord) -> Result<bool, AppError> {
+    pub(super) async fn finds_as_measured(&self, models: &Models, detector: &Version) -> Result<bool, AppError> {
         let Some(entry) = self.entry(PublishedNetwork::Mtcnn) else { return Ok(false) };
-        if detector.published_as == entry.published_as() {
+        if detector.origin.published_as == entry.published_as() {
             return Ok(true);
         }
-        let model = ModelId::parse("model", &entry.model)?;
-        let Some(measured) = existing(models, &model, entry.published_as()).await? else { return Ok(false) };
-        let measured = models.manifest(&measured).await?;
-        Ok(measured.tensors == detector.tensors && measured.preprocessing == detector.preprocessing)
+        let Some(measured) = entry.registered(models).await? else { return Ok(false) };
+        Ok(models.version(&measured).await?.has_same_network(detector))
     }
 
     /// The entry of a network.
@@ -144,17 +142,17 @@ impl Published {
         network: PublishedNetwork,
         pinned: Option<&Entry>,
         tensors: Vec<TensorData>,
-        paired: Paired,
+        faces: Option<FacesFrom>,
         origin: Origin,
-    ) -> NewVersion {
+    ) -> Result<NewVersion, AppError> {
         let architecture = match network {
             PublishedNetwork::Mtcnn => v1::Architecture::Mtcnn,
             PublishedNetwork::DlibAgeGender => v1::Architecture::DlibAgeGender,
             PublishedNetwork::DlibFaceDescriptor => v1::Architecture::DlibFaceDescriptor,
         };
         let has_predictor = tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
-        let new = new_version(model, architecture, preprocessing(network, paired, has_predictor), tensors, origin);
-        NewVersion {
+        let new = new_version(model, architecture, reads(network, faces, has_predictor)?, tensors, origin);
+        Ok(NewVersion {
             heads: heads(network),
             embedding_layers: embedding_layers(network),
             calibrations: pinned.map(Entry::calibrations).unwrap_or_default(),
@@ -162,7 +160,7 @@ impl Published {
             thresholds: self.entry(network).map(|entry| entry.thresholds),
             identity: pinned.and_then(|entry| entry.identity.as_ref()).map(Into::into),
             ..new
-        }
+        })
     }
 }
 
@@ -181,18 +179,33 @@ impl Entry {
         format!("{} revision {}", self.folder, self.revision)
     }
 
+    /// The version that was made of this entry, if there is one.
+    async fn registered(&self, models: &Models) -> Result<Option<VersionName>, AppError> {
+        let (registry, published_as) = (Arc::clone(models.registry()), self.published_as());
+        let model = ModelId::parse("model", &self.model)?;
+        blocking(move || Ok(registry.find_published(&model, &published_as)?)).await
+    }
+
     /// What of a version would be another if it were registered now.
-    fn differs(&self, record: &VersionRecord, network: PublishedNetwork, paired: Paired) -> Option<&'static str> {
-        let has_predictor = record.tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
+    ///
+    /// # Errors
+    /// As [`reads`].
+    fn differs(
+        &self,
+        version: &Version,
+        network: PublishedNetwork,
+        faces: Option<FacesFrom>,
+    ) -> Result<Option<&'static str>, AppError> {
+        let has_predictor = version.tensor_names().any(|name| name.starts_with(SHAPE_PREFIX));
         let checks = [
-            ("thresholds", record.thresholds == Some(self.thresholds)),
-            ("intervals", record.calibrations == self.calibrations()),
-            ("identity", record.identity == self.identity.as_ref().map(Into::into)),
-            ("preprocessing", record.preprocessing == Some(preprocessing(network, paired, has_predictor))),
-            ("licence", record.licence == self.licence),
-            ("source", record.source == self.source),
+            ("thresholds", version.thresholds == Some(self.thresholds)),
+            ("intervals", version.calibrations() == self.calibrations()),
+            ("identity", version.identity == self.identity.as_ref().map(Into::into)),
+            ("preprocessing", version.reads == reads(network, faces, has_predictor)?),
+            ("licence", version.origin.licence == self.licence),
+            ("source", version.origin.source == self.source),
         ];
-        checks.into_iter().find(|(_, is_same)| !is_same).map(|(field, _)| field)
+        Ok(checks.into_iter().find(|(_, is_same)| !is_same).map(|(field, _)| field))
     }
 
     fn calibrations(&self) -> Vec<HeadCalibration> {
@@ -213,22 +226,19 @@ impl Entry {
 /// When a file is not there or not the pinned one, or the store fails.
 pub(super) async fn register_published(models: &Models, serving: &ServingPool, folder: &Path) -> Result<(), AppError> {
     let published = Published::read()?;
-    let (mut detector, mut embedding_space) = (None, String::new());
-    // The order of use: a version names those that it works with.
+    let (mut detector, mut space) = (None, None);
+    // The order of use: a version names those that it depends on.
     for entry in &published.models {
         let unknown = || AppError::Internal(format!("published.toml: there is no architecture {}", entry.architecture));
         let network = entry.network().ok_or_else(unknown)?;
-        let paired = match network {
-            PublishedNetwork::Mtcnn => Paired::default(),
-            PublishedNetwork::DlibFaceDescriptor => Paired { detector: detector.clone(), ..Paired::default() },
-            PublishedNetwork::DlibAgeGender => {
-                Paired { detector: detector.clone(), embedding_space: embedding_space.clone() }
-            }
-        };
-        let version = published.registered(models, serving, folder, entry, network, paired).await?;
+        let faces = detector.clone().filter(|_| network != PublishedNetwork::Mtcnn).map(|detector| {
+            let space = space.clone().filter(|_| network == PublishedNetwork::DlibAgeGender);
+            FacesFrom { detector, space }
+        });
+        let version = published.registered(models, serving, folder, entry, network, faces).await?;
         match network {
             PublishedNetwork::Mtcnn => detector = Some(version),
-            PublishedNetwork::DlibFaceDescriptor => embedding_space = models.first_space(&version).await?,
+            PublishedNetwork::DlibFaceDescriptor => space = models.version(&version).await?.first_space(),
             PublishedNetwork::DlibAgeGender => {}
         }
     }
@@ -244,13 +254,13 @@ impl Published {
         folder: &Path,
         entry: &Entry,
         network: PublishedNetwork,
-        paired: Paired,
+        faces: Option<FacesFrom>,
     ) -> Result<VersionName, AppError> {
         let model = ModelId::parse("model", &entry.model)?;
-        if let Some(version) = existing(models, &model, entry.published_as()).await? {
-            let record = models.manifest(&version).await?;
-            if let Some(field) = entry.differs(&record, network, paired) {
-                // Somebody changed the entry and forgot its revision, or it works with one that has a new one.
+        if let Some(version) = entry.registered(models).await? {
+            let registered = models.version(&version).await?;
+            if let Some(field) = entry.differs(&registered, network, faces)? {
+                // Somebody changed the entry and forgot its revision, or it depends on one that has a new one.
                 tracing::error!(%version, field, "differs from its published entry and keeps what it was registered with");
             }
             return Ok(version);
@@ -275,32 +285,12 @@ impl Published {
             source: entry.source.clone(),
             ..Origin::default()
         };
-        let new = self.version(model, network, Some(entry), weights.tensors, paired, origin);
+        let new = self.version(model, network, Some(entry), weights.tensors, faces, origin)?;
         let once = Idempotent::never();
         let registered = register_verified(models, serving, new, once).await?;
         tracing::info!(version = registered.name, licence = entry.licence, "registered published weights");
-        models.resolve(&registered.name)
+        Ok(VersionName::parse("name", &registered.name)?)
     }
-}
-
-/// The version of a model that was made of an entry, if there is one.
-async fn existing(models: &Models, model: &ModelId, published_as: String) -> Result<Option<VersionName>, AppError> {
-    let (registry, model) = (Arc::clone(models.registry()), model.clone());
-    blocking(move || {
-        let mut before = None;
-        loop {
-            let page = match registry.list_versions(&model, before, 256) {
-                Err(RegistryError::ModelNotFound { .. }) => return Ok(None),
-                page => page?,
-            };
-            let Some(last) = page.last() else { return Ok(None) };
-            before = Some(last.number);
-            if let Some(record) = page.iter().find(|record| record.published_as == published_as) {
-                return Ok(Some(name_of(record)));
-            }
-        }
-    })
-    .await
 }
 
 fn heads(network: PublishedNetwork) -> Vec<v1::Head> {
@@ -328,29 +318,29 @@ fn embedding_layers(network: PublishedNetwork) -> Vec<EmbeddingLayer> {
     }
 }
 
-fn preprocessing(network: PublishedNetwork, paired: Paired, has_predictor: bool) -> Preprocessing {
-    let chip = |image_size_px: u32, padding: f64| Preprocessing {
-        image_size_px,
-        mean: DLIB_MEAN.to_vec(),
-        std: DLIB_STD.to_vec(),
-        face_chip: Some(FaceChip {
-            detector: paired.detector.as_ref().map(ToString::to_string).unwrap_or_default(),
-            embedding_space: paired.embedding_space.clone(),
-            padding,
-            template: DLIB_TEMPLATE.to_vec(),
-        }),
-        ..Preprocessing::default()
-    };
-    match network {
+/// What a network reads.
+///
+/// # Errors
+/// [`AppError::Internal`] for a reader of faces without a detector.
+fn reads(network: PublishedNetwork, faces: Option<FacesFrom>, has_predictor: bool) -> Result<Reads, AppError> {
+    let (side_px, padding) = match network {
         PublishedNetwork::Mtcnn => {
-            let settings = detection_record(&CascadeSettings::default());
-            let alignment_box = if has_predictor { ALIGNMENT_BOX.to_vec() } else { Vec::new() };
-            let detection = Detection { landmark_template: LANDMARK_TEMPLATE.to_vec(), alignment_box, ..settings };
-            Preprocessing { detection: Some(detection), ..Preprocessing::default() }
+            let landmarks = points(&LANDMARK_TEMPLATE);
+            let (centre, side) = ALIGNMENT_BOX;
+            let alignment_box = landmarks.filter(|_| has_predictor);
+            return Ok(Reads::Finds(DetectorSettings {
+                cascade: CascadeSettings::default(),
+                landmarks,
+                alignment_box: alignment_box.map(|landmarks| AlignmentBox { landmarks, centre, side }),
+            }));
         }
-        PublishedNetwork::DlibAgeGender => chip(AGE_GENDER_SIDE_PX, 0.2),
-        PublishedNetwork::DlibFaceDescriptor => chip(150, 0.25),
-    }
+        PublishedNetwork::DlibAgeGender => (AGE_GENDER_SIDE_PX, 0.2),
+        PublishedNetwork::DlibFaceDescriptor => (150, 0.25),
+    };
+    let FacesFrom { detector, space } =
+        faces.ok_or_else(|| AppError::Internal(format!("{network:?} reads faces and has no detector")))?;
+    let chip = ChipSettings { side_px, padding, template: points(&DLIB_TEMPLATE).unwrap_or_default() };
+    Ok(Reads::Faces { detector, chip, space, normalisation: Normalised { mean: DLIB_MEAN, std: DLIB_STD } })
 }
 
 impl From<&Identity> for v1::IdentityCalibration {
@@ -403,7 +393,6 @@ mod tests {
     /// has it. When this fails: raise the entry's revision, and write down both here.
     #[test]
     fn a_changed_entry_has_a_new_revision() {
-        use prost::Message;
         use sha2::{Digest, Sha256};
 
         let published = Published::read().unwrap();
@@ -412,15 +401,16 @@ mod tests {
                 name: format!("{SHAPE_PREFIX}initial"),
                 shape: vec![0],
                 dtype: crate::nn::Dtype::F32,
-                bytes: Vec::new(),
+                bytes: Vec::new().into(),
             };
             let (model, network) = (ModelId::parse("model", &entry.model).unwrap(), entry.network().unwrap());
             let origin = Origin { licence: entry.licence.clone(), source: entry.source.clone(), ..Origin::default() };
-            let new = published.version(model, network, Some(entry), vec![predictor], Paired::default(), origin);
-            let record = VersionRecord { code_version: String::new(), ..new.unregistered() };
+            let faces = (network != PublishedNetwork::Mtcnn)
+                .then(|| FacesFrom { detector: VersionName { model: model.clone(), number: 1 }, space: None });
+            let new = published.version(model, network, Some(entry), vec![predictor], faces, origin).unwrap();
             let files = format!("{:?}", entry.files);
-            let digest = Sha256::digest([record.encode_to_vec(), files.into_bytes()].concat());
-            (entry.published_as(), crate::app::hex(&digest[..8]))
+            let digest = Sha256::digest([new.content(), files.into_bytes()].concat());
+            (entry.published_as(), digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
         });
         let known = [
             ("mtcnn revision 1".to_owned(), "bad047b868171e4b".to_owned()),

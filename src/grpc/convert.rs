@@ -5,7 +5,7 @@ use prost_types::Any;
 
 use crate::{
     app::{App, AppError, PageRequest},
-    names::{ModelId, ModelRef, VersionName},
+    names::{ModelId, VersionName},
     proto::{longrunning, v1},
     similarity::{CollectionId, FaceId, FaceName},
 };
@@ -16,14 +16,6 @@ pub(super) fn model_name(field: &str, name: &str) -> Result<ModelId, AppError> {
         .strip_prefix("models/")
         .ok_or_else(|| AppError::field(field, format!("must be models/{{model}}, not {name:?}")))?;
     Ok(ModelId::parse(field, id)?)
-}
-
-/// A version, named or through an alias.
-pub(super) fn version_name(app: &App, field: &str, name: &str) -> Result<VersionName, AppError> {
-    match ModelRef::parse(field, name)? {
-        ModelRef::Version(version) => Ok(version),
-        ModelRef::Alias { .. } => app.models.resolve(name),
-    }
 }
 
 /// `collections/{c}`.
@@ -87,14 +79,11 @@ pub(super) async fn train_operation(app: &App, run: v1::TrainingRun) -> longrunn
 
 /// The version that a run made; only its name, should it have been deleted since.
 async fn trained(app: &App, name: &str) -> Any {
-    let found = match ModelRef::parse("version", name) {
-        Ok(ModelRef::Version(version)) => app.models.manifest(&version).await.ok(),
-        _ => None,
+    let found = match VersionName::parse("version", name) {
+        Ok(version) => app.models.describe(version).await.ok(),
+        Err(_) => None,
     };
-    let version = match found {
-        Some(record) => app.models.version_to_proto(&record),
-        None => v1::ModelVersion { name: name.to_owned(), ..v1::ModelVersion::default() },
-    };
+    let version = found.unwrap_or_else(|| v1::ModelVersion { name: name.to_owned(), ..v1::ModelVersion::default() });
     any("visage.v1.ModelVersion", &version)
 }
 

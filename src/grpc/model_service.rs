@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    convert::{model_name, page, version_name},
+    convert::{model_name, page},
     edge, status,
 };
 use crate::{
@@ -31,7 +31,7 @@ impl model_service_server::ModelService for ModelService {
         let r = request.into_inner();
         let listed = async {
             let page = Page::parse(page(r.page_size, &r.page_token), self.app.page_limits, "models")?;
-            self.app.models.list(page, "models").await
+            self.app.models.list(&call, page, "models").await
         };
         let paged = listed.await.map_err(|e| status::from_app(&call, e))?;
         Ok(Response::new(ListModelsResponse { models: paged.items, next_page_token: paged.next_page_token }))
@@ -39,7 +39,7 @@ impl model_service_server::ModelService for ModelService {
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<Model>, Status> {
         let call = edge::context(&request)?;
-        let found = async { self.app.models.get(model_name("name", &request.get_ref().name)?).await };
+        let found = async { self.app.models.get(&call, model_name("name", &request.get_ref().name)?).await };
         found.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
@@ -53,7 +53,7 @@ impl model_service_server::ModelService for ModelService {
             let model = model_name("parent", &r.parent)?;
             let list = format!("{}/versions", r.parent);
             let page = Page::parse(page(r.page_size, &r.page_token), self.app.page_limits, &list)?;
-            self.app.models.list_versions(model, page, list).await
+            self.app.models.list_versions(&call, model, page, list).await
         };
         let paged = listed.await.map_err(|e| status::from_app(&call, e))?;
         Ok(Response::new(ListModelVersionsResponse {
@@ -67,11 +67,8 @@ impl model_service_server::ModelService for ModelService {
         request: Request<GetModelVersionRequest>,
     ) -> Result<Response<ModelVersion>, Status> {
         let call = edge::context(&request)?;
-        let found = async {
-            let version = version_name(&self.app, "name", &request.get_ref().name)?;
-            let record = self.app.models.manifest(&version).await?;
-            Ok(self.app.models.version_to_proto(&record))
-        };
+        let found =
+            async { self.app.models.get_version(&call, &ModelRef::parse("name", &request.get_ref().name)?).await };
         found.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
@@ -108,7 +105,7 @@ impl model_service_server::ModelService for ModelService {
                 None => None,
                 Some(name) => Some(number_of("expected_version", name)?.map(|v| v.number)),
             };
-            self.app.models.set_alias(model, alias, target, expected, once).await
+            self.app.models.set_alias(&call, model, alias, target, expected, once).await
         };
         set.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
@@ -118,11 +115,8 @@ impl model_service_server::ModelService for ModelService {
         request: Request<LoadModelVersionRequest>,
     ) -> Result<Response<ModelVersion>, Status> {
         let call = edge::context(&request)?;
-        let loaded = async {
-            let version = version_name(&self.app, "name", &request.get_ref().name)?;
-            let record = self.app.models.ready(&version).await?;
-            Ok(self.app.models.version_to_proto(&record))
-        };
+        let loaded =
+            async { self.app.models.load_version(&call, &ModelRef::parse("name", &request.get_ref().name)?).await };
         loaded.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
@@ -131,12 +125,8 @@ impl model_service_server::ModelService for ModelService {
         request: Request<UnloadModelVersionRequest>,
     ) -> Result<Response<ModelVersion>, Status> {
         let call = edge::context(&request)?;
-        let unloaded = async {
-            let version = version_name(&self.app, "name", &request.get_ref().name)?;
-            self.app.models.unload(&version).await?;
-            let record = self.app.models.manifest(&version).await?;
-            Ok(self.app.models.version_to_proto(&record))
-        };
+        let unloaded =
+            async { self.app.models.unload_version(&call, &ModelRef::parse("name", &request.get_ref().name)?).await };
         unloaded.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }
 
@@ -149,7 +139,7 @@ impl model_service_server::ModelService for ModelService {
                     return Err(AppError::field("name", "must name a version by its number, not an alias"));
                 }
             };
-            self.app.models.delete(&version).await
+            self.app.models.delete_version(&call, version).await
         };
         deleted.await.map(Response::new).map_err(|e| status::from_app(&call, e))
     }

@@ -17,7 +17,7 @@ use crate::{
     nn::NnError,
     proto::rpc,
     registry::RegistryError,
-    serving::ServeError,
+    serving::{ServeError, Stage},
     similarity::SimilarityError,
     store::StoreError,
     training::TrainingError,
@@ -54,6 +54,14 @@ impl Row {
     fn with(mut self, key: &'static str, value: impl ToString) -> Self {
         self.metadata.push((key, value.to_string()));
         self
+    }
+
+    /// Names the version that a photo waited for; where it was decoded there is none.
+    fn at(self, stage: &Stage) -> Self {
+        match stage {
+            Stage::Version(version) => self.with("version", version),
+            Stage::Pixels => self.with("during", stage),
+        }
     }
 
     fn field(mut self, field: impl ToString, description: impl ToString) -> Self {
@@ -170,6 +178,7 @@ fn app_row(error: &AppError) -> Row {
         AppError::DeadlineExceeded { during } => {
             Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).with("during", during)
         }
+        AppError::VersionFailed { source, retry_after, .. } => app_row(source).retry(*retry_after),
         AppError::Stopping => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(Duration::from_secs(1)),
         AppError::Internal(_) => Row::new(Code::Internal, Reason::Internal, error),
         AppError::Name(e) => name_row(e),
@@ -220,6 +229,9 @@ fn registry_row(error: &RegistryError) -> Row {
         }
         RegistryError::InUse { what, by } => {
             Row::new(Code::FailedPrecondition, Reason::InUse, error).resource("ModelVersion", what).with("by", by)
+        }
+        RegistryError::UnsupportedVersion { version, .. } => {
+            Row::new(Code::FailedPrecondition, Reason::UnsupportedByModel, error).resource("ModelVersion", version)
         }
         RegistryError::CorruptVersion { version, .. } => {
             Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
@@ -279,11 +291,11 @@ fn training_row(error: &TrainingError) -> Row {
 
 fn serve_row(error: &ServeError) -> Row {
     match error {
-        ServeError::Overloaded { version, retry_after, .. } => {
-            Row::new(Code::ResourceExhausted, Reason::Overloaded, error).with("version", version).retry(*retry_after)
+        ServeError::Overloaded { stage, retry_after, .. } => {
+            Row::new(Code::ResourceExhausted, Reason::Overloaded, error).at(stage).retry(*retry_after)
         }
-        ServeError::DeadlineExceeded { version } => {
-            Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).with("version", version)
+        ServeError::DeadlineExceeded { stage } => {
+            Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error).at(stage)
         }
         ServeError::DeadlineUnmeetable { version, needed, left } => {
             Row::new(Code::DeadlineExceeded, Reason::DeadlineUnmeetable, error)
@@ -298,7 +310,9 @@ fn serve_row(error: &ServeError) -> Row {
         ServeError::DeviceMemory { version, .. } => {
             Row::new(Code::ResourceExhausted, Reason::DeviceMemory, error).with("version", version)
         }
-        ServeError::EngineFailed { .. } => Row::new(Code::Internal, Reason::Internal, error),
+        ServeError::EngineFailed { .. } | ServeError::NoThread { .. } => {
+            Row::new(Code::Internal, Reason::Internal, error)
+        }
         ServeError::GoldenMismatch { version, .. } | ServeError::WeightsMismatch { version, .. } => {
             Row::new(Code::DataLoss, Reason::DataCorrupt, error).resource("ModelVersion", version)
         }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     app::{self, App, AppError, Call, Idempotent, NewRun, Source, Wanted, Wants},
+    names::ModelRef,
     proto::{
         longrunning::Operation,
         v1::{
@@ -31,8 +32,9 @@ pub(super) struct VisageService {
 async fn predict(app: &App, call: &Call, request: PredictRequest) -> Result<PredictResponse, AppError> {
     let selection = face_selection(request.face_selection)?;
     let thresholds = request.thresholds.unwrap_or_default();
-    let wants = Wants { selection, thresholds, embedding: request.return_embedding };
-    app::predict(&app.photos, call, &request.model, request.image, &request.heads, &wants).await
+    let wants = Wants { heads: request.heads, selection, thresholds, embedding: request.return_embedding };
+    let model = if request.model.is_empty() { None } else { Some(ModelRef::parse("model", &request.model)?) };
+    app::predict(&app.photos, call, model.as_ref(), request.image, &wants).await
 }
 
 #[tonic::async_trait]

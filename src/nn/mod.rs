@@ -13,6 +13,7 @@ mod dlib_plain;
 mod dlib_resnet;
 mod dlib_shape;
 mod error;
+mod golden;
 mod head;
 mod inference;
 mod mtcnn;
@@ -32,6 +33,7 @@ pub use dlib_plain::{DlibPlainConfig, DlibPlainNet};
 pub use dlib_resnet::{DLIB_MEAN, DLIB_STD, DlibBlock, DlibResNet, DlibResNetConfig};
 pub use dlib_shape::{SHAPE_PREFIX, parse_dlib_shape};
 pub use error::NnError;
+pub use golden::{GOLDEN_SEED, Golden};
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
 pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
@@ -86,6 +88,22 @@ pub struct NetworkSpec {
     pub heads: Vec<(String, HeadKind)>,
     /// Dropout in training, 0 to below 1.
     pub dropout: f64,
+}
+
+/// A network that weights can be loaded into.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NetworkKind {
+    /// A residual network with heads, as this project trains them.
+    Residual {
+        /// The network's shape.
+        spec: NetworkSpec,
+        /// The mean of RGB in 0..1 that its input is normalised with.
+        mean: [f32; 3],
+        /// The standard deviation, above 0.
+        std: [f32; 3],
+    },
+    /// A network that comes published.
+    Published(PublishedNetwork),
 }
 
 /// The element type of a stored tensor.

@@ -60,6 +60,14 @@ pub enum RegistryError {
         /// Which part, and how.
         detail: String,
     },
+    /// A version that is whole, and describes what this program does not know: a newer one wrote it.
+    #[error("this server cannot use {version}: {detail}; use a newer server")]
+    UnsupportedVersion {
+        /// The version.
+        version: VersionName,
+        /// What is not known.
+        detail: String,
+    },
     /// Of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -76,7 +84,7 @@ impl RegistryError {
         match self {
             Self::Name(_) => Kind::Invalid,
             Self::ModelNotFound { .. } | Self::VersionNotFound { .. } | Self::AliasNotFound { .. } => Kind::NotFound,
-            Self::AliasMoved { .. } | Self::InUse { .. } => Kind::Conflict,
+            Self::AliasMoved { .. } | Self::InUse { .. } | Self::UnsupportedVersion { .. } => Kind::Conflict,
             Self::CorruptVersion { .. } => Kind::Corrupt,
             Self::Store(e) => e.kind(),
         }

@@ -1,16 +1,18 @@
-//! A version's manifest: what it is made from, and its digest.
+//! A version's manifest as it is stored: what goes into it, and its digest.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use prost::Message;
-use sha2::{Digest as _, Sha256};
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
 
-use super::{RegistryError, name_of};
+use super::{Reads, RegistryError, Version};
 use crate::{
-    names::{ModelId, ModelRef, VersionName},
-    nn::{Dtype, TensorData},
+    names::{ModelId, VersionName},
+    nn::{Dtype, Golden, TensorData},
     proto::{
-        store::{EmbeddingLayer, Golden, HeadCalibration, Preprocessing, TensorRef, VersionRecord},
+        store::{self, HeadCalibration, TensorRef, VersionRecord},
         v1,
     },
     store::Digest,
@@ -21,23 +23,23 @@ use crate::{
 pub struct NewVersion {
     /// The model; made if it does not exist.
     pub model: ModelId,
-    /// The body.
+    /// The kind of network.
     pub architecture: v1::Architecture,
-    /// With classification labels resolved.
+    /// Its heads, the labels of classifications resolved.
     pub heads: Vec<v1::Head>,
-    /// Pixels to the network's input.
-    pub preprocessing: Preprocessing,
-    /// Every parameter and buffer.
+    /// What it reads.
+    pub reads: Reads,
+    /// Every parameter and buffer of its network.
     pub tensors: Vec<TensorData>,
-    /// The heads' intervals.
+    /// The intervals of its heads.
     pub calibrations: Vec<HeadCalibration>,
-    /// Layers that can be compared, and their sizes.
-    pub embedding_layers: Vec<EmbeddingLayer>,
-    /// On the validation part.
+    /// Layers whose outputs can be compared, and their sizes.
+    pub embedding_layers: Vec<store::EmbeddingLayer>,
+    /// Its metrics on the validation part.
     pub metrics: BTreeMap<String, f64>,
-    /// What it answers to a known input.
+    /// What its network answers to a known input.
     pub golden: Option<Golden>,
-    /// What a face must reach to be answered, for a version that reads faces.
+    /// What a face must reach to be answered; of a version that reads faces.
     pub thresholds: Option<v1::QualityThresholds>,
     /// What the scores of its embedding mean, where that was measured.
     pub identity: Option<v1::IdentityCalibration>,
@@ -52,7 +54,7 @@ pub struct Origin {
     pub training_run: String,
     /// How it was trained.
     pub recipe: Option<v1::Recipe>,
-    /// Of the data it was trained on.
+    /// Names the data that it was trained on.
     pub data_fingerprint: String,
     /// The file it was imported from.
     pub imported_from: String,
@@ -62,56 +64,81 @@ pub struct Origin {
     pub licence: String,
     /// Where the weights were published.
     pub source: String,
-    /// The entry and revision of the published weights that the server registered it as, of itself.
+    /// The entry and revision of the published weights, if the server registered it by itself.
     pub published_as: String,
 }
 
-/// The seed of every version's golden input.
-pub const GOLDEN_SEED: u64 = 1;
-
-/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
-const GOLDEN_TOLERANCE: f32 = 1e-3;
-
-/// The golden outputs of a version that answered so to the input of [`GOLDEN_SEED`].
-#[must_use]
-pub fn golden(outputs: Vec<f32>) -> Golden {
-    let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
-    Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest }
+impl Origin {
+    pub(super) fn of(record: &VersionRecord) -> Self {
+        Self {
+            training_run: record.training_run.clone(),
+            recipe: record.recipe.clone(),
+            data_fingerprint: record.data_fingerprint.clone(),
+            imported_from: record.imported_from.clone(),
+            parent_version: record.parent_version.clone(),
+            licence: record.licence.clone(),
+            source: record.source.clone(),
+            published_as: record.published_as.clone(),
+        }
+    }
 }
 
 impl NewVersion {
+    /// The version before it has a number: enough to run its network.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnsupportedVersion`] when its parts do not fit together.
+    pub fn unregistered(&self) -> Result<Version, RegistryError> {
+        let record = self.record(0, Vec::new());
+        Version::parse(VersionName { model: self.model.clone(), number: 0 }, record)
+    }
+
+    /// The bytes of everything but what depends on the server: to notice a change.
+    #[cfg(test)]
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let mut record = VersionRecord { code_version: String::new(), ..self.record(0, Vec::new()) };
+        if let Some(chip) = record.preprocessing.as_mut().and_then(|p| p.face_chip.as_mut()) {
+            chip.detector.clear();
+        }
+        record.encode_to_vec()
+    }
+
     /// The manifest with this number and these tensors, digest included.
     pub(super) fn manifest(&self, number: u64, tensors: Vec<TensorRef>) -> VersionRecord {
-        let mut record = VersionRecord { number, tensors, ..self.unregistered() };
+        let mut record = self.record(number, tensors);
         record.create_time = Some(SystemTime::now().into());
-        record.digest = manifest_digest(&record);
+        record.digest = Digest::of(&record.encode_to_vec()).as_bytes().to_vec();
         record
     }
 
-    /// The manifest before it has a number: enough to run its network.
-    #[must_use]
-    pub fn unregistered(&self) -> VersionRecord {
+    /// The manifest without time and digest.
+    fn record(&self, number: u64, tensors: Vec<TensorRef>) -> VersionRecord {
+        let origin = self.origin.clone();
         VersionRecord {
             model: self.model.to_string(),
-            number: 0,
+            number,
             create_time: None,
             architecture: self.architecture.into(),
             heads: self.heads.clone(),
-            preprocessing: Some(self.preprocessing.clone()),
-            tensors: Vec::new(),
+            preprocessing: Some(self.reads.to_stored()),
+            tensors,
             calibrations: self.calibrations.clone(),
             embedding_layers: self.embedding_layers.clone(),
             metrics: self.metrics.clone(),
-            golden: self.golden.clone(),
-            training_run: self.origin.training_run.clone(),
-            recipe: self.origin.recipe.clone(),
-            data_fingerprint: self.origin.data_fingerprint.clone(),
+            golden: self.golden.as_ref().map(|golden| store::Golden {
+                input_seed: golden.input_seed,
+                outputs: golden.outputs.clone(),
+                tolerance: golden.tolerance,
+            }),
+            training_run: origin.training_run,
+            recipe: origin.recipe,
+            data_fingerprint: origin.data_fingerprint,
             code_version: env!("CARGO_PKG_VERSION").to_owned(),
-            imported_from: self.origin.imported_from.clone(),
-            parent_version: self.origin.parent_version.clone(),
-            licence: self.origin.licence.clone(),
-            source: self.origin.source.clone(),
-            published_as: self.origin.published_as.clone(),
+            imported_from: origin.imported_from,
+            parent_version: origin.parent_version,
+            licence: origin.licence,
+            source: origin.source,
+            published_as: origin.published_as,
             thresholds: self.thresholds,
             identity: self.identity.clone(),
             digest: Vec::new(),
@@ -119,52 +146,40 @@ impl NewVersion {
     }
 }
 
-/// SHA-256 over the manifest with an empty digest.
-pub(super) fn manifest_digest(record: &VersionRecord) -> Vec<u8> {
-    let bare = VersionRecord { digest: Vec::new(), ..record.clone() };
-    Sha256::digest(bare.encode_to_vec()).to_vec()
-}
+/// The field of a manifest that holds its digest.
+const DIGEST_FIELD: u32 = 18;
 
-/// The versions that a version answers with: the detector that finds its faces, the one whose embedding its answers are
-/// paired with.
+/// SHA-256 over a stored manifest without its digest.
+///
+/// The field is cut out of the bytes as they are stored. A manifest that a newer program wrote has fields that this one
+/// does not know, and they count.
 ///
 /// # Errors
-/// When its manifest names what is no version.
-pub fn partners(record: &VersionRecord) -> Result<Vec<VersionName>, RegistryError> {
-    let Some(chip) = record.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()) else { return Ok(Vec::new()) };
-    let embedder = chip.embedding_space.split('#').next().unwrap_or_default();
-    let named = [chip.detector.as_str(), embedder].into_iter().filter(|name| !name.is_empty());
-    named
-        .map(|name| match ModelRef::parse("partner", name) {
-            Ok(ModelRef::Version(version)) => Ok(version),
-            Ok(ModelRef::Alias { .. }) | Err(_) => Err(RegistryError::CorruptVersion {
-                version: name_of(record),
-                detail: format!("it works with {name:?}, which is no version"),
-            }),
-        })
-        .collect()
-}
-
-/// Bytes of a version's tensors.
-#[must_use]
-pub fn weight_bytes(record: &VersionRecord) -> u64 {
-    let bytes_of = |tensor: &TensorRef| {
-        let width: u64 = if tensor.dtype == "i64" { 8 } else { 4 };
-        width * tensor.shape.iter().map(|d| u64::try_from(*d).unwrap_or(0)).product::<u64>()
-    };
-    record.tensors.iter().map(bytes_of).sum()
+/// When the bytes are no protobuf message.
+pub(super) fn manifest_digest(payload: &[u8]) -> Result<Digest, DecodeError> {
+    let mut without = Vec::with_capacity(payload.len());
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let before = rest;
+        let (field, wire_type) = decode_key(&mut rest)?;
+        skip_field(wire_type, field, &mut rest, DecodeContext::default())?;
+        if field != DIGEST_FIELD {
+            without.extend_from_slice(&before[..before.len() - rest.len()]);
+        }
+    }
+    Ok(Digest::of(&without))
 }
 
 /// A tensor's entry in the manifest.
 pub(super) fn tensor_ref(tensor: &TensorData, blob: &Digest) -> TensorRef {
+    let dtype = match tensor.dtype {
+        Dtype::F32 => "f32",
+        Dtype::I64 => "i64",
+    };
     TensorRef {
         name: tensor.name.clone(),
         shape: tensor.shape.clone(),
-        dtype: match tensor.dtype {
-            Dtype::F32 => "f32",
-            Dtype::I64 => "i64",
-        }
-        .to_owned(),
+        dtype: dtype.to_owned(),
         blob: blob.as_bytes().to_vec(),
     }
 }
@@ -174,9 +189,9 @@ pub(super) fn dtype(version: &VersionName, tensor: &TensorRef) -> Result<Dtype, 
     match tensor.dtype.as_str() {
         "f32" => Ok(Dtype::F32),
         "i64" => Ok(Dtype::I64),
-        other => Err(RegistryError::CorruptVersion {
+        other => Err(RegistryError::UnsupportedVersion {
             version: version.clone(),
-            detail: format!("tensor {} has the unknown element type {other:?}", tensor.name),
+            detail: format!("its tensor {} has the unknown element type {other:?}", tensor.name),
         }),
     }
 }

@@ -5,30 +5,54 @@
 
 mod error;
 mod manifest;
+mod reads;
+mod version;
 mod versions;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use parking_lot::{Mutex, RwLock};
 
 pub use error::RegistryError;
-pub use manifest::{GOLDEN_SEED, NewVersion, Origin, golden, partners, weight_bytes};
+pub use manifest::{NewVersion, Origin};
+pub use reads::{Normalised, Reads};
+pub use version::{AnswerKind, EmbeddingLayer, Head, Interval, Version};
 
 use crate::{
     names::{AliasName, ModelId, VersionName},
-    proto::store::{AliasRecord, ModelRecord, VersionRecord},
+    proto::{
+        store::{AliasRecord, ModelRecord, VersionRecord},
+        v1,
+    },
     store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
 /// A model with its aliases.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ModelView {
-    /// As stored.
-    pub record: ModelRecord,
-    /// Alias to version number.
+pub struct Model {
+    /// Its id.
+    pub id: ModelId,
+    /// The version number that each alias points at.
     pub aliases: BTreeMap<AliasName, u64>,
+    record: ModelRecord,
+}
+
+impl Model {
+    /// Its description in the contract's form.
+    #[must_use]
+    pub fn describe(&self) -> v1::Model {
+        let name = format!("models/{}", self.id);
+        v1::Model {
+            create_time: self.record.create_time,
+            aliases: self
+                .aliases
+                .iter()
+                .map(|(alias, n)| (alias.to_string(), format!("{name}/versions/{n}")))
+                .collect(),
+            latest_version: i64::try_from(self.record.latest_version).unwrap_or(i64::MAX),
+            name,
+        }
+    }
 }
 
 /// The registry of a store. Its calls block.
@@ -58,7 +82,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
-    pub fn get_model(&self, model: &ModelId) -> Result<ModelView, RegistryError> {
+    pub fn get_model(&self, model: &ModelId) -> Result<Model, RegistryError> {
         let record = self
             .store
             .get_record::<ModelRecord>(Table::Models, model.as_bytes())?
@@ -66,7 +90,7 @@ impl Registry {
         self.view(record)
     }
 
-    fn view(&self, record: ModelRecord) -> Result<ModelView, RegistryError> {
+    fn view(&self, record: ModelRecord) -> Result<Model, RegistryError> {
         let prefix = join_key(&[record.id.as_bytes(), b""]);
         let range = Range { prefix: prefix.clone(), ..Range::default() };
         let mut aliases = BTreeMap::new();
@@ -74,14 +98,14 @@ impl Registry {
             let name = String::from_utf8_lossy(&key[prefix.len()..]);
             aliases.insert(AliasName::parse("alias", &name)?, alias.version);
         }
-        Ok(ModelView { record, aliases })
+        Ok(Model { id: ModelId::stored(&record.id), aliases, record })
     }
 
     /// Up to `limit` models by id, from beyond the id `after`.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn list_models(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<ModelView>, RegistryError> {
+    pub fn list_models(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Model>, RegistryError> {
         let range = Range { after: after.map(<[u8]>::to_vec), ..Range::default() };
         let rows = self.store.scan_records::<ModelRecord>(Table::Models, &range, limit)?;
         rows.into_iter().map(|(_, record)| self.view(record)).collect()
@@ -90,7 +114,7 @@ impl Registry {
     /// Points an alias at a version, or removes it.
     ///
     /// With `expected`, only if it points there now (`Some(None)`: only if it does not exist). `extra` adds writes to
-    /// the same commit. Gives the model as it is then, and where the alias pointed before.
+    /// the same commit. Gives the model as it is then.
     ///
     /// # Errors
     /// [`RegistryError::AliasMoved`] when it points elsewhere; `NotFound` for model, version or, when it should be
@@ -101,10 +125,10 @@ impl Registry {
         alias: &AliasName,
         version: Option<u64>,
         expected: Option<Option<u64>>,
-        extra: impl Fn(&ModelView) -> Batch,
-    ) -> Result<(ModelView, Option<u64>), RegistryError> {
+        extra: impl Fn(&Model) -> Batch,
+    ) -> Result<Model, RegistryError> {
         let key = join_key(&[model.as_bytes(), alias.as_bytes()]);
-        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         loop {
             let mut view = self.get_model(model)?;
             // One look serves both: what is compared with `expected` is what the commit then demands.
@@ -141,7 +165,7 @@ impl Registry {
             }
             batch.extend(extra(&view));
             match self.store.commit(batch) {
-                Ok(()) => return Ok((view, found)),
+                Ok(()) => return Ok(view),
                 // Somebody moved it between the look and the commit: look again.
                 Err(StoreError::Conflict { table: Table::Aliases | Table::Versions, .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -187,7 +211,7 @@ fn version_key(version: &VersionName) -> Vec<u8> {
 }
 
 /// The name of a stored version.
-pub(crate) fn name_of(record: &VersionRecord) -> VersionName {
+fn name_of(record: &VersionRecord) -> VersionName {
     VersionName { model: ModelId::stored(&record.model), number: record.number }
 }
 

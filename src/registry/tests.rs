@@ -1,9 +1,11 @@
 use std::{collections::HashSet, thread};
 
+use prost::Message;
+
 use super::*;
 use crate::{
     nn::{Dtype, TensorData},
-    store::{MemoryStore, Write},
+    store::{Digest, MemoryStore, Write},
 };
 
 fn new_version(model: &str, fill: u8) -> NewVersion {
@@ -11,13 +13,17 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
         name: name.to_owned(),
         shape: vec![4],
         dtype: Dtype::F32,
-        bytes: vec![fill; 16],
+        bytes: vec![fill; 16].into(),
     };
     NewVersion {
         model: ModelId::parse("model", model).unwrap(),
         architecture: crate::proto::v1::Architecture::Resnet18,
         heads: Vec::new(),
-        preprocessing: crate::proto::store::Preprocessing::default(),
+        reads: Reads::Photos {
+            side_px: 64,
+            min_side_px: 16,
+            normalisation: Normalised { mean: [0.5; 3], std: [0.2; 3] },
+        },
         tensors: vec![tensor("shared", 0), tensor("own", fill)],
         calibrations: Vec::new(),
         embedding_layers: Vec::new(),
@@ -47,17 +53,17 @@ fn versions_share_tensors_and_the_first_is_champion() {
     let (store, registry) = registry();
     let first = registry.register(new_version("age", 1), none).unwrap();
     let second = registry.register(new_version("age", 2), none).unwrap();
-    assert_eq!((first.number, second.number), (1, 2));
+    assert_eq!((first.name.number, second.name.number), (1, 2));
     assert_eq!(n_blobs(&store), 3, "one shared, two own");
     let model = registry.get_model(&ModelId::parse("m", "age").unwrap()).unwrap();
     assert_eq!(model.aliases, BTreeMap::from([(AliasName::champion(), 1)]));
     assert_eq!(registry.load_tensors(&second).unwrap(), new_version("age", 2).tensors);
-    assert_eq!(registry.get_version(&name_of(&first)).unwrap(), first);
+    assert_eq!(registry.get_version(&first.name).unwrap().describe(), first.describe());
     let numbers: Vec<_> = registry
         .list_versions(&ModelId::parse("m", "age").unwrap(), None, 9)
         .unwrap()
         .iter()
-        .map(|v| v.number)
+        .map(|(name, _)| name.number)
         .collect();
     assert_eq!(numbers, [2, 1]);
 }
@@ -70,7 +76,7 @@ fn concurrent_registers_get_distinct_numbers() {
             .map(|i| {
                 scope.spawn({
                     let registry = &registry;
-                    move || registry.register(new_version("age", i), none).unwrap().number
+                    move || registry.register(new_version("age", i), none).unwrap().name.number
                 })
             })
             .collect();
@@ -117,7 +123,7 @@ fn a_deleted_version_takes_only_its_own_tensors_and_its_number_is_not_reused() {
     registry.delete_version(&second).unwrap();
     assert_eq!(n_blobs(&store), 2);
     assert!(matches!(registry.get_version(&second), Err(RegistryError::VersionNotFound { .. })));
-    assert_eq!(registry.register(new_version("age", 3), none).unwrap().number, 3);
+    assert_eq!(registry.register(new_version("age", 3), none).unwrap().name.number, 3);
 }
 
 #[test]
@@ -130,10 +136,48 @@ fn a_damaged_tensor_or_manifest_refuses_the_version_by_name() {
     let error = registry.load_tensors(&record).unwrap_err().to_string();
     assert!(error.contains("models/age/versions/1") && error.contains("tensor "), "{error}");
 
-    let altered = crate::proto::store::VersionRecord { data_fingerprint: "altered".to_owned(), ..record.clone() };
+    let altered =
+        crate::proto::store::VersionRecord { data_fingerprint: "altered".to_owned(), ..record.record.clone() };
     let mut batch = Batch::default();
-    batch.put_record(Table::Versions, &version_key(&name_of(&record)), &altered);
+    batch.put_record(Table::Versions, &version_key(&record.name), &altered);
     store.commit(batch).unwrap();
-    let error = registry.get_version(&name_of(&record)).unwrap_err();
+    let error = registry.get_version(&record.name).unwrap_err();
     assert!(matches!(error, RegistryError::CorruptVersion { .. }), "{error}");
+}
+
+#[test]
+fn a_field_of_a_newer_program_counts_and_is_no_damage() {
+    let (store, registry) = registry();
+    let version = registry.register(new_version("age", 1), none).unwrap();
+    let key = version_key(&version.name);
+    // What a newer program stores: a field 99, and a digest over it, too.
+    let with_unknown = |text: &[u8], digest_over: &[u8]| {
+        let unknown = |text: &[u8]| [&[0x9a, 0x06, u8::try_from(text.len()).unwrap()], text].concat();
+        let bare = VersionRecord { digest: Vec::new(), ..version.record.clone() }.encode_to_vec();
+        let digest = Digest::of(&[bare, unknown(digest_over)].concat()).as_bytes().to_vec();
+        let known = VersionRecord { digest, ..version.record.clone() }.encode_to_vec();
+        let payload = [known, unknown(text)].concat();
+        let envelope = [vec![1], crc32fast::hash(&payload).to_be_bytes().to_vec(), payload].concat();
+        store.commit(Batch { writes: vec![Write::Put(Table::Versions, key.clone(), envelope)], ..Batch::default() })
+    };
+    with_unknown(b"newer", b"newer").unwrap();
+    assert_eq!(registry.get_version(&version.name).unwrap().heads, version.heads);
+    with_unknown(b"other", b"newer").unwrap();
+    let error = registry.get_version(&version.name).unwrap_err();
+    assert!(matches!(error, RegistryError::CorruptVersion { .. }), "{error}");
+}
+
+#[test]
+fn what_a_newer_program_means_is_refused_and_not_called_damage() {
+    let (store, registry) = registry();
+    let version = registry.register(new_version("age", 1), none).unwrap();
+    let mut record = VersionRecord { architecture: 99, digest: Vec::new(), ..version.record.clone() };
+    record.digest = Digest::of(&record.encode_to_vec()).as_bytes().to_vec();
+    let mut batch = Batch::default();
+    batch.put_record(Table::Versions, &version_key(&version.name), &record);
+    store.commit(batch).unwrap();
+    let error = registry.get_version(&version.name).unwrap_err();
+    assert!(matches!(error, RegistryError::UnsupportedVersion { .. }), "{error}");
+    assert_eq!(registry.describe_version(&version.name).unwrap().architecture, 99);
+    assert_eq!(registry.list_versions(&version.name.model, None, 9).unwrap().len(), 1);
 }

@@ -1,17 +1,19 @@
 //! Registering, reading and forgetting versions.
 
-use std::{collections::HashSet, sync::PoisonError};
+use std::collections::HashSet;
 
 use super::{
-    NewVersion, Registry, RegistryError,
-    manifest::{dtype, manifest_digest, partners, tensor_ref},
-    name_of, version_key,
+    NewVersion, Registry, RegistryError, Version,
+    manifest::{dtype, manifest_digest, tensor_ref},
+    name_of,
+    version::describe,
+    version_key,
 };
 use crate::{
-    names::{ModelId, VersionName},
+    names::{EmbeddingSpace, ModelId, VersionName},
     nn::TensorData,
-    proto::store::VersionRecord,
-    store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key},
+    proto::{store::VersionRecord, v1},
+    store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key, record_payload},
 };
 
 /// Manifests read at once.
@@ -22,14 +24,14 @@ impl Registry {
     /// of a model without a champion becomes it.
     ///
     /// # Errors
-    /// [`RegistryError::VersionNotFound`] when a version that it works with is gone, and when the store fails; nothing is
+    /// [`RegistryError::VersionNotFound`] when a version that it depends on is gone, and when the store fails; nothing is
     /// registered then.
     pub fn register(
         &self,
         new: NewVersion,
-        mut extra: impl FnMut(&VersionRecord) -> Batch,
-    ) -> Result<VersionRecord, RegistryError> {
-        let _no_sweep = self.sweeping.read().unwrap_or_else(PoisonError::into_inner);
+        mut extra: impl FnMut(&Version) -> Batch,
+    ) -> Result<Version, RegistryError> {
+        let _no_sweep = self.sweeping.read();
         let mut tensors = Vec::with_capacity(new.tensors.len());
         for tensor in &new.tensors {
             tensors.push(tensor_ref(tensor, &self.blobs.put(&tensor.bytes)?));
@@ -37,15 +39,17 @@ impl Registry {
         loop {
             let (mut batch, model) = self.model_writes(&new.model, None)?;
             let record = new.manifest(model.latest_version, tensors.clone());
-            let key = version_key(&name_of(&record));
+            let name = name_of(&record);
+            let key = version_key(&name);
             batch.require_absent(Table::Versions, &key).put_record(Table::Versions, &key, &record);
             batch.extend(self.champion_writes(&new.model, record.number)?);
-            for partner in partners(&record)? {
-                batch.require_equals(Table::Versions, &version_key(&partner), self.version_bytes(&partner)?);
+            let version = Version::parse(name, record)?;
+            for dependency in version.dependencies() {
+                batch.require_equals(Table::Versions, &version_key(&dependency), self.version_bytes(&dependency)?);
             }
-            batch.extend(extra(&record));
+            batch.extend(extra(&version));
             match self.store.commit(batch) {
-                Ok(()) => return Ok(record),
+                Ok(()) => return Ok(version),
                 // Another version took the number or the alias meanwhile: the next number, then.
                 Err(StoreError::Conflict { table: Table::Models | Table::Versions | Table::Aliases, .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -53,19 +57,37 @@ impl Registry {
         }
     }
 
-    /// A version's manifest, its digest verified.
+    /// A version, the digest of its manifest verified.
+    ///
+    /// # Errors
+    /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`],
+    /// [`RegistryError::UnsupportedVersion`].
+    pub fn get_version(&self, version: &VersionName) -> Result<Version, RegistryError> {
+        let corrupt = |detail: String| RegistryError::CorruptVersion { version: version.clone(), detail };
+        let bytes = self.version_bytes(version)?;
+        let key = version_key(version);
+        let record: VersionRecord = decode_record(Table::Versions, &key, &bytes).map_err(|e| corrupt(e.to_string()))?;
+        let payload = record_payload(Table::Versions, &key, &bytes).map_err(|e| corrupt(e.to_string()))?;
+        let digest = manifest_digest(payload).map_err(|e| corrupt(e.to_string()))?;
+        if record.digest != digest.as_bytes() {
+            return Err(corrupt("its manifest differs from its digest".to_owned()));
+        }
+        Version::parse(version.clone(), record)
+    }
+
+    /// The description of a version, its load state and aliases left out; also of one that cannot be used.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`].
-    pub fn get_version(&self, version: &VersionName) -> Result<VersionRecord, RegistryError> {
-        let bytes = self.version_bytes(version)?;
-        let record: VersionRecord = decode_record(Table::Versions, &version_key(version), &bytes)
-            .map_err(|e| RegistryError::CorruptVersion { version: version.clone(), detail: e.to_string() })?;
-        if record.digest != manifest_digest(&record) {
-            let detail = "its manifest differs from its digest".to_owned();
-            return Err(RegistryError::CorruptVersion { version: version.clone(), detail });
+    pub fn describe_version(&self, version: &VersionName) -> Result<v1::ModelVersion, RegistryError> {
+        match self.get_version(version) {
+            Ok(version) => Ok(version.describe()),
+            Err(RegistryError::UnsupportedVersion { .. }) => {
+                let record = decode_record(Table::Versions, &version_key(version), &self.version_bytes(version)?)?;
+                Ok(describe(version, &record))
+            }
+            Err(error) => Err(error),
         }
-        Ok(record)
     }
 
     pub(super) fn version_bytes(&self, version: &VersionName) -> Result<Vec<u8>, RegistryError> {
@@ -78,11 +100,44 @@ impl Registry {
         }
     }
 
-    /// Up to `limit` of a model's versions, newest first, below number `before`.
+    /// The descriptions of up to `limit` of a model's versions, newest first, below number `before`.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
     pub fn list_versions(
+        &self,
+        model: &ModelId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(VersionName, v1::ModelVersion)>, RegistryError> {
+        let listed = |record: VersionRecord| {
+            let name = name_of(&record);
+            let description = describe(&name, &record);
+            (name, description)
+        };
+        Ok(self.records_of(model, before, limit)?.into_iter().map(listed).collect())
+    }
+
+    /// The newest version of a model that was made of a published entry, if there is one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn find_published(&self, model: &ModelId, published_as: &str) -> Result<Option<VersionName>, RegistryError> {
+        let mut before = None;
+        loop {
+            let page = match self.records_of(model, before, PAGE) {
+                Err(RegistryError::ModelNotFound { .. }) => return Ok(None),
+                page => page?,
+            };
+            let Some(last) = page.last() else { return Ok(None) };
+            before = Some(last.number);
+            if let Some(record) = page.iter().find(|record| record.published_as == published_as) {
+                return Ok(Some(name_of(record)));
+            }
+        }
+    }
+
+    fn records_of(
         &self,
         model: &ModelId,
         before: Option<u64>,
@@ -99,8 +154,8 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
-    pub fn load_tensors(&self, record: &VersionRecord) -> Result<Vec<TensorData>, RegistryError> {
-        let version = name_of(record);
+    pub fn load_tensors(&self, version: &Version) -> Result<Vec<TensorData>, RegistryError> {
+        let (record, version) = (&version.record, &version.name);
         let load = |tensor: &crate::proto::store::TensorRef| {
             let corrupt = |why: String| RegistryError::CorruptVersion {
                 version: version.clone(),
@@ -114,7 +169,7 @@ impl Registry {
             Ok(TensorData {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
-                dtype: dtype(&version, tensor)?,
+                dtype: dtype(version, tensor)?,
                 bytes,
             })
         };
@@ -124,12 +179,12 @@ impl Registry {
     /// Forgets a version, and the tensors that no other has.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias points at it or another version works with it.
+    /// [`RegistryError::InUse`] while an alias points at it or another version depends on it.
     pub fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
-        let turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        // None that works with it comes between the look and the commit.
-        let no_register = self.sweeping.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(dependent) = self.dependents(version)?.first() {
+        let changing = self.changing.lock();
+        // No version that depends on it is registered between the look and the commit.
+        let no_register = self.sweeping.write();
+        if let Some(dependent) = self.dependent(version)? {
             return Err(RegistryError::InUse { what: version.to_string(), by: dependent.to_string() });
         }
         loop {
@@ -156,24 +211,26 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         }
-        drop((turn, no_register));
+        drop((changing, no_register));
         self.sweep_orphans()?;
         Ok(())
     }
 
-    /// The versions that work with a version, see [`partners`].
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn dependents(&self, version: &VersionName) -> Result<Vec<VersionName>, RegistryError> {
-        let mut dependents = Vec::new();
+    /// A version that depends on this one, if there is any.
+    fn dependent(&self, version: &VersionName) -> Result<Option<VersionName>, RegistryError> {
+        let mut found = None;
         self.each_version(|record| {
-            // A manifest that names no version has no partner to lose.
-            if partners(record).is_ok_and(|partners| partners.contains(version)) {
-                dependents.push(name_of(record));
+            let chip = record.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref());
+            let depends = chip.is_some_and(|chip| {
+                let space = EmbeddingSpace::parse("space", &chip.embedding_space);
+                VersionName::parse("detector", &chip.detector).is_ok_and(|detector| detector == *version)
+                    || space.is_ok_and(|space| space.version == *version)
+            });
+            if depends && found.is_none() {
+                found = Some(name_of(record));
             }
         })?;
-        Ok(dependents)
+        Ok(found)
     }
 
     /// Shows every manifest, in no order that means anything.
@@ -193,7 +250,7 @@ impl Registry {
     /// # Errors
     /// When the store fails, or a manifest is damaged: then nothing is removed, for it may have named anything.
     pub fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
-        let _no_register = self.sweeping.write().unwrap_or_else(PoisonError::into_inner);
+        let _no_register = self.sweeping.write();
         let mut live = HashSet::new();
         self.each_version(|record| {
             live.extend(record.tensors.iter().filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));

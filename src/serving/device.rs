@@ -6,19 +6,19 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::{oneshot, watch};
 
-use super::Input;
 use super::{
-    EngineSource, ServeError,
-    exchange::{Change, Errand, Job, LoadState, LoadedEngine, LoadedVersion, Probe, Reply, Report, Turn, Warmed},
-    pool::{Served, ServingSettings},
-    scheduler::{Arrival, Capacity, Priority, Scheduler, Ticket, Waiting},
+    EngineSource, Input, InputKind, LoadState, Priority, ServeError, Served, ServingSettings,
+    exchange::{Change, Errand, Job, LoadedEngine, Probe, Reply, Report, Turn, Warmed},
+    scheduler::{Arrival, Capacity, Scheduler, Ticket, Waiting},
 };
+use crate::names::VersionName;
 
 /// How many versions may wait to be loaded or probed on one device.
 const MAX_ERRANDS: usize = 16;
@@ -47,23 +47,24 @@ struct Slot {
     phase: Phase,
     /// Absent while the executor runs it.
     engine: Option<LoadedEngine>,
-    side_px: u32,
+    input: InputKind,
     memory_bytes: u64,
-    last_used: Instant,
     /// Whoever waits for the present change to end.
     waiters: Vec<oneshot::Sender<Result<(), ServeError>>>,
 }
 
 struct State {
     scheduler: Scheduler<Job>,
-    slots: BTreeMap<Arc<str>, Slot>,
+    slots: BTreeMap<VersionName, Slot>,
     /// At most [`MAX_ERRANDS`].
     errands: VecDeque<Errand>,
     retired: Vec<LoadedEngine>,
     /// Once set, nothing new is taken; what waits is served until then.
     stop_by: Option<Instant>,
-    /// The executor has ended.
+    /// The executor has ended in order.
     stopped: bool,
+    /// A thread has ended out of order: nothing can be answered any more.
+    is_broken: bool,
     stop_waiters: Vec<oneshot::Sender<usize>>,
 }
 
@@ -75,6 +76,8 @@ pub(super) struct Device {
     work: Condvar,
     /// For the loader.
     errands: Condvar,
+    /// Rises whenever a version's state changes.
+    changes: watch::Sender<u64>,
 }
 
 impl Device {
@@ -86,48 +89,43 @@ impl Device {
             retired: Vec::new(),
             stop_by: None,
             stopped: false,
+            is_broken: false,
             stop_waiters: Vec::new(),
         };
-        Self { settings, state: Mutex::new(state), work: Condvar::new(), errands: Condvar::new() }
-    }
-
-    /// No code that can panic half-way through a change runs under the lock, so a poisoned state is whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self {
+            settings,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            errands: Condvar::new(),
+            changes: watch::Sender::new(0),
+        }
     }
 
     // For the handles.
 
     pub(super) fn enqueue(
         &self,
-        version: &str,
+        version: &VersionName,
         image: Arc<Input>,
         deadline: Option<Instant>,
         priority: Priority,
     ) -> Result<(Ticket, oneshot::Receiver<Result<Served, ServeError>>), ServeError> {
         let now = Instant::now();
-        let mut state = self.lock();
-        if state.stop_by.is_some() {
-            return Err(ServeError::Stopping);
-        }
+        let mut state = self.state.lock();
+        state.check_taking()?;
         let State { scheduler, slots, .. } = &mut *state;
-        let Some(slot) = slots.get_mut(version) else {
-            return Err(ServeError::NotLoaded { version: version.to_owned() });
+        let Some(slot) = slots.get(version) else {
+            return Err(ServeError::NotLoaded { version: version.clone() });
         };
         match &slot.phase {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Loaded => {}
-            Phase::Loading | Phase::Draining => return Err(ServeError::NotLoaded { version: version.to_owned() }),
+            Phase::Loading | Phase::Draining => return Err(ServeError::NotLoaded { version: version.clone() }),
         }
-        let fits = match &*image {
-            Input::Square(pixels) => pixels.rgb.len() as u64 == u64::from(pixels.side_px).pow(2) * 3,
-            Input::Photo(_) => true,
-        };
-        if image.side_px() != slot.side_px || !fits {
-            let detail = format!("an image of side {} px came, {} is expected", image.side_px(), slot.side_px);
-            return Err(ServeError::EngineFailed { version: version.to_owned(), detail });
+        if !image.is_of(&slot.input) {
+            let detail = format!("the image is not what the network reads: {:?}", slot.input);
+            return Err(ServeError::EngineFailed { stage: version.clone().into(), detail });
         }
-        slot.last_used = now;
         let (reply, answer) = oneshot::channel();
         let n_bytes = image.n_bytes();
         let arrival = Arrival { priority, deadline, n_bytes, payload: Job { image, reply } };
@@ -138,7 +136,7 @@ impl Device {
     }
 
     pub(super) fn cancel(&self, ticket: &Ticket) {
-        let cancelled = self.lock().scheduler.cancel(ticket);
+        let cancelled = self.state.lock().scheduler.cancel(ticket);
         if cancelled.is_some() {
             // It may have been the last that a drain waited for.
             self.work.notify_one();
@@ -148,11 +146,9 @@ impl Device {
     /// Asks for a version. `Ok(None)`: it is loaded; otherwise the receiver hears of the end.
     pub(super) fn load(&self, source: EngineSource) -> Result<Option<Change>, ServeError> {
         let memory_bytes: u64 = source.tensors.iter().map(|t| t.bytes.len() as u64).sum();
-        let version: Arc<str> = source.version.as_str().into();
-        let mut state = self.lock();
-        if state.stop_by.is_some() {
-            return Err(ServeError::Stopping);
-        }
+        let version = source.version.clone();
+        let mut state = self.state.lock();
+        state.check_taking()?;
         let (waiter, change) = oneshot::channel();
         match state.slots.get_mut(&version) {
             Some(Slot { phase: Phase::Loaded, .. }) => return Ok(None),
@@ -172,16 +168,15 @@ impl Device {
             let detail = format!(
                 "it needs {memory_bytes} bytes, {used} of the budget's {budget} are taken; unload another version first"
             );
-            return Err(ServeError::DeviceMemory { version: source.version, detail });
+            return Err(ServeError::DeviceMemory { version, detail });
         }
-        let side_px = source.record.preprocessing.as_ref().map_or(0, |p| p.image_size_px);
-        let last_used = Instant::now();
-        let waiters = vec![waiter];
-        let slot = Slot { phase: Phase::Loading, engine: None, side_px, memory_bytes, last_used, waiters };
+        let input = source.input.clone();
+        let slot = Slot { phase: Phase::Loading, engine: None, input, memory_bytes, waiters: vec![waiter] };
         state.slots.insert(version, slot);
         state.errands.push_back(Errand::Load(Box::new(source)));
         drop(state);
         self.errands.notify_one();
+        self.changed();
         Ok(Some(Change::Loaded(change)))
     }
 
@@ -191,10 +186,8 @@ impl Device {
         seed: u64,
     ) -> Result<oneshot::Receiver<Result<Vec<f32>, ServeError>>, ServeError> {
         let (reply, answer) = oneshot::channel();
-        let mut state = self.lock();
-        if state.stop_by.is_some() {
-            return Err(ServeError::Stopping);
-        }
+        let mut state = self.state.lock();
+        state.check_taking()?;
         state.room_for_errand(&source.version)?;
         state.errands.push_back(Errand::Probe(Box::new(Probe { source, seed, reply })));
         drop(state);
@@ -203,14 +196,16 @@ impl Device {
     }
 
     /// Asks for a version to go. `None`: it is not there.
-    pub(super) fn unload(&self, version: &str) -> Option<Change> {
-        let mut state = self.lock();
+    pub(super) fn unload(&self, version: &VersionName) -> Option<Change> {
+        let mut state = self.state.lock();
         let State { scheduler, slots, .. } = &mut *state;
         let slot = slots.get_mut(version)?;
         let (waiter, change) = oneshot::channel();
         let change = match &slot.phase {
             Phase::Failed(_) => {
                 slots.remove(version);
+                drop(state);
+                self.changed();
                 return None;
             }
             Phase::Loading => Change::Loaded(change),
@@ -223,41 +218,34 @@ impl Device {
         slot.waiters.push(waiter);
         drop(state);
         self.work.notify_one();
+        self.changed();
         Some(change)
     }
 
-    pub(super) fn state(&self, version: &str) -> LoadState {
-        self.lock().slots.get(version).map_or(LoadState::Unloaded, |slot| slot.phase.state())
+    pub(super) fn state(&self, version: &VersionName) -> LoadState {
+        self.state.lock().slots.get(version).map_or(LoadState::Unloaded, |slot| slot.phase.state())
     }
 
-    pub(super) fn versions(&self) -> Vec<LoadedVersion> {
-        let state = self.lock();
-        let list = |(version, slot): (&Arc<str>, &Slot)| LoadedVersion {
-            version: version.to_string(),
-            state: slot.phase.state(),
-            failure: match &slot.phase {
-                Phase::Failed(error) => Some(error.clone()),
-                Phase::Loading | Phase::Loaded | Phase::Draining => None,
-            },
-            memory_bytes: slot.memory_bytes,
-            n_waiting: state.scheduler.n_waiting(version),
-            last_used: slot.last_used,
-        };
-        state.slots.iter().map(list).collect()
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n_changes| *n_changes = n_changes.wrapping_add(1));
     }
 
     pub(super) fn is_taking(&self) -> bool {
-        let state = self.lock();
-        state.stop_by.is_none() && !state.stopped
+        let state = self.state.lock();
+        state.stop_by.is_none() && !state.is_broken
     }
 
     /// Takes nothing more, and ends the threads once all is served or `by` has come. The receiver hears how many
     /// images were left then; none where the end has come already.
     pub(super) fn stop(&self, by: Instant) -> Option<oneshot::Receiver<usize>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.stop_by = Some(state.stop_by.map_or(by, |earlier| earlier.min(by)));
         let (waiter, ended) = oneshot::channel();
-        let ended = (!state.stopped).then(|| {
+        let ended = (!state.stopped && !state.is_broken).then(|| {
             state.stop_waiters.push(waiter);
             ended
         });
@@ -267,11 +255,36 @@ impl Device {
         ended
     }
 
+    /// One of the threads has ended. If nobody asked for that, no version can answer any more: whoever waits hears it, and
+    /// so does whoever watches.
+    pub(super) fn thread_ended(&self) {
+        let mut state = self.state.lock();
+        if state.stop_by.is_some() || state.is_broken {
+            return;
+        }
+        state.is_broken = true;
+        let mut replies = Vec::new();
+        let versions: Vec<_> = state.slots.keys().cloned().collect();
+        for version in versions {
+            state.fail(&version, &thread_lost(), &mut replies);
+        }
+        state.errands.clear();
+        // The other thread ends, too.
+        state.stop_by = Some(Instant::now());
+        replies.extend(state.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, 0)));
+        drop(state);
+        tracing::error!("a thread of the device has ended; no version answers any more, restart the server");
+        self.work.notify_one();
+        self.errands.notify_one();
+        replies.into_iter().for_each(Reply::send);
+        self.changed();
+    }
+
     // For the executor.
 
     /// Sleeps until there is something to do. The answers are for the caller to send.
     pub(super) fn next_turn(&self, replies: &mut Vec<Reply>) -> Turn {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             let now = Instant::now();
             if state.stop_by.is_some_and(|by| by <= now || state.scheduler.is_empty()) {
@@ -282,13 +295,12 @@ impl Device {
             }
             let next = state.scheduler.next_batch(now);
             for (version, waiting) in next.expired {
-                let error = ServeError::DeadlineExceeded { version: version.to_string() };
+                let error = ServeError::DeadlineExceeded { stage: version.into() };
                 replies.push(Reply::Image(waiting.payload.reply, error));
             }
             if let Some(batch) = next.batch {
                 let Some(engine) = state.slots.get_mut(&batch.version).and_then(|slot| slot.engine.take()) else {
-                    let version = batch.version.to_string();
-                    replies.extend(refuse(batch.entries, &ServeError::NotLoaded { version }));
+                    replies.extend(refuse(batch.entries, &ServeError::NotLoaded { version: batch.version }));
                     state.scheduler.finished();
                     return Turn::Answer;
                 };
@@ -296,17 +308,24 @@ impl Device {
             }
             if state.settle_drains(replies) {
                 self.errands.notify_one();
+                self.changed();
             }
             if !replies.is_empty() {
                 return Turn::Answer;
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut state);
         }
     }
 
     /// Takes the engine back after a batch.
-    pub(super) fn give_back(&self, version: &Arc<str>, engine: LoadedEngine, report: Report, replies: &mut Vec<Reply>) {
-        let mut state = self.lock();
+    pub(super) fn give_back(
+        &self,
+        version: &VersionName,
+        engine: LoadedEngine,
+        report: Report,
+        replies: &mut Vec<Reply>,
+    ) {
+        let mut state = self.state.lock();
         state.scheduler.finished();
         for (n_images, took) in report.took {
             state.scheduler.record(version, n_images, took);
@@ -319,6 +338,7 @@ impl Device {
                 state.retired.push(engine);
                 state.fail(version, &error, replies);
                 self.errands.notify_one();
+                self.changed();
             }
             None => match state.slots.get_mut(version) {
                 Some(slot) => slot.engine = Some(engine),
@@ -329,23 +349,24 @@ impl Device {
 
     /// After a defect of the executor itself: versions whose engine was lost with it are failed.
     pub(super) fn recover(&self, detail: &str, replies: &mut Vec<Reply>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.scheduler.finished();
-        let lost = |(version, slot): (&Arc<str>, &Slot)| {
+        let lost = |(version, slot): (&VersionName, &Slot)| {
             let serving = matches!(slot.phase, Phase::Loaded | Phase::Draining);
             (serving && slot.engine.is_none()).then(|| version.clone())
         };
         let lost: Vec<_> = state.slots.iter().filter_map(lost).collect();
         for version in lost {
-            let error = ServeError::EngineFailed { version: version.to_string(), detail: detail.to_owned() };
+            let error = ServeError::EngineFailed { stage: version.clone().into(), detail: detail.to_owned() };
             state.fail(&version, &error, replies);
         }
+        self.changed();
     }
 
     // For the loader.
 
     pub(super) fn next_errand(&self) -> Errand {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if !state.retired.is_empty() {
                 return Errand::Drop(mem::take(&mut state.retired));
@@ -358,16 +379,15 @@ impl Device {
             {
                 return errand;
             }
-            state = self.errands.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.errands.wait(&mut state);
         }
     }
 
     /// The loader is done with a version: it serves from now on, or has failed.
-    pub(super) fn loaded(&self, version: &str, result: Result<Warmed, ServeError>) {
-        let mut state = self.lock();
+    pub(super) fn loaded(&self, version: &VersionName, result: Result<Warmed, ServeError>) {
+        let mut state = self.state.lock();
         let State { scheduler, slots, retired, .. } = &mut *state;
-        let Some((name, slot)) = slots.get_key_value(version).map(|(name, _)| name.clone()).zip(slots.get_mut(version))
-        else {
+        let Some(slot) = slots.get_mut(version) else {
             retired.extend(result.map(|warmed| warmed.engine));
             return;
         };
@@ -376,10 +396,10 @@ impl Device {
             Ok(warmed) => {
                 let fits = warmed.took.last().map_or(1, |&(bucket, _)| bucket);
                 let capacity = Capacity { n_images: self.settings.queue_capacity, n_bytes: self.settings.queue_bytes };
-                scheduler.add_version(&name, capacity, self.settings.max_batch.min(fits));
-                warmed.took.into_iter().for_each(|(bucket, took)| scheduler.record(&name, bucket, took));
+                scheduler.add_version(version, capacity, self.settings.max_batch.min(fits));
+                warmed.took.into_iter().for_each(|(bucket, took)| scheduler.record(version, bucket, took));
                 slot.engine = Some(warmed.engine);
-                (slot.phase, slot.last_used) = (Phase::Loaded, Instant::now());
+                slot.phase = Phase::Loaded;
                 Ok(())
             }
             Err(error) => {
@@ -388,29 +408,37 @@ impl Device {
             }
         };
         drop(state);
+        self.changed();
         waiters.into_iter().for_each(|waiter| Reply::Change(waiter, outcome.clone()).send());
     }
 }
 
 impl State {
-    fn room_for_errand(&self, version: &str) -> Result<(), ServeError> {
+    fn check_taking(&self) -> Result<(), ServeError> {
+        if self.is_broken {
+            return Err(thread_lost());
+        }
+        if self.stop_by.is_some() { Err(ServeError::Stopping) } else { Ok(()) }
+    }
+
+    fn room_for_errand(&self, version: &VersionName) -> Result<(), ServeError> {
         let n_waiting = self.errands.len();
         if n_waiting < MAX_ERRANDS {
             return Ok(());
         }
         let retry_after = Duration::from_secs(1);
-        Err(ServeError::Overloaded { version: version.to_owned(), n_waiting, retry_after })
+        Err(ServeError::Overloaded { stage: version.clone().into(), n_waiting, retry_after })
     }
 
-    /// Lets go of the draining versions of which nothing waits or runs. Whether there are engines to drop.
+    /// Unloads draining versions that have no queued or running work. Returns true if engines were released.
     fn settle_drains(&mut self, replies: &mut Vec<Reply>) -> bool {
-        let idle = |(version, slot): (&Arc<str>, &Slot)| {
+        let idle = |(version, slot): (&VersionName, &Slot)| {
             (matches!(slot.phase, Phase::Draining) && self.scheduler.is_idle(version)).then(|| version.clone())
         };
         let idle: Vec<_> = self.slots.iter().filter_map(idle).collect();
         for version in &idle {
             let left = self.scheduler.remove_version(version);
-            replies.extend(refuse(left, &ServeError::NotLoaded { version: version.to_string() }));
+            replies.extend(refuse(left, &ServeError::NotLoaded { version: version.clone() }));
             if let Some(slot) = self.slots.remove(version) {
                 self.retired.extend(slot.engine);
                 replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, Ok(()))));
@@ -420,7 +448,7 @@ impl State {
     }
 
     /// Closes a version whose engine cannot be used any more. One that was draining is simply gone.
-    fn fail(&mut self, version: &Arc<str>, error: &ServeError, replies: &mut Vec<Reply>) {
+    fn fail(&mut self, version: &VersionName, error: &ServeError, replies: &mut Vec<Reply>) {
         replies.extend(refuse(self.scheduler.remove_version(version), error));
         let Some(slot) = self.slots.get_mut(version) else { return };
         replies.extend(mem::take(&mut slot.waiters).into_iter().map(|waiter| Reply::Change(waiter, Ok(()))));
@@ -447,6 +475,11 @@ impl State {
         self.stopped = true;
         replies.extend(self.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, n_left)));
     }
+}
+
+fn thread_lost() -> ServeError {
+    let detail = "it ended out of order; restart the server".to_owned();
+    ServeError::NoThread { name: "the device".to_owned(), detail }
 }
 
 fn refuse<'a>(

@@ -1,33 +1,57 @@
 //! Why a photo got no answer from a device.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use crate::error::Kind;
+use crate::{error::Kind, names::VersionName};
+
+/// Where a photo waits and is worked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// In the pixel pool, which decodes photos and cuts faces out.
+    Pixels,
+    /// In the queue of a version.
+    Version(VersionName),
+}
+
+impl From<VersionName> for Stage {
+    fn from(version: VersionName) -> Self {
+        Self::Version(version)
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pixels => f.write_str("the decoding of photos"),
+            Self::Version(version) => version.fmt(f),
+        }
+    }
+}
 
 /// An error of the serving layer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ServeError {
-    /// The version's queue is full, in images or in their bytes.
-    #[error("{version} has {n_waiting} images waiting and no room for another")]
+    /// The queue is full, in images or in their bytes.
+    #[error("{stage} has {n_waiting} images waiting and no room for another")]
     Overloaded {
-        /// The version's name.
-        version: String,
+        /// The queue.
+        stage: Stage,
         /// The queue's length.
         n_waiting: usize,
         /// When a place is expected.
         retry_after: Duration,
     },
     /// The deadline passed while the image waited.
-    #[error("the deadline passed before {version} could answer")]
+    #[error("the deadline passed before {stage} could answer")]
     DeadlineExceeded {
-        /// The version's name.
-        version: String,
+        /// Where it waited.
+        stage: Stage,
     },
-    /// Refused at once: what is measured says it cannot be met.
+    /// Refused at once: the measured times say that the deadline cannot be met.
     #[error("{version} needs about {needed:?}, the deadline leaves {left:?}")]
     DeadlineUnmeetable {
-        /// The version's name.
-        version: String,
+        /// The version.
+        version: VersionName,
         /// Expected time to an answer.
         needed: Duration,
         /// Time to the deadline.
@@ -39,38 +63,46 @@ pub enum ServeError {
     /// The version is not loaded, or has been unloaded meanwhile.
     #[error("{version} is not loaded")]
     NotLoaded {
-        /// The version's name.
-        version: String,
+        /// The version.
+        version: VersionName,
     },
     /// The device has no memory even for one image.
     #[error("{version}: no device memory: {detail}")]
     DeviceMemory {
-        /// The version's name.
-        version: String,
-        /// libtorch's words.
+        /// The version.
+        version: VersionName,
+        /// libtorch's message.
         detail: String,
     },
-    /// The network failed on this image alone, or panicked.
-    #[error("{version} failed: {detail}")]
+    /// The work failed on this image alone, or panicked.
+    #[error("{stage} failed: {detail}")]
     EngineFailed {
-        /// The version's name.
-        version: String,
+        /// Where it failed.
+        stage: Stage,
         /// For the log.
+        detail: String,
+    },
+    /// The system gave no thread.
+    #[error("the system gives no thread for {name}: {detail}")]
+    NoThread {
+        /// The thread's name.
+        name: String,
+        /// The system's message.
         detail: String,
     },
     /// The version's golden outputs were not met when it was loaded.
     #[error("{version} does not answer as it did when it was registered: {detail}")]
     GoldenMismatch {
-        /// The version's name.
-        version: String,
+        /// The version.
+        version: VersionName,
         /// Difference and tolerance.
         detail: String,
     },
     /// The tensors are not those of the version's network.
     #[error("the weights of {version} do not fit its network: {detail}")]
     WeightsMismatch {
-        /// The version's name.
-        version: String,
+        /// The version.
+        version: VersionName,
         /// Which tensors, and how.
         detail: String,
     },
@@ -88,7 +120,7 @@ impl ServeError {
             Self::DeadlineExceeded { .. } | Self::DeadlineUnmeetable { .. } | Self::Cancelled => Kind::Cancelled,
             Self::NotLoaded { .. } => Kind::Conflict,
             Self::GoldenMismatch { .. } | Self::WeightsMismatch { .. } => Kind::Corrupt,
-            Self::EngineFailed { .. } => Kind::Internal,
+            Self::EngineFailed { .. } | Self::NoThread { .. } => Kind::Internal,
         }
     }
 }

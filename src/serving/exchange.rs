@@ -1,13 +1,10 @@
 //! What the handles, the executor and the loader hand to each other through `device`.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
-use super::{Engine, EngineSource, Input, ServeError, pool::Served, scheduler::Batch};
+use super::{Engine, EngineSource, ImageOutput, Input, ServeError, scheduler::Batch};
 
 /// What a version is on this device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,21 +20,48 @@ pub enum LoadState {
     Failed,
 }
 
-/// A version on the device, for listings.
+/// What a pool is made with.
 #[derive(Clone, Debug)]
-pub struct LoadedVersion {
-    /// `models/{model}/versions/{n}`.
-    pub version: String,
-    /// [`LoadState::Unloaded`] while it answers what waits before it goes.
-    pub state: LoadState,
-    /// Why it is failed, if it is.
-    pub failure: Option<ServeError>,
-    /// Its tensors' size; what its activations take comes on top.
-    pub memory_bytes: u64,
-    /// Images that wait.
-    pub n_waiting: usize,
-    /// When it was loaded or last asked.
-    pub last_used: Instant,
+pub struct ServingSettings {
+    /// The device's name, `cpu` or `cuda:N`, for the threads' names; the loader decides where engines live.
+    pub device: String,
+    /// Cores that one forward pass may use; 0: all.
+    pub n_threads: usize,
+    /// Images that may wait for one version.
+    pub queue_capacity: usize,
+    /// Bytes that these may hold together; one that is larger still may wait alone.
+    pub queue_bytes: usize,
+    /// Images in one batch at most, rounded down to 1, 2, 4, 8, 16 or 32.
+    pub max_batch: usize,
+    /// Bytes of tensors that may be loaded together; none: no cap.
+    pub memory_budget_bytes: Option<u64>,
+}
+
+impl Default for ServingSettings {
+    /// All cores of the CPU, 256 images of 512 MiB waiting, batches of 32.
+    fn default() -> Self {
+        Self {
+            device: "cpu".into(),
+            n_threads: 0,
+            queue_capacity: 256,
+            queue_bytes: 512 << 20,
+            max_batch: 32,
+            memory_budget_bytes: None,
+        }
+    }
+}
+
+/// An answer and where its time went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Served {
+    /// What the network says.
+    pub output: ImageOutput,
+    /// From the call until the batch began.
+    pub queue: Duration,
+    /// The batch's forward pass.
+    pub inference: Duration,
+    /// Images in the batch.
+    pub batch_size: usize,
 }
 
 /// An image in the queue.
@@ -94,7 +118,7 @@ impl Reply {
 
 /// The executor's next thing to do.
 pub(super) enum Turn {
-    /// Run this; the engine comes back with [`Device::give_back`].
+    /// Run this; the engine comes back with `Device::give_back`.
     Run(Batch<Job>, LoadedEngine),
     /// Only answers.
     Answer,

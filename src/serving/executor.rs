@@ -13,13 +13,13 @@ use std::{
 use tracing::{error, warn};
 
 use super::{
-    EngineError, EngineLoader, ImageOutput, Input, ServeError,
+    EngineError, EngineLoader, ImageOutput, Input, ServeError, Served,
     device::Device,
     exchange::{Job, LoadedEngine, Reply, Report, Turn},
     panic_message,
-    pool::Served,
     scheduler::{Batch, Waiting},
 };
+use crate::names::VersionName;
 
 /// Single images that may fail in a row before the engine itself is doubted.
 const MAX_FAILED_IN_A_ROW: u32 = 3;
@@ -59,7 +59,7 @@ fn serve(device: &Device, replies: &mut Vec<Reply>) {
 }
 
 struct Run<'a> {
-    version: &'a Arc<str>,
+    version: &'a VersionName,
     engine: &'a mut LoadedEngine,
     report: Report,
 }
@@ -80,7 +80,7 @@ impl Run<'_> {
         // Halving takes time, in which callers go away and deadlines pass.
         let version = self.version;
         for late in entries.extract_if(.., |entry| entry.deadline.is_some_and(|due| due <= start)) {
-            answer(late, Err(ServeError::DeadlineExceeded { version: version.to_string() }));
+            answer(late, Err(ServeError::DeadlineExceeded { stage: version.clone().into() }));
         }
         entries.retain(|entry| !entry.payload.reply.is_closed());
         if entries.is_empty() {
@@ -99,18 +99,18 @@ impl Run<'_> {
                 }
             }
             (Err(EngineError::OutOfMemory(detail)), 1) => {
-                let error = ServeError::DeviceMemory { version: version.to_string(), detail };
+                let error = ServeError::DeviceMemory { version: version.clone(), detail };
                 entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
             }
             (Err(cause), 1) => {
                 let detail = cause.to_string();
-                warn!(version = &**version, detail, "an image failed alone");
-                let error = ServeError::EngineFailed { version: version.to_string(), detail };
+                warn!(%version, detail, "an image failed alone");
+                let error = ServeError::EngineFailed { stage: version.clone().into(), detail };
                 entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
                 self.doubt();
             }
             (Err(cause), _) => {
-                warn!(version = &**version, %cause, n_images, "a batch failed and is tried in halves");
+                warn!(%version, %cause, n_images, "a batch failed and is tried in halves");
                 let half = entries.split_off(n_images / 2);
                 if matches!(cause, EngineError::OutOfMemory(_)) {
                     let max_batch = self.report.max_batch.map_or(n_images / 2, |max| max.min(n_images / 2));
@@ -133,8 +133,8 @@ impl Run<'_> {
             Ok(_) => self.engine.n_failed = 0,
             Err(cause) => {
                 let detail = format!("it fails the image it was warmed with: {cause}");
-                error!(version = &**self.version, detail, "the version is failed; load it again");
-                self.report.broken = Some(ServeError::EngineFailed { version: self.version.to_string(), detail });
+                error!(version = %self.version, detail, "the version is failed; load it again");
+                self.report.broken = Some(ServeError::EngineFailed { stage: self.version.clone().into(), detail });
             }
         }
     }

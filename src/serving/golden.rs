@@ -1,34 +1,30 @@
-//! The outputs that a version gave when it was registered, and must give whenever it is loaded.
+//! Compares an engine with the outputs that its version gave when it was registered.
 
 use std::sync::Arc;
 
-use super::{Engine, EngineError, Input, ServeError, cascade_settings};
+use super::{Engine, EngineError, Input, InputKind, ServeError};
 use crate::{
-    nn,
-    proto::store::{Golden, VersionRecord},
+    names::VersionName,
+    nn::{self, Golden},
     vision::{DecodedImage, Pixels, Pyramid},
 };
-
-/// The test pattern that golden outputs are made of.
-#[must_use]
-pub fn golden_pixels(seed: u64, side_px: u32) -> Pixels {
-    Pixels { side_px, rgb: nn::golden_input(seed, side_px) }
-}
 
 /// The side of the test pattern in which a detector looks for faces.
 const DETECTOR_SIDE_PX: u32 = 96;
 
-/// The test pattern of this seed as the version's input.
-#[must_use]
-pub fn golden_input(record: &VersionRecord, seed: u64) -> Input {
-    let preprocessing = record.preprocessing.as_ref();
-    let square = |side_px| Input::Square(golden_pixels(seed, side_px));
-    let Some(detection) = preprocessing.and_then(|p| p.detection.as_ref()) else {
-        return square(preprocessing.map_or(0, |p| p.image_size_px));
-    };
-    let pattern = golden_pixels(seed, DETECTOR_SIDE_PX);
-    let photo = DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb);
-    photo.map_or_else(|| square(DETECTOR_SIDE_PX), |p| Input::Photo(Pyramid::new(p, &cascade_settings(detection))))
+/// The test pattern of this seed, as an input of this kind.
+pub(super) fn input(kind: &InputKind, seed: u64) -> Input {
+    let square = |side_px| Pixels { side_px, rgb: nn::golden_input(seed, side_px).into() };
+    match kind {
+        InputKind::Square { side_px } => Input::Square(square(*side_px)),
+        InputKind::Photo(settings) => {
+            let pattern = square(DETECTOR_SIDE_PX);
+            match DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb.to_vec()) {
+                Some(photo) => Input::Photo(Pyramid::new(photo, &settings.cascade)),
+                None => Input::Square(pattern),
+            }
+        }
+    }
 }
 
 /// Compares the engine with the version's golden outputs.
@@ -37,13 +33,13 @@ pub fn golden_input(record: &VersionRecord, seed: u64) -> Input {
 /// [`ServeError::GoldenMismatch`] when one output differs by more than the tolerance or is no number, or there are
 /// more or fewer of them; [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`] when there is no answer.
 pub(super) fn check(
-    version: &str,
+    version: &VersionName,
     engine: &mut dyn Engine,
     input: &Arc<Input>,
     golden: &Golden,
 ) -> Result<(), ServeError> {
     let outputs = outputs(version, engine, input)?;
-    let mismatch = |detail| Err(ServeError::GoldenMismatch { version: version.to_owned(), detail });
+    let mismatch = |detail| Err(ServeError::GoldenMismatch { version: version.clone(), detail });
     if outputs.len() != golden.outputs.len() {
         return mismatch(format!("{} outputs, registered with {}", outputs.len(), golden.outputs.len()));
     }
@@ -61,16 +57,20 @@ pub(super) fn check(
 ///
 /// # Errors
 /// [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`].
-pub(super) fn outputs(version: &str, engine: &mut dyn Engine, input: &Arc<Input>) -> Result<Vec<f32>, ServeError> {
+pub(super) fn outputs(
+    version: &VersionName,
+    engine: &mut dyn Engine,
+    input: &Arc<Input>,
+) -> Result<Vec<f32>, ServeError> {
     engine.fingerprint(input).map_err(|error| engine_error(version, error))
 }
 
 /// The serving layer's error for an engine's.
-pub(super) fn engine_error(version: &str, error: EngineError) -> ServeError {
-    let version = version.to_owned();
+pub(super) fn engine_error(version: &VersionName, error: EngineError) -> ServeError {
+    let version = version.clone();
     match error {
         EngineError::OutOfMemory(detail) => ServeError::DeviceMemory { version, detail },
         EngineError::WeightsMismatch(detail) => ServeError::WeightsMismatch { version, detail },
-        EngineError::Failed(detail) => ServeError::EngineFailed { version, detail },
+        EngineError::Failed(detail) => ServeError::EngineFailed { stage: version.into(), detail },
     }
 }

@@ -6,9 +6,9 @@
 //! what the bucket that is run makes plausible, if that is less: a smaller one takes no longer, a larger one no longer
 //! than in proportion. So a bucket that was once measured in a bad moment is not avoided for ever.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use crate::nn::BUCKETS;
+use crate::{names::VersionName, nn::BUCKETS};
 
 /// The weight of a new measurement.
 const GAIN: f64 = 0.2;
@@ -18,7 +18,7 @@ const DRIFT: f64 = 0.02;
 /// Expected seconds by version and bucket.
 #[derive(Debug, Default)]
 pub(crate) struct LatencyTable {
-    versions: BTreeMap<Arc<str>, Speeds>,
+    versions: BTreeMap<VersionName, Speeds>,
 }
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ struct Speeds {
 
 impl LatencyTable {
     /// Takes in how long a batch of this bucket took.
-    pub(crate) fn record(&mut self, version: &Arc<str>, bucket: usize, took: Duration) {
+    pub(crate) fn record(&mut self, version: &VersionName, bucket: usize, took: Duration) {
         let Some(at) = BUCKETS.iter().position(|&b| b == bucket) else { return };
         let took = took.as_secs_f64().max(1e-9);
         let empty = || Speeds { base: [None; BUCKETS.len()], current: [None; BUCKETS.len()], factor: 1.0 };
@@ -47,7 +47,7 @@ impl LatencyTable {
     }
 
     /// How long a batch of this bucket will take; nothing is known of a version that never ran.
-    pub(crate) fn expected(&self, version: &str, bucket: usize) -> Option<Duration> {
+    pub(crate) fn expected(&self, version: &VersionName, bucket: usize) -> Option<Duration> {
         let speeds = self.versions.get(version)?;
         let at = BUCKETS.iter().position(|&b| b == bucket)?;
         let seconds = match speeds.current[at] {
@@ -64,7 +64,7 @@ impl LatencyTable {
     }
 
     /// Forgets a version.
-    pub(crate) fn forget(&mut self, version: &str) {
+    pub(crate) fn forget(&mut self, version: &VersionName) {
         self.versions.remove(version);
     }
 }
@@ -72,6 +72,7 @@ impl LatencyTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::testing::version;
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -83,47 +84,47 @@ mod tests {
 
     #[test]
     fn follows_what_is_measured() {
-        let (mut table, v) = (LatencyTable::default(), Arc::from("v"));
-        assert_eq!(table.expected("v", 1), None);
+        let (mut table, v) = (LatencyTable::default(), version("v"));
+        assert_eq!(table.expected(&v, 1), None);
         table.record(&v, 1, ms(10));
-        assert!(close(table.expected("v", 1), ms(10)));
+        assert!(close(table.expected(&v, 1), ms(10)));
         table.record(&v, 1, ms(20));
-        assert!(close(table.expected("v", 1), ms(12)));
+        assert!(close(table.expected(&v, 1), ms(12)));
         (0..60).for_each(|_| table.record(&v, 1, ms(20)));
-        assert!(close(table.expected("v", 1), ms(20)));
-        table.forget("v");
-        assert_eq!(table.expected("v", 1), None);
+        assert!(close(table.expected(&v, 1), ms(20)));
+        table.forget(&v);
+        assert_eq!(table.expected(&v, 1), None);
     }
 
     #[test]
     fn an_unmeasured_bucket_is_in_proportion_to_its_nearest() {
-        let (mut table, v) = (LatencyTable::default(), Arc::from("v"));
+        let (mut table, v) = (LatencyTable::default(), version("v"));
         table.record(&v, 4, ms(40));
         table.record(&v, 16, ms(80));
-        assert!(close(table.expected("v", 2), ms(20)));
-        assert!(close(table.expected("v", 32), ms(160)));
-        assert_eq!(table.expected("v", 3), None);
+        assert!(close(table.expected(&v, 2), ms(20)));
+        assert!(close(table.expected(&v, 32), ms(160)));
+        assert_eq!(table.expected(&v, 3), None);
     }
 
     #[test]
     fn a_slow_spell_is_forgotten_by_buckets_that_did_not_run() {
-        let (mut table, v) = (LatencyTable::default(), Arc::from("v"));
+        let (mut table, v) = (LatencyTable::default(), version("v"));
         table.record(&v, 1, ms(10));
         table.record(&v, 8, ms(40));
         (0..50).for_each(|_| table.record(&v, 8, ms(400)));
-        assert!(table.expected("v", 8) > Some(ms(390)));
+        assert!(table.expected(&v, 8) > Some(ms(390)));
         (0..300).for_each(|_| table.record(&v, 1, ms(10)));
-        assert!(table.expected("v", 8) < Some(ms(50)), "{:?}", table.expected("v", 8));
+        assert!(table.expected(&v, 8) < Some(ms(50)), "{:?}", table.expected(&v, 8));
     }
 
     #[test]
     fn a_bucket_that_was_warmed_in_a_bad_moment_becomes_plausible() {
-        let (mut table, v) = (LatencyTable::default(), Arc::from("v"));
+        let (mut table, v) = (LatencyTable::default(), version("v"));
         table.record(&v, 1, ms(500));
         table.record(&v, 2, ms(12));
         table.record(&v, 4, ms(900));
         (0..400).for_each(|_| table.record(&v, 2, ms(12)));
-        assert!(close(table.expected("v", 1), ms(12)), "{:?}", table.expected("v", 1));
-        assert!(close(table.expected("v", 4), ms(24)), "{:?}", table.expected("v", 4));
+        assert!(close(table.expected(&v, 1), ms(12)), "{:?}", table.expected(&v, 1));
+        assert!(close(table.expected(&v, 4), ms(24)), "{:?}", table.expected(&v, 4));
     }
 }

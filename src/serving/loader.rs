@@ -29,9 +29,9 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 let result = prepared
                     .unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 match &result {
-                    Ok(_) => info!(version, took = ?start.elapsed(), "loaded"),
-                    Err(ServeError::Stopping) => info!(version, "is not loaded any more, for the server stops"),
-                    Err(error) => warn!(version, %error, "could not be loaded"),
+                    Ok(_) => info!(%version, took = ?start.elapsed(), "loaded"),
+                    Err(ServeError::Stopping) => info!(%version, "is not loaded any more, for the server stops"),
+                    Err(error) => warn!(%version, %error, "could not be loaded"),
                 }
                 device.loaded(&version, result);
             }
@@ -57,19 +57,19 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
 fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
     let version = &source.version;
     let mut engine = loader.load(source).map_err(|error| golden::engine_error(version, error))?;
-    golden::outputs(version, &mut *engine, &Arc::new(golden::golden_input(&source.record, seed)))
+    golden::outputs(version, &mut *engine, &Arc::new(golden::input(&source.input, seed)))
 }
 
 fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> Result<Warmed, ServeError> {
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
-    let golden = source.record.golden.clone();
-    let probe = Arc::new(golden::golden_input(&source.record, golden.as_ref().map_or(0, |g| g.input_seed)));
+    let golden = source.golden.clone();
+    let probe = Arc::new(golden::input(&source.input, golden.as_ref().map_or(0, |g| g.input_seed)));
     // The tensors are on the device now; their bytes need not be held while it is warmed.
     drop(source);
     match &golden {
         Some(golden) => golden::check(&version, &mut *engine, &probe, golden)?,
-        None => warn!(version, "has no golden outputs to be compared with"),
+        None => warn!(%version, "has no golden outputs to be compared with"),
     }
     let mut took: Vec<(usize, Duration)> = Vec::new();
     let max_batch = device.settings.max_batch.min(engine.max_batch());
@@ -90,10 +90,10 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
                 Ok(outputs) if outputs.len() == bucket => fastest = fastest.min(start.elapsed()),
                 Ok(outputs) => {
                     let detail = format!("{} answers for {bucket} images", outputs.len());
-                    return Err(ServeError::EngineFailed { version, detail });
+                    return Err(ServeError::EngineFailed { stage: version.into(), detail });
                 }
                 Err(EngineError::OutOfMemory(detail)) if bucket > 1 => {
-                    warn!(version, bucket, detail, "the device's memory limits the batch");
+                    warn!(%version, bucket, detail, "the device's memory limits the batch");
                     return Ok(Warmed { engine: LoadedEngine { engine, probe, n_failed: 0 }, took });
                 }
                 Err(error) => return Err(golden::engine_error(&version, error)),

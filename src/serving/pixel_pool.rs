@@ -7,18 +7,16 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use super::{ServeError, panic_message};
+use super::{ServeError, Stage, panic_message};
 use crate::vision::{DecodeLimits, ImageError};
-
-/// What the pool is called in errors.
-const NAME: &str = "the work on pixels";
 
 /// What a pool is made with.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +94,7 @@ impl PixelPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`ServeError::EngineFailed`] when the system gives no thread.
+    /// [`ServeError::NoThread`] when the system gives no thread.
     pub fn start(settings: PixelPoolSettings) -> Result<Self, ServeError> {
         let n_threads = match settings.n_threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -109,11 +107,11 @@ impl PixelPool {
             let shared = shared.clone();
             let thread = thread::Builder::new().name(format!("pixels-{thread_idx}"));
             let spawned = thread.spawn(move || shared.serve());
-            let thread = spawned.map_err(|e| ServeError::EngineFailed {
-                version: NAME.to_owned(),
-                detail: format!("the system gives it no thread: {e}"),
-            })?;
-            inner.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            let no_thread = |e: std::io::Error| ServeError::NoThread {
+                name: format!("pixels-{thread_idx}"),
+                detail: e.to_string(),
+            };
+            inner.threads.lock().push(spawned.map_err(no_thread)?);
         }
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -137,14 +135,8 @@ impl PixelPool {
         waiting.key = None;
         result.unwrap_or_else(|_| {
             let detail = "a thread lost it".to_owned();
-            Err(ServeError::EngineFailed { version: NAME.to_owned(), detail }.into())
+            Err(ServeError::EngineFailed { stage: Stage::Pixels, detail }.into())
         })
-    }
-
-    /// Pieces of work that wait.
-    #[must_use]
-    pub fn n_waiting(&self) -> usize {
-        self.inner.shared.lock().waiting.len()
     }
 
     /// Stops: what waits is answered with [`ServeError::Stopping`], and the threads are joined. Blocks for as long as
@@ -157,7 +149,7 @@ impl PixelPool {
 impl Inner {
     fn shutdown(&self) {
         let waiting = {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             state.stopping = true;
             std::mem::take(&mut state.waiting)
         };
@@ -165,7 +157,7 @@ impl Inner {
         for job in waiting.into_values() {
             job(Err(ServeError::Stopping));
         }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
@@ -177,24 +169,20 @@ impl Drop for Inner {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn enqueue(&self, job: Job, deadline: Option<Instant>) -> Result<Key, ServeError> {
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.stopping {
             return Err(ServeError::Stopping);
         }
         if deadline.is_some_and(|due| due <= now) {
-            return Err(ServeError::DeadlineExceeded { version: NAME.to_owned() });
+            return Err(ServeError::DeadlineExceeded { stage: Stage::Pixels });
         }
         let n_waiting = state.waiting.len();
         if n_waiting >= self.settings.queue_capacity {
             // One thread of so many is free after its share of a piece's time.
             let retry_after = Duration::from_secs_f64((state.seconds / state.n_threads as f64).clamp(0.01, 30.0));
-            return Err(ServeError::Overloaded { version: NAME.to_owned(), n_waiting, retry_after });
+            return Err(ServeError::Overloaded { stage: Stage::Pixels, n_waiting, retry_after });
         }
         let key = (deadline.is_none(), deadline, state.n_arrivals);
         state.n_arrivals += 1;
@@ -209,16 +197,16 @@ impl Shared {
         while let Some(((_, deadline, _), job)) = self.next() {
             let start = Instant::now();
             if deadline.is_some_and(|due| due <= start) {
-                job(Err(ServeError::DeadlineExceeded { version: NAME.to_owned() }));
+                job(Err(ServeError::DeadlineExceeded { stage: Stage::Pixels }));
             } else if job(Ok(&self.settings.limits)) {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.seconds += 0.1 * (start.elapsed().as_secs_f64() - state.seconds);
             }
         }
     }
 
     fn next(&self) -> Option<(Key, Job)> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.stopping {
                 return None;
@@ -226,7 +214,7 @@ impl Shared {
             if let Some(first) = state.waiting.pop_first() {
                 return Some(first);
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut state);
         }
     }
 }
@@ -252,7 +240,7 @@ fn job<T: Send + 'static>(
             Ok(done) => done.map_err(PixelError::Image),
             Err(panic) => {
                 let detail = panic_message(&*panic);
-                Err(ServeError::EngineFailed { version: NAME.to_owned(), detail }.into())
+                Err(ServeError::EngineFailed { stage: Stage::Pixels, detail }.into())
             }
         };
         let is_done = done.is_ok();
@@ -270,7 +258,7 @@ struct CancelOnDrop<'a> {
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(key) = &self.key {
-            drop(self.shared.lock().waiting.remove(key));
+            drop(self.shared.state.lock().waiting.remove(key));
         }
     }
 }
@@ -323,7 +311,7 @@ mod tests {
         let put = |number: u32, deadline| {
             let done = done.clone();
             let work = move |_: Result<&DecodeLimits, ServeError>| {
-                done.lock().unwrap().push(number);
+                done.lock().push(number);
                 true
             };
             shared.enqueue(Box::new(work), deadline)
@@ -338,7 +326,7 @@ mod tests {
         for _ in 0..3 {
             shared.next().unwrap().1(Ok(&DecodeLimits::default()));
         }
-        assert_eq!(*done.lock().unwrap(), [4, 3, 1]);
+        assert_eq!(*done.lock(), [4, 3, 1]);
     }
 
     #[tokio::test]

@@ -1,63 +1,19 @@
 //! The handle: load, run, unload, drain.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
 use super::{
-    EngineLoader, EngineSource, ImageOutput, Input, ServeError,
-    device::Device,
-    exchange::{Change, LoadState, LoadedVersion},
-    executor, loader,
-    scheduler::{Priority, Ticket},
+    EngineLoader, EngineSource, Input, LoadState, Priority, ServeError, Served, ServingSettings, device::Device,
+    exchange::Change, executor, loader, scheduler::Ticket,
 };
-use crate::{nn::TensorData, proto::store::VersionRecord};
-
-/// What a pool is made with.
-#[derive(Clone, Debug)]
-pub struct ServingSettings {
-    /// The device's name, `cpu` or `cuda:N`, for the threads' names; the loader decides where engines live.
-    pub device: String,
-    /// Cores that one forward pass may use; 0: all.
-    pub n_threads: usize,
-    /// Images that may wait for one version.
-    pub queue_capacity: usize,
-    /// Bytes that these may hold together; one that is larger still may wait alone.
-    pub queue_bytes: usize,
-    /// Images in one batch at most, rounded down to 1, 2, 4, 8, 16 or 32.
-    pub max_batch: usize,
-    /// Bytes of tensors that may be loaded together; none: no cap.
-    pub memory_budget_bytes: Option<u64>,
-}
-
-impl Default for ServingSettings {
-    /// All cores of the CPU, 256 images of 512 MiB waiting, batches of 32.
-    fn default() -> Self {
-        Self {
-            device: "cpu".into(),
-            n_threads: 0,
-            queue_capacity: 256,
-            queue_bytes: 512 << 20,
-            max_batch: 32,
-            memory_budget_bytes: None,
-        }
-    }
-}
-
-/// An answer and where its time went.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Served {
-    /// What the network says.
-    pub output: ImageOutput,
-    /// From the call until the batch began.
-    pub queue: Duration,
-    /// The batch's forward pass.
-    pub inference: Duration,
-    /// Images in the batch.
-    pub batch_size: usize,
-}
+use crate::names::VersionName;
 
 /// The versions on one device, and the two threads that own them.
 ///
@@ -77,7 +33,7 @@ impl ServingPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`ServeError::EngineFailed`] when the system gives no thread.
+    /// [`ServeError::NoThread`] when the system gives no thread.
     pub fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
         let device = Arc::new(Device::new(settings));
         let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });
@@ -86,12 +42,15 @@ impl ServingPool {
             let thread = thread::Builder::new().name(format!("{name}-{}", device.settings.device));
             let spawned = thread.spawn({
                 let device = device.clone();
-                move || body(&device, &*loader)
+                move || {
+                    let _end = ThreadEnd(&device);
+                    body(&device, &*loader);
+                }
             });
             // When the second cannot be had, `Inner`'s drop ends the first.
-            inner.keep(spawned.map_err(|e| ServeError::EngineFailed {
-                version: format!("the device {}", device.settings.device),
-                detail: format!("the system gives it no thread: {e}"),
+            inner.keep(spawned.map_err(|e| ServeError::NoThread {
+                name: format!("{name}-{}", device.settings.device),
+                detail: e.to_string(),
             })?);
         }
         Ok(Self { inner })
@@ -105,8 +64,7 @@ impl ServingPool {
     /// [`ServeError::GoldenMismatch`], [`ServeError::DeviceMemory`] (also when over the budget),
     /// [`ServeError::EngineFailed`], [`ServeError::Overloaded`] when too many wait to be loaded,
     /// [`ServeError::Stopping`].
-    pub async fn load(&self, version: &str, mut source: EngineSource) -> Result<(), ServeError> {
-        version.clone_into(&mut source.version);
+    pub async fn load(&self, mut source: EngineSource) -> Result<(), ServeError> {
         loop {
             match self.inner.device.load(source)? {
                 None => return Ok(()),
@@ -123,7 +81,7 @@ impl ServingPool {
 
     /// Unloads a version: new images are refused, those that wait are answered, then its memory is given back. One that
     /// is not there is unloaded already; one that is being loaded is waited for. Dropping the future does not stop it.
-    pub async fn unload(&self, version: &str) {
+    pub async fn unload(&self, version: &VersionName) {
         while let Some(change) = self.inner.device.unload(version) {
             match change {
                 // However the load ended: the next round sees what there is to unload.
@@ -140,31 +98,25 @@ impl ServingPool {
     /// # Errors
     /// [`ServeError::EngineFailed`], [`ServeError::DeviceMemory`], [`ServeError::Overloaded`] when too many wait to be
     /// loaded, [`ServeError::Stopping`].
-    pub async fn probe(
-        &self,
-        record: VersionRecord,
-        tensors: Vec<TensorData>,
-        seed: u64,
-    ) -> Result<Vec<f32>, ServeError> {
-        let version = format!("models/{}/versions/{}", record.model, record.number);
-        let answer = self.inner.device.probe(EngineSource { version, record, tensors }, seed)?;
+    pub async fn probe(&self, source: EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
+        let answer = self.inner.device.probe(source, seed)?;
         answer.await.unwrap_or(Err(ServeError::Stopping))
     }
 
     /// What the version is on this device.
     #[must_use]
-    pub fn state(&self, version: &str) -> LoadState {
+    pub fn state(&self, version: &VersionName) -> LoadState {
         self.inner.device.state(version)
     }
 
-    /// All versions that are there, by name.
+    /// A counter that rises whenever a version's state changes, or the executor ends.
     #[must_use]
-    pub fn versions(&self) -> Vec<LoadedVersion> {
-        self.inner.device.versions()
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.device.changes()
     }
 
-    /// Asks a version about an image, which must have the version's side. Dropping the future takes the image out of
-    /// the queue, if it still waits there.
+    /// Queries a version about an image, which must have the version's side. Dropping the
+    /// future takes the image out of the queue, if it still waits there.
     ///
     /// A deadline that passes while the image waits is noticed when the device is next free; a caller that must know
     /// sooner keeps a timer of its own and drops the future.
@@ -173,17 +125,9 @@ impl ServingPool {
     /// [`ServeError::NotLoaded`]; [`ServeError::Overloaded`] and [`ServeError::DeadlineUnmeetable`] at once;
     /// [`ServeError::DeadlineExceeded`]; [`ServeError::EngineFailed`] and [`ServeError::DeviceMemory`] when the network
     /// fails on this image alone; [`ServeError::Stopping`].
-    pub async fn run(&self, version: &str, image: Arc<Input>, deadline: Option<Instant>) -> Result<Served, ServeError> {
-        self.run_with(version, image, deadline, Priority::Normal).await
-    }
-
-    /// As [`ServingPool::run`], with another priority than the ordinary.
-    ///
-    /// # Errors
-    /// As [`ServingPool::run`].
-    pub async fn run_with(
+    pub async fn run(
         &self,
-        version: &str,
+        version: &VersionName,
         image: Arc<Input>,
         deadline: Option<Instant>,
         priority: Priority,
@@ -196,14 +140,20 @@ impl ServingPool {
         waiting.ticket = None;
         result.unwrap_or_else(|_| {
             let detail = "the executor lost it".to_owned();
-            Err(ServeError::EngineFailed { version: version.to_owned(), detail })
+            Err(ServeError::EngineFailed { stage: version.clone().into(), detail })
         })
     }
 
-    /// Whether images and loads are taken.
+    /// Whether images and loads are taken: the pool is not stopping, and its threads live.
     #[must_use]
-    pub fn ready(&self) -> bool {
-        self.inner.device.is_taking() && self.inner.is_alive()
+    pub fn is_taking(&self) -> bool {
+        self.inner.device.is_taking()
+    }
+
+    /// Stands in for a thread that ended out of order.
+    #[cfg(test)]
+    pub(super) fn lose_a_thread(&self) {
+        self.inner.device.thread_ended();
     }
 
     /// Takes nothing more, and serves what waits for at most `timeout`, then answers the rest with
@@ -226,16 +176,12 @@ impl ServingPool {
 
 impl Inner {
     fn keep(&self, thread: JoinHandle<()>) {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-    }
-
-    fn is_alive(&self) -> bool {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|thread| !thread.is_finished())
+        self.threads.lock().push(thread);
     }
 
     fn shutdown(&self) {
         drop(self.device.stop(Instant::now()));
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             // Both bodies contain panics; one that came through has been printed.
             drop(thread.join());
@@ -246,6 +192,15 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+/// Reports the end of one of the device's threads, however it came.
+struct ThreadEnd<'a>(&'a Device);
+
+impl Drop for ThreadEnd<'_> {
+    fn drop(&mut self) {
+        self.0.thread_ended();
     }
 }
 

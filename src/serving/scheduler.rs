@@ -3,7 +3,8 @@
 //! One device, one queue a version. It holds no clock, no lock and no thread: the time comes as an argument, so that
 //! every decision can be tested. Its rules:
 //!
-//! - A queue is bounded, in images and in their bytes. What cannot be met in time, by what is measured, is refused when it comes ([`Scheduler::enqueue`]).
+//! - A queue is bounded, in images and in their bytes. What cannot be met in time, by what is measured, is refused when
+//!   it comes ([`Scheduler::enqueue`]).
 //! - Within a queue the more urgent priority goes first, then the earlier deadline, then the earlier arrival.
 //! - A batch is formed at the moment the device is free, from what waits then ([`Scheduler::next_batch`]); nothing is
 //!   ever held back to wait for more.
@@ -13,12 +14,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{ServeError, bucket_for, latency::LatencyTable};
-use crate::nn::BUCKETS;
+use super::{ServeError, latency::LatencyTable};
+use crate::{names::VersionName, nn::BUCKETS};
+
+/// The smallest bucket that holds `n_images`, or the largest there is.
+fn bucket_for(n_images: usize) -> usize {
+    BUCKETS.into_iter().find(|&b| b >= n_images).unwrap_or(BUCKETS[BUCKETS.len() - 1])
+}
 
 /// Which images go first when more wait than the device can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +55,7 @@ struct Key {
 /// Names a waiting image, to cancel it.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    version: Arc<str>,
+    version: VersionName,
     key: Key,
 }
 
@@ -90,7 +95,7 @@ pub(crate) struct Waiting<T> {
 /// Images for one run of the device.
 #[derive(Debug)]
 pub(crate) struct Batch<T> {
-    pub(crate) version: Arc<str>,
+    pub(crate) version: VersionName,
     /// At least one, at most the version's largest batch; none has expired.
     pub(crate) entries: Vec<Waiting<T>>,
 }
@@ -100,12 +105,14 @@ pub(crate) struct Batch<T> {
 pub(crate) struct Next<T> {
     pub(crate) batch: Option<Batch<T>>,
     /// To be answered as expired, with their version.
-    pub(crate) expired: Vec<(Arc<str>, Waiting<T>)>,
+    pub(crate) expired: Vec<(VersionName, Waiting<T>)>,
 }
 
 #[derive(Debug)]
 struct Queue<T> {
     waiting: BTreeMap<Key, Waiting<T>>,
+    /// What these hold together of the host's memory.
+    n_bytes: usize,
     capacity: Capacity,
     /// A bucket.
     max_batch: usize,
@@ -118,24 +125,64 @@ struct Queue<T> {
 }
 
 impl<T> Queue<T> {
+    fn new(capacity: Capacity, max_batch: usize) -> Self {
+        Self { waiting: BTreeMap::new(), n_bytes: 0, capacity, max_batch, draining: false, used: 0.0, n_refused: 0 }
+    }
+
     /// Whether one more image, of so many bytes, may wait.
     fn has_room(&self, n_bytes: usize) -> bool {
-        let n_bytes_waiting: usize = self.waiting.values().map(|waiting| waiting.n_bytes).sum();
-        let fits = self.waiting.is_empty() || n_bytes_waiting.saturating_add(n_bytes) <= self.capacity.n_bytes;
+        let fits = self.waiting.is_empty() || self.n_bytes.saturating_add(n_bytes) <= self.capacity.n_bytes;
         fits && self.waiting.len() < self.capacity.n_images
+    }
+
+    fn insert(&mut self, key: Key, waiting: Waiting<T>) {
+        self.n_bytes += waiting.n_bytes;
+        self.waiting.insert(key, waiting);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Waiting<T>> {
+        let waiting = self.waiting.remove(key)?;
+        self.n_bytes -= waiting.n_bytes;
+        Some(waiting)
+    }
+
+    fn pop_first(&mut self) -> Option<Waiting<T>> {
+        let (_, waiting) = self.waiting.pop_first()?;
+        self.n_bytes -= waiting.n_bytes;
+        Some(waiting)
+    }
+
+    /// Empties the queue.
+    fn take_all(&mut self) -> impl Iterator<Item = Waiting<T>> + use<T> {
+        self.n_bytes = 0;
+        std::mem::take(&mut self.waiting).into_values()
+    }
+
+    /// How many images go before one with this key. Most arrivals are due after those that wait, so it counts from the
+    /// end.
+    fn n_before(&self, key: Key) -> usize {
+        self.waiting.len() - self.waiting.range(key..).count()
+    }
+
+    /// Takes out what is due by `now`.
+    fn take_expired(&mut self, now: Instant) -> Vec<Waiting<T>> {
+        let late = self.waiting.extract_if(.., |key, _| key.due <= Due::At(now));
+        let late: Vec<_> = late.map(|(_, waiting)| waiting).collect();
+        self.n_bytes -= late.iter().map(|waiting| waiting.n_bytes).sum::<usize>();
+        late
     }
 }
 
 #[derive(Debug)]
 struct InFlight {
-    version: Arc<str>,
+    version: VersionName,
     expected_end: Instant,
 }
 
 /// The queues of one device.
 #[derive(Debug)]
 pub(crate) struct Scheduler<T> {
-    queues: BTreeMap<Arc<str>, Queue<T>>,
+    queues: BTreeMap<VersionName, Queue<T>>,
     latencies: LatencyTable,
     in_flight: Option<InFlight>,
     n_arrivals: u64,
@@ -151,33 +198,32 @@ impl<T> Scheduler<T> {
 
     /// Opens a version's queue for at most `capacity`; batches hold at most `max_batch`, rounded down to a
     /// bucket. A queue that is there is opened anew with what waits in it.
-    pub(crate) fn add_version(&mut self, version: &Arc<str>, capacity: Capacity, max_batch: usize) {
+    pub(crate) fn add_version(&mut self, version: &VersionName, capacity: Capacity, max_batch: usize) {
         let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
-        let empty = Queue { waiting: BTreeMap::new(), capacity, max_batch, draining: false, used: 0.0, n_refused: 0 };
-        let queue = self.queues.entry(version.clone()).or_insert(empty);
+        let queue = self.queues.entry(version.clone()).or_insert_with(|| Queue::new(capacity, max_batch));
         (queue.capacity, queue.max_batch, queue.draining) = (capacity, max_batch, false);
     }
 
     /// Refuses new images for the version; those that wait are served.
-    pub(crate) fn drain_version(&mut self, version: &str) {
+    pub(crate) fn drain_version(&mut self, version: &VersionName) {
         if let Some(queue) = self.queues.get_mut(version) {
             queue.draining = true;
         }
     }
 
     /// Closes the version's queue and hands out what waited in it.
-    pub(crate) fn remove_version(&mut self, version: &str) -> Vec<Waiting<T>> {
+    pub(crate) fn remove_version(&mut self, version: &VersionName) -> Vec<Waiting<T>> {
         self.latencies.forget(version);
-        self.queues.remove(version).map_or_else(Vec::new, |queue| queue.waiting.into_values().collect())
+        self.queues.remove(version).map_or_else(Vec::new, |mut queue| queue.take_all().collect())
     }
 
     /// Whether nothing of the version waits or runs.
-    pub(crate) fn is_idle(&self, version: &str) -> bool {
-        self.n_waiting(version) == 0 && self.in_flight.as_ref().is_none_or(|f| &*f.version != version)
+    pub(crate) fn is_idle(&self, version: &VersionName) -> bool {
+        self.n_waiting(version) == 0 && self.in_flight.as_ref().is_none_or(|f| f.version != *version)
     }
 
     /// Images of the version that wait.
-    pub(crate) fn n_waiting(&self, version: &str) -> usize {
+    pub(crate) fn n_waiting(&self, version: &VersionName) -> usize {
         self.queues.get(version).map_or(0, |queue| queue.waiting.len())
     }
 
@@ -187,10 +233,10 @@ impl<T> Scheduler<T> {
     }
 
     /// Empties every queue and hands out what waited, with its version.
-    pub(crate) fn take_all(&mut self) -> Vec<(Arc<str>, Waiting<T>)> {
-        let take = |(version, queue): (&Arc<str>, &mut Queue<T>)| {
+    pub(crate) fn take_all(&mut self) -> Vec<(VersionName, Waiting<T>)> {
+        let take = |(version, queue): (&VersionName, &mut Queue<T>)| {
             let version = version.clone();
-            std::mem::take(&mut queue.waiting).into_values().map(move |waiting| (version.clone(), waiting))
+            queue.take_all().map(move |waiting| (version.clone(), waiting))
         };
         self.queues.iter_mut().flat_map(take).collect()
     }
@@ -200,17 +246,21 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// [`ServeError::NotLoaded`], [`ServeError::Overloaded`], [`ServeError::DeadlineExceeded`] when the deadline has
     /// passed already, [`ServeError::DeadlineUnmeetable`] when it is nearer than what is measured allows.
-    pub(crate) fn enqueue(&mut self, version: &str, arrival: Arrival<T>, now: Instant) -> Result<Ticket, ServeError> {
+    pub(crate) fn enqueue(
+        &mut self,
+        version: &VersionName,
+        arrival: Arrival<T>,
+        now: Instant,
+    ) -> Result<Ticket, ServeError> {
         let Arrival { priority, deadline, n_bytes, payload } = arrival;
-        let Some((name, queue)) = self.queues.get_key_value(version).filter(|(_, queue)| !queue.draining) else {
-            return Err(ServeError::NotLoaded { version: version.to_owned() });
+        let Some(queue) = self.queues.get(version).filter(|queue| !queue.draining) else {
+            return Err(ServeError::NotLoaded { version: version.clone() });
         };
-        let name = name.clone();
         let key = Key { priority, due: deadline.map_or(Due::Never, Due::At), arrival: self.n_arrivals };
         let n_waiting = queue.waiting.len();
         if let Some(deadline) = deadline {
             if deadline <= now {
-                return Err(ServeError::DeadlineExceeded { version: version.to_owned() });
+                return Err(ServeError::DeadlineExceeded { stage: version.clone().into() });
             }
             let left = deadline - now;
             let needed = self.expected(version, queue, key, now);
@@ -219,12 +269,12 @@ impl<T> Scheduler<T> {
                 if let Some(queue) = self.queues.get_mut(version) {
                     queue.n_refused = queue.n_refused.saturating_add(1);
                 }
-                return Err(ServeError::DeadlineUnmeetable { version: version.to_owned(), needed, left });
+                return Err(ServeError::DeadlineUnmeetable { version: version.clone(), needed, left });
             }
         }
         if !queue.has_room(n_bytes) {
             let retry_after = self.until_a_place(version, queue, now);
-            return Err(ServeError::Overloaded { version: version.to_owned(), n_waiting, retry_after });
+            return Err(ServeError::Overloaded { stage: version.clone().into(), n_waiting, retry_after });
         }
         self.n_arrivals += 1;
         let clock = self.clock;
@@ -233,22 +283,21 @@ impl<T> Scheduler<T> {
                 // Time in which it asked for nothing is not saved up.
                 queue.used = queue.used.max(clock);
             }
-            queue.waiting.insert(key, Waiting { since: now, deadline, n_bytes, payload });
+            queue.insert(key, Waiting { since: now, deadline, n_bytes, payload });
         }
-        Ok(Ticket { version: name, key })
+        Ok(Ticket { version: version.clone(), key })
     }
 
     /// Takes an image out of its queue; nothing when it has left it already.
     pub(crate) fn cancel(&mut self, ticket: &Ticket) -> Option<Waiting<T>> {
-        self.queues.get_mut(&ticket.version)?.waiting.remove(&ticket.key)
+        self.queues.get_mut(&ticket.version)?.remove(&ticket.key)
     }
 
     /// Forms the next batch for a device that is free, from what waits now.
     pub(crate) fn next_batch(&mut self, now: Instant) -> Next<T> {
         let mut expired = Vec::new();
         for (version, queue) in &mut self.queues {
-            let late = queue.waiting.extract_if(.., |key, _| key.due <= Due::At(now));
-            expired.extend(late.map(|(_, waiting)| (version.clone(), waiting)));
+            expired.extend(queue.take_expired(now).into_iter().map(|waiting| (version.clone(), waiting)));
         }
         Next { batch: self.form_batch(now), expired }
     }
@@ -267,14 +316,14 @@ impl<T> Scheduler<T> {
         self.clock = queue.used;
         // Before the first measurement any unit will do.
         queue.used += expected.map_or(n as f64 * 0.01, |e| e.as_secs_f64());
-        let entries = std::iter::from_fn(|| queue.waiting.pop_first()).take(n).map(|(_, waiting)| waiting).collect();
+        let entries = std::iter::from_fn(|| queue.pop_first()).take(n).collect();
         self.in_flight = Some(InFlight { version: version.clone(), expected_end: now + expected.unwrap_or_default() });
         Some(Batch { version, entries })
     }
 
     /// How many images to take: the bucket that answers the most images a second among those in time for the tightest
     /// deadline taken, or among all when none is. A bucket may be filled in part, if that pays.
-    fn batch_size(&self, version: &str, queue: &Queue<T>, now: Instant) -> usize {
+    fn batch_size(&self, version: &VersionName, queue: &Queue<T>, now: Instant) -> usize {
         let n_waiting = queue.waiting.len();
         let mut best = (false, 0.0, 1);
         for bucket in BUCKETS.into_iter().filter(|&b| b <= queue.max_batch) {
@@ -298,7 +347,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Takes in how long the device took for `n_images` of the version.
-    pub(crate) fn record(&mut self, version: &Arc<str>, n_images: usize, took: Duration) {
+    pub(crate) fn record(&mut self, version: &VersionName, n_images: usize, took: Duration) {
         self.latencies.record(version, bucket_for(n_images), took);
         if let Some(queue) = self.queues.get_mut(version) {
             queue.n_refused = 0;
@@ -311,7 +360,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Lowers the version's largest batch, when the device had no memory for more.
-    pub(crate) fn limit_batch(&mut self, version: &str, max_batch: usize) {
+    pub(crate) fn limit_batch(&mut self, version: &VersionName, max_batch: usize) {
         if let Some(queue) = self.queues.get_mut(version) {
             let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
             queue.max_batch = queue.max_batch.min(max_batch);
@@ -320,14 +369,14 @@ impl<T> Scheduler<T> {
 
     /// Expected time until an image with this key would be answered: the rest of the batch in flight, what goes before
     /// it in its own queue, and the turns of other versions. Nothing while nothing is measured.
-    fn expected(&self, version: &str, queue: &Queue<T>, key: Key, now: Instant) -> Option<Duration> {
-        let n = queue.waiting.range(..key).count() + 1;
+    fn expected(&self, version: &VersionName, queue: &Queue<T>, key: Key, now: Instant) -> Option<Duration> {
+        let n = queue.n_before(key) + 1;
         let own = self.work(version, queue, n)?;
         Some(self.busy(now) + own + self.turns_of_others(version, key.priority, n.div_ceil(queue.max_batch)))
     }
 
     /// Expected time until the next batch leaves the queue.
-    fn until_a_place(&self, version: &str, queue: &Queue<T>, now: Instant) -> Duration {
+    fn until_a_place(&self, version: &VersionName, queue: &Queue<T>, now: Instant) -> Duration {
         let next = self.work(version, queue, queue.max_batch.min(queue.waiting.len())).unwrap_or_default();
         let wait = self.busy(now) + self.turns_of_others(version, Priority::Low, 1) + next;
         wait.clamp(Duration::from_millis(10), Duration::from_secs(30))
@@ -338,7 +387,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Expected device time of `n` images of one version.
-    fn work(&self, version: &str, queue: &Queue<T>, n: usize) -> Option<Duration> {
+    fn work(&self, version: &VersionName, queue: &Queue<T>, n: usize) -> Option<Duration> {
         let full = self.latencies.expected(version, queue.max_batch)? * u32::try_from(n / queue.max_batch).ok()?;
         match n % queue.max_batch {
             0 => Some(full),
@@ -347,11 +396,11 @@ impl<T> Scheduler<T> {
     }
 
     /// Expected device time that other versions take in so many rounds, each with a batch of each.
-    fn turns_of_others(&self, version: &str, priority: Priority, n_rounds: usize) -> Duration {
+    fn turns_of_others(&self, version: &VersionName, priority: Priority, n_rounds: usize) -> Duration {
         self.queues
             .iter()
             .filter(|(other, queue)| {
-                &***other != version && queue.waiting.first_key_value().is_some_and(|(key, _)| key.priority <= priority)
+                *other != version && queue.waiting.first_key_value().is_some_and(|(key, _)| key.priority <= priority)
             })
             .filter_map(|(other, queue)| {
                 self.work(other, queue, queue.waiting.len().min(queue.max_batch.saturating_mul(n_rounds)))

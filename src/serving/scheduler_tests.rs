@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::serving::testing::version;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -24,22 +25,22 @@ impl Bench {
     fn new(versions: &[&str], n_images: usize, max_batch: usize) -> Self {
         let mut scheduler = Scheduler::new();
         let capacity = Capacity { n_images, n_bytes: 100_000 };
-        versions.iter().for_each(|v| scheduler.add_version(&Arc::from(*v), capacity, max_batch));
+        versions.iter().for_each(|v| scheduler.add_version(&version(v), capacity, max_batch));
         Self { scheduler, start: Instant::now() }
     }
 
-    fn measured(&mut self, version: &str, ms_by_bucket: &[(usize, u64)]) {
-        ms_by_bucket.iter().for_each(|&(n, took)| self.scheduler.record(&Arc::from(version), n, ms(took)));
+    fn measured(&mut self, name: &str, ms_by_bucket: &[(usize, u64)]) {
+        ms_by_bucket.iter().for_each(|&(n, took)| self.scheduler.record(&version(name), n, ms(took)));
     }
 
-    fn put(&mut self, version: &str, due_ms: Option<u64>, payload: u32) -> Result<Ticket, ServeError> {
+    fn put(&mut self, name: &str, due_ms: Option<u64>, payload: u32) -> Result<Ticket, ServeError> {
         let deadline = due_ms.map(|due| self.start + ms(due));
-        self.scheduler.enqueue(version, arrival(Priority::Normal, deadline, payload), self.start)
+        self.scheduler.enqueue(&version(name), arrival(Priority::Normal, deadline, payload), self.start)
     }
 
     fn put_bytes(&mut self, n_bytes: usize, payload: u32) -> Result<(), ServeError> {
         let arrival = Arrival { n_bytes, ..arrival(Priority::Normal, None, payload) };
-        self.scheduler.enqueue("v", arrival, self.start).map(drop)
+        self.scheduler.enqueue(&version("v"), arrival, self.start).map(drop)
     }
 
     fn next(&mut self, at_ms: u64) -> (Vec<u32>, Vec<u32>) {
@@ -63,9 +64,9 @@ fn the_earlier_deadline_goes_first_and_none_goes_last() {
 fn priorities_go_before_deadlines() {
     let mut b = Bench::new(&["v"], 10, 1);
     let due = Some(b.start + ms(100));
-    b.scheduler.enqueue("v", arrival(Priority::Low, due, 0), b.start).unwrap();
-    b.scheduler.enqueue("v", arrival(Priority::Normal, None, 1), b.start).unwrap();
-    b.scheduler.enqueue("v", arrival(Priority::High, None, 2), b.start).unwrap();
+    b.scheduler.enqueue(&version("v"), arrival(Priority::Low, due, 0), b.start).unwrap();
+    b.scheduler.enqueue(&version("v"), arrival(Priority::Normal, None, 1), b.start).unwrap();
+    b.scheduler.enqueue(&version("v"), arrival(Priority::High, None, 2), b.start).unwrap();
     assert_eq!((0..3).flat_map(|_| b.next(0).0).collect::<Vec<_>>(), [2, 1, 0]);
 }
 
@@ -135,11 +136,11 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     b.measured("w", &[(1, 400)]);
     assert!(matches!(b.put("v", Some(99), 0), Err(ServeError::DeadlineUnmeetable { needed, left, .. })
         if needed.abs_diff(ms(100)) < ms(1) && left == ms(99)));
-    b.scheduler.record(&Arc::from("v"), 1, ms(100));
+    b.scheduler.record(&version("v"), 1, ms(100));
     assert!(b.put("v", Some(101), 1).is_ok());
     // Behind the first, in one batch with it.
     assert!(matches!(b.put("v", Some(140), 2), Err(ServeError::DeadlineUnmeetable { .. })));
-    b.scheduler.record(&Arc::from("v"), 1, ms(100));
+    b.scheduler.record(&version("v"), 1, ms(100));
     // Before the first, alone.
     assert!(b.put("v", Some(100), 3).is_ok());
     // Another version has its turn, too.
@@ -189,20 +190,20 @@ fn a_busy_version_does_not_starve_a_quiet_one() {
 fn draining_serves_what_waits_and_takes_nothing_more() {
     let mut b = Bench::new(&["v"], 10, 8);
     b.put("v", None, 0).unwrap();
-    b.scheduler.drain_version("v");
+    b.scheduler.drain_version(&version("v"));
     assert!(matches!(b.put("v", None, 1), Err(ServeError::NotLoaded { .. })));
-    assert!(!b.scheduler.is_idle("v"));
+    assert!(!b.scheduler.is_idle(&version("v")));
     assert_eq!(b.next(0).0, [0]);
-    assert!(!b.scheduler.is_idle("v"), "it runs");
+    assert!(!b.scheduler.is_idle(&version("v")), "it runs");
     b.scheduler.finished();
-    assert!(b.scheduler.is_idle("v"));
+    assert!(b.scheduler.is_idle(&version("v")));
 }
 
 #[test]
 fn memory_limits_the_batch() {
     let mut b = Bench::new(&["v"], 100, 32);
     (0..40).for_each(|i| drop(b.put("v", None, i).unwrap()));
-    b.scheduler.limit_batch("v", 7);
+    b.scheduler.limit_batch(&version("v"), 7);
     assert_eq!(b.next(0).0.len(), 4);
 }
 
@@ -247,7 +248,7 @@ proptest! {
     ) {
         let capacity = Capacity { n_images, n_bytes };
         let bytes_of = |id: u32| id as usize % 7 * 100;
-        let names = ["a", "b", "c"].map(Arc::<str>::from);
+        let names = ["a", "b", "c"].map(version);
         let mut scheduler = Scheduler::new();
         names.iter().for_each(|name| scheduler.add_version(name, capacity, max_batch));
         let start = Instant::now();
@@ -255,7 +256,7 @@ proptest! {
         // Accepted and not yet out, by id.
         let mut inside: BTreeMap<u32, (Ticket, usize)> = BTreeMap::new();
         let mut issued = 0;
-        let mut running: Option<(Arc<str>, usize)> = None;
+        let mut running: Option<(VersionName, usize)> = None;
         for step in steps {
             match step {
                 Step::Put { version, priority, due_ms } => {
@@ -302,7 +303,7 @@ proptest! {
                             prop_assert!(inside.remove(&waiting.payload).is_some());
                         }
                         for (ticket, version) in inside.values() {
-                            prop_assert!(*names[*version] != *batch.version || ticket.key > last);
+                            prop_assert!(names[*version] != batch.version || ticket.key > last);
                         }
                         running = Some((batch.version, ids.len()));
                     } else {

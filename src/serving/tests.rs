@@ -2,6 +2,7 @@
 
 use std::{
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
@@ -10,39 +11,54 @@ use std::{
 use futures::{FutureExt, StreamExt, future::join_all, stream::FuturesUnordered};
 
 use super::{
-    testing::{FakeEngineLoader, engine_source, marked, version_record},
+    testing::{FakeEngineLoader, engine_source, marked},
     *,
+};
+use crate::{
+    names::VersionName,
+    nn::{Golden, TensorData},
 };
 
 const SIDE_PX: u32 = 4;
-const V1: &str = "models/m/versions/1";
-const V2: &str = "models/m/versions/2";
+
+fn v1() -> VersionName {
+    testing::version("m")
+}
+
+fn v2() -> VersionName {
+    VersionName { number: 2, ..v1() }
+}
 
 fn start(fake: &FakeEngineLoader, settings: ServingSettings) -> ServingPool {
     ServingPool::start(settings, Arc::new(fake.clone())).unwrap()
 }
 
 fn source(number: u64) -> EngineSource {
-    engine_source(version_record("m", number, SIDE_PX))
+    engine_source("m", number, SIDE_PX)
 }
 
 async fn loaded(fake: &FakeEngineLoader, settings: ServingSettings) -> ServingPool {
     let pool = start(fake, settings);
-    pool.load(V1, source(1)).await.unwrap();
+    pool.load(source(1)).await.unwrap();
     fake.forget_calls();
     pool
 }
 
-fn run(pool: &ServingPool, marker: u8) -> impl Future<Output = Result<Served, ServeError>> + use<'_> {
-    pool.run(V1, marked(marker, SIDE_PX), None)
+async fn run_on(
+    pool: &ServingPool,
+    version: VersionName,
+    image: Arc<Input>,
+    deadline: Option<Instant>,
+) -> Result<Served, ServeError> {
+    pool.run(&version, image, deadline, Priority::Normal).await
 }
 
-fn run_by(
-    pool: &ServingPool,
-    marker: u8,
-    deadline: Instant,
-) -> impl Future<Output = Result<Served, ServeError>> + use<'_> {
-    pool.run(V1, marked(marker, SIDE_PX), Some(deadline))
+async fn run(pool: &ServingPool, marker: u8) -> Result<Served, ServeError> {
+    run_on(pool, v1(), marked(marker, SIDE_PX), None).await
+}
+
+async fn run_by(pool: &ServingPool, marker: u8, deadline: Instant) -> Result<Served, ServeError> {
+    run_on(pool, v1(), marked(marker, SIDE_PX), Some(deadline)).await
 }
 
 /// Begins a future, so that its image is in the queue.
@@ -64,13 +80,13 @@ fn answered(marker: u8, served: &Result<Served, ServeError>) -> bool {
 async fn answers_with_what_the_engine_says() {
     let fake = FakeEngineLoader::new();
     let pool = loaded(&fake, ServingSettings::default()).await;
-    assert!(pool.ready());
+    assert!(pool.is_taking());
     let served = run(&pool, 9).await.unwrap();
-    assert_eq!(served.output, testing::output(&version_record("m", 1, SIDE_PX), &marked(9, SIDE_PX)));
+    assert_eq!(served.output, testing::output(&source(1), &marked(9, SIDE_PX)));
     assert_eq!(served.batch_size, 1);
-    assert!(matches!(pool.run(V2, marked(1, SIDE_PX), None).await,
-        Err(ServeError::NotLoaded { version }) if version == V2));
-    let wrong_side = pool.run(V1, marked(1, SIDE_PX + 1), None).await;
+    assert!(matches!(run_on(&pool, v2(), marked(1, SIDE_PX), None).await,
+        Err(ServeError::NotLoaded { version }) if version == v2()));
+    let wrong_side = run_on(&pool, v1(), marked(1, SIDE_PX + 1), None).await;
     assert!(matches!(wrong_side, Err(ServeError::EngineFailed { .. })));
 }
 
@@ -111,7 +127,7 @@ async fn dropped_and_expired_images_never_reach_the_device() {
     thread::sleep(due.saturating_duration_since(Instant::now()));
     fake.open();
     assert!(answered(1, &first.await));
-    assert!(matches!(expiring.await, Err(ServeError::DeadlineExceeded { version }) if version == V1));
+    assert!(matches!(expiring.await, Err(ServeError::DeadlineExceeded { stage }) if stage == v1().into()));
     assert!(answered(4, &last.await));
     assert_eq!(fake.calls(), [vec![1], vec![4]]);
 }
@@ -125,7 +141,6 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     fake.wait_until_held();
     let waiting = [begin(run(&pool, 2)), begin(run(&pool, 3))];
     assert!(matches!(run(&pool, 4).now_or_never(), Some(Err(ServeError::Overloaded { n_waiting: 2, .. }))));
-    assert_eq!(pool.versions()[0].n_waiting, 2);
     fake.open();
     assert!(answered(1, &first.await));
     assert!(join_all(waiting).await.iter().all(Result::is_ok));
@@ -199,7 +214,7 @@ async fn one_bad_image_sent_again_and_again_does_not_fail_the_version() {
     for _ in 0..10 {
         assert!(matches!(run(&pool, 66).await, Err(ServeError::EngineFailed { .. })));
     }
-    assert!(pool.state(V1) == LoadState::Loaded && pool.ready());
+    assert!(pool.state(&v1()) == LoadState::Loaded && pool.is_taking());
     assert!(answered(1, &run(&pool, 1).await));
 }
 
@@ -207,17 +222,17 @@ async fn one_bad_image_sent_again_and_again_does_not_fail_the_version() {
 async fn an_engine_that_fails_everything_is_failed_and_can_be_loaded_again() {
     let fake = FakeEngineLoader::new();
     let pool = loaded(&fake, ServingSettings::default()).await;
-    pool.load(V2, source(2)).await.unwrap();
+    pool.load(source(2)).await.unwrap();
     fake.panic_always(true);
     for marker in 0..5 {
         assert!(matches!(run(&pool, marker).await, Err(ServeError::EngineFailed { .. })));
     }
-    assert_eq!(pool.state(V1), LoadState::Failed);
-    assert!(pool.state(V2) == LoadState::Loaded && pool.ready());
+    assert_eq!(pool.state(&v1()), LoadState::Failed);
+    assert!(pool.state(&v2()) == LoadState::Loaded && pool.is_taking());
     fake.panic_always(false);
     assert!(matches!(run(&pool, 1).await, Err(ServeError::EngineFailed { .. })), "it stays failed");
-    assert!(pool.run(V2, marked(1, SIDE_PX), None).await.is_ok());
-    pool.load(V1, source(1)).await.unwrap();
+    assert!(run_on(&pool, v2(), marked(1, SIDE_PX), None).await.is_ok());
+    pool.load(source(1)).await.unwrap();
     assert!(answered(1, &run(&pool, 1).await));
 }
 
@@ -257,7 +272,7 @@ async fn warming_finds_the_largest_batch_that_fits() {
 async fn a_swap_under_load_loses_nothing() {
     let fake = FakeEngineLoader::new().with_delay(Duration::from_micros(200), Duration::from_micros(50));
     let pool = loaded(&fake, ServingSettings { queue_capacity: 1000, ..Default::default() }).await;
-    let current = Arc::new(arc_swap::ArcSwap::from_pointee(V1.to_owned()));
+    let current = Arc::new(arc_swap::ArcSwap::from_pointee(v1()));
     let callers: FuturesUnordered<_> = (0..16u8)
         .map(|caller| {
             let (pool, current) = (pool.clone(), current.clone());
@@ -265,10 +280,10 @@ async fn a_swap_under_load_loses_nothing() {
                 let mut versions = Vec::new();
                 for _ in 0..60 {
                     let version = current.load_full();
-                    let served = pool.run(&version, marked(caller, SIDE_PX), None).await;
+                    let served = run_on(&pool, (*version).clone(), marked(caller, SIDE_PX), None).await;
                     // Between reading the alias and asking, the version may go: the caller reads it again.
                     match served {
-                        Err(ServeError::NotLoaded { .. }) if *version == V1 => continue,
+                        Err(ServeError::NotLoaded { .. }) if *version == v1() => continue,
                         served => assert!(answered(caller, &served), "{served:?}"),
                     }
                     versions.push(version);
@@ -277,17 +292,17 @@ async fn a_swap_under_load_loses_nothing() {
             })
         })
         .collect();
-    pool.load(V2, source(2)).await.unwrap();
-    assert_eq!((pool.state(V1), pool.state(V2)), (LoadState::Loaded, LoadState::Loaded));
-    current.store(Arc::new(V2.to_owned()));
-    pool.unload(V1).await;
-    assert_eq!(pool.state(V1), LoadState::Unloaded);
+    pool.load(source(2)).await.unwrap();
+    assert_eq!((pool.state(&v1()), pool.state(&v2())), (LoadState::Loaded, LoadState::Loaded));
+    current.store(Arc::new(v2()));
+    pool.unload(&v1()).await;
+    assert_eq!(pool.state(&v1()), LoadState::Unloaded);
     let served: Vec<_> = callers.collect().await;
     assert_eq!(served.len(), 16);
     for versions in served {
         assert!(versions.unwrap().len() >= 59);
     }
-    assert!(pool.run(V2, marked(1, SIDE_PX), None).await.is_ok());
+    assert!(run_on(&pool, v2(), marked(1, SIDE_PX), None).await.is_ok());
 }
 
 #[tokio::test]
@@ -298,19 +313,20 @@ async fn unloading_answers_what_waits_first() {
     let first = begin(run(&pool, 1));
     fake.wait_until_held();
     let second = begin(run(&pool, 2));
-    let mut unload = pin!(begin(pool.unload(V1)));
-    assert_eq!(pool.state(V1), LoadState::Unloaded);
+    let version = v1();
+    let mut unload = pin!(begin(pool.unload(&version)));
+    assert_eq!(pool.state(&v1()), LoadState::Unloaded);
     assert!(matches!(run(&pool, 3).await, Err(ServeError::NotLoaded { .. })));
-    let again = begin(pool.load(V1, source(1)));
+    let again = begin(pool.load(source(1)));
     assert!(matches!(unload.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
     fake.open();
     assert!(answered(1, &first.await) && answered(2, &second.await));
     unload.await;
     again.await.unwrap();
     assert!(answered(4, &run(&pool, 4).await));
-    pool.unload(V1).await;
-    pool.unload(V1).await;
-    pool.load(V2, source(2)).await.unwrap();
+    pool.unload(&v1()).await;
+    pool.unload(&v1()).await;
+    pool.load(source(2)).await.unwrap();
     assert_eq!(fake.n_alive(), 1, "the loader has dropped the first two before it built the third");
 }
 
@@ -319,19 +335,19 @@ async fn an_engine_that_does_not_meet_its_golden_outputs_is_refused_by_name() {
     let fake = FakeEngineLoader::new();
     let pool = start(&fake, ServingSettings::default());
     for spoil in [
-        |golden: &mut crate::proto::store::Golden| golden.outputs[0] += 0.01,
-        |golden: &mut crate::proto::store::Golden| golden.outputs[1] = f32::NAN,
-        |golden: &mut crate::proto::store::Golden| golden.outputs.truncate(2),
-        |golden: &mut crate::proto::store::Golden| golden.input_seed = 2,
+        |golden: &mut Golden| golden.outputs[0] += 0.01,
+        |golden: &mut Golden| golden.outputs[1] = f32::NAN,
+        |golden: &mut Golden| golden.outputs.truncate(2),
+        |golden: &mut Golden| golden.input_seed = 2,
     ] {
         let mut source = source(1);
-        spoil(source.record.golden.as_mut().unwrap());
-        let error = pool.load(V1, source).await.unwrap_err();
-        assert!(matches!(&error, ServeError::GoldenMismatch { version, .. } if version == V1), "{error}");
-        assert!(matches!(pool.versions()[0].failure, Some(ServeError::GoldenMismatch { .. })));
+        spoil(source.golden.as_mut().unwrap());
+        let error = pool.load(source).await.unwrap_err();
+        assert!(matches!(&error, ServeError::GoldenMismatch { version, .. } if *version == v1()), "{error}");
+        assert_eq!(pool.state(&v1()), LoadState::Failed);
         assert!(matches!(run(&pool, 1).await, Err(ServeError::GoldenMismatch { .. })));
     }
-    pool.load(V1, source(1)).await.unwrap();
+    pool.load(source(1)).await.unwrap();
     assert!(answered(1, &run(&pool, 1).await));
 }
 
@@ -339,17 +355,17 @@ async fn an_engine_that_does_not_meet_its_golden_outputs_is_refused_by_name() {
 async fn a_probe_says_what_the_golden_outputs_are() {
     let fake = FakeEngineLoader::new();
     let pool = start(&fake, ServingSettings::default());
-    let record = version_record("m", 1, SIDE_PX);
-    let golden = record.golden.clone().unwrap();
-    let outputs = pool.probe(record.clone(), Vec::new(), golden.input_seed).await.unwrap();
+    let source = source(1);
+    let golden = source.golden.clone().unwrap();
+    let outputs = pool.probe(source.clone(), golden.input_seed).await.unwrap();
     assert_eq!(outputs, golden.outputs);
-    assert_eq!((pool.versions().len(), fake.n_alive()), (0, 0));
+    assert_eq!((pool.state(&v1()), fake.n_alive()), (LoadState::Unloaded, 0));
     fake.panic_always(true);
-    assert!(matches!(pool.probe(record.clone(), Vec::new(), 1).await, Err(ServeError::EngineFailed { .. })));
+    assert!(matches!(pool.probe(source.clone(), 1).await, Err(ServeError::EngineFailed { .. })));
     fake.panic_always(false);
-    assert!(pool.probe(record.clone(), Vec::new(), 2).await.is_ok());
+    assert!(pool.probe(source.clone(), 2).await.is_ok());
     pool.shutdown();
-    assert!(matches!(pool.probe(record, Vec::new(), 1).await, Err(ServeError::Stopping)));
+    assert!(matches!(pool.probe(source, 1).await, Err(ServeError::Stopping)));
 }
 
 #[tokio::test]
@@ -357,23 +373,24 @@ async fn a_load_that_fails_says_why_and_can_be_tried_again() {
     let fake = FakeEngineLoader::new();
     let pool = start(&fake, ServingSettings { memory_budget_bytes: Some(100), ..Default::default() });
     fake.refuse_to_load(true);
-    assert!(matches!(pool.load(V1, source(1)).await, Err(ServeError::EngineFailed { version, .. }) if version == V1));
+    assert!(matches!(pool.load(source(1)).await, Err(ServeError::EngineFailed { stage, .. }) if stage == v1().into()));
     fake.refuse_to_load(false);
     fake.panic_always(true);
-    assert!(matches!(pool.load(V1, source(1)).await, Err(ServeError::EngineFailed { .. })));
+    assert!(matches!(pool.load(source(1)).await, Err(ServeError::EngineFailed { .. })));
     fake.panic_always(false);
     let mut large = source(1);
-    let tensor = TensorData { name: "w".into(), shape: vec![15], dtype: crate::nn::Dtype::F32, bytes: vec![0; 60] };
+    let tensor =
+        TensorData { name: "w".into(), shape: vec![15], dtype: crate::nn::Dtype::F32, bytes: vec![0; 60].into() };
     large.tensors.push(tensor.clone());
-    let (one, two) = futures::join!(pool.load(V1, large.clone()), pool.load(V1, large));
+    let (one, two) = futures::join!(pool.load(large.clone()), pool.load(large));
     one.and(two).unwrap();
     let mut second = source(2);
     second.tensors.push(tensor);
-    let over = pool.load(V2, second.clone()).await.unwrap_err();
+    let over = pool.load(second.clone()).await.unwrap_err();
     assert!(matches!(&over, ServeError::DeviceMemory { detail, .. } if detail.contains("unload")), "{over}");
-    pool.unload(V1).await;
-    pool.load(V2, second).await.unwrap();
-    assert_eq!(pool.versions().iter().map(|v| (v.version.as_str(), v.memory_bytes)).collect::<Vec<_>>(), [(V2, 60)]);
+    pool.unload(&v1()).await;
+    pool.load(second).await.unwrap();
+    assert_eq!((pool.state(&v1()), pool.state(&v2())), (LoadState::Unloaded, LoadState::Loaded));
 }
 
 #[tokio::test]
@@ -385,9 +402,9 @@ async fn draining_serves_what_waits_then_stops() {
     fake.wait_until_held();
     let second = begin(run(&pool, 2));
     let drain = begin(pool.drain(Duration::from_secs(60)));
-    assert!(!pool.ready());
+    assert!(!pool.is_taking());
     assert!(matches!(run(&pool, 3).await, Err(ServeError::Stopping)));
-    assert!(matches!(pool.load(V2, source(2)).await, Err(ServeError::Stopping)));
+    assert!(matches!(pool.load(source(2)).await, Err(ServeError::Stopping)));
     fake.open();
     assert_eq!(drain.await, 0);
     assert!(answered(1, &first.await) && answered(2, &second.await));
@@ -423,7 +440,7 @@ async fn a_stop_leaves_nobody_waiting() {
         .collect();
     let loading = tokio::spawn({
         let pool = pool.clone();
-        async move { pool.load(V2, source(2)).await }
+        async move { pool.load(source(2)).await }
     });
     run(&pool, 1).await.unwrap();
     tokio::task::spawn_blocking(move || pool.shutdown()).await.unwrap();
@@ -433,4 +450,25 @@ async fn a_stop_leaves_nobody_waiting() {
     }
     let _either_way = loading.await.unwrap();
     assert_eq!(fake.n_alive(), 0);
+}
+
+#[tokio::test]
+async fn the_loss_of_a_thread_fails_every_version_and_is_reported() {
+    let fake = FakeEngineLoader::new();
+    let pool = loaded(&fake, ServingSettings::default()).await;
+    let mut changes = pool.changes();
+    changes.mark_unchanged();
+    fake.close();
+    let first = begin(run(&pool, 1));
+    fake.wait_until_held();
+    let second = begin(run(&pool, 2));
+    pool.lose_a_thread();
+    assert!(changes.changed().await.is_ok());
+    assert!(matches!(second.await, Err(ServeError::NoThread { .. })));
+    assert_eq!(pool.state(&v1()), LoadState::Failed);
+    assert!(!pool.is_taking());
+    assert!(matches!(run(&pool, 3).await, Err(ServeError::NoThread { .. })));
+    assert!(matches!(pool.load(source(2)).await, Err(ServeError::NoThread { .. })));
+    fake.open();
+    drop(first);
 }

@@ -1,7 +1,7 @@
 //! The collections of a store: what is written there first, and found here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock},
     thread::{self, JoinHandle},
     time::SystemTime,
@@ -9,7 +9,7 @@ use std::{
 
 use super::{CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces};
 use crate::{
-    names::{EmbeddingSpace, VersionName},
+    names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceRecord},
     store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
@@ -266,18 +266,11 @@ impl SimilarityIndex {
         Ok(remove_faces(&*self.shared.store, id.as_str())?)
     }
 
-    /// The versions in whose spaces the collections compare, each once.
+    /// The collections, each with the space in which it compares.
     #[must_use]
-    pub fn versions(&self) -> BTreeSet<VersionName> {
+    pub fn spaces(&self) -> Vec<(CollectionId, EmbeddingSpace)> {
         let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
-        collections.values().map(|c| c.space.version.clone()).collect()
-    }
-
-    /// The id of a collection that compares in a space of this version, if there is one.
-    #[must_use]
-    pub fn collection_of_version(&self, version: &VersionName) -> Option<CollectionId> {
-        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
-        collections.iter().find(|(_, c)| c.space.version == *version).map(|(id, _)| id.clone())
+        collections.iter().map(|(id, collection)| (id.clone(), collection.space.clone())).collect()
     }
 
     /// Stores a face; `extra` adds writes to the same commit. When it returns, the face is found by every search and

@@ -208,8 +208,7 @@ fn what_is_wrong_is_said() {
     let embedding = Embedding::new("v", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap();
     let error = index.enroll(&id("people"), new, &embedding, &other, |_| Batch::default()).unwrap_err();
     assert!(matches!(error, SimilarityError::SpaceMismatch { .. }), "{error}");
-    assert_eq!(index.collection_of_version(&space().version).map(|id| id.to_string()).as_deref(), Some("people"));
-    assert_eq!(index.collection_of_version(&other.version), None);
+    assert_eq!(index.spaces(), [(id("people"), space())]);
 }
 
 proptest! {

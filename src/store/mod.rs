@@ -27,7 +27,7 @@ pub use error::StoreError;
 pub use export::{export, import, verify_export};
 pub use memory::MemoryStore;
 pub use migrate::{Migrated, format, migrate, newest_format};
-pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
+pub use records::{StoreExt, decode_record, encode_record, join_key, printable, record_payload};
 
 /// The tables. The number is part of the stored key: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

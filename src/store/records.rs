@@ -26,10 +26,16 @@ pub fn encode_record<M: Message>(message: &M) -> Vec<u8> {
 /// # Errors
 /// [`StoreError::Corrupt`] naming the record.
 pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, StoreError> {
-    let corrupt = |why: &str| StoreError::Corrupt {
-        what: format!("the record {table:?}/{} ({why})", printable(key)),
-        affects: "what it described cannot be used; restore it from an export".to_owned(),
-    };
+    let payload = record_payload(table, key, value)?;
+    M::decode(payload).map_err(|_| damaged(table, key, "it is no such message"))
+}
+
+/// The encoded message in an envelope, once its checksum is verified.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] naming the record.
+pub fn record_payload<'a>(table: Table, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], StoreError> {
+    let corrupt = |why: &str| damaged(table, key, why);
     let (header, payload) = value.split_at_checked(HEADER_BYTES).ok_or_else(|| corrupt("too short"))?;
     if header[0] != FORMAT {
         return Err(corrupt("its envelope has an unknown format"));
@@ -37,7 +43,14 @@ pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8
     if header[1..] != crc32fast::hash(payload).to_be_bytes() {
         return Err(corrupt("its checksum fails"));
     }
-    M::decode(payload).map_err(|_| corrupt("it is no such message"))
+    Ok(payload)
+}
+
+fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
+    StoreError::Corrupt {
+        what: format!("the record {table:?}/{} ({why})", printable(key)),
+        affects: "what it described cannot be used; restore it from an export".to_owned(),
+    }
 }
 
 /// A key as people read it: zero bytes separate its parts, and bytes that are no text are in hex.

@@ -34,11 +34,10 @@ use super::{
 use crate::{
     nn::{self, Device, InferenceNetwork, Network, NetworkSpec, NnError, Normalisation},
     proto::{
-        store::{HeadCalibration, Preprocessing},
+        store::{Golden, HeadCalibration, Preprocessing},
         v1,
         worker::{Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
     },
-    registry::{GOLDEN_SEED, golden},
 };
 
 /// How often progress is told at most.
@@ -287,7 +286,7 @@ impl Work<'_, '_> {
         written.sync_all().map_err(io)?;
         let weights_digest = Sha256::digest(std::fs::read(&file).map_err(io)?).to_vec();
         let mut inference = InferenceNetwork::load(spec, &tensors, nn::IMAGENET_MEAN, nn::IMAGENET_STD, Device::Cpu)?;
-        let answers = inference.infer(&[&nn::golden_input(GOLDEN_SEED, side_px)], side_px)?;
+        let answers = inference.infer(&[&nn::golden_input(nn::GOLDEN_SEED, side_px)], side_px)?;
         let outputs: Vec<f32> = answers.into_iter().flat_map(|answer| answer.heads.concat()).collect();
         Ok(Finished {
             weights_file: file.to_string_lossy().into_owned(),
@@ -302,7 +301,7 @@ impl Work<'_, '_> {
             }),
             calibrations,
             metrics,
-            golden: Some(golden(outputs)),
+            golden: Some(golden_record(nn::Golden::new(outputs))),
         })
     }
 }
@@ -379,6 +378,10 @@ impl Loading {
 
 fn number(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+fn golden_record(golden: nn::Golden) -> Golden {
+    Golden { input_seed: golden.input_seed, outputs: golden.outputs, tolerance: golden.tolerance }
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 //! functions, so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container`
 //! checks that the file is whole and what it claims, [`decode()`] makes an upright sRGB picture of the size that is
 //! [`Wanted`] (by `jpeg` where that is less than the whole, with `colour` for its profile). For a network that reads
-//! whole photos, [`decode_square`] is that and the input in one call. For one that reads faces, [`detect`] has the boxes
-//! and landmarks, [`cut_chip`] makes the input, and [`FaceQuality`] says how fit it is.
+//! whole photos, [`decode_square`] is that and the input in one call. For one that reads faces, [`FacePipeline`] looks
+//! at a photo and cuts its faces out: [`detect`] has the boxes and landmarks, [`cut_chip`] makes the input, and
+//! [`FaceQuality`] says how fit it is.
 
 mod align;
 mod area;
@@ -15,6 +16,7 @@ mod decode;
 mod decoded;
 pub mod detect;
 mod error;
+mod faces;
 mod foreign;
 mod jpeg;
 mod landmarks;
@@ -31,8 +33,12 @@ pub use align::{ChipSettings, FaceChip, cut_chip, pixels_shown};
 pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
 pub use decoded::DecodedImage;
-pub use detect::{BoundingBox, CascadeSettings, DetectedFace, DetectionView, FaceCrop, Point, Pyramid};
+pub use detect::{
+    AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectionView, DetectorSettings, FaceCrop, Point,
+    Pyramid, points,
+};
 pub use error::ImageError;
+pub use faces::{CutFace, FacePipeline};
 pub use landmarks::{ShapeParts, ShapePredictor};
 pub use note::PhotoNote;
 pub use preprocess::{SquarePhoto, decode_square, to_pixels};

@@ -7,235 +7,175 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
-use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tokio::{sync::OwnedSemaphorePermit, time::timeout_at};
 
-use super::{FaceRead, FacesRead, Photos, Wants, proto_duration};
+use super::{FaceRead, FacesRead, Facts, Outcome, Photos, Plan, Took, plan::FaceStages};
 use crate::{
     app::{
-        AppError, Call,
+        AppError,
         thresholds::{self, SPREAD},
     },
-    names::{EmbeddingSpace, ModelRef, VersionName},
-    proto::{
-        store::{FaceChip, VersionRecord},
-        v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
-    },
-    serving::{Input, Served, cascade_settings, points},
-    vision::{
-        CascadeSettings, ChipSettings, DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote, Point, cut_chip,
-    },
+    names::EmbeddingSpace,
+    proto::v1::{AbstentionReason, FaceSelection},
+    serving::{Input, Served},
+    vision::{DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote},
 };
-
-/// A network that is asked about each face, and what its chips look like.
-struct Reader {
-    version: String,
-    chip: ChipSettings,
-}
-
-/// What faces are looked at again with.
-struct Recheck {
-    detector: String,
-    settings: CascadeSettings,
-    /// What the readers' chips look like.
-    chips: Vec<ChipSettings>,
-}
 
 /// A face, cut out and judged.
 struct Cut {
     quality: FaceQuality,
-    /// For each reader, in order; none of a face that is not fit.
+    /// For each reader, in order; empty when the face is not fit.
     chips: Vec<Arc<Input>>,
     reasons: Vec<AbstentionReason>,
 }
 
 impl Photos {
-    /// Reads the faces of a photo, in a version that reads faces.
+    /// Reads the faces of a photo.
     pub(super) async fn read_faces(
         &self,
-        call: &Call,
-        version: &VersionName,
-        manifest: &VersionRecord,
-        chip: &FaceChip,
-        image: Bytes,
-        wants: &Wants,
-    ) -> Result<(FacesRead, Vec<PhotoNote>, v1::Timing), AppError> {
-        let thresholds = thresholds::effective(manifest.thresholds.as_ref(), &wants.thresholds, &self.faces)?;
-        let mut readers = vec![Reader { version: version.to_string(), chip: chip_settings(version, manifest)? }];
-        let space = if wants.embedding { Some(self.paired(version, chip, &mut readers).await?) } else { None };
-        let detector = stored_version(&chip.detector)?;
-        let detector_manifest = self.models.ready(&detector).await?;
-        let detection = detector_manifest.preprocessing.as_ref().and_then(|p| p.detection.clone());
-        let detection = detection.ok_or_else(|| AppError::Internal(format!("{detector} finds no faces")))?;
-        let landmarks = points(&detection.landmark_template).unwrap_or(readers[0].chip.template);
-        if detection.alignment_box.is_empty() {
-            // Without a predictor of the readers' points, faces are cut out by the landmarks themselves.
-            readers.iter_mut().for_each(|reader| reader.chip.template = landmarks);
-        }
-
+        plan: &Plan,
+        stages: &FaceStages,
+        photo: Bytes,
+        mut facts: Facts,
+    ) -> Result<(Outcome, Vec<PhotoNote>, Facts), AppError> {
         let start = Instant::now();
-        let settings = cascade_settings(&detection);
-        let bytes = image.clone();
+        let (pipeline, bytes) = (Arc::clone(&stages.pipeline), photo.clone());
         let work = move |limits: &_| {
-            let (pyramid, view) = DetectionView::new(&bytes, limits, &settings)?;
+            let (pyramid, view) = pipeline.look(&bytes, limits)?;
             Ok((Arc::new(Input::Photo(pyramid)), view))
         };
-        let (input, view) = self.pixels.run(call.deadline, work).await?;
-        let decode = proto_duration(start.elapsed());
+        let (input, view) = self.pixels.run(plan.deadline, work).await?;
+        facts.took.decode = Some(start.elapsed());
 
         let start = Instant::now();
-        let found = self.serving.run(&detector.to_string(), input, call.deadline).await?;
+        let found = self.serving.run(&stages.detector, input, plan.deadline, plan.priority).await?;
         let mut faces = found.output.faces;
         let n_found = faces.len();
-        match wants.selection {
+        match stages.selection {
             FaceSelection::Unspecified | FaceSelection::Largest => faces.truncate(1),
-            FaceSelection::All => faces.truncate(self.faces.max_faces),
+            FaceSelection::All => faces.truncate(stages.max_faces),
             FaceSelection::Single if n_found > 1 => faces.clear(),
             FaceSelection::Single => {}
         }
-        let timing = v1::Timing { decode, ..v1::Timing::default() };
         let notes = view.notes().to_vec();
         if faces.is_empty() {
-            let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
-            return Ok((FacesRead { n_found, faces: Vec::new() }, notes, timing));
+            facts.took.detection = Some(start.elapsed());
+            return Ok((Outcome::Faces(FacesRead { n_found, faces: Vec::new() }), notes, facts));
         }
-        let _places = self.places(call, faces.len()).await?;
-        let chips: Vec<ChipSettings> = readers.iter().map(|reader| reader.chip).collect();
-        let again = Recheck { detector: detector.to_string(), settings, chips: chips.clone() };
-        let crops = self.recheck(call, image, view, faces, again).await?;
-        let timing = v1::Timing { detection: proto_duration(start.elapsed()), ..timing };
+        let _places = self.places(plan, faces.len()).await?;
+        let crops = self.look_again(plan, stages, photo, view, faces).await?;
+        facts.took.detection = Some(start.elapsed());
 
         let start = Instant::now();
-        let (cuts, crops) = self.cut(call, crops, chips, landmarks, thresholds).await?;
-        let alignment = proto_duration(start.elapsed());
+        let (cuts, crops) = self.cut(plan, stages, crops).await?;
+        facts.took.alignment = Some(start.elapsed());
 
-        let asked = cuts.into_iter().map(|cut| self.ask(call, &readers, cut, &thresholds));
-        let answered: Vec<Answered> = stream::iter(asked).buffered(self.n_crowd_places as usize).try_collect().await?;
-        let first = answered.first().and_then(|answered| answered.served.first());
-        let timing = v1::Timing {
-            alignment,
-            queue: first.and_then(|served| proto_duration(served.queue)),
-            inference: first.and_then(|served| proto_duration(served.inference)),
-            batch_size: first.map_or(0, |served| i32::try_from(served.batch_size).unwrap_or(i32::MAX)),
-            embedding: answered
-                .first()
-                .and_then(|answered| answered.served.get(1))
-                .and_then(|served| proto_duration(served.queue + served.inference)),
-            ..timing
+        let read = cuts.into_iter().map(|cut| self.read_face(plan, stages, cut));
+        let answered: Vec<Answered> = stream::iter(read).buffered(self.n_crowd_places as usize).try_collect().await?;
+        let of_first = |reader: usize| answered.first().and_then(|answered| answered.served.get(reader));
+        facts.took = Took {
+            queue: of_first(0).map(|served| served.queue),
+            inference: of_first(0).map(|served| served.inference),
+            batch_size: of_first(0).map_or(0, |served| served.batch_size),
+            embedding: of_first(1).map(|served| served.queue + served.inference),
+            ..facts.took
         };
-        let read = crops.into_iter().zip(answered).map(|(crop, answered)| answered.into_face(crop, space.as_ref()));
-        Ok((FacesRead { n_found, faces: read.collect() }, notes, timing))
+        let faces = crops.into_iter().zip(answered);
+        let faces = faces.map(|(crop, answered)| answered.into_face(crop, stages.space.as_ref())).collect();
+        Ok((Outcome::Faces(FacesRead { n_found, faces }), notes, facts))
     }
 
     /// Room for the faces of one photo; a single one needs none.
-    async fn places(&self, call: &Call, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
+    async fn places(&self, plan: &Plan, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
         if n_faces <= 1 {
             return Ok(None);
         }
         let n_places = u32::try_from(n_faces).unwrap_or(u32::MAX).min(self.n_crowd_places);
         let place = Arc::clone(&self.crowds).acquire_many_owned(n_places);
         let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos of many faces" };
-        let place = match call.time_left() {
-            Some(left) => timeout(left, place).await.map_err(late)?,
+        let place = match plan.deadline {
+            Some(deadline) => timeout_at(deadline.into(), place).await.map_err(late)?,
             None => place.await,
         };
         place.map(Some).map_err(|_| AppError::Stopping)
     }
 
-    /// The space that the version is paired with; its network becomes the second reader.
-    async fn paired(
+    /// Finds the picture that each face is to be cut out of: the view, or a part of the photo that the detector looks at
+    /// again.
+    async fn look_again(
         &self,
-        version: &VersionName,
-        chip: &FaceChip,
-        readers: &mut Vec<Reader>,
-    ) -> Result<EmbeddingSpace, AppError> {
-        if chip.embedding_space.is_empty() {
-            let what = "is paired with no embedding".to_owned();
-            return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
-        }
-        let space = EmbeddingSpace::parse("embedding_space", &chip.embedding_space)?;
-        let embedder = space.version.clone();
-        let manifest = self.models.ready(&embedder).await?;
-        readers.push(Reader { version: embedder.to_string(), chip: chip_settings(&embedder, &manifest)? });
-        Ok(space)
-    }
-
-    /// Each face with the picture that it is to be cut out of: the view, or a part of the photo that is looked at again.
-    async fn recheck(
-        &self,
-        call: &Call,
-        image: Bytes,
+        plan: &Plan,
+        stages: &FaceStages,
+        photo: Bytes,
         view: DetectionView,
         faces: Vec<DetectedFace>,
-        with: Recheck,
     ) -> Result<Vec<FaceCrop>, AppError> {
-        let Recheck { detector, settings, chips } = with;
-        if view.is_enough(&faces, &chips) {
-            return Ok(view.crops(faces, &[], &[], &chips));
+        if stages.pipeline.is_enough(&view, &faces) {
+            return Ok(stages.pipeline.crops(&view, faces, &[], &[]));
         }
+        let pipeline = Arc::clone(&stages.pipeline);
         let work = move |limits: &_| {
-            let parts = view.parts(&image, limits, &faces, &chips, &settings);
-            Ok((parts, view, faces, chips))
+            let parts = pipeline.parts(&view, &photo, limits, &faces);
+            Ok((parts, view, faces))
         };
-        let (parts, view, faces, chips) = self.pixels.run(call.deadline, work).await?;
+        let (parts, view, faces) = self.pixels.run(plan.deadline, work).await?;
         let (parts, pyramids): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        let looks = pyramids
-            .into_iter()
-            .map(|pyramid| self.serving.run(&detector, Arc::new(Input::Photo(pyramid)), call.deadline));
+        let looks = pyramids.into_iter().map(|pyramid| {
+            self.serving.run(&stages.detector, Arc::new(Input::Photo(pyramid)), plan.deadline, plan.priority)
+        });
         let found: Vec<Served> = stream::iter(looks).buffered(self.n_crowd_places as usize).try_collect().await?;
         let found: Vec<_> = found.into_iter().map(|served| served.output.faces).collect();
-        Ok(view.crops(faces, &parts, &found, &chips))
+        Ok(stages.pipeline.crops(&view, faces, &parts, &found))
     }
 
     /// Judges the faces, and cuts out those that are fit, once for each reader.
     async fn cut(
         &self,
-        call: &Call,
+        plan: &Plan,
+        stages: &FaceStages,
         crops: Vec<FaceCrop>,
-        chips: Vec<ChipSettings>,
-        landmarks: [Point; 5],
-        thresholds: QualityThresholds,
     ) -> Result<(Vec<Cut>, Vec<FaceCrop>), AppError> {
+        let (pipeline, thresholds) = (Arc::clone(&stages.pipeline), stages.thresholds);
         let work = move |_: &_| {
             let cut = |crop: &FaceCrop| {
-                let (picture, face) = (&*crop.picture, &crop.face);
-                let quality = FaceQuality::of(picture, crop.scale, face, &landmarks, &chips[0].template);
-                let reasons = thresholds::judge(&quality.by_name(), &thresholds);
-                let chip = |settings: &ChipSettings| {
-                    Arc::new(Input::Square(cut_chip(picture, &face.alignment, settings).pixels))
-                };
-                let chips = if reasons.is_empty() { chips.iter().map(chip).collect() } else { Vec::new() };
-                Cut { quality, chips, reasons }
+                let mut reasons = Vec::new();
+                let cut = pipeline.cut(crop, |quality| {
+                    reasons = thresholds::judge(&quality.by_name(), &thresholds);
+                    reasons.is_empty()
+                });
+                let chips = cut.chips.into_iter().map(|pixels| Arc::new(Input::Square(pixels))).collect();
+                Cut { quality: cut.quality, chips, reasons }
             };
             Ok((crops.iter().map(cut).collect(), crops))
         };
-        Ok(self.pixels.run(call.deadline, work).await?)
+        Ok(self.pixels.run(plan.deadline, work).await?)
     }
 
-    /// Asks every reader about a face at once.
-    async fn ask(
-        &self,
-        call: &Call,
-        readers: &[Reader],
-        cut: Cut,
-        thresholds: &QualityThresholds,
-    ) -> Result<Answered, AppError> {
-        let asked =
-            readers.iter().zip(cut.chips).map(|(reader, chip)| self.serving.run(&reader.version, chip, call.deadline));
-        let served = try_join_all(asked).await?;
+    /// Has every reader read a face at once.
+    async fn read_face(&self, plan: &Plan, stages: &FaceStages, cut: Cut) -> Result<Answered, AppError> {
+        let reads = stages
+            .readers(&plan.version().name)
+            .zip(cut.chips)
+            .map(|(reader, chip)| self.serving.run(reader, chip, plan.deadline, plan.priority));
+        let served = try_join_all(reads).await?;
         let mut reasons = cut.reasons;
         let mut quality: BTreeMap<String, f64> =
             cut.quality.by_name().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let spreads = served.first().map(|served| served.output.spreads.as_slice()).unwrap_or_default();
-        let spread = spreads.iter().flatten().copied().reduce(f32::max).map(f64::from);
-        if let Some(spread) = spread {
-            reasons.extend(thresholds::judge(&[(SPREAD, spread)], thresholds));
+        if let Some(spread) = widest_spread(&served) {
+            reasons.extend(thresholds::judge(&[(SPREAD, spread)], &stages.thresholds));
             quality.insert(SPREAD.to_owned(), spread);
         }
         Ok(Answered { quality, reasons, served })
     }
 }
 
-/// What the readers say of a face.
+/// The widest standard deviation that a head of the first reader gives.
+fn widest_spread(served: &[Served]) -> Option<f64> {
+    let spreads = served.first().map(|served| served.output.spreads.as_slice()).unwrap_or_default();
+    spreads.iter().flatten().copied().reduce(f32::max).map(f64::from)
+}
+
+/// A face that every reader has read.
 struct Answered {
     quality: BTreeMap<String, f64>,
     reasons: Vec<AbstentionReason>,
@@ -250,7 +190,7 @@ impl Answered {
         let embedding = paired
             .zip(space)
             .filter(|_| fit)
-            .and_then(|(mut output, space)| Some((space.to_string(), output.embeddings.remove(&*space.layer)?)));
+            .and_then(|(mut output, space)| Some((space.clone(), output.embeddings.remove(&*space.layer)?)));
         FaceRead {
             face: crop.sent,
             upside_down: crop.upside_down,
@@ -260,23 +200,4 @@ impl Answered {
             reasons: self.reasons,
         }
     }
-}
-
-/// A version that a manifest names.
-fn stored_version(name: &str) -> Result<VersionName, AppError> {
-    match ModelRef::parse("detector", name)? {
-        ModelRef::Version(version) => Ok(version),
-        ModelRef::Alias { .. } => Err(AppError::Internal(format!("a manifest names {name}, which is no version"))),
-    }
-}
-
-/// What a version's chips look like.
-fn chip_settings(version: &VersionName, manifest: &VersionRecord) -> Result<ChipSettings, AppError> {
-    let preprocessing = manifest.preprocessing.as_ref();
-    let chip = preprocessing.and_then(|p| Some((p.image_size_px, p.face_chip.as_ref()?)));
-    let settings = chip.and_then(|(side_px, chip)| {
-        let template = points(&chip.template)?;
-        (side_px >= 2 && chip.padding.is_finite()).then_some(ChipSettings { side_px, padding: chip.padding, template })
-    });
-    settings.ok_or_else(|| AppError::Internal(format!("the manifest of {version} does not say how faces are cut out")))
 }

@@ -1,29 +1,31 @@
 //! A photo through the pipeline of the version that reads it.
 //!
-//! A version reads whole photos, or faces. A whole photo is decoded on the pixel pool and goes through the network; of
-//! one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or expired work never
-//! reaches the device.
+//! A request is planned first ([`Plan`]): which version answers, what that depends on, which thresholds hold. Then the
+//! plan reads the photo. A version reads whole photos, or faces: a whole photo is decoded on the pixel pool and goes
+//! through the network; of one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or
+//! expired work never reaches the device. What was decided comes out with the answer ([`Facts`]).
 
 mod faces;
+mod facts;
+mod plan;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use self::plan::{Stages, Versions};
+pub(crate) use self::{
+    facts::{Facts, Took, proto_duration},
+    plan::Plan,
+};
 use super::{AppError, Call, Models};
 use crate::{
     config::FacesConfig,
-    names::VersionName,
-    proto::{
-        store::VersionRecord,
-        v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
-    },
-    serving::{ImageOutput, Input, PixelPool, ServeError, ServingPool},
+    names::{EmbeddingSpace, ModelRef},
+    proto::v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
+    registry::Reads,
+    serving::{ImageOutput, Input, PixelPool, ServingPool},
     vision::{DetectedFace, PhotoNote, decode_square},
 };
 
@@ -41,34 +43,32 @@ pub struct Photos {
     n_crowd_places: u32,
 }
 
-/// What a caller wants of a photo's faces.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a caller wants of a photo.
+#[derive(Clone, Debug, Default)]
 pub struct Wants {
-    /// Which faces.
+    /// The heads that are to be answered; empty: all.
+    pub heads: Vec<String>,
+    /// The faces that are to be read.
     pub selection: FaceSelection,
-    /// Instead of the version's own.
+    /// Thresholds instead of the version's own.
     pub thresholds: QualityThresholds,
-    /// Whether the embedding that the version is paired with.
+    /// Also return the embedding of the version that this one is paired with.
     pub embedding: bool,
 }
 
-/// What became of a photo.
-pub struct Read {
-    /// The version that read it.
-    pub version: VersionName,
-    /// Its manifest.
-    pub manifest: Arc<VersionRecord>,
+/// A photo that was read.
+pub(crate) struct Reading {
     /// The network's answer, or why there is none.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// What was odd about the photo's file.
-    pub notes: Vec<PhotoNote>,
-    /// Where the time went.
-    pub timing: v1::Timing,
+    pub(crate) notes: Vec<PhotoNote>,
+    /// What was decided.
+    pub(crate) facts: Facts,
 }
 
-/// What the pipeline says.
-pub enum Outcome {
-    /// What the network says of the whole photo.
+/// What became of a photo.
+pub(crate) enum Outcome {
+    /// The network answered for the whole photo.
     Answered(ImageOutput),
     /// The photo is smaller than the version reads.
     TooSmall {
@@ -79,38 +79,38 @@ pub enum Outcome {
         /// The least side that the version reads.
         min_side_px: u32,
     },
-    /// What it says of the faces.
+    /// Faces were looked for.
     Faces(FacesRead),
 }
 
 /// The faces of a photo.
-pub struct FacesRead {
+pub(crate) struct FacesRead {
     /// How many were found.
-    pub n_found: usize,
+    pub(crate) n_found: usize,
     /// Those that were selected, the largest first; empty when none was found, or several where one was asked for.
-    pub faces: Vec<FaceRead>,
+    pub(crate) faces: Vec<FaceRead>,
 }
 
 /// A face of a photo.
-pub struct FaceRead {
+pub(crate) struct FaceRead {
     /// Where it is, in pixels of the photo as it was sent.
-    pub face: DetectedFace,
+    pub(crate) face: DetectedFace,
     /// Whether it is upside down in the photo and was rotated to be read.
-    pub upside_down: bool,
+    pub(crate) upside_down: bool,
     /// How fit its picture is, by the signal's name.
-    pub quality: BTreeMap<String, f64>,
+    pub(crate) quality: BTreeMap<String, f64>,
     /// Why it is not answered; empty when it is.
-    pub reasons: Vec<AbstentionReason>,
+    pub(crate) reasons: Vec<AbstentionReason>,
     /// What the network says of it; absent when it is not answered.
-    pub output: Option<ImageOutput>,
-    /// Its embedding in the space that the version is paired with, when it was asked for and the face is answered.
-    pub embedding: Option<(String, Vec<f32>)>,
+    pub(crate) output: Option<ImageOutput>,
+    /// Its embedding in the space that the version is paired with, when it was wanted and the face is answered.
+    pub(crate) embedding: Option<(EmbeddingSpace, Vec<f32>)>,
 }
 
 impl FacesRead {
     /// Why no face was selected; empty when one was.
     #[must_use]
-    pub fn reasons(&self) -> Vec<AbstentionReason> {
+    pub(crate) fn reasons(&self) -> Vec<AbstentionReason> {
         match (self.faces.is_empty(), self.n_found) {
             (false, _) => Vec::new(),
             (true, 0) => vec![AbstentionReason::NoFace],
@@ -136,88 +136,107 @@ impl Photos {
         Self { models, pixels, serving, faces: Arc::new(faces), crowds, n_crowd_places }
     }
 
-    /// The manifest of the version that `reference` means now.
+    /// Plans a request: resolves the reference (`None`: the default model's champion), and loads the versions of all
+    /// stages if they are not loaded.
     ///
     /// # Errors
-    /// When there is no such version.
-    pub async fn manifest(&self, reference: &str) -> Result<Arc<VersionRecord>, AppError> {
-        self.models.manifest(&self.models.resolve(reference)?).await
+    /// When there is no such version or head, a threshold is out of bounds, or a version cannot be loaded.
+    pub(crate) async fn plan(
+        &self,
+        call: &Call,
+        reference: Option<&ModelRef>,
+        wants: &Wants,
+    ) -> Result<Plan, AppError> {
+        let reader = self.models.hold(reference).await?;
+        let (detector, embedder) = match &reader.version.reads {
+            Reads::Faces { detector, space, .. } => {
+                let embedder = match space.as_ref().filter(|_| wants.embedding) {
+                    Some(space) => Some(self.models.version(&space.version).await?),
+                    None => None,
+                };
+                (Some(self.models.version(detector).await?), embedder)
+            }
+            Reads::Photos { .. } | Reads::Finds(_) => (None, None),
+        };
+        let needed: Vec<_> = [&detector, &embedder].into_iter().flatten().map(|version| version.name.clone()).collect();
+        let plan = Plan::new(Versions { reader, detector, embedder }, wants, &self.faces, call)?;
+        self.models.ensure_loaded(&plan.version().name).await?;
+        // Loaded with the reader, but they may have failed since.
+        for version in &needed {
+            self.models.ensure_loaded(version).await?;
+        }
+        Ok(plan)
     }
 
-    /// Reads one photo with the version that `reference` means.
+    /// Reads one photo as planned.
     ///
     /// # Errors
-    /// When there is no such version, the bytes are no readable image, a threshold is out of bounds, or there is no room
-    /// or time for it.
-    pub async fn read(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
-        if image.is_empty() {
-            return Err(AppError::field("image", "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
-        }
-        // A version may be retired between the look-up and its queue; then the reference means another one, or the
-        // caller named this very one and it is loaded again. Once more is enough: a swap retires a version and those
-        // that only it worked with.
-        match self.read_once(call, reference, image.clone(), wants).await {
-            Err(AppError::Serve(ServeError::NotLoaded { .. })) => self.read_once(call, reference, image, wants).await,
-            result => result,
-        }
-    }
-
-    async fn read_once(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
-        let version = self.models.resolve(reference)?;
-        let manifest = self.models.ready(&version).await?;
-        let preprocessing = manifest
-            .preprocessing
-            .as_ref()
-            .ok_or_else(|| AppError::Internal(format!("{version} has no preprocessing")))?;
-        if preprocessing.detection.is_some() {
-            let what = "finds faces and answers nothing about them; ask a version that reads them".to_owned();
-            return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
-        }
-        let (outcome, notes, timing) = match &preprocessing.face_chip {
-            Some(chip) => {
-                let (faces, notes, timing) = self.read_faces(call, &version, &manifest, chip, image, wants).await?;
-                (Outcome::Faces(faces), notes, timing)
+    /// When the bytes are no readable image, or there is no room or time for it.
+    pub(crate) async fn read(&self, plan: &Plan, photo: Bytes) -> Result<Reading, AppError> {
+        check_photo("image", &photo)?;
+        let version = plan.version().name.clone();
+        let facts = Facts {
+            version,
+            detector: None,
+            embedder: None,
+            thresholds: None,
+            took: Took::default(),
+            photo: photo.clone(),
+        };
+        let (outcome, notes, mut facts) = match &plan.stages {
+            Stages::Photo { side_px, min_side_px } => {
+                self.read_whole(plan, *side_px, *min_side_px, photo, facts).await?
             }
-            None if wants.embedding => {
-                let what = "reads whole photos and is paired with no embedding; enrol the photo instead".to_owned();
-                return Err(AppError::UnsupportedByModel { version: version.to_string(), what });
-            }
-            None => {
-                let (side_px, min_side_px) = (preprocessing.image_size_px, preprocessing.min_side_px);
-                self.read_whole(call, &version, side_px, min_side_px, image).await?
+            Stages::Faces(stages) => {
+                let facts = Facts {
+                    detector: Some(stages.detector.clone()),
+                    embedder: stages.space.as_ref().map(|space| space.version.clone()),
+                    thresholds: Some(stages.thresholds),
+                    ..facts
+                };
+                self.read_faces(plan, stages, photo, facts).await?
             }
         };
-        let timing = v1::Timing { total: proto_duration(call.arrived.elapsed()), ..timing };
-        Ok(Read { version, manifest, outcome, notes, timing })
+        facts.took.total = plan.arrived.elapsed();
+        facts.log();
+        Ok(Reading { outcome, notes, facts })
     }
 
     async fn read_whole(
         &self,
-        call: &Call,
-        version: &VersionName,
+        plan: &Plan,
         side_px: u32,
         min_side_px: u32,
-        image: Bytes,
-    ) -> Result<(Outcome, Vec<PhotoNote>, v1::Timing), AppError> {
+        photo: Bytes,
+        mut facts: Facts,
+    ) -> Result<(Outcome, Vec<PhotoNote>, Facts), AppError> {
         let decoding = Instant::now();
         let work = move |limits: &_| {
-            let photo = decode_square(&image, limits, side_px)?;
+            let photo = decode_square(&photo, limits, side_px)?;
             Ok((Arc::new(Input::Square(photo.pixels)), photo.full_width_px, photo.full_height_px, photo.notes))
         };
-        let (input, width, height, notes) = self.pixels.run(call.deadline, work).await?;
-        let timing = v1::Timing { decode: proto_duration(decoding.elapsed()), ..v1::Timing::default() };
+        let (input, width, height, notes) = self.pixels.run(plan.deadline, work).await?;
+        facts.took.decode = Some(decoding.elapsed());
         if width.min(height) < min_side_px {
-            return Ok((Outcome::TooSmall { width, height, min_side_px }, notes, timing));
+            return Ok((Outcome::TooSmall { width, height, min_side_px }, notes, facts));
         }
-        let served = self.serving.run(&version.to_string(), input, call.deadline).await?;
-        let timing = v1::Timing {
-            queue: proto_duration(served.queue),
-            inference: proto_duration(served.inference),
-            batch_size: i32::try_from(served.batch_size).unwrap_or(i32::MAX),
-            ..timing
+        let served = self.serving.run(&facts.version, input, plan.deadline, plan.priority).await?;
+        facts.took = Took {
+            queue: Some(served.queue),
+            inference: Some(served.inference),
+            batch_size: served.batch_size,
+            ..facts.took
         };
-        Ok((Outcome::Answered(served.output), notes, timing))
+        Ok((Outcome::Answered(served.output), notes, facts))
     }
+}
+
+/// Refuses a photo without bytes, before anything is done for it; `field` is where it stands in the request.
+pub(crate) fn check_photo(field: &'static str, photo: &[u8]) -> Result<(), AppError> {
+    if photo.is_empty() {
+        return Err(AppError::field(field, "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
+    }
+    Ok(())
 }
 
 /// Notes in their wire form.
@@ -228,9 +247,4 @@ pub(super) fn notes_to_proto(notes: &[PhotoNote]) -> Vec<i32> {
         PhotoNote::ColoursUnsure => v1::PhotoNote::ColoursUnsure,
     };
     notes.iter().map(|note| in_wire_form(note).into()).collect()
-}
-
-/// A duration in its wire form; absent beyond what that can say.
-pub(crate) fn proto_duration(duration: Duration) -> Option<prost_types::Duration> {
-    duration.try_into().ok()
 }

@@ -191,12 +191,11 @@ impl Runs {
         let mut recipe = Recipe::from_proto(&new.recipe)?.to_proto();
         if let Some(v1::recipe::WarmStart::Version(reference)) = &recipe.warm_start {
             // What an alias means is settled now, and the record says it.
-            ModelRef::parse("recipe.version", reference)?;
-            let version = self.shared.models.resolve(reference)?;
-            let parent = self.shared.models.manifest(&version).await?;
+            let version = self.shared.models.resolve(Some(&ModelRef::parse("recipe.version", reference)?))?;
+            let parent = self.shared.models.version(&version).await?;
             if new.recipe.architecture() == v1::Architecture::Unspecified {
-                recipe.architecture = parent.architecture;
-            } else if recipe.architecture != parent.architecture {
+                recipe.set_architecture(parent.architecture());
+            } else if recipe.architecture() != parent.architecture() {
                 let rule =
                     format!("{version} is a {}; leave it out, or name that", parent.architecture().as_str_name());
                 return Err(AppError::field("recipe.architecture", rule));

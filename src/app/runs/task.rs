@@ -8,15 +8,15 @@ use std::{
 use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error};
 use crate::{
     app::AppError,
-    names::{ModelId, ModelRef},
-    nn::{TensorData, read_safetensors, write_safetensors},
+    names::{ModelId, VersionName},
+    nn::{Golden, TensorData, read_safetensors, write_safetensors},
     proto::{
         rpc,
         store::RunRecord,
         v1::{self, watch_training_run_response::Event as Kind},
         worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
     },
-    registry::{NewVersion, Origin, name_of},
+    registry::{NewVersion, Origin, Reads},
     training::RunningWorker,
 };
 
@@ -112,14 +112,11 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
     };
     match record.recipe.as_ref().and_then(|r| r.warm_start.as_ref()) {
         Some(v1::recipe::WarmStart::Version(name)) => {
-            let ModelRef::Version(version) = ModelRef::parse("recipe.version", name)? else {
-                return Err(AppError::Internal(format!("the run's warm start {name} was not settled")));
-            };
-            let manifest = runs.shared.models.manifest(&version).await?;
+            let version = runs.shared.models.version(&VersionName::parse("recipe.version", name)?).await?;
             let registry = std::sync::Arc::clone(runs.shared.models.registry());
             let file = scratch.join("warm_start.safetensors");
             job.warm_start_file = file.to_string_lossy().into_owned();
-            blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&manifest)?)?)).await?;
+            blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&version)?)?)).await?;
         }
         Some(v1::recipe::WarmStart::WeightsPath(path)) => {
             let file = runs.shared.roots.resolve("recipe.weights_path", path)?;
@@ -209,12 +206,17 @@ async fn register(
         model: model.clone(),
         architecture: recipe.architecture(),
         heads: finished.heads,
-        preprocessing: finished.preprocessing.unwrap_or_default(),
+        reads: Reads::parse(finished.preprocessing.as_ref())
+            .map_err(|detail| AppError::Internal(format!("what the training process made: {detail}")))?,
         tensors,
         calibrations: finished.calibrations,
         embedding_layers: crate::app::embedding_layers(),
         metrics: finished.metrics,
-        golden: finished.golden,
+        golden: finished.golden.map(|golden| Golden {
+            input_seed: golden.input_seed,
+            outputs: golden.outputs,
+            tolerance: golden.tolerance,
+        }),
         thresholds: None,
         identity: None,
         origin: Origin {
@@ -233,13 +235,13 @@ async fn register(
     let (version, event) = blocking(move || {
         let mut event = None;
         let version = registry.register(new, |version| {
-            ended.version = version.number;
+            ended.version = version.name.number;
             let end = feed::event(sequence, feed::ended(&ended));
             let batch = record_batch(&ended, Some(&end));
             event = Some(end);
             batch
         })?;
-        Ok((name_of(&version), event))
+        Ok((version.name, event))
     })
     .await?;
     if let Err(error) = runs.shared.models.refresh().await {
@@ -248,7 +250,7 @@ async fn register(
     }
     if !runs.shared.models.aliases_of(&version).is_empty() {
         // The first version of a model is its champion at once; a load that fails is told to who calls it.
-        if let Err(error) = runs.shared.models.ready(&version).await {
+        if let Err(error) = runs.shared.models.ensure_loaded(&version).await {
             tracing::error!(%version, %error, "the new version cannot be loaded");
         }
     }

@@ -10,8 +10,10 @@ mod boxes;
 mod cascade;
 mod pyramid;
 mod recheck;
+mod settings;
 
 pub use boxes::{BoundingBox, DetectedFace, Point};
 pub use cascade::{CROP_SIDES_PX, Proposals, SURE, StageOutput, rotated_crops};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
 pub use recheck::{DetectionView, FaceCrop, FacePart};
+pub use settings::{AlignmentBox, DetectorSettings, points};

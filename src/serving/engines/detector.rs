@@ -2,82 +2,30 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Engine, EngineError, ImageOutput, Input, torch_engine::engine_error};
+use super::shape::shape_predictor;
 use crate::{
-    nn::{CropOutput, Mtcnn},
-    proto::store::Detection,
+    nn::{CropOutput, Device, Mtcnn, SHAPE_PREFIX, TensorData},
+    serving::{Engine, EngineError, ImageOutput, Input},
     vision::{
-        BoundingBox, CascadeSettings, DetectedFace, Point, Pyramid, ShapePredictor,
+        AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectorSettings, Pyramid, ShapePredictor,
         detect::{CROP_SIDES_PX, ProposalMap, Proposals, SURE, StageOutput, rotated_crops},
     },
 };
 
 /// A detector with fixed weights.
 pub(super) struct DetectorEngine {
-    pub(super) networks: Mtcnn,
-    pub(super) settings: CascadeSettings,
-    /// What places the points that faces are cut out by, and the box it is given; without it they are the landmarks.
-    pub(super) alignment: Option<(ShapePredictor, AlignmentBox)>,
-}
-
-/// The box that a shape predictor expects around a face, told from the cascade's landmarks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct AlignmentBox {
-    /// Where the landmarks of an average face lie in a unit square.
-    landmarks: [Point; 5],
-    /// Where the box's centre lies in it, and how long the box's sides are.
-    centre: Point,
-    side: f32,
-}
-
-impl AlignmentBox {
-    /// A manifest's, if it has one.
-    pub(super) fn of(detection: &Detection) -> Option<Self> {
-        let landmarks = points(&detection.landmark_template)?;
-        let &[x, y, side] = detection.alignment_box.as_slice() else { return None };
-        Some(Self { landmarks, centre: Point { x, y }, side })
-    }
-}
-
-/// Five points from ten numbers.
-pub(crate) fn points(numbers: &[f32]) -> Option<[Point; 5]> {
-    let numbers = <[f32; 10]>::try_from(numbers).ok()?;
-    Some(std::array::from_fn(|i| Point { x: numbers[2 * i], y: numbers[2 * i + 1] }))
+    networks: Mtcnn,
+    settings: CascadeSettings,
+    /// The predictor of the points that faces are cut out by, and the box it expects; without it they are the landmarks.
+    alignment: Option<(ShapePredictor, AlignmentBox)>,
 }
 
 /// More photos in a run gain nothing: the first network is busy with one, and the other two see all crops together.
 const MAX_BATCH: usize = 8;
 
-/// A manifest's settings.
-pub(crate) fn cascade_settings(detection: &Detection) -> CascadeSettings {
-    let defaults = CascadeSettings::default();
-    let thresholds = <[f32; 3]>::try_from(detection.thresholds.as_slice()).unwrap_or(defaults.thresholds);
-    CascadeSettings {
-        min_face_px: detection.min_face_px,
-        factor: detection.factor,
-        thresholds,
-        max_side_px: detection.max_side_px,
-    }
-}
-
-/// A manifest's form of the settings.
-pub(crate) fn detection_record(settings: &CascadeSettings) -> Detection {
-    Detection {
-        min_face_px: settings.min_face_px,
-        factor: settings.factor,
-        thresholds: settings.thresholds.to_vec(),
-        max_side_px: settings.max_side_px,
-        ..Detection::default()
-    }
-}
-
 impl Engine for DetectorEngine {
     fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
-        let pyramids = batch.iter().map(|input| match &**input {
-            Input::Photo(pyramid) => Ok(pyramid),
-            Input::Square(_) => Err(EngineError::Failed("a square came to a detector".to_owned())),
-        });
-        let pyramids = pyramids.collect::<Result<Vec<_>, _>>()?;
+        let pyramids = batch.iter().map(|input| input.photo()).collect::<Result<Vec<_>, _>>()?;
         let mut proposals = self.propose(&pyramids)?;
         let outputs = self.ask(&pyramids, &proposals, 0)?;
         for ((proposals, pyramid), outputs) in proposals.iter_mut().zip(&pyramids).zip(&outputs) {
@@ -103,15 +51,13 @@ impl Engine for DetectorEngine {
     /// A pattern without faces would pass through any broken network unseen: what each of the three answers, instead, and
     /// where the predictor places its points in the middle of it.
     fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
-        let Input::Photo(pyramid) = &**input else {
-            return Err(EngineError::Failed("a square came to a detector".to_owned()));
-        };
+        let pyramid = input.photo()?;
         let (width, height, pixels) = pyramid.canvas();
-        let map = self.networks.propose(pixels, width, height).map_err(engine_error)?;
+        let map = self.networks.propose(pixels, width, height)?;
         let mut numbers = vec![mean(&map.scores), mean(&map.offsets)];
         let crop = |side_px: u32| pixels.get(..(side_px * side_px * 3) as usize).unwrap_or_default();
-        let refined = self.networks.refine(crop(CROP_SIDES_PX[0])).map_err(engine_error)?;
-        let decided = self.networks.decide(crop(CROP_SIDES_PX[1])).map_err(engine_error)?;
+        let refined = self.networks.refine(crop(CROP_SIDES_PX[0]))?;
+        let decided = self.networks.decide(crop(CROP_SIDES_PX[1]))?;
         for output in refined.iter().chain(&decided) {
             numbers.push(output.score);
             numbers.extend(output.offsets.iter().chain(&output.landmarks));
@@ -133,11 +79,29 @@ impl Engine for DetectorEngine {
 }
 
 impl DetectorEngine {
+    /// The three networks, and the predictor if the settings ask for one.
+    pub(super) fn load(
+        settings: &DetectorSettings,
+        tensors: &[TensorData],
+        device: Device,
+    ) -> Result<Self, EngineError> {
+        let (shape, networks): (Vec<_>, Vec<_>) =
+            tensors.iter().cloned().partition(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
+        let alignment = shape_predictor(&shape)?.zip(settings.alignment_box);
+        if alignment.is_none() && settings.alignment_box.is_some() {
+            // Faces would be cut out by points of another kind than the predictor's.
+            let detail = "the version gives its predictor of points a box, and has no predictor";
+            return Err(EngineError::Failed(detail.to_owned()));
+        }
+        let networks = Mtcnn::load(&networks, device)?;
+        Ok(Self { networks, settings: settings.cascade, alignment })
+    }
+
     /// What the first network proposes in each photo. One at a time: its maps are large, and a run of one has one shape.
     fn propose(&self, pyramids: &[&Pyramid]) -> Result<Vec<Proposals>, EngineError> {
         let proposals = pyramids.iter().map(|pyramid| {
             let (width, height, pixels) = pyramid.canvas();
-            let map = self.networks.propose(pixels, width, height).map_err(engine_error)?;
+            let map = self.networks.propose(pixels, width, height)?;
             let map = ProposalMap { width: map.width, scores: &map.scores, offsets: &map.offsets };
             Ok(Proposals::of_map(pyramid, &map, &self.settings))
         });
@@ -155,7 +119,7 @@ impl DetectorEngine {
         let crops: Vec<f32> =
             proposals.iter().zip(pyramids).flat_map(|(proposals, pyramid)| proposals.crops(pyramid, side_px)).collect();
         let outputs = if stage == 0 { self.networks.refine(&crops) } else { self.networks.decide(&crops) };
-        let mut outputs = outputs.map_err(engine_error)?.into_iter().map(stage_output);
+        let mut outputs = outputs?.into_iter().map(stage_output);
         Ok(proposals.iter().map(|proposals| outputs.by_ref().take(proposals.len()).collect()).collect())
     }
 
@@ -165,7 +129,7 @@ impl DetectorEngine {
         let crops = pyramids.iter().zip(faces.iter());
         let crops: Vec<f32> =
             crops.flat_map(|(pyramid, faces)| rotated_crops(pyramid, faces.iter().filter(is_unsure))).collect();
-        let outputs = self.networks.decide(&crops).map_err(engine_error)?;
+        let outputs = self.networks.decide(&crops)?;
         for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < SURE).zip(outputs) {
             face.rotated_score = Some(output.score);
         }

@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{
-    Engine, EngineError, ImageOutput, Input,
-    torch_engine::{engine_error, squares},
+use crate::{
+    nn::{AgeGender, AgeGenderOutput, BUCKETS, DlibResNet},
+    serving::{Engine, EngineError, ImageOutput, Input},
 };
-use crate::nn::{AgeGender, AgeGenderOutput, BUCKETS, DlibResNet};
 
 /// Heads: age, gender.
 pub(super) struct AgeGenderEngine {
@@ -15,7 +14,7 @@ pub(super) struct AgeGenderEngine {
 
 impl Engine for AgeGenderEngine {
     fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
-        let outputs = self.networks.infer(&squares(batch)?).map_err(engine_error)?;
+        let outputs = self.networks.infer(&squares(batch)?)?;
         let output = |output: AgeGenderOutput| ImageOutput {
             spreads: vec![Some(output.age_spread), None],
             ..ImageOutput::new(vec![vec![output.age], output.gender.to_vec()], BTreeMap::new())
@@ -37,8 +36,12 @@ pub(super) struct DescriptorEngine {
 
 impl Engine for DescriptorEngine {
     fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
-        let outputs = self.network.infer(&squares(batch)?).map_err(engine_error)?;
+        let outputs = self.network.infer(&squares(batch)?)?;
         let output = |values| ImageOutput::new(Vec::new(), BTreeMap::from([(self.layer.clone(), values)]));
         Ok(outputs.into_iter().map(output).collect())
     }
+}
+
+fn squares(batch: &[Arc<Input>]) -> Result<Vec<&[u8]>, EngineError> {
+    batch.iter().map(|input| input.square()).collect()
 }

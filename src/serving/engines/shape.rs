@@ -1,9 +1,9 @@
 //! A version's tensors to the predictor of its alignment points.
 
-use super::{EngineError, detector_engine::points};
 use crate::{
     nn::{Dtype, SHAPE_PREFIX, TensorData},
-    vision::{Point, ShapeParts, ShapePredictor},
+    serving::EngineError,
+    vision::{Point, ShapeParts, ShapePredictor, points},
 };
 
 /// The predictor among these tensors; none when no name begins with `shape.`.
@@ -100,8 +100,8 @@ mod tests {
     };
 
     /// Made by `tests/fixtures/dlib_shape.py` with dlib 20.0.1.
-    const GOLDEN: &str = include_str!("../../tests/fixtures/dlib_shape.json");
-    const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
+    const GOLDEN: &str = include_str!("../../../tests/fixtures/dlib_shape.json");
+    const PORTRAIT: &[u8] = include_bytes!("../../../tests/fixtures/portrait.jpg");
 
     fn integers(name: &str, shape: &[i64], values: &[i64]) -> TensorData {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -1,65 +1,56 @@
 //! From a network's output to the contract's typed predictions.
 
-use super::{ImageOutput, ServeError};
-use crate::proto::{
-    store::VersionRecord,
-    v1::{self, ClassProbability, Classification, Prediction, Regression, head, prediction},
+use super::AppError;
+use crate::{
+    proto::v1::{ClassProbability, Classification, Prediction, Regression, prediction},
+    registry::{AnswerKind, Head, Interval, Version},
+    serving::{ImageOutput, ServeError},
 };
 
 /// One prediction a head, in the version's order.
 ///
 /// A regression gets its interval from the head's calibration: the value, plus and minus the calibrated half width,
-/// which may grow with the spread of the head's own distribution; a head without a calibration has none. A classification lists every label, most probable first; of equal ones, in the
-/// version's order.
+/// which may grow with the spread of the head's own distribution; a head without a calibration has none. A
+/// classification lists every label, most probable first; of equal ones, in the version's order.
 ///
 /// # Errors
 /// [`ServeError::EngineFailed`] when the output does not fit the version's heads, or is no finite number.
-pub fn predictions(record: &VersionRecord, output: &ImageOutput) -> Result<Vec<Prediction>, ServeError> {
-    if output.heads.len() != record.heads.len() {
-        let detail = format!("{} heads answered, the version has {}", output.heads.len(), record.heads.len());
-        return Err(failed(record, detail));
+pub(super) fn predictions(version: &Version, output: &ImageOutput) -> Result<Vec<Prediction>, AppError> {
+    if output.heads.len() != version.heads.len() {
+        let detail = format!("{} heads answered, the version has {}", output.heads.len(), version.heads.len());
+        return Err(failed(version, detail));
     }
     let spread = |head_idx: usize| output.spreads.get(head_idx).copied().flatten();
-    let heads = record.heads.iter().zip(&output.heads).enumerate();
-    heads.map(|(i, (head, values))| prediction(record, head, values, spread(i))).collect()
+    let heads = version.heads.iter().zip(&output.heads).enumerate();
+    heads
+        .map(|(i, (head, values))| prediction(head, values, spread(i)).map_err(|detail| failed(version, detail)))
+        .collect()
 }
 
-fn prediction(
-    record: &VersionRecord,
-    head: &v1::Head,
-    values: &[f32],
-    spread: Option<f32>,
-) -> Result<Prediction, ServeError> {
+fn prediction(head: &Head, values: &[f32], spread: Option<f32>) -> Result<Prediction, String> {
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(failed(record, format!("head {} answered with no finite number", head.name)));
+        return Err(format!("head {} answered with no finite number", head.name));
     }
     let result = match (&head.kind, values) {
-        (Some(head::Kind::Regression(kind)), [value]) => {
-            prediction::Result::Regression(regression(record, &head.name, kind, f64::from(*value), spread))
+        (AnswerKind::Regression { unit, interval }, [value]) => {
+            prediction::Result::Regression(regression(unit, *interval, f64::from(*value), spread))
         }
-        (Some(head::Kind::Classification(kind)), [_, ..]) if kind.labels.len() == values.len() => {
-            prediction::Result::Classification(classification(&kind.labels, values))
+        (AnswerKind::Classification { labels }, [_, ..]) if labels.len() == values.len() => {
+            prediction::Result::Classification(classification(labels, values))
         }
-        _ => return Err(failed(record, format!("head {} answered with {} values", head.name, values.len()))),
+        _ => return Err(format!("head {} answered with {} values", head.name, values.len())),
     };
     Ok(Prediction { head: head.name.clone(), result: Some(result) })
 }
 
-fn regression(
-    record: &VersionRecord,
-    head: &str,
-    kind: &v1::RegressionHead,
-    value: f64,
-    spread: Option<f32>,
-) -> Regression {
-    let calibration = record.calibrations.iter().find(|c| c.head == head);
-    let half_width = calibration.map(|c| c.half_width + c.half_width_per_spread * f64::from(spread.unwrap_or(0.0)));
+fn regression(unit: &str, interval: Option<Interval>, value: f64, spread: Option<f32>) -> Regression {
+    let half_width = interval.map(|i| i.half_width + i.half_width_per_spread * f64::from(spread.unwrap_or(0.0)));
     Regression {
         value,
         lower: half_width.map(|half_width| value - half_width),
         upper: half_width.map(|half_width| value + half_width),
-        coverage: calibration.map(|c| c.coverage),
-        unit: kind.unit.clone(),
+        coverage: interval.map(|interval| interval.coverage),
+        unit: unit.to_owned(),
     }
 }
 
@@ -74,35 +65,52 @@ fn classification(labels: &[String], probabilities: &[f32]) -> Classification {
     Classification { label, probability, classes }
 }
 
-fn failed(record: &VersionRecord, detail: String) -> ServeError {
-    ServeError::EngineFailed { version: format!("models/{}/versions/{}", record.model, record.number), detail }
+fn failed(version: &Version, detail: String) -> AppError {
+    ServeError::EngineFailed { stage: version.name.clone().into(), detail }.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::store::HeadCalibration;
+    use crate::{
+        names::ModelId,
+        proto::{store::HeadCalibration, v1},
+        registry::{NewVersion, Normalised, Origin, Reads},
+    };
 
-    fn record() -> VersionRecord {
+    fn version(half_width_per_spread: f64) -> Version {
         let years = v1::RegressionHead { unit: "years".into() };
         let labels = ["no", "sometimes", "yes"].map(String::from).to_vec();
         let head = |name: &str, kind| v1::Head { name: name.into(), kind: Some(kind), ..Default::default() };
-        VersionRecord {
-            model: "faces".into(),
-            number: 3,
+        let new = NewVersion {
+            model: ModelId::parse("model", "faces").unwrap(),
+            architecture: v1::Architecture::Resnet18,
             heads: vec![
-                head("age", head::Kind::Regression(years.clone())),
-                head("smoker", head::Kind::Classification(v1::ClassificationHead { labels })),
-                head("bmi", head::Kind::Regression(years)),
+                head("age", v1::head::Kind::Regression(years.clone())),
+                head("smoker", v1::head::Kind::Classification(v1::ClassificationHead { labels })),
+                head("bmi", v1::head::Kind::Regression(years)),
             ],
+            reads: Reads::Photos {
+                side_px: 64,
+                min_side_px: 16,
+                normalisation: Normalised { mean: [0.5; 3], std: [0.2; 3] },
+            },
+            tensors: Vec::new(),
             calibrations: vec![HeadCalibration {
                 head: "age".into(),
                 coverage: 0.9,
                 half_width: 6.5,
+                half_width_per_spread,
                 ..Default::default()
             }],
-            ..Default::default()
-        }
+            embedding_layers: Vec::new(),
+            metrics: Default::default(),
+            golden: None,
+            thresholds: None,
+            identity: None,
+            origin: Origin::default(),
+        };
+        new.unregistered().unwrap()
     }
 
     fn output(heads: &[&[f32]]) -> ImageOutput {
@@ -111,7 +119,7 @@ mod tests {
 
     #[test]
     fn each_head_is_typed() {
-        let all = predictions(&record(), &output(&[&[40.0], &[0.25, 0.25, 0.5], &[22.5]])).unwrap();
+        let all = predictions(&version(0.0), &output(&[&[40.0], &[0.25, 0.25, 0.5], &[22.5]])).unwrap();
         let Some(prediction::Result::Regression(age)) = &all[0].result else { panic!() };
         assert_eq!((age.value, age.lower, age.upper, age.coverage), (40.0, Some(33.5), Some(46.5), Some(0.9)));
         assert_eq!(age.unit, "years");
@@ -125,11 +133,9 @@ mod tests {
 
     #[test]
     fn an_uncertain_answer_has_a_wider_interval() {
-        let mut record = record();
-        record.calibrations[0].half_width_per_spread = 2.0;
         let spread =
             ImageOutput { spreads: vec![Some(3.0), None, None], ..output(&[&[40.0], &[0.2, 0.3, 0.5], &[1.0]]) };
-        let all = predictions(&record, &spread).unwrap();
+        let all = predictions(&version(2.0), &spread).unwrap();
         let Some(prediction::Result::Regression(age)) = &all[0].result else { panic!() };
         assert_eq!((age.lower, age.upper), (Some(27.5), Some(52.5)));
     }
@@ -144,8 +150,8 @@ mod tests {
             &[&[f32::NAN], &[0.2, 0.3, 0.5], &[1.0]],
             &[&[40.0], &[0.2, f32::INFINITY, 0.5], &[1.0]],
         ] {
-            let error = predictions(&record(), &output(heads)).unwrap_err();
-            assert!(error.to_string().starts_with("models/faces/versions/3 failed"), "{error}");
+            let error = predictions(&version(0.0), &output(heads)).unwrap_err();
+            assert!(error.to_string().starts_with("models/faces/versions/0 failed"), "{error}");
         }
     }
 }

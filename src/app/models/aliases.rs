@@ -1,0 +1,59 @@
+//! The alias map: which version each alias points at, with the pin that it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::pins::{Holder, Pin, Pins};
+use crate::{
+    app::AppError,
+    names::{AliasName, ModelId, VersionName},
+    registry::Registry,
+};
+
+/// Models read at once.
+const PAGE: usize = 256;
+
+/// The models of a server, as they are known without asking the store.
+pub(super) type Aliases = BTreeMap<ModelId, Known>;
+
+/// A model.
+pub(super) struct Known {
+    /// Its aliases, each with the pin that it holds.
+    pub(super) aliases: BTreeMap<AliasName, Pin>,
+    /// Whether its champion answers anything: a detector and an embedding have no heads.
+    pub(super) answers: bool,
+}
+
+/// Reads the aliases of a registry. One that has not moved since `before` keeps its pin.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pins>) -> Result<Aliases, AppError> {
+    let mut aliases = Aliases::new();
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let models = registry.list_models(after.as_deref(), PAGE)?;
+        let Some(last) = models.last() else { return Ok(aliases) };
+        after = Some(last.id.as_bytes().to_vec());
+        for model in models {
+            let known = before.get(&model.id);
+            let pin = |(alias, &number): (&AliasName, &u64)| {
+                let held = known.and_then(|known| known.aliases.get(alias));
+                let pin = match held.filter(|pin| pin.version().number == number) {
+                    Some(pin) => pin.clone(),
+                    None => {
+                        let version = VersionName { model: model.id.clone(), number };
+                        pins.hold_now(&version, Holder::Alias(alias.clone()))
+                    }
+                };
+                (alias.clone(), pin)
+            };
+            let of_model: BTreeMap<_, _> = model.aliases.iter().map(pin).collect();
+            // A damaged champion is named when it is asked for.
+            let answers = of_model
+                .get(&AliasName::champion())
+                .is_some_and(|pin| registry.get_version(pin.version()).is_ok_and(|version| !version.heads.is_empty()));
+            aliases.insert(model.id, Known { aliases: of_model, answers });
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Brings versions onto the device and off it.
+//!
+//! One load or unload of a version at a time. A version that failed is not built again for each call that names it: it is
+//! tried once per back-off, and callers meanwhile get its error and the time to wait. An operator's load is tried at
+//! once.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedMutexGuard, mpsc::UnboundedReceiver};
+
+use super::{Holder, Models, Pin, Shared};
+use crate::{
+    app::{AppError, Call, blocking, detached},
+    names::{ModelRef, VersionName},
+    nn::TensorData,
+    proto::v1,
+    registry::{Reads, RegistryError, Version},
+    serving::{EngineSource, InputKind, LoadState, ServeError},
+};
+
+/// How long a version that failed is left alone; doubled with each failure, up to the longest.
+const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+
+/// What is known of versions that are loaded, being loaded, or failed lately.
+#[derive(Default)]
+pub(super) struct Loading {
+    entries: Mutex<HashMap<VersionName, Entry>>,
+}
+
+#[derive(Default)]
+struct Entry {
+    /// Held during a load, an unload, and a change that makes the version needed.
+    lifecycle: Arc<tokio::sync::Mutex<()>>,
+    version: Option<Arc<Version>>,
+    is_loaded: bool,
+    /// Held while this version is loaded, or is tried again: the versions that it depends on.
+    dependencies: Vec<Pin>,
+    failure: Option<Failure>,
+}
+
+impl Entry {
+    /// Whether it says anything: the version is loaded, failed lately, or is being changed.
+    fn is_of_use(&self, now: Instant) -> bool {
+        let failed_lately = self.failure.as_ref().is_some_and(|f| f.until + LONGEST_BACK_OFF > now);
+        self.is_loaded || failed_lately || Arc::strong_count(&self.lifecycle) > 1
+    }
+}
+
+/// Why a version could not be loaded, and when that is tried again.
+struct Failure {
+    error: Arc<AppError>,
+    n_failures: u32,
+    until: Instant,
+}
+
+impl Failure {
+    fn refusal(&self, version: &VersionName, now: Instant) -> AppError {
+        AppError::VersionFailed {
+            version: version.clone(),
+            source: Arc::clone(&self.error),
+            retry_after: self.until.saturating_duration_since(now).max(Duration::from_millis(1)),
+        }
+    }
+}
+
+impl Loading {
+    /// The refusal of a version that failed and is not to be tried yet.
+    fn refusal(&self, version: &VersionName) -> Option<AppError> {
+        let now = Instant::now();
+        let entries = self.entries.lock();
+        let failure = entries.get(version)?.failure.as_ref().filter(|failure| failure.until > now)?;
+        Some(failure.refusal(version, now))
+    }
+
+    /// The lock of a version's lifecycle.
+    fn lifecycle(&self, version: &VersionName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut entries = self.entries.lock();
+        if !entries.contains_key(version) {
+            let now = Instant::now();
+            entries.retain(|_, entry| entry.is_of_use(now));
+        }
+        Arc::clone(&entries.entry(version.clone()).or_default().lifecycle)
+    }
+
+    /// Records what a load came to, with the pins on what the version depends on.
+    fn loaded(&self, version: Arc<Version>, dependencies: Vec<Pin>) {
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(version.name.clone()).or_default();
+        (entry.is_loaded, entry.failure) = (true, None);
+        (entry.version, entry.dependencies) = (Some(version), dependencies);
+    }
+
+    /// Records that a version is gone from the device; gives the pins that it held.
+    fn unloaded(&self, version: &VersionName) -> Vec<Pin> {
+        let mut entries = self.entries.lock();
+        let Some(entry) = entries.get_mut(version) else { return Vec::new() };
+        (entry.is_loaded, entry.version, entry.failure) = (false, None, None);
+        std::mem::take(&mut entry.dependencies)
+    }
+
+    /// Records a failure; its refusal is what callers get.
+    fn failed(&self, version: &VersionName, error: AppError, dependencies: Vec<Pin>) -> AppError {
+        let now = Instant::now();
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(version.clone()).or_default();
+        let n_failures = entry.failure.as_ref().map_or(0, |failure| failure.n_failures);
+        let back_off = FIRST_BACK_OFF.saturating_mul(1 << n_failures.min(16)).min(LONGEST_BACK_OFF);
+        let failure = Failure { error: Arc::new(error), n_failures: n_failures + 1, until: now + back_off };
+        let refusal = failure.refusal(version, now);
+        (entry.is_loaded, entry.failure, entry.dependencies) = (false, Some(failure), dependencies);
+        refusal
+    }
+}
+
+/// Whether another try would fail alike, and cost as much.
+fn fails_again(error: &AppError) -> bool {
+    matches!(
+        error,
+        AppError::Registry(RegistryError::CorruptVersion { .. })
+            | AppError::Nn(_)
+            | AppError::Serve(
+                ServeError::GoldenMismatch { .. }
+                    | ServeError::WeightsMismatch { .. }
+                    | ServeError::EngineFailed { .. }
+            )
+    )
+}
+
+/// Unloads versions that nobody holds any more, until the models are dropped.
+pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedReceiver<VersionName>) {
+    let shared = Arc::downgrade(shared);
+    tokio::spawn(async move {
+        while let Some(version) = freed.recv().await {
+            let Some(models) = Weak::upgrade(&shared).map(|shared| Models { shared }) else { return };
+            // Its own task: an unload waits for a batch in work, and another version need not wait for that.
+            tokio::spawn(async move {
+                let _lifecycle = models.lock_lifecycle(&version).await;
+                // It may be needed again by now.
+                if models.unload_now(&version).await.is_ok() {
+                    tracing::info!(%version, "unloaded: nothing needs it");
+                }
+            });
+        }
+    });
+}
+
+impl Models {
+    /// A version.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub(crate) async fn version(&self, name: &VersionName) -> Result<Arc<Version>, AppError> {
+        let known = self.shared.loading.entries.lock().get(name).and_then(|entry| entry.version.clone());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let (registry, of_version) = (Arc::clone(&self.shared.registry), name.clone());
+        let version = Arc::new(blocking(move || Ok(registry.get_version(&of_version)?)).await?);
+        if let Some(entry) = self.shared.loading.entries.lock().get_mut(name) {
+            entry.version = Some(Arc::clone(&version));
+        }
+        Ok(version)
+    }
+
+    /// Loads every version that an alias or a collection holds. A version that cannot be loaded is logged and left out:
+    /// the others answer.
+    pub async fn load_needed(&self) {
+        let mut needed = self.shared.pins.needed();
+        needed.sort();
+        for version in needed {
+            if let Err(error) = self.ensure_loaded(&version).await {
+                tracing::error!(%version, %error, "cannot load a version that an alias or a collection needs");
+            }
+        }
+    }
+
+    /// Loads a version if it is not loaded. The caller holds a pin on it.
+    ///
+    /// # Errors
+    /// When there is no such version, its weights are damaged, or the device refuses it; [`AppError::VersionFailed`] when
+    /// that was found a moment ago.
+    pub(crate) async fn ensure_loaded(&self, version: &VersionName) -> Result<(), AppError> {
+        if self.shared.serving.state(version) == LoadState::Loaded {
+            return Ok(());
+        }
+        // Its own task: a caller that cannot wait leaves it running for the next.
+        let (models, version) = (self.clone(), version.clone());
+        detached(async move {
+            let _lifecycle = models.lock_lifecycle(&version).await;
+            match models.shared.loading.refusal(&version) {
+                Some(refusal) => Err(refusal),
+                None => models.load_now(&version).await,
+            }
+        })
+        .await
+    }
+
+    /// Locks a version's lifecycle. A holder may also lock the versions that it depends on, never others.
+    pub(super) async fn lock_lifecycle(&self, version: &VersionName) -> OwnedMutexGuard<()> {
+        self.shared.loading.lifecycle(version).lock_owned().await
+    }
+
+    /// Loads a version, whose lifecycle the caller has locked, and before it those that it depends on.
+    pub(super) fn load_now<'a>(&'a self, name: &'a VersionName) -> BoxFuture<'a, Result<(), AppError>> {
+        Box::pin(async move {
+            if self.shared.serving.state(name) == LoadState::Loaded {
+                return Ok(());
+            }
+            let mut dependencies = Vec::new();
+            match self.load_with(name, &mut dependencies).await {
+                Ok(version) => {
+                    self.shared.loading.loaded(version, dependencies);
+                    tracing::info!(version = %name, "loaded");
+                    Ok(())
+                }
+                Err(error) if fails_again(&error) => {
+                    tracing::error!(version = %name, %error, "a version cannot be loaded");
+                    Err(self.shared.loading.failed(name, error, dependencies))
+                }
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    async fn load_with(&self, name: &VersionName, dependencies: &mut Vec<Pin>) -> Result<Arc<Version>, AppError> {
+        let version = self.version(name).await?;
+        // A version depends on others, and those on none that depends on it: there is no circle.
+        for dependency in version.dependencies() {
+            dependencies.push(self.shared.pins.hold(&dependency, Holder::Version(name.clone())).await);
+            self.ensure_loaded(&dependency).await?;
+        }
+        let (registry, of_version) = (Arc::clone(&self.shared.registry), Arc::clone(&version));
+        let tensors = blocking(move || Ok(registry.load_tensors(&of_version)?)).await?;
+        self.shared.serving.load(engine_source(&version, tensors)).await?;
+        Ok(version)
+    }
+
+    /// Unloads a version, whose lifecycle the caller has locked, once the calls in work have let go of it.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] while something needs it.
+    async fn unload_now(&self, version: &VersionName) -> Result<(), AppError> {
+        let closing = self.shared.pins.close(version).map_err(|holder| in_use(version, &holder))?;
+        closing.drained().await;
+        self.shared.serving.unload(version).await;
+        drop(self.shared.loading.unloaded(version));
+        Ok(())
+    }
+
+    /// Loads a version for an operator: one that failed is tried at once.
+    ///
+    /// # Errors
+    /// When there is no such version, its weights are damaged, or the device refuses it.
+    pub async fn load_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        let held = self.hold(Some(reference)).await?;
+        let (models, name) = (self.clone(), held.version.name.clone());
+        detached(async move {
+            let _lifecycle = models.lock_lifecycle(&name).await;
+            models.load_now(&name).await
+        })
+        .await?;
+        Ok(self.with_state(&held.version.name, held.version.describe()))
+    }
+
+    /// Frees a version's memory.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version that is loaded
+    /// depends on it.
+    pub async fn unload_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        let version = self.version(&self.resolve(Some(reference))?).await?;
+        let (models, name) = (self.clone(), version.name.clone());
+        detached(async move {
+            let _lifecycle = models.lock_lifecycle(&name).await;
+            models.unload_now(&name).await
+        })
+        .await?;
+        Ok(self.with_state(&version.name, version.describe()))
+    }
+
+    /// Deletes a version and its weights.
+    ///
+    /// # Errors
+    /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
+    pub async fn delete_version(&self, _call: &Call, version: VersionName) -> Result<(), AppError> {
+        let models = self.clone();
+        detached(async move {
+            let _lifecycle = models.lock_lifecycle(&version).await;
+            let closing = models.shared.pins.close(&version).map_err(|holder| in_use(&version, &holder))?;
+            closing.drained().await;
+            let (registry, name) = (Arc::clone(&models.shared.registry), version.clone());
+            blocking(move || Ok(registry.delete_version(&name)?)).await?;
+            models.shared.serving.unload(&version).await;
+            drop(models.shared.loading.unloaded(&version));
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What the device needs of a version.
+pub(crate) fn engine_source(version: &Version, tensors: Vec<TensorData>) -> EngineSource {
+    EngineSource {
+        version: version.name.clone(),
+        network: version.network.clone(),
+        input: match &version.reads {
+            Reads::Photos { side_px, .. } => InputKind::Square { side_px: *side_px },
+            Reads::Faces { chip, .. } => InputKind::Square { side_px: chip.side_px },
+            Reads::Finds(settings) => InputKind::Photo(settings.clone()),
+        },
+        embedding_layers: version.embedding_layers.iter().map(|layer| layer.name.clone()).collect(),
+        golden: version.golden.clone(),
+        tensors,
+    }
+}
+
+fn in_use(version: &VersionName, holder: &Holder) -> AppError {
+    RegistryError::InUse { what: version.to_string(), by: holder.to_string() }.into()
+}

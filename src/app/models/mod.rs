@@ -1,0 +1,376 @@
+//! Models, versions and aliases: which version answers, and that it is loaded before anyone is sent to it.
+//!
+//! Resolving an alias reads a map that is swapped whole, never the store, and gives the alias's pin along. A swap drops
+//! nothing: the new version is loaded, warmed and verified, then the alias moves, and the old version is unloaded once
+//! the calls that hold it have ended. [`pins`] says what keeps a version loaded, [`loading`] brings it there.
+
+mod aliases;
+mod loading;
+mod pins;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use self::{
+    aliases::{Aliases, read_aliases},
+    loading::Loading,
+    pins::Pins,
+};
+pub(crate) use self::{
+    loading::engine_source,
+    pins::{Holder, Pin},
+};
+use super::{AppError, Call, Idempotent, Page, Paged, blocking, detached};
+use crate::{
+    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, VersionName},
+    proto::v1,
+    registry::{Registry, RegistryError, Version},
+    serving::{LoadState, ServingPool},
+};
+
+/// The model that answers where none is named and there are several: the published one has this name.
+const USUAL_MODEL: &str = "face";
+
+/// The models of a server.
+#[derive(Clone)]
+pub struct Models {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Arc<Registry>,
+    serving: ServingPool,
+    default_model: Option<ModelRef>,
+    aliases: ArcSwap<Aliases>,
+    /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
+    refreshing: tokio::sync::Mutex<()>,
+    pins: Arc<Pins>,
+    loading: Loading,
+    /// Rises whenever an alias moves.
+    moves: watch::Sender<u64>,
+}
+
+/// A version that a call works with, and the pin that keeps it loaded.
+#[derive(Clone)]
+pub(crate) struct Resolved {
+    /// The version, parsed.
+    pub(crate) version: Arc<Version>,
+    /// Keeps it loaded for the call.
+    _pin: Pin,
+}
+
+impl Models {
+    /// The registry's models, answered by `serving`.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub fn open(
+        registry: Arc<Registry>,
+        serving: ServingPool,
+        default_model: Option<ModelRef>,
+    ) -> Result<Self, AppError> {
+        let (free, freed) = tokio::sync::mpsc::unbounded_channel();
+        let pins = Pins::new(free);
+        let aliases = read_aliases(&registry, &Aliases::new(), &pins)?;
+        let shared = Arc::new(Shared {
+            registry,
+            serving,
+            default_model,
+            aliases: ArcSwap::from_pointee(aliases),
+            refreshing: tokio::sync::Mutex::new(()),
+            pins,
+            loading: Loading::default(),
+            moves: watch::Sender::new(0),
+        });
+        loading::unload_what_is_free(&shared, freed);
+        Ok(Self { shared })
+    }
+
+    /// The registry underneath.
+    #[must_use]
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.shared.registry
+    }
+
+    /// The version that a reference means now; `None` means the default model's champion.
+    ///
+    /// # Errors
+    /// [`RegistryError`] for a model or alias that is not there.
+    pub fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
+        Ok(self.resolve_alias(reference)?.0)
+    }
+
+    /// The version that a reference means, and the pin of the alias if it names one.
+    fn resolve_alias(&self, reference: Option<&ModelRef>) -> Result<(VersionName, Option<Pin>), AppError> {
+        let default;
+        let reference = match reference {
+            Some(reference) => reference,
+            None => {
+                default = self.default_ref()?;
+                &default
+            }
+        };
+        match reference {
+            ModelRef::Version(version) => Ok((version.clone(), None)),
+            ModelRef::Alias { model, alias } => {
+                let aliases = self.shared.aliases.load();
+                let of_model =
+                    aliases.get(model).ok_or_else(|| RegistryError::ModelNotFound { model: model.clone() })?;
+                let pin = of_model
+                    .aliases
+                    .get(alias)
+                    .ok_or_else(|| RegistryError::AliasNotFound { model: model.clone(), alias: alias.clone() })?;
+                Ok((pin.version().clone(), Some(pin.clone())))
+            }
+        }
+    }
+
+    fn default_ref(&self) -> Result<ModelRef, AppError> {
+        if let Some(configured) = &self.shared.default_model {
+            return Ok(configured.clone());
+        }
+        let champion = |model: &ModelId| ModelRef::Alias { model: model.clone(), alias: AliasName::champion() };
+        let aliases = self.shared.aliases.load();
+        let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model).collect();
+        // What a fresh server knows about faces, whatever is trained or imported beside it.
+        if let Some(model) = answering.iter().find(|model| model.as_bytes() == USUAL_MODEL.as_bytes()) {
+            return Ok(champion(model));
+        }
+        match answering.as_slice() {
+            [only] => Ok(champion(only)),
+            [] => Err(AppError::field(
+                "model",
+                "this server has no model yet: start it with the published weights (models.published_dir), train one (visage train --help) or import one",
+            )),
+            several => Err(AppError::field(
+                "model",
+                format!("name one of this server's {} models, such as models/{}", several.len(), several[0]),
+            )),
+        }
+    }
+
+    /// The version that a reference means now, held for a call; not loaded yet.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub(crate) async fn hold(&self, reference: Option<&ModelRef>) -> Result<Resolved, AppError> {
+        let (name, pin) = self.resolve_alias(reference)?;
+        let pin = match pin {
+            Some(pin) => pin,
+            None => self.shared.pins.hold(&name, Holder::Call).await,
+        };
+        Ok(Resolved { version: self.version(&name).await?, _pin: pin })
+    }
+
+    /// Holds a version for as long as a collection compares with it.
+    pub(crate) fn hold_for_collection(&self, version: &VersionName, id: String) -> Pin {
+        self.shared.pins.hold_now(version, Holder::Collection(id))
+    }
+
+    /// Points an alias at a version, or removes it.
+    ///
+    /// # Errors
+    /// [`RegistryError::AliasMoved`] when the alias is not where the caller expected it; the errors of a load, before
+    /// anything has changed.
+    pub async fn set_alias(
+        &self,
+        _call: &Call,
+        model: ModelId,
+        alias: AliasName,
+        target: Option<VersionName>,
+        expected: Option<Option<u64>>,
+        once: Idempotent,
+    ) -> Result<v1::Model, AppError> {
+        let models = self.clone();
+        detached(async move {
+            let (registry, earlier) = (Arc::clone(&models.shared.registry), once.clone());
+            if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
+                return Ok(answer);
+            }
+            // Until the alias holds the version.
+            let _lifecycle = match &target {
+                Some(version) => {
+                    models.version(version).await?;
+                    let lifecycle = models.lock_lifecycle(version).await;
+                    models.load_now(version).await?;
+                    Some(lifecycle)
+                }
+                None => None,
+            };
+            let registry = Arc::clone(&models.shared.registry);
+            let number = target.as_ref().map(|version| version.number);
+            let answer = blocking(move || {
+                once.once(registry.store(), || {
+                    let remember = |model: &crate::registry::Model| once.remember(&model.describe());
+                    Ok(registry.set_alias(&model, &alias, number, expected, remember)?.describe())
+                })
+            })
+            .await?;
+            models.refresh().await?;
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// A model with its aliases.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn get(&self, _call: &Call, model: ModelId) -> Result<v1::Model, AppError> {
+        let registry = Arc::clone(&self.shared.registry);
+        blocking(move || Ok(registry.get_model(&model)?.describe())).await
+    }
+
+    /// A page of the models, by id.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self, _call: &Call, page: Page, list: &'static str) -> Result<Paged<v1::Model>, AppError> {
+        let registry = Arc::clone(&self.shared.registry);
+        blocking(move || {
+            let rows = registry.list_models(page.after.as_deref(), page.limit())?;
+            let paged = page.finish(rows, list, |model| model.id.as_bytes().to_vec());
+            Ok(paged.map(|model| model.describe()))
+        })
+        .await
+    }
+
+    /// A page of a model's versions, newest first.
+    ///
+    /// # Errors
+    /// When there is no such model.
+    pub async fn list_versions(
+        &self,
+        _call: &Call,
+        model: ModelId,
+        page: Page,
+        list: String,
+    ) -> Result<Paged<v1::ModelVersion>, AppError> {
+        let before = match &page.after {
+            None => None,
+            Some(key) => Some(u64::from_be_bytes(
+                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: list.clone() })?,
+            )),
+        };
+        let registry = Arc::clone(&self.shared.registry);
+        let paged = blocking(move || {
+            let rows = registry.list_versions(&model, before, page.limit())?;
+            Ok(page.finish(rows, &list, |(name, _)| name.number.to_be_bytes().to_vec()))
+        })
+        .await?;
+        Ok(paged.map(|(name, description)| self.with_state(&name, description)))
+    }
+
+    /// A version, named or through an alias.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub async fn get_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        self.describe(self.resolve(Some(reference))?).await
+    }
+
+    /// A version's description, with its load state and aliases.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub(crate) async fn describe(&self, name: VersionName) -> Result<v1::ModelVersion, AppError> {
+        let (registry, of_version) = (Arc::clone(&self.shared.registry), name.clone());
+        let description = blocking(move || Ok(registry.describe_version(&of_version)?)).await?;
+        Ok(self.with_state(&name, description))
+    }
+
+    /// A version's description with its load state and aliases.
+    pub(crate) fn with_state(&self, name: &VersionName, description: v1::ModelVersion) -> v1::ModelVersion {
+        let load_state = match self.shared.serving.state(name) {
+            LoadState::Unloaded => v1::LoadState::Unloaded,
+            LoadState::Loading => v1::LoadState::Loading,
+            LoadState::Loaded => v1::LoadState::Loaded,
+            LoadState::Failed => v1::LoadState::Failed,
+        };
+        v1::ModelVersion { load_state: load_state.into(), aliases: self.aliases_of(name), ..description }
+    }
+
+    /// The embedding space that a reference means now: `{version}#{layer}`; of a version alone, the space that it is
+    /// paired with, or its own first; and of an empty one that of the default model's champion.
+    ///
+    /// # Errors
+    /// When there is no such version or layer.
+    pub(crate) async fn resolve_space(&self, reference: &str) -> Result<EmbeddingSpace, AppError> {
+        let (model, layer) = match reference.split_once('#') {
+            Some((model, layer)) => (model, Some(layer)),
+            None => (reference, None),
+        };
+        let model = if model.is_empty() { None } else { Some(ModelRef::parse("embedding_space", model)?) };
+        let version = self.version(&self.resolve(model.as_ref())?).await?;
+        let space = match layer {
+            Some(layer) => EmbeddingSpace { version: version.name.clone(), layer: layer.into() },
+            None => version.usual_space().ok_or_else(|| no_embedding(&version.name))?,
+        };
+        self.dimensions(&space).await?;
+        Ok(space)
+    }
+
+    /// How many numbers a vector of a space has.
+    ///
+    /// # Errors
+    /// When there is no such version, or it has no such layer.
+    pub(crate) async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
+        let layers = &self.version(&space.version).await?.embedding_layers;
+        if let Some(known) = layers.iter().find(|known| known.name == *space.layer) {
+            return Ok(known.dimensions);
+        }
+        let known: Vec<_> = layers.iter().map(|known| known.name.as_str()).collect();
+        let what = match known.as_slice() {
+            [] => "has no embedding layers".to_owned(),
+            known => format!("has no embedding layer {:?}; it has: {}", space.layer, known.join(", ")),
+        };
+        Err(AppError::UnsupportedByModel { version: space.version.to_string(), what })
+    }
+
+    /// Reads the aliases anew, after a change in the registry. What lost its alias is unloaded when its calls have ended.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub(crate) async fn refresh(&self) -> Result<(), AppError> {
+        let _refreshing = self.shared.refreshing.lock().await;
+        let shared = Arc::clone(&self.shared);
+        let aliases = blocking(move || read_aliases(&shared.registry, &shared.aliases.load(), &shared.pins)).await?;
+        self.shared.aliases.store(Arc::new(aliases));
+        self.shared.moves.send_modify(|n_moves| *n_moves = n_moves.wrapping_add(1));
+        Ok(())
+    }
+
+    /// The aliases that point at a version now.
+    #[must_use]
+    pub(crate) fn aliases_of(&self, version: &VersionName) -> Vec<String> {
+        let aliases = self.shared.aliases.load();
+        let of_model = aliases.get(&version.model).into_iter().flat_map(|known| &known.aliases);
+        of_model.filter(|(_, pin)| pin.version() == version).map(|(alias, _)| alias.to_string()).collect()
+    }
+
+    /// Whether the default model's champion answers; true where there is no default model.
+    #[must_use]
+    pub(crate) fn default_answers(&self) -> bool {
+        match self.resolve(None) {
+            Ok(version) => self.shared.serving.state(&version) == LoadState::Loaded,
+            Err(_) => true,
+        }
+    }
+
+    /// Rises whenever an alias moves.
+    #[must_use]
+    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
+        self.shared.moves.subscribe()
+    }
+}
+
+/// A version whose photos give no embedding that could be compared.
+pub(crate) fn no_embedding(version: &VersionName) -> AppError {
+    let what = "has no embedding to compare by; name a version that has or is paired with one".to_owned();
+    AppError::UnsupportedByModel { version: version.to_string(), what }
+}
+
+#[cfg(test)]
+mod tests;

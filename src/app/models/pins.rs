@@ -1,0 +1,262 @@
+//! What keeps versions loaded.
+//!
+//! A version stays loaded while something holds a [`Pin`] on it: an alias, a collection, a version that depends on it, a
+//! call in work. A call that names an alias holds the alias's own pin, so a version that it resolved cannot be unloaded
+//! under it. A version that loses its last lasting holder is reported as free, once the calls in work have let go of it.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc::UnboundedSender};
+
+use crate::names::{AliasName, VersionName};
+
+/// Who needs a version.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Holder {
+    /// An alias points at it.
+    Alias(AliasName),
+    /// A collection compares in a space of it.
+    Collection(String),
+    /// A version that is loaded depends on it.
+    Version(VersionName),
+    /// A call in work.
+    Call,
+}
+
+impl Holder {
+    fn is_lasting(&self) -> bool {
+        *self != Self::Call
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alias(alias) => write!(f, "the alias {alias}"),
+            Self::Collection(id) => write!(f, "collections/{id}"),
+            Self::Version(version) => version.fmt(f),
+            Self::Call => f.write_str("a call"),
+        }
+    }
+}
+
+/// Keeps a version loaded until its last clone is dropped.
+#[derive(Clone)]
+pub(crate) struct Pin(Arc<Held>);
+
+struct Held {
+    pins: Arc<Pins>,
+    version: VersionName,
+    holder: Holder,
+}
+
+impl Pin {
+    /// The version that it keeps.
+    pub(crate) fn version(&self) -> &VersionName {
+        &self.0.version
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.pins.release(&self.version, &self.holder);
+    }
+}
+
+/// The pins of a server.
+pub(crate) struct Pins {
+    slots: Mutex<HashMap<VersionName, Slot>>,
+    /// Gets versions that no one holds any more, after a lasting holder let go.
+    free: UnboundedSender<VersionName>,
+}
+
+/// A version that is held or being closed.
+#[derive(Default)]
+struct Slot {
+    holders: Vec<Holder>,
+    /// Present while the version is being unloaded; notified when a holder lets go and when the unload is over.
+    closing: Option<Arc<Notify>>,
+    /// A lasting holder let go, and none is left.
+    is_left: bool,
+}
+
+/// A version that is being unloaded: no call gets a pin on it until this is dropped.
+pub(crate) struct Closing {
+    pins: Arc<Pins>,
+    version: VersionName,
+    changed: Arc<Notify>,
+}
+
+impl Pins {
+    pub(crate) fn new(free: UnboundedSender<VersionName>) -> Arc<Self> {
+        Arc::new(Self { slots: Mutex::default(), free })
+    }
+
+    /// Holds a version; waits for the end of an unload.
+    pub(crate) async fn hold(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
+        loop {
+            let closing = {
+                let mut slots = self.slots.lock();
+                let slot = slots.entry(version.clone()).or_default();
+                match &slot.closing {
+                    None => {
+                        slot.holders.push(holder.clone());
+                        return self.pin(version, holder);
+                    }
+                    Some(closing) => Arc::clone(closing).notified_owned(),
+                }
+            };
+            closing.await;
+        }
+    }
+
+    /// Holds a version for good, at once. The caller makes sure that it is not being unloaded.
+    pub(crate) fn hold_now(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
+        self.slots.lock().entry(version.clone()).or_default().holders.push(holder.clone());
+        self.pin(version, holder)
+    }
+
+    fn pin(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
+        Pin(Arc::new(Held { pins: Arc::clone(self), version: version.clone(), holder }))
+    }
+
+    fn release(&self, version: &VersionName, holder: &Holder) {
+        let mut slots = self.slots.lock();
+        let Some(slot) = slots.get_mut(version) else { return };
+        if let Some(at) = slot.holders.iter().position(|held| held == holder) {
+            slot.holders.swap_remove(at);
+        }
+        slot.is_left |= holder.is_lasting() && !slot.holders.iter().any(Holder::is_lasting);
+        if let Some(closing) = &slot.closing {
+            closing.notify_waiters();
+        } else if slot.holders.is_empty() {
+            let is_left = slot.is_left;
+            slots.remove(version);
+            if is_left {
+                // Nobody listens when the server is ending, and everything is unloaded then.
+                drop(self.free.send(version.clone()));
+            }
+        }
+    }
+
+    /// Begins to unload a version.
+    ///
+    /// # Errors
+    /// The holder that needs it.
+    pub(crate) fn close(self: &Arc<Self>, version: &VersionName) -> Result<Closing, Holder> {
+        let mut slots = self.slots.lock();
+        let slot = slots.entry(version.clone()).or_default();
+        match slot.holders.iter().filter(|holder| holder.is_lasting()).min() {
+            Some(holder) => Err(holder.clone()),
+            None => {
+                let changed = Arc::clone(slot.closing.get_or_insert_default());
+                Ok(Closing { pins: Arc::clone(self), version: version.clone(), changed })
+            }
+        }
+    }
+
+    /// The versions that have a lasting holder.
+    pub(crate) fn needed(&self) -> Vec<VersionName> {
+        let slots = self.slots.lock();
+        let needed = slots.iter().filter(|(_, slot)| slot.holders.iter().any(Holder::is_lasting));
+        needed.map(|(version, _)| version.clone()).collect()
+    }
+
+    /// Whether anybody holds a version.
+    pub(crate) fn is_held(&self, version: &VersionName) -> bool {
+        self.slots.lock().get(version).is_some_and(|slot| !slot.holders.is_empty())
+    }
+}
+
+impl Closing {
+    /// Waits until the calls in work have let go of the version.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.pins.is_held(&self.version) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let mut slots = self.pins.slots.lock();
+        if let Some(slot) = slots.get_mut(&self.version) {
+            slot.closing = None;
+            if slot.holders.is_empty() {
+                slots.remove(&self.version);
+            }
+        }
+        drop(slots);
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn version() -> VersionName {
+        VersionName::parse("version", "models/m/versions/1").unwrap()
+    }
+
+    fn alias() -> Holder {
+        Holder::Alias(AliasName::champion())
+    }
+
+    #[tokio::test]
+    async fn a_version_is_free_when_its_last_lasting_holder_and_all_calls_have_let_go() {
+        let (free, mut freed) = mpsc::unbounded_channel();
+        let pins = Pins::new(free);
+        let lasting = pins.hold_now(&version(), alias());
+        let of_call = lasting.clone();
+        let named = pins.hold(&version(), Holder::Call).await;
+        drop(lasting);
+        assert!(freed.try_recv().is_err(), "a call holds the alias's pin");
+        drop(of_call);
+        assert!(freed.try_recv().is_err(), "a call named it");
+        drop(named);
+        assert_eq!(freed.try_recv().unwrap(), version());
+        drop(pins.hold(&version(), Holder::Call).await);
+        assert!(freed.try_recv().is_err(), "nobody needed it for longer");
+        assert!(pins.slots.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_unload_waits_for_calls_and_calls_wait_for_an_unload() {
+        let pins = Pins::new(mpsc::unbounded_channel().0);
+        let first = pins.hold(&version(), Holder::Call).await;
+        let closing = pins.close(&version()).unwrap();
+        assert!(closing.drained().now_or_never().is_none());
+        let name = version();
+        let mut second = Box::pin(pins.hold(&name, Holder::Call));
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        closing.drained().await;
+        assert!((&mut second).now_or_never().is_none());
+        drop(closing);
+        assert_eq!(*second.await.version(), version());
+        assert!(pins.slots.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_needed_is_not_closed_and_says_by_whom() {
+        let pins = Pins::new(mpsc::unbounded_channel().0);
+        let by_version = pins.hold_now(&version(), Holder::Version(version()));
+        let by_alias = pins.hold_now(&version(), alias());
+        assert_eq!(pins.close(&version()).err(), Some(alias()));
+        assert_eq!(pins.needed(), [version()]);
+        drop(by_alias);
+        assert_eq!(pins.close(&version()).err().unwrap().to_string(), "models/m/versions/1");
+        drop(by_version);
+        assert!(pins.close(&version()).is_ok());
+        assert!(pins.needed().is_empty());
+    }
+}

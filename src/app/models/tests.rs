@@ -1,0 +1,142 @@
+//! Loading, swaps and failures over a fake engine.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::future::join_all;
+
+use super::*;
+use crate::{
+    app::Caller,
+    nn::Golden,
+    registry::{NewVersion, Normalised, Origin, Reads},
+    serving::{Priority, ServeError, ServingSettings, testing::FakeEngineLoader},
+    store::MemoryStore,
+};
+
+fn model() -> ModelId {
+    ModelId::parse("model", "m").unwrap()
+}
+
+fn name(number: u64) -> VersionName {
+    VersionName { model: model(), number }
+}
+
+fn call() -> Call {
+    Call {
+        caller: Caller::anonymous(),
+        call_id: "test".to_owned(),
+        arrived: std::time::Instant::now(),
+        deadline: None,
+        item_timeout: Duration::from_secs(1),
+        priority: Priority::Normal,
+    }
+}
+
+/// A version with one head, which the fake answers; the first is the champion.
+fn new_version(golden: Option<Golden>) -> NewVersion {
+    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
+    NewVersion {
+        model: model(),
+        architecture: v1::Architecture::Resnet18,
+        heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
+        reads: Reads::Photos {
+            side_px: 32,
+            min_side_px: 16,
+            normalisation: Normalised { mean: [0.5; 3], std: [0.2; 3] },
+        },
+        tensors: Vec::new(),
+        calibrations: Vec::new(),
+        embedding_layers: Vec::new(),
+        metrics: BTreeMap::new(),
+        golden,
+        thresholds: None,
+        identity: None,
+        origin: Origin::default(),
+    }
+}
+
+fn models(fake: &FakeEngineLoader, versions: impl IntoIterator<Item = NewVersion>) -> Models {
+    let registry = Arc::new(Registry::new(Arc::new(MemoryStore::new())));
+    for new in versions {
+        registry.register(new, |_| crate::store::Batch::default()).unwrap();
+    }
+    let serving = ServingPool::start(ServingSettings::default(), Arc::new(fake.clone())).unwrap();
+    Models::open(registry, serving, None).unwrap()
+}
+
+fn state(models: &Models, number: u64) -> LoadState {
+    models.shared.serving.state(&name(number))
+}
+
+async fn settled(models: &Models, number: u64, wanted: LoadState) {
+    let mut changes = models.shared.serving.changes();
+    while state(models, number) != wanted {
+        changes.changed().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_fails_is_built_once_a_back_off() {
+    let fake = FakeEngineLoader::new();
+    let wrong = Golden { input_seed: 1, outputs: vec![-1.0], tolerance: 1e-3 };
+    let models = models(&fake, [new_version(None), new_version(Some(wrong))]);
+    models.load_needed().await;
+    let n_built = fake.n_loads();
+    let ask = async || {
+        let held = models.hold(Some(&ModelRef::Version(name(2)))).await.unwrap();
+        models.ensure_loaded(&held.version.name).await.unwrap_err()
+    };
+    let refusals = join_all((0..50).map(|_| ask())).await;
+    for refusal in &refusals {
+        let AppError::VersionFailed { version, source, retry_after } = refusal else { panic!("{refusal}") };
+        assert!(*version == name(2) && *retry_after <= Duration::from_secs(1));
+        assert!(matches!(**source, AppError::Serve(ServeError::GoldenMismatch { .. })), "{source}");
+    }
+    assert_eq!(fake.n_loads() - n_built, 1, "one build answers all");
+    let AppError::VersionFailed { retry_after, .. } = ask().await else { panic!() };
+    tokio::time::sleep(retry_after).await;
+    let AppError::VersionFailed { retry_after, .. } = ask().await else { panic!() };
+    assert_eq!(fake.n_loads() - n_built, 2);
+    assert!(retry_after > Duration::from_secs(1), "the second back-off is longer");
+    let by_operator = models.load_version(&call(), &ModelRef::Version(name(2))).await;
+    assert!(matches!(by_operator, Err(AppError::VersionFailed { .. })));
+    assert_eq!(fake.n_loads() - n_built, 3, "an operator does not wait");
+    assert_eq!(state(&models, 1), LoadState::Loaded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_keeps_the_old_version_for_the_calls_that_resolved_it() {
+    let fake = FakeEngineLoader::new();
+    let models = models(&fake, [new_version(None), new_version(None)]);
+    models.load_needed().await;
+    let champion = ModelRef::Alias { model: model(), alias: AliasName::champion() };
+    let held = models.hold(Some(&champion)).await.unwrap();
+    assert_eq!(held.version.name, name(1));
+    let once = Idempotent::never();
+    models.set_alias(&call(), model(), AliasName::champion(), Some(name(2)), None, once).await.unwrap();
+    assert_eq!(models.resolve(Some(&champion)).unwrap(), name(2));
+    assert_eq!((state(&models, 1), state(&models, 2)), (LoadState::Loaded, LoadState::Loaded));
+    drop(held);
+    settled(&models, 1, LoadState::Unloaded).await;
+    assert_eq!(state(&models, 2), LoadState::Loaded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_needed_is_not_unloaded_and_what_was_named_is() {
+    let fake = FakeEngineLoader::new();
+    let models = models(&fake, [new_version(None), new_version(None)]);
+    models.load_needed().await;
+    let unload = async |number| models.unload_version(&call(), &ModelRef::Version(name(number))).await;
+    let refused = unload(1).await.unwrap_err();
+    assert!(matches!(&refused, AppError::Registry(RegistryError::InUse { by, .. }) if by == "the alias champion"));
+    let collection = models.hold_for_collection(&name(2), "people".to_owned());
+    models.load_version(&call(), &ModelRef::Version(name(2))).await.unwrap();
+    let refused = models.delete_version(&call(), name(2)).await.unwrap_err();
+    assert!(matches!(&refused, AppError::Registry(RegistryError::InUse { by, .. }) if by == "collections/people"));
+    drop(collection);
+    settled(&models, 2, LoadState::Unloaded).await;
+    models.load_version(&call(), &ModelRef::Version(name(2))).await.unwrap();
+    assert_eq!(unload(2).await.unwrap().load_state(), v1::LoadState::Unloaded);
+    models.delete_version(&call(), name(2)).await.unwrap();
+    assert!(models.version(&name(2)).await.is_err());
+}

@@ -1,0 +1,87 @@
+//! The pixel half of reading faces: look at a photo, and cut its faces out for the networks that read them.
+
+use super::{
+    ChipSettings, DecodeLimits, DetectedFace, DetectionView, DetectorSettings, FaceCrop, FaceQuality, ImageError,
+    Pixels, Point, Pyramid, cut_chip, detect::FacePart,
+};
+
+/// How the faces of a photo are found, and how they are cut out for each reader.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FacePipeline {
+    detector: DetectorSettings,
+    /// One a reader; at least one.
+    chips: Vec<ChipSettings>,
+    /// Where the cascade's landmarks of an average face lie in the unit square.
+    landmarks: [Point; 5],
+}
+
+/// A face, judged and cut out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CutFace {
+    /// How fit its picture is.
+    pub quality: FaceQuality,
+    /// Its pixels for each reader, in order; empty when it is not fit.
+    pub chips: Vec<Pixels>,
+}
+
+impl FacePipeline {
+    /// Faces that a detector with these settings finds, cut out for a reader and perhaps one more.
+    #[must_use]
+    pub fn new(detector: DetectorSettings, reader: ChipSettings, second: Option<ChipSettings>) -> Self {
+        let landmarks = detector.landmarks.unwrap_or(reader.template);
+        let mut chips: Vec<_> = std::iter::once(reader).chain(second).collect();
+        if detector.alignment_box.is_none() {
+            // Without a predictor of the readers' points, faces are cut out by the landmarks themselves.
+            chips.iter_mut().for_each(|chip| chip.template = landmarks);
+        }
+        Self { detector, chips, landmarks }
+    }
+
+    /// Decodes a photo and lays it out for the detector.
+    ///
+    /// # Errors
+    /// Those of [`super::decode()`].
+    pub fn look(&self, photo: &[u8], limits: &DecodeLimits) -> Result<(Pyramid, DetectionView), ImageError> {
+        DetectionView::new(photo, limits, &self.detector.cascade)
+    }
+
+    /// Whether the detector need not look again: every face can be cut out of the view.
+    #[must_use]
+    pub fn is_enough(&self, view: &DetectionView, faces: &[DetectedFace]) -> bool {
+        view.is_enough(faces, &self.chips)
+    }
+
+    /// The parts of the photo that the detector is to look at again, see [`DetectionView::parts`].
+    #[must_use]
+    pub fn parts(
+        &self,
+        view: &DetectionView,
+        photo: &[u8],
+        limits: &DecodeLimits,
+        faces: &[DetectedFace],
+    ) -> Vec<(FacePart, Pyramid)> {
+        view.parts(photo, limits, faces, &self.chips, &self.detector.cascade)
+    }
+
+    /// Each face with the picture that it is to be cut out of, given what the detector `found` in each part.
+    #[must_use]
+    pub fn crops(
+        &self,
+        view: &DetectionView,
+        faces: Vec<DetectedFace>,
+        parts: &[FacePart],
+        found: &[Vec<DetectedFace>],
+    ) -> Vec<FaceCrop> {
+        view.crops(faces, parts, found, &self.chips)
+    }
+
+    /// Judges a face, and cuts it out for each reader if it is fit.
+    #[must_use]
+    pub fn cut(&self, crop: &FaceCrop, is_fit: impl FnOnce(&FaceQuality) -> bool) -> CutFace {
+        let (picture, face) = (&*crop.picture, &crop.face);
+        let quality = FaceQuality::of(picture, crop.scale, face, &self.landmarks, &self.chips[0].template);
+        let cut = |chip: &ChipSettings| cut_chip(picture, &face.alignment, chip).pixels;
+        let chips = if is_fit(&quality) { self.chips.iter().map(cut).collect() } else { Vec::new() };
+        CutFace { quality, chips }
+    }
+}
