@@ -7,12 +7,12 @@ use sha2::{Digest, Sha256};
 use super::{App, AppError, Idempotent, Models, blocking, detached, published::Published};
 use crate::{
     names::{ModelId, VersionName},
-    nn::{NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
+    nn::{self, NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
     proto::{
-        store::{EmbeddingLayer, Preprocessing, VersionRecord},
+        store::{EmbeddingLayer, Golden, Preprocessing, VersionRecord},
         v1,
     },
-    registry::{GOLDEN_SEED, NewVersion, Origin, golden},
+    registry::{NewVersion, Origin},
     serving::{ServeError, ServingPool},
     training::{Head, Roots, TrainingError, architecture},
 };
@@ -267,7 +267,7 @@ pub(super) async fn register_verified(
 ) -> Result<v1::ModelVersion, AppError> {
     let registry = Arc::clone(models.registry());
     let (unregistered, tensors): (VersionRecord, _) = (new.unregistered(), new.tensors.clone());
-    let probed = serving.probe(unregistered, tensors, GOLDEN_SEED).await;
+    let probed = serving.probe(unregistered, tensors, nn::GOLDEN_SEED).await;
     let outputs = probed.map_err(|error| match error {
         // Of a file that its caller named, not of a version that is stored.
         ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
@@ -278,7 +278,8 @@ pub(super) async fn register_verified(
         let detail = format!("they answer {} where a number should be (output {at} of a test picture)", outputs[at]);
         return Err(AppError::Nn(NnError::WeightsMismatch { detail }));
     }
-    new.golden = Some(golden(outputs));
+    let nn::Golden { input_seed, outputs, tolerance } = nn::golden(outputs);
+    new.golden = Some(Golden { input_seed, outputs, tolerance });
     let models = models.clone();
     detached(async move {
         let of_answer = models.clone();

@@ -7,6 +7,7 @@ mod age_gender;
 mod device;
 mod dlib;
 mod error;
+mod golden;
 mod head;
 mod inference;
 mod mtcnn;
@@ -25,8 +26,10 @@ pub use dlib::{
     parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape,
 };
 pub use error::NnError;
+pub(crate) use error::is_out_of_memory;
+pub use golden::{GOLDEN_SEED, Golden, golden, golden_input};
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
-pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
+pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput};
 pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
 pub use published::{PublishedNetwork, WeightsFile};

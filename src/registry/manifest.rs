@@ -66,19 +66,6 @@ pub struct Origin {
     pub published_as: String,
 }
 
-/// The seed of every version's golden input.
-pub const GOLDEN_SEED: u64 = 1;
-
-/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
-const GOLDEN_TOLERANCE: f32 = 1e-3;
-
-/// The golden outputs of a version that answered so to the input of [`GOLDEN_SEED`].
-#[must_use]
-pub fn golden(outputs: Vec<f32>) -> Golden {
-    let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
-    Golden { input_seed: GOLDEN_SEED, outputs, tolerance: GOLDEN_TOLERANCE * largest }
-}
-
 impl NewVersion {
     /// The manifest with this number and these tensors, digest included.
     pub(super) fn manifest(&self, number: u64, tensors: Vec<TensorRef>) -> VersionRecord {

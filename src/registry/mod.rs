@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use error::RegistryError;
-pub use manifest::{GOLDEN_SEED, NewVersion, Origin, golden, partners, weight_bytes};
+pub use manifest::{NewVersion, Origin, partners, weight_bytes};
 
 use crate::{
     names::{AliasName, ModelId, VersionName},

@@ -43,7 +43,7 @@ pub use scheduler::Priority;
 pub use torch_engine::TorchEngineLoader;
 
 use crate::{
-    nn::{BUCKETS, TensorData},
+    nn::{BUCKETS, TensorData, is_out_of_memory},
     proto::store::VersionRecord,
     vision::{DetectedFace, Pixels, Pyramid},
 };
@@ -174,18 +174,11 @@ impl EngineError {
     /// Of a caught panic: libtorch's layers have no fallible form, and end so when memory runs out.
     pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let words = panic_message(panic);
-        let lower = words.to_lowercase();
-        if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| lower.contains(sign)) {
-            Self::OutOfMemory(words)
-        } else {
-            Self::Failed(words)
-        }
+        if is_out_of_memory(&words) { Self::OutOfMemory(words) } else { Self::Failed(words) }
     }
 }
 
 /// The words of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("panicked: {}", words.unwrap_or_else(|| "without a message".to_owned()))
+    format!("panicked: {}", crate::error::panic_message(panic).unwrap_or("without a message"))
 }

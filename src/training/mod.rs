@@ -23,3 +23,8 @@ pub use data::{
 };
 pub use error::TrainingError;
 pub use process::{Launcher, ProcessLauncher, RunningWorker, WorkerExit, worker_main};
+
+/// A count as the messages carry it; one that is too large for them is their largest.
+fn count(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}

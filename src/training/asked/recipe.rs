@@ -11,7 +11,7 @@ use std::{
 use crate::{
     nn::{Architecture, HeadKind, NetworkSpec},
     proto::v1,
-    training::TrainingError,
+    training::{TrainingError, count},
 };
 
 /// The largest number of heads.
@@ -153,7 +153,7 @@ impl Recipe {
             architecture: architecture_to_proto(self.architecture).into(),
             heads: self.heads.iter().map(Head::to_proto).collect(),
             stages: self.stages.iter().map(Stage::to_proto).collect(),
-            batch_size: i32::try_from(self.batch_size).unwrap_or(i32::MAX),
+            batch_size: count(self.batch_size),
             weight_decay: Some(self.weight_decay),
             dropout: Some(self.dropout),
             pct_start: Some(self.pct_start),
@@ -298,8 +298,8 @@ impl Stage {
 
     fn to_proto(&self) -> v1::Stage {
         v1::Stage {
-            epochs: i32::try_from(self.epochs).unwrap_or(i32::MAX),
-            image_size_px: i32::try_from(self.image_size_px).unwrap_or(i32::MAX),
+            epochs: count(self.epochs),
+            image_size_px: count(self.image_size_px),
             max_learning_rate: self.max_learning_rate,
             freeze_body: self.freeze_body,
         }

@@ -16,6 +16,7 @@ use std::{
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::{
     dataset::{Dataset, LoadPhase, LoadProgress, LoadWatch},
@@ -395,19 +396,14 @@ fn take(budget: &AtomicU64, n_bytes: u64) -> bool {
 
 /// What the system says is free, or 4 GiB where it does not say; a container's own limit counts.
 fn free_memory_bytes() -> u64 {
-    let number = |text: String| text.trim().parse::<u64>().ok();
-    let of_machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.trim().to_owned();
-        Some(number(line.trim_end_matches("kB").to_owned())? << 10)
+    let Ok(mut system) = System::new() else { return 4 << 30 };
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let of_machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);
+    let of_container = sysinfo::get_current_pid().ok().and_then(|pid| {
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
+        Some(system.process(pid)?.cgroup_limits()?.free_memory)
     });
-    let cgroup = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok().and_then(number);
-    let of_container =
-        cgroup("memory.max").map(|most| most.saturating_sub(cgroup("memory.current").unwrap_or_default()));
-    match (of_machine, of_container) {
-        (Some(machine), Some(container)) => machine.min(container),
-        (Some(bytes), None) | (None, Some(bytes)) => bytes,
-        (None, None) => 4 << 30,
-    }
+    of_machine.into_iter().chain(of_container).min().unwrap_or(4 << 30)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{
     training::{
         TrainingError,
         asked::{Head, Recipe, Stage, Target},
+        count,
         data::{Augmentation, BatchPlan, ImageSet, LabelledBatch, Loader, Order, Rest, StageImages},
     },
 };
@@ -80,12 +81,12 @@ impl Fit<'_> {
                 self.clock.done += batch.pixels.len() as f64 * picture_cost(stage);
                 pace.note(batch.pixels.len());
                 progress = v1::Progress {
-                    stage: number(stage_idx + 1),
-                    n_stages: number(self.recipe.stages.len()),
-                    epoch: number(epoch_idx + 1),
-                    n_epochs: number(stage.epochs),
-                    step: number(step_idx + 1),
-                    n_steps: number(n_steps),
+                    stage: count(stage_idx + 1),
+                    n_stages: count(self.recipe.stages.len()),
+                    epoch: count(epoch_idx + 1),
+                    n_epochs: count(stage.epochs),
+                    step: count(step_idx + 1),
+                    n_steps: count(n_steps),
                     loss: loss.next(value),
                     images_per_second: pace.images_per_second(),
                     eta: self.clock.eta(),
@@ -276,10 +277,6 @@ impl Clock {
 fn picture_cost(stage: &Stage) -> f64 {
     let pixels = f64::from(stage.image_size_px).powi(2);
     if stage.freeze_body { pixels * FROZEN_COST } else { pixels }
-}
-
-fn number(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]

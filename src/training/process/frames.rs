@@ -2,7 +2,11 @@
 //!
 //! Both ends bound a frame's length before they allocate for it, since neither trusts the other to be well.
 
-use std::io::{self, Read, Write};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsFd,
+};
 
 use prost::Message;
 
@@ -70,16 +74,11 @@ fn protocol(detail: String) -> TrainingError {
 ///
 /// # Errors
 /// When the system has no file descriptor left.
-#[cfg(unix)]
-pub(crate) fn claim_stdout() -> io::Result<std::fs::File> {
-    use std::os::fd::{AsFd, AsRawFd};
-
+pub(crate) fn claim_stdout() -> io::Result<File> {
     io::stdout().flush()?;
     let frames = io::stdout().as_fd().try_clone_to_owned()?;
-    // SAFETY: both descriptors are open for as long as the process lives; dup2 closes and replaces number 1 in one
-    // step, and no Rust object but the (unbuffered here, just flushed) standard output refers to it.
-    let result = unsafe { libc::dup2(io::stderr().as_raw_fd(), io::stdout().as_raw_fd()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(frames.into()) }
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(frames.into())
 }
 
 #[cfg(test)]

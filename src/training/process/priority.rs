@@ -4,46 +4,48 @@
 //! niceness per thread, and a new thread inherits those of its maker. It stays in its parent's session, because the
 //! kernel's autogroups would otherwise give the new session as much of the processor as the server's.
 
+use rustix::process::setpriority_process;
+
 /// Lowers the calling process's claim on processor and disk, makes it the first to go when memory runs out, and ties
 /// its life to its parent's. Call it before any other thread exists.
 ///
 /// Returns what could not be had, for the log: none of it is a reason not to train.
 #[cfg(target_os = "linux")]
 pub(crate) fn step_back() -> Vec<String> {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+
     let mut refused = Vec::new();
-    let mut note = |what: &str, failed: bool| {
-        if failed {
-            refused.push(format!("{what}: {}", std::io::Error::last_os_error()));
+    let mut note = |what: &str, result: Result<(), String>| {
+        if let Err(error) = result {
+            refused.push(format!("{what}: {error}"));
         }
     };
-    // SAFETY: plain system calls on the calling thread; `idle` outlives the call that reads it, and the struct is
-    // plain data for which zero is valid.
-    unsafe {
-        let idle: libc::sched_param = std::mem::zeroed();
-        note("SCHED_IDLE", libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const idle) != 0);
-        // Counts where SCHED_IDLE was refused, and shows in `top` where it was not.
-        note("nice 19", libc::setpriority(libc::PRIO_PROCESS, 0, 19) != 0);
-        note("idle disk priority", libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) != 0);
-        note("parent death signal", libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0);
-    }
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "1000") {
-        refused.push(format!("oom_score_adj: {error}"));
-    }
+    // The disk's idle class follows from it, too.
+    note("SCHED_IDLE", schedule_when_idle().map_err(|error| error.to_string()));
+    // Counts where SCHED_IDLE was refused, and shows in `top` where it was not.
+    note("nice 19", setpriority_process(None, 19).map_err(|error| error.to_string()));
+    let dies_with_parent = set_parent_process_death_signal(Some(Signal::KILL));
+    note("parent death signal", dies_with_parent.map_err(|error| error.to_string()));
+    let first_to_go = std::fs::write("/proc/self/oom_score_adj", "1000");
+    note("oom_score_adj", first_to_go.map_err(|error| error.to_string()));
     refused
 }
 
-/// Elsewhere only the niceness is lowered.
-#[cfg(all(unix, not(target_os = "linux")))]
-pub(crate) fn step_back() -> Vec<String> {
-    // SAFETY: a plain system call on the calling process.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-    if result == 0 { Vec::new() } else { vec![format!("nice 19: {}", std::io::Error::last_os_error())] }
+#[cfg(target_os = "linux")]
+fn schedule_when_idle() -> Result<(), thread_priority::Error> {
+    use thread_priority::{
+        NormalThreadSchedulePolicy::Idle, ThreadPriority, ThreadSchedulePolicy::Normal, set_thread_priority_and_policy,
+        thread_native_id, thread_schedule_policy,
+    };
+
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, Normal(Idle)).or_else(|error| {
+        // It also asks for niceness 0, which is refused to whoever was started with more.
+        if thread_schedule_policy()? == Normal(Idle) { Ok(()) } else { Err(error) }
+    })
 }
 
-/// `IOPRIO_WHO_PROCESS` of linux/ioprio.h.
-#[cfg(target_os = "linux")]
-const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-
-/// Class idle (3) in the upper bits, as linux/ioprio.h packs it.
-#[cfg(target_os = "linux")]
-const IOPRIO_IDLE: libc::c_int = 3 << 13;
+/// Elsewhere only the niceness is lowered.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn step_back() -> Vec<String> {
+    setpriority_process(None, 19).err().map(|error| format!("nice 19: {error}")).into_iter().collect()
+}

@@ -12,13 +12,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -26,16 +24,17 @@ use super::{
     priority,
 };
 use crate::{
+    error::panic_message,
     nn::{self, Device, InferenceNetwork, Network, NetworkSpec, NnError, Normalisation},
     proto::{
-        store::{HeadCalibration, Preprocessing},
+        store::{Golden, HeadCalibration, Preprocessing},
         v1,
         worker::{Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
     },
-    registry::{GOLDEN_SEED, golden},
     training::{
         TrainingError,
         asked::{Head, Recipe, Roots, Source, Target, network_spec},
+        count,
         data::{DataRequest, Dataset, LoadPhase, LoadProgress, Loader, LoaderOptions, Sides, Split},
         learn::{self, Clock, Fit},
     },
@@ -105,11 +104,7 @@ fn listen(mut commands: impl Read, cancelled: &AtomicBool) {
 pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) -> Result<(), TrainingError> {
     let outbox = Outbox::new(output, cancelled);
     let result = catch_unwind(AssertUnwindSafe(|| Work { job: &job, outbox: &outbox, cancelled }.run()));
-    let result = result.unwrap_or_else(|panic| {
-        let words =
-            panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(panicked(words.unwrap_or("without words")))
-    });
+    let result = result.unwrap_or_else(|panic| Err(panicked(panic_message(&*panic).unwrap_or("without words"))));
     match result {
         Ok(finished) => {
             outbox.send(Event::Finished(finished));
@@ -128,7 +123,7 @@ pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) 
 /// tch panics where an operation has no fallible form; its words say when memory ran out.
 fn panicked(words: &str) -> TrainingError {
     let first = words.lines().next().unwrap_or_default().to_owned();
-    if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| words.contains(sign)) {
+    if nn::is_out_of_memory(words) {
         return TrainingError::Network(NnError::OutOfMemory { detail: first });
     }
     TrainingError::Internal { detail: format!("the training process panicked: {first}") }
@@ -146,7 +141,7 @@ impl<'a> Outbox<'a> {
     }
 
     fn send(&self, event: Event) {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = self.output.lock();
         if write_frame(&mut output.0, &WorkerEvent { event: Some(event) }).is_err() {
             // Nobody reads any more.
             self.cancelled.store(true, Ordering::Relaxed);
@@ -156,7 +151,7 @@ impl<'a> Outbox<'a> {
     /// Sends progress unless the last was a moment ago; the last of an epoch always goes out.
     fn progress(&self, progress: impl FnOnce() -> v1::Progress, is_last: bool) {
         {
-            let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut output = self.output.lock();
             if !is_last && output.1.is_some_and(|told| told.elapsed() < TELL_EVERY) {
                 return;
             }
@@ -287,8 +282,8 @@ impl Work<'_, '_> {
         written.sync_all().map_err(io)?;
         let weights_digest = Sha256::digest(std::fs::read(&file).map_err(io)?).to_vec();
         let mut inference = InferenceNetwork::load(spec, &tensors, nn::IMAGENET_MEAN, nn::IMAGENET_STD, Device::Cpu)?;
-        let answers = inference.infer(&[&nn::golden_input(GOLDEN_SEED, side_px)], side_px)?;
-        let outputs: Vec<f32> = answers.into_iter().flat_map(|answer| answer.heads.concat()).collect();
+        let answers = inference.infer(&[&nn::golden_input(nn::GOLDEN_SEED, side_px)], side_px)?;
+        let golden = nn::golden(answers.into_iter().flat_map(|answer| answer.heads.concat()).collect());
         Ok(Finished {
             weights_file: file.to_string_lossy().into_owned(),
             weights_digest,
@@ -302,7 +297,11 @@ impl Work<'_, '_> {
             }),
             calibrations,
             metrics,
-            golden: Some(golden(outputs)),
+            golden: Some(Golden {
+                input_seed: golden.input_seed,
+                outputs: golden.outputs,
+                tolerance: golden.tolerance,
+            }),
         })
     }
 }
@@ -357,7 +356,7 @@ impl Loading {
     }
 
     fn progress(&self, at: LoadProgress) -> v1::Progress {
-        let mut began = self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut began = self.began.lock();
         let began = match *began {
             Some((phase, began)) if phase == at.phase => began,
             _ => began.insert((at.phase, Instant::now())).1,
@@ -367,18 +366,14 @@ impl Loading {
         let n_left = at.n_total.saturating_sub(at.n_done) as f64;
         let eta = (per_second > 0.0 && at.n_total > 0).then(|| Duration::try_from_secs_f64(n_left / per_second).ok());
         v1::Progress {
-            n_stages: number(self.n_stages),
-            step: number(at.n_done),
-            n_steps: number(at.n_total),
+            n_stages: count(self.n_stages),
+            step: count(at.n_done),
+            n_steps: count(at.n_total),
             images_per_second: per_second,
             eta: eta.flatten().and_then(|eta| prost_types::Duration::try_from(eta).ok()),
             ..v1::Progress::default()
         }
     }
-}
-
-fn number(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]

@@ -2,7 +2,11 @@
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
+use rustix::process::Signal;
+
 use crate::proto::worker::{Failed, FailureKind, Finished};
+
+const SIGKILL: i32 = Signal::KILL.as_raw();
 
 /// All that is known of a process that has ended.
 #[derive(Debug)]
@@ -44,13 +48,13 @@ impl Evidence {
             return failed(FailureKind::Internal, message.to_owned());
         }
         match (self.status.signal(), self.status.code()) {
-            (Some(libc::SIGKILL), _) if self.n_oom_kills > 0 => failed(
+            (Some(SIGKILL), _) if self.n_oom_kills > 0 => failed(
                 FailureKind::OutOfMemory,
                 "the training process was killed by signal 9, and the kernel counts a kill because memory ran out; a \
                  smaller batch_size or image_size_px needs less"
                     .to_owned(),
             ),
-            (Some(libc::SIGKILL), _) => failed(
+            (Some(SIGKILL), _) => failed(
                 FailureKind::Internal,
                 "the training process was killed by signal 9, as the kernel does when memory runs out".to_owned(),
             ),
@@ -68,14 +72,14 @@ impl Evidence {
 }
 
 fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        libc::SIGSEGV => " (bad memory access)",
-        libc::SIGBUS => " (bad memory mapping)",
-        libc::SIGABRT => " (aborted itself)",
-        libc::SIGILL => " (an instruction that this processor lacks)",
-        libc::SIGFPE => " (arithmetic)",
-        libc::SIGTERM => " (asked to end)",
-        libc::SIGINT => " (interrupted)",
+    match Signal::from_named_raw(signal) {
+        Some(Signal::SEGV) => " (bad memory access)",
+        Some(Signal::BUS) => " (bad memory mapping)",
+        Some(Signal::ABORT) => " (aborted itself)",
+        Some(Signal::ILL) => " (an instruction that this processor lacks)",
+        Some(Signal::FPE) => " (arithmetic)",
+        Some(Signal::TERM) => " (asked to end)",
+        Some(Signal::INT) => " (interrupted)",
         _ => "",
     }
 }

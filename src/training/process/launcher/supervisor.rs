@@ -9,14 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::sync::oneshot;
 
 use super::{
-    super::frames::{read_frame, write_frame},
-    ProcessLauncher, WorkerControl, WorkerExit, WorkerOrder,
     judge::{Evidence, n_oom_kills},
+    running::{WorkerControl, WorkerExit, WorkerOrder},
 };
-use crate::proto::worker::{Cancel, Failed, Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event};
+use crate::{
+    proto::worker::{Cancel, Failed, Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event},
+    training::process::frames::{read_frame, write_frame},
+};
 
 /// How often a process is looked at, when it says nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -39,7 +42,8 @@ enum Message {
 
 /// Starts the process and the thread that supervises it.
 pub(super) fn start(
-    launcher: ProcessLauncher,
+    command: Command,
+    stop_grace: Duration,
     job: Job,
     events: Events,
     exit: oneshot::Sender<WorkerExit>,
@@ -49,7 +53,7 @@ pub(super) fn start(
     let control_in = inbox_in.clone();
     let supervise = move || {
         let run_id = job.run_id.clone();
-        let supervised = match Supervised::spawn(&launcher, job, events.clone(), inbox_in) {
+        let supervised = match Supervised::spawn(command, job, events.clone(), inbox_in) {
             Ok(supervised) => {
                 let _ = started_in.send(Ok(()));
                 supervised
@@ -60,7 +64,7 @@ pub(super) fn start(
             }
         };
         tracing::info!(run_id, pid = supervised.child.id(), "training process started");
-        let ended = supervised.until_end(&inbox, launcher.stop_grace);
+        let ended = supervised.until_end(&inbox, stop_grace);
         tracing::info!(run_id, succeeded = ended.result.is_ok(), "training process ended");
         let last = match ended.result.clone() {
             Ok(finished) => worker_event::Event::Finished(*finished),
@@ -81,29 +85,23 @@ pub(super) fn start(
 
 struct Supervised {
     child: Child,
-    /// Its process group: its own pid, until it is reaped.
-    group: libc::pid_t,
+    /// Its number, until it is reaped, and that of its process group.
+    pid: Pid,
     /// Dropped, it closes the process's input.
     commands: mpsc::Sender<WorkerCommand>,
     n_oom_kills_before: u64,
 }
 
 impl Supervised {
-    fn spawn(launcher: &ProcessLauncher, job: Job, events: Events, inbox: mpsc::Sender<Message>) -> io::Result<Self> {
-        let mut child = Command::new(&launcher.program)
-            .args(&launcher.args)
-            .envs(launcher.env.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
-        let group = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    fn spawn(mut command: Command, job: Job, events: Events, inbox: mpsc::Sender<Message>) -> io::Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+        let pid = Pid::from_child(&child);
         let (commands, commands_out) = mpsc::channel();
         // A channel whose receiver is in this function cannot be closed yet.
         let _ = commands.send(WorkerCommand { command: Some(worker_command::Command::Job(job)) });
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let supervised = Self { child, group, commands, n_oom_kills_before: n_oom_kills() };
+        let supervised = Self { child, pid, commands, n_oom_kills_before: n_oom_kills() };
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             supervised.abandon();
             return Err(io::Error::other("the process has no pipes"));
@@ -129,19 +127,14 @@ impl Supervised {
 
     /// Kills the process and its children. Safe against reused numbers as long as the process is not reaped.
     fn kill(&self) {
-        // SAFETY: a plain system call; the group is the one made for the child, which this object has not reaped.
-        unsafe { libc::kill(-self.group, libc::SIGKILL) };
+        // Fails only when the whole group has ended already.
+        let _ = kill_process_group(self.pid, Signal::KILL);
     }
 
     /// Whether it has ended; it is not reaped by this.
     fn has_ended(&self) -> bool {
-        // SAFETY: zero is a valid siginfo_t, which the call may fill in; it only looks at this object's child.
-        unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-            let failed = libc::waitid(libc::P_PID, self.child.id(), &raw mut info, flags) != 0;
-            failed || info.si_pid() != 0
-        }
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
     }
 
     /// Listens and obeys until the process has ended, and reaps it.

@@ -7,10 +7,13 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{super::frames::write_frame, *};
-use crate::proto::{
-    v1::Progress,
-    worker::{Failed, FailureKind, Finished, WorkerCommand, worker_command, worker_event::Event},
+use super::*;
+use crate::{
+    proto::{
+        v1::Progress,
+        worker::{Failed, FailureKind, Finished, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
+    },
+    training::process::frames::write_frame,
 };
 
 /// A shell that runs `script`; `$OUT` is a file with `events` as frames, `$DIR` a folder.
@@ -53,8 +56,8 @@ impl Shell {
     }
 }
 
-fn job() -> worker::Job {
-    worker::Job { run_id: "r1".to_owned(), ..worker::Job::default() }
+fn job() -> Job {
+    Job { run_id: "r1".to_owned(), ..Job::default() }
 }
 
 fn progress(step: i32) -> Event {
