@@ -1,7 +1,9 @@
-//! What every layer's error can say of itself: who must act.
+//! What every layer's error can say of itself: who must act; and the message of a caught panic.
 //!
 //! Each layer has an error enum of its own (`StoreError`, `ImageError`, …). [`Kind`] is the common axis by which logs
 //! and transports sort them; the table from errors to gRPC codes and reasons is `grpc::status`.
+
+use std::any::Any;
 
 /// Who must act on an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,4 +22,9 @@ pub enum Kind {
     Corrupt,
     /// An engineer: a defect.
     Internal,
+}
+
+/// The message of a caught panic, if it has one.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())
 }

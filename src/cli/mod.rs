@@ -133,7 +133,7 @@ pub fn main() -> ExitCode {
         if let Err(error) = telemetry::init(&LogConfig::default()) {
             eprintln!("{error}");
         }
-        return training::worker::main();
+        return training::worker_main();
     }
     telemetry::quiet_guarded_panics();
     let json = cli.command.prints_json();

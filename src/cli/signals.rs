@@ -19,7 +19,7 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
-            hangup: if is_ignored(libc::SIGHUP) { None } else { Some(signal(SignalKind::hangup())?) },
+            hangup: if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) },
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             had_terminal: has_terminal(),
@@ -64,17 +64,14 @@ pub(super) fn leave(status: u8) -> ! {
     // Nobody is left to be told of a failure.
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
-    // SAFETY: takes no pointers and does not return.
-    unsafe { libc::_exit(status.into()) }
+    signal_hook::low_level::exit(status.into())
 }
 
-fn is_ignored(signal: libc::c_int) -> bool {
-    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: without a new action it only writes the present one, into memory of that very type.
-    unsafe {
-        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init().sa_sigaction == libc::SIG_IGN
-    }
+/// Whether the process ignores a signal, as Linux shows it: one bit a signal.
+fn is_ignored(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_some_and(|ignored| ignored >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Whether the process has a controlling terminal that still answers.

@@ -43,6 +43,12 @@ pub enum NnError {
     },
 }
 
+/// Whether these words of libtorch or the system mean that memory ran out.
+pub(crate) fn is_out_of_memory(words: &str) -> bool {
+    let words = words.to_lowercase();
+    ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| words.contains(sign))
+}
+
 impl NnError {
     /// Who must act.
     #[must_use]

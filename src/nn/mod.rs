@@ -5,13 +5,7 @@
 
 mod age_gender;
 mod device;
-mod dlib_dat;
-mod dlib_form;
-mod dlib_numbers;
-mod dlib_onnx;
-mod dlib_plain;
-mod dlib_resnet;
-mod dlib_shape;
+mod dlib;
 mod error;
 mod golden;
 mod head;
@@ -27,15 +21,15 @@ mod weights;
 
 pub use age_gender::{AGE_GENDER_SIDE_PX, AgeGender, AgeGenderOutput};
 pub use device::{Device, set_num_threads};
-pub use dlib_dat::parse_dlib_dat;
-pub use dlib_onnx::parse_dlib_onnx;
-pub use dlib_plain::{DlibPlainConfig, DlibPlainNet};
-pub use dlib_resnet::{DLIB_MEAN, DLIB_STD, DlibBlock, DlibResNet, DlibResNetConfig};
-pub use dlib_shape::{SHAPE_PREFIX, parse_dlib_shape};
+pub use dlib::{
+    DLIB_MEAN, DLIB_STD, DlibBlock, DlibPlainConfig, DlibPlainNet, DlibResNet, DlibResNetConfig, SHAPE_PREFIX,
+    parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape,
+};
 pub use error::NnError;
-pub use golden::{GOLDEN_SEED, Golden};
+pub(crate) use error::is_out_of_memory;
+pub use golden::{GOLDEN_SEED, Golden, golden_input};
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
-pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput, golden_input};
+pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput};
 pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
 pub use published::{PublishedNetwork, WeightsFile};

@@ -6,6 +6,7 @@ use tch::{Kind, TchError, Tensor, nn::VarStore};
 
 use super::{
     Device, Dtype, NetworkSpec, NnError, TensorData,
+    error::is_out_of_memory,
     head::{Head, HeadOutput},
     resnet::Body,
 };
@@ -287,11 +288,6 @@ impl From<TchError> for NnError {
         let detail = error.to_string();
         // The C++ backtrace is for nobody here.
         let detail = detail.lines().next().unwrap_or_default().to_owned();
-        let out_of_memory = ["out of memory", "not enough memory", "can't allocate memory"];
-        if out_of_memory.iter().any(|words| detail.to_lowercase().contains(words)) {
-            Self::OutOfMemory { detail }
-        } else {
-            Self::Torch { detail }
-        }
+        if is_out_of_memory(&detail) { Self::OutOfMemory { detail } } else { Self::Torch { detail } }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An ONNX file is a protocol buffer. Of its many fields the few that matter here are read, every list to a largest
 //! length, and only data inside the file: tensors that name other files are refused. What a graph's nodes mean for the
-//! names of its weights is [`dlib_onnx`](super::dlib_onnx)'s to say.
+//! names of its weights is [`parse_dlib_onnx`](super::parse_dlib_onnx)'s to say.
 
 use std::borrow::Cow;
 

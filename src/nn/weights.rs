@@ -5,8 +5,7 @@ use std::{fs, io::Cursor, path::Path};
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::{
-    Dtype, NnError, TensorData, dlib_numbers::DlibKind, parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape,
-    parse_state_dict,
+    Dtype, NnError, TensorData, dlib::DlibKind, parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape, parse_state_dict,
 };
 
 /// The largest weights file that is read, in bytes: five times the largest network here.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     names::VersionName,
-    nn::{BUCKETS, Golden, NetworkKind, NnError, TensorData},
+    nn::{BUCKETS, Golden, NetworkKind, NnError, TensorData, is_out_of_memory},
     vision::{DetectedFace, DetectorSettings, Pixels, Pyramid},
 };
 
@@ -171,14 +171,9 @@ pub enum EngineError {
 
 impl EngineError {
     /// The error of a caught panic. libtorch's layers have no fallible form, and panic when memory runs out.
-    pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
-        let words = panic_message(panic);
-        let lower = words.to_lowercase();
-        if ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| lower.contains(sign)) {
-            Self::OutOfMemory(words)
-        } else {
-            Self::Failed(words)
-        }
+    pub(super) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let message = panic_message(panic);
+        if is_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Failed(message) }
     }
 }
 
@@ -192,9 +187,7 @@ impl From<NnError> for EngineError {
     }
 }
 
-/// The message of a caught panic.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("panicked: {}", words.unwrap_or_else(|| "without a message".to_owned()))
+/// The message of a caught panic, for an error.
+pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    format!("panicked: {}", crate::error::panic_message(panic).unwrap_or("without a message"))
 }

@@ -109,11 +109,10 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
 fn yield_to_serving() {
     #[cfg(target_os = "linux")]
     {
-        const NICENESS: libc::c_int = 10;
-        // SAFETY: takes no pointers. On Linux, `PRIO_PROCESS` with 0 means the calling thread alone.
-        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-        if result != 0 {
-            warn!(error = %std::io::Error::last_os_error(), "loading versions will compete with serving");
+        const NICENESS: i32 = 10;
+        // On Linux, no process means the calling thread alone.
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            warn!(%error, "loading versions will compete with serving");
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use engine::panic_message;
+use engine::panic_message;
 pub use engine::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput, Input, InputKind};
 pub use engines::TorchEngineLoader;
 pub use error::{ServeError, Stage};

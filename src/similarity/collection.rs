@@ -4,10 +4,9 @@
 //! background, segments of like size are merged, and segments with many gone faces are made anew. A search never waits
 //! for that: it sees the old segments or the new ones.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::RwLock;
 
 use super::{
     SimilaritySettings,
@@ -45,22 +44,13 @@ impl Faces {
         Self { dimensions, state: RwLock::new(state) }
     }
 
-    // No code panics between two states that are whole, so a poisoned lock guards a whole one.
-    fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn len(&self) -> usize {
-        self.read().places.len()
+        self.state.read().places.len()
     }
 
     /// Adds a face, in place of one of the same id; says whether the background has work now.
     pub(super) fn insert(&self, id: &str, vector: &[f32], settings: &SimilaritySettings) -> bool {
-        let mut state = self.write();
+        let mut state = self.state.write();
         let id: Arc<str> = id.into();
         if let Some(old) = state.places.remove(&id) {
             state.set_alive(&old, false);
@@ -96,7 +86,7 @@ impl Faces {
 
     fn set_alive(&self, id: &str, alive: bool) -> bool {
         // For writing, so that no swap of segments comes between.
-        let state = self.write();
+        let state = self.state.write();
         let place = state.places.get(id).cloned();
         place.is_some_and(|place| {
             state.set_alive(&place, alive);
@@ -106,7 +96,7 @@ impl Faces {
 
     /// Forgets a hidden face.
     pub(super) fn forget(&self, id: &str) {
-        let mut state = self.write();
+        let mut state = self.state.write();
         if let Some(place) = state.places.remove(id) {
             state.set_alive(&place, false);
         }
@@ -114,7 +104,7 @@ impl Faces {
 
     /// A face's vector.
     pub(super) fn vector(&self, id: &str) -> Option<Vec<f32>> {
-        let state = self.read();
+        let state = self.state.read();
         match state.places.get(id)? {
             Place::Tail(idx) => Some(state.tail.vector(*idx).to_vec()),
             Place::Sealed(segment, idx) => Some(segment.vector(*idx).to_vec()),
@@ -132,7 +122,7 @@ impl Faces {
     ) -> (Vec<Hit>, bool) {
         let mut best = TopK::new(k, min_score);
         let (sealed, n_faces) = {
-            let state = self.read();
+            let state = self.state.read();
             state.tail.scan(query, &mut best);
             (state.sealed.clone(), state.places.len())
         };
@@ -149,7 +139,7 @@ impl Faces {
 
     /// Does one piece of background work; `false` when there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings) -> bool {
-        let sealed = self.read().sealed.clone();
+        let sealed = self.state.read().sealed.clone();
         // Hidden faces that are not forgotten would be hidden in the new segment, too: nothing is gained by making it.
         let worn = |s: &&Arc<Segment>| {
             let n_gone = s.len() - if s.n_dead() > 0 { self.belonging(&[Arc::clone(s)]).len() } else { s.len() };
@@ -177,7 +167,7 @@ impl Faces {
 
     /// The faces of these segments that are not forgotten; hidden ones may be shown again.
     fn belonging(&self, segments: &[Arc<Segment>]) -> Vec<(Arc<Segment>, usize)> {
-        let state = self.read();
+        let state = self.state.read();
         let mut belonging = Vec::new();
         for segment in segments {
             for (idx, id) in segment.ids().iter().enumerate() {
@@ -203,7 +193,7 @@ impl Faces {
             merged.build_graph();
         }
         let merged = Arc::new(merged);
-        let mut state = self.write();
+        let mut state = self.state.write();
         state.sealed.retain(|s| !old.iter().any(|o| Arc::ptr_eq(s, o)));
         if merged.len() == 0 {
             return;

@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::SystemTime,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces};
 use crate::{
@@ -96,8 +98,7 @@ impl Turns {
 
     fn take(&self, face: &FaceId) -> MutexGuard<'_, ()> {
         let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_TURNS;
-        // It guards nothing of its own.
-        self.0[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[shard].lock()
     }
 }
 
@@ -175,7 +176,7 @@ impl SimilarityIndex {
     }
 
     fn collection(&self, id: &CollectionId) -> Result<Arc<Collection>, SimilarityError> {
-        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
+        let collections = self.shared.collections.read();
         collections.get(id).cloned().ok_or_else(|| SimilarityError::CollectionNotFound { name: id.name() })
     }
 
@@ -188,7 +189,7 @@ impl SimilarityIndex {
         new: NewCollection,
         extra: impl FnOnce(&CollectionRecord) -> Batch,
     ) -> Result<CollectionRecord, SimilarityError> {
-        let _turn = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.shared.changing.lock();
         let record = CollectionRecord {
             id: new.id.to_string(),
             create_time: Some(SystemTime::now().into()),
@@ -210,7 +211,7 @@ impl SimilarityIndex {
         let (bytes, faces) = (encode_record(&record), Faces::new(new.dimensions));
         let collection =
             Arc::new(Collection { record: record.clone(), space: new.space, bytes, faces, turns: Turns::new() });
-        self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).insert(new.id, collection);
+        self.shared.collections.write().insert(new.id, collection);
         Ok(record)
     }
 
@@ -256,20 +257,20 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
     pub fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
-        let _turn = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.shared.changing.lock();
         let collection = self.collection(id)?;
         let key = id.as_str().as_bytes();
         let mut batch = Batch::default();
         batch.require_equals(Table::Collections, key, collection.bytes.clone()).delete(Table::Collections, key);
         self.shared.store.commit(batch)?;
-        self.shared.collections.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.shared.collections.write().remove(id);
         Ok(remove_faces(&*self.shared.store, id.as_str())?)
     }
 
     /// The collections, each with the space in which it compares.
     #[must_use]
     pub fn spaces(&self) -> Vec<(CollectionId, EmbeddingSpace)> {
-        let collections = self.shared.collections.read().unwrap_or_else(PoisonError::into_inner);
+        let collections = self.shared.collections.read();
         collections.iter().map(|(id, collection)| (id.clone(), collection.space.clone())).collect()
     }
 
@@ -435,7 +436,7 @@ impl SimilarityIndex {
     /// Waits until the background has nothing left to do.
     pub fn settle(&self) {
         loop {
-            let idle = !self.shared.work.lock().unwrap_or_else(PoisonError::into_inner).waiting;
+            let idle = !self.shared.work.lock().waiting;
             if idle {
                 return;
             }
@@ -446,7 +447,7 @@ impl SimilarityIndex {
 
 impl Drop for SimilarityIndex {
     fn drop(&mut self) {
-        self.shared.work.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
+        self.shared.work.lock().stopping = true;
         self.shared.wake.notify_all();
         if let Some(worker) = self.worker.take() {
             let _ = worker.join();
@@ -456,35 +457,35 @@ impl Drop for SimilarityIndex {
 
 impl Shared {
     fn wake(&self) {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).waiting = true;
+        self.work.lock().waiting = true;
         self.wake.notify_all();
     }
 
     /// The background thread: sleeps until woken, works until nothing is left.
     fn maintain(&self) {
         loop {
-            let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut work = self.work.lock();
             while !work.waiting && !work.stopping {
-                work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner);
+                self.wake.wait(&mut work);
             }
             if work.stopping {
                 return;
             }
             drop(work);
             let collections: Vec<_> = {
-                let collections = self.collections.read().unwrap_or_else(PoisonError::into_inner);
+                let collections = self.collections.read();
                 collections.values().cloned().collect()
             };
             let worked = collections.iter().filter(|c| !self.is_stopping() && c.faces.maintain(&self.settings)).count();
             if worked == 0 {
-                let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut work = self.work.lock();
                 work.waiting = false;
             }
         }
     }
 
     fn is_stopping(&self) -> bool {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).stopping
+        self.work.lock().stopping
     }
 
     /// Removes the faces whose collection was deleted when a crash came between.

@@ -26,6 +26,7 @@ use super::{
     sidecar::Sidecar,
     tally::Tally,
 };
+use crate::error::panic_message;
 
 /// Batches that may wait for the committing thread; callers beyond wait to hand theirs over.
 const QUEUE: usize = 1024;
@@ -323,11 +324,7 @@ fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, St
             _ => StoreError::Io { path: path.to_owned(), source },
         }),
         Ok(Err(error)) => Err(corrupt(error.to_string())),
-        Err(panic) => {
-            let words = panic.downcast_ref::<String>().map(String::as_str);
-            let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the engine gave up");
-            Err(corrupt(words.to_owned()))
-        }
+        Err(panic) => Err(corrupt(panic_message(&*panic).unwrap_or("the engine gave up").to_owned())),
     }
 }
 

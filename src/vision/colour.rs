@@ -144,5 +144,4 @@ fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 }
 
 #[cfg(test)]
-#[path = "colour_tests.rs"]
 mod tests;

@@ -306,13 +306,10 @@ fn unreadable(format: Format, detail: impl ToString) -> ImageError {
 }
 
 #[cfg(test)]
-#[path = "decode_tests.rs"]
 mod tests;
 
 #[cfg(test)]
-#[path = "reduced_tests.rs"]
 mod reduced_tests;
 
 #[cfg(test)]
-#[path = "hostile_tests.rs"]
 mod hostile_tests;

@@ -6,16 +6,17 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Read},
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::{ffi::OsStrExt, process::CommandExt},
-    },
-    process::{Child, ExitStatus, Stdio},
+    os::unix::{ffi::OsStrExt, process::CommandExt},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{quick_recipe, server::Home, utkface};
@@ -48,9 +49,26 @@ fn start(home: &Home, listen: &str) -> (Child, BufReader<std::process::ChildStdo
     (child, output, url)
 }
 
-fn signal(child: &Child, signal: libc::c_int) {
-    // SAFETY: takes no pointers; the child has not been waited for, so the number is still its own.
-    assert_eq!(unsafe { libc::kill(child.id().try_into().unwrap(), signal) }, 0);
+/// Starts a server behind a tool that sets its signals and session and then becomes it.
+fn start_behind(tool: &[&str], home: &Home, stdin: Stdio) -> (Child, BufReader<std::process::ChildStdout>) {
+    let server = home.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut child = Command::new(tool[0])
+        .args(&tool[1..])
+        .arg(server.get_program())
+        .args(server.get_args())
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(home.path("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut String::new()).unwrap();
+    (child, output)
+}
+
+fn signal(child: &Child, signal: Signal) {
+    // The child has not been waited for, so the number is still its own.
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 fn ended(child: &mut Child) -> Option<ExitStatus> {
@@ -91,7 +109,7 @@ fn a_stop_at_any_moment_of_a_start_is_orderly() {
         let (mut child, _output, _) = start(&home, "127.0.0.1:0");
         let after = Duration::from_millis(rng.random_range(0..6_000));
         std::thread::sleep(after);
-        signal(&child, if stop % 3 == 0 { libc::SIGINT } else { libc::SIGTERM });
+        signal(&child, if stop % 3 == 0 { Signal::INT } else { Signal::TERM });
         assert_orderly(&home, &mut child, &format!("stop {stop}, {after:?} after its first line"));
     }
 }
@@ -106,7 +124,7 @@ async fn whoever_only_listens_does_not_hold_a_stop_up() {
     let request = HealthCheckRequest { service: String::new() };
     let mut states = HealthClient::new(channel).watch(request).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status, 1);
-    signal(&child, libc::SIGTERM);
+    signal(&child, Signal::TERM);
     let mut heard = Vec::new();
     let end = loop {
         match states.message().await {
@@ -134,7 +152,7 @@ async fn a_stop_while_a_run_trains_is_orderly() {
         };
         clients.visage.train(request).await.unwrap();
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-        signal(&child, libc::SIGTERM);
+        signal(&child, Signal::TERM);
         // It blocks, so that the client's connection stays open and deaf.
         assert_orderly(&home, &mut child, &format!("{wait_ms} ms after a run began"));
     }
@@ -156,70 +174,46 @@ async fn a_second_interrupt_ends_at_once() {
     // Requests of a connection arrive in order: once a later one is answered, that one is in work.
     tokio::task::yield_now().await;
     HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
-    signal(&child, libc::SIGINT);
+    signal(&child, Signal::INT);
     while !home.log().contains("draining") {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    signal(&child, libc::SIGINT);
+    signal(&child, Signal::INT);
     assert_eq!(ended(&mut child).unwrap().code(), Some(130));
 }
 
 #[test]
 fn a_daemon_goes_on_after_a_hangup_and_says_that_it_does() {
     let home = home();
-    let log = fs::File::create(home.path("log")).unwrap();
-    let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: both calls are safe between fork and exec. Without a terminal of its session the child is a daemon; the
-    // tests themselves may run under nohup.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    output.next().unwrap().unwrap();
-    signal(&child, libc::SIGHUP);
-    assert!(output.next().unwrap().unwrap().starts_with("ready"));
+    // Without a terminal of its session the child is a daemon; the tests themselves may run under nohup.
+    let (mut child, output) = start_behind(&["env", "--default-signal=HUP", "setsid"], &home, Stdio::null());
+    signal(&child, Signal::HUP);
+    assert!(output.lines().next().unwrap().unwrap().starts_with("ready"));
     assert!(home.log().contains("SIGHUP changes nothing"), "{}", home.log());
-    signal(&child, libc::SIGTERM);
+    signal(&child, Signal::TERM);
     assert!(ended(&mut child).unwrap().success());
+}
+
+#[test]
+fn a_server_under_nohup_does_not_hear_a_hangup() {
+    let home = home();
+    let (mut child, output) = start_behind(&["env", "--ignore-signal=HUP"], &home, Stdio::null());
+    signal(&child, Signal::HUP);
+    assert!(output.lines().next().unwrap().unwrap().starts_with("ready"));
+    signal(&child, Signal::TERM);
+    assert!(ended(&mut child).unwrap().success());
+    assert!(!home.log().contains("SIGHUP"), "{}", home.log());
 }
 
 #[test]
 fn a_server_whose_terminal_is_gone_drains() {
     let home = home();
-    let (mut terminal, mut server) = (0, 0);
-    // SAFETY: both descriptors are written, the other pointers may be null.
-    let opened = unsafe {
-        libc::openpty(&raw mut terminal, &raw mut server, std::ptr::null_mut(), std::ptr::null(), std::ptr::null())
-    };
-    assert_eq!(opened, 0);
-    // SAFETY: openpty has just made them, and nobody else has them.
-    let (terminal, server) = unsafe { (OwnedFd::from_raw_fd(terminal), OwnedFd::from_raw_fd(server)) };
-    // The child must not hold the other end, or the terminal would never be gone.
-    // SAFETY: takes no pointers.
-    assert_eq!(unsafe { libc::fcntl(terminal.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
-    let log = fs::File::create(home.path("log")).unwrap();
-    let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
-    command.stdin(server).stdout(Stdio::piped()).stderr(log);
-    // SAFETY: the calls are safe between fork and exec; descriptor 0 is the terminal there.
-    unsafe {
-        command.pre_exec(|| {
-            libc::setsid();
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
-            libc::ioctl(0, libc::TIOCSCTTY, 0);
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().unwrap();
-    drop(command);
-    let mut output = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
+    // The child must not hold this end, or the terminal would never be gone.
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    unlockpt(&terminal).unwrap();
+    let server = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    let tool = ["env", "--default-signal=HUP", "setsid", "--ctty"];
+    let (mut child, _output) = start_behind(&tool, &home, server.into());
     drop(terminal);
     assert!(ended(&mut child).is_some_and(|status| status.success()), "{}", home.log());
     assert!(home.log().contains("the terminal is gone"), "{}", home.log());
@@ -240,7 +234,7 @@ fn a_server_on_ipv6_says_that_it_is_ready_and_where() {
     output.read_line(&mut next).unwrap();
     let address = url.strip_prefix("http://").unwrap();
     assert!(address.starts_with("[::1]:") && next.contains(&format!("--server {address}")), "{url} {next}");
-    signal(&child, libc::SIGTERM);
+    signal(&child, Signal::TERM);
     assert!(ended(&mut child).unwrap().success());
 }
 

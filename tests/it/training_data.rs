@@ -6,9 +6,8 @@ use image::ImageFormat;
 use visage::{
     proto::v1,
     training::{
-        Dataset, Loader, Recipe, Roots, Source, Split,
-        dataset::{DataRequest, LoadWatch},
-        loader::{BatchPlan, LoaderOptions, Order, Rest, Sides},
+        BatchPlan, DataRequest, Dataset, LoadWatch, Loader, LoaderOptions, Order, Recipe, Rest, Roots, Sides, Source,
+        Split,
     },
 };
 

@@ -1,0 +1,15 @@
+//! What a caller asks for, checked: the recipe, where the data lies, and the folders that callers may name.
+//!
+//! Owns the parsing of the contract's messages; what exists of [`Recipe`] and [`Source`] is good, and nothing behind
+//! them checks again. Knows no picture and no tensor.
+
+mod recipe;
+mod roots;
+mod source;
+
+pub use recipe::{Head, Recipe, Stage, Target, WarmStart, architecture, architecture_to_proto, network_spec};
+pub(super) use recipe::{MAX_LABELS, MAX_TEXT_BYTES};
+pub(super) use roots::Refusal;
+pub use roots::Roots;
+pub(super) use source::CsvSource;
+pub use source::Source;

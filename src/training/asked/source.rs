@@ -1,0 +1,118 @@
+//! Where photos and labels come from, with every path checked.
+
+use std::path::{Path, PathBuf};
+
+use super::Roots;
+use crate::{proto::v1, training::TrainingError};
+
+/// A set of photos with labels; its paths lie below a root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Photos whose names carry the labels.
+    UtkFace {
+        /// Searched with its sub-folders.
+        folder: PathBuf,
+    },
+    /// A table of photos.
+    Csv(CsvSource),
+}
+
+impl Source {
+    /// What was looked for and where, for people.
+    pub(crate) fn looked_at(&self) -> String {
+        let named = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        match self {
+            Self::UtkFace { folder } => {
+                format!("the folder {} and those below it hold no file with a picture's ending", named(folder))
+            }
+            Self::Csv(source) => format!("the table {} has a header and no line below it", named(&source.table)),
+        }
+    }
+}
+
+/// A table with a header line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CsvSource {
+    /// The file.
+    pub table: PathBuf,
+    /// The column of image paths.
+    pub path_column: String,
+    /// The folder that relative image paths start from.
+    pub image_root: PathBuf,
+    /// The column that says train, valid or calibration; `None`: "split", if there is one.
+    pub split_column: Option<String>,
+}
+
+impl Source {
+    /// Checks the sources of a request: each path is resolved and exists.
+    ///
+    /// # Errors
+    /// [`TrainingError::FieldInvalid`] naming the field, or what [`Roots::resolve`] says of a path.
+    pub fn all_from_proto(sources: &[v1::DataSource], roots: &Roots) -> Result<Vec<Self>, TrainingError> {
+        if sources.is_empty() || sources.len() > 64 {
+            return Err(TrainingError::field("sources", format!("must have 1 to 64 entries, got {}", sources.len())));
+        }
+        sources
+            .iter()
+            .enumerate()
+            .map(|(source_idx, source)| Self::from_proto(&format!("sources[{source_idx}]"), source, roots))
+            .collect()
+    }
+
+    fn from_proto(field: &str, source: &v1::DataSource, roots: &Roots) -> Result<Self, TrainingError> {
+        match &source.source {
+            None => Err(TrainingError::field(field, "must be utkface or csv")),
+            Some(v1::data_source::Source::Utkface(source)) => {
+                Ok(Self::UtkFace { folder: folder(&format!("{field}.utkface.path"), &source.path, roots)? })
+            }
+            Some(v1::data_source::Source::Csv(source)) => {
+                let table_field = format!("{field}.csv.path");
+                let table = roots.resolve(&table_field, &source.path)?;
+                if !table.is_file() {
+                    return Err(TrainingError::field(table_field, format!("{} is not a file", source.path)));
+                }
+                let image_root = if source.image_root.is_empty() {
+                    table.parent().unwrap_or(Path::new("/")).to_owned()
+                } else {
+                    folder(&format!("{field}.csv.image_root"), &source.image_root, roots)?
+                };
+                let path_column = if source.path_column.is_empty() { "path" } else { &source.path_column };
+                Ok(Self::Csv(CsvSource {
+                    table,
+                    path_column: path_column.to_owned(),
+                    image_root,
+                    split_column: Some(source.split_column.clone()).filter(|column| !column.is_empty()),
+                }))
+            }
+        }
+    }
+
+    /// The contract's form with absolute paths, for the job of a worker that has the same roots.
+    ///
+    /// # Errors
+    /// [`TrainingError::FieldInvalid`] for a path that is not UTF-8, which the contract cannot carry.
+    pub fn to_proto(&self) -> Result<v1::DataSource, TrainingError> {
+        let source = match self {
+            Self::UtkFace { folder } => v1::data_source::Source::Utkface(v1::UtkFaceFolder { path: utf8(folder)? }),
+            Self::Csv(source) => v1::data_source::Source::Csv(v1::CsvTable {
+                path: utf8(&source.table)?,
+                path_column: source.path_column.clone(),
+                image_root: utf8(&source.image_root)?,
+                split_column: source.split_column.clone().unwrap_or_default(),
+            }),
+        };
+        Ok(v1::DataSource { source: Some(source) })
+    }
+}
+
+fn folder(field: &str, path: &str, roots: &Roots) -> Result<PathBuf, TrainingError> {
+    let found = roots.resolve(field, path)?;
+    if found.is_dir() { Ok(found) } else { Err(TrainingError::field(field, format!("{path} is not a folder"))) }
+}
+
+fn utf8(path: &Path) -> Result<String, TrainingError> {
+    match path.to_str() {
+        Some(path) => Ok(path.to_owned()),
+        None => Err(TrainingError::field("sources", format!("{} is not a UTF-8 path", path.display()))),
+    }
+}

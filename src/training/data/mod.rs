@@ -1,0 +1,22 @@
+//! What a training reads: the rows of its sources, their parts and labels, and their pictures in batches.
+//!
+//! Owns the two kinds of source (`csv_table`, `utkface`), which rows are left out and why (`rejections`), which part a
+//! row belongs to (`split`), and what is done to pictures on the way to the network (`loader`, `augment`). Pixels come
+//! from the same functions as in serving. Knows no tensor.
+
+mod augment;
+mod csv_table;
+mod dataset;
+mod image_file;
+mod loader;
+mod rejections;
+mod row;
+mod split;
+mod utkface;
+
+pub(super) use augment::Augmentation;
+pub use dataset::{DataRequest, Dataset, LoadWatch};
+pub(super) use dataset::{LoadPhase, LoadProgress};
+pub(super) use loader::StageImages;
+pub use loader::{BatchPlan, ImageSet, LabelledBatch, Loader, LoaderOptions, Order, Rest, Sides};
+pub use split::Split;

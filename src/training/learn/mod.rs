@@ -1,0 +1,13 @@
+//! How a network learns from pictures, and how good it has become.
+//!
+//! Owns the training loop (`fit`) with its schedule, the evaluation of a network, and the half widths of intervals.
+//! Knows no process, no pipe and no file.
+
+mod calibrate;
+mod evaluate;
+mod fit;
+mod schedule;
+
+pub(super) use calibrate::half_width;
+pub(super) use evaluate::{Answers, metrics};
+pub(super) use fit::{Clock, Fit};
