@@ -33,6 +33,7 @@ mod signals;
 mod similar;
 mod train;
 mod watching;
+mod wording;
 
 use std::{
     future::Future,

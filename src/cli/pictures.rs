@@ -7,7 +7,7 @@ use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 
-use super::{output, predict::reason};
+use super::{output, wording::reason};
 use crate::{
     proto::v1::{self, prediction::Result as Answer},
     vision::{DecodeLimits, Wanted, decode},

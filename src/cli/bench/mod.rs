@@ -48,13 +48,12 @@ enum Suite {
 
 /// A run that learns a number from the folder's photos.
 fn train_request(folder: &Path, architecture: v1::Architecture, stage: v1::Stage, batch_size: i32) -> v1::TrainRequest {
-    let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
     let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
     v1::TrainRequest {
         model: MODEL.to_owned(),
         recipe: Some(v1::Recipe {
             architecture: architecture.into(),
-            heads: vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }],
+            heads: vec![v1::Head::regression("age", "years")],
             stages: vec![stage],
             batch_size,
             ..v1::Recipe::default()

@@ -13,7 +13,7 @@ use crate::{
     cli::{
         evidence::{Bar, Row, median},
         local::LocalServer,
-        output,
+        output, watching,
     },
     proto::v1::{self, watch_training_run_response::Event},
 };
@@ -78,8 +78,7 @@ async fn run(server: &mut LocalServer, folder: &Path) -> anyhow::Result<f64> {
         if let Some(Event::Progress(p)) = &event.event
             && p.epoch > 0
         {
-            progress.set_length(i64::from(p.n_epochs * p.n_steps).unsigned_abs());
-            progress.set_position(i64::from((p.epoch - 1) * p.n_steps + p.step).unsigned_abs());
+            watching::advance(&progress, p);
             if p.epoch > 1 && p.step > 1 {
                 paces.push(p.images_per_second);
             }

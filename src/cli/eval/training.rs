@@ -15,7 +15,7 @@ use crate::{
     cli::{
         evidence::{Bar, Row, median},
         local::LocalServer,
-        output,
+        output, watching,
     },
     proto::v1::{self, prediction::Result as Answer, watch_training_run_response::Event},
 };
@@ -63,13 +63,12 @@ async fn train(
     args: &TrainingArgs,
     table: &FaceTable,
 ) -> anyhow::Result<Vec<Row>> {
-    let head = |name: &str, kind| v1::Head { name: name.to_owned(), kind: Some(kind), ..v1::Head::default() };
     let mut heads = Vec::new();
     if table.has_age {
-        heads.push(head("age", v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() })));
+        heads.push(v1::Head::regression("age", "years"));
     }
     if table.has_gender {
-        let mut gender = head("gender", v1::head::Kind::Classification(v1::ClassificationHead::default()));
+        let mut gender = v1::Head::classification("gender", Vec::new());
         // Ages are in years and cross entropy below one: without a weight the labels would hardly count.
         gender.loss_weight = Some(3.0);
         heads.push(gender);
@@ -97,22 +96,14 @@ async fn train(
     let mut speeds = Vec::new();
     let each = |event: &v1::WatchTrainingRunResponse| match &event.event {
         Some(Event::Progress(p)) if p.epoch > 0 => {
-            let steps_done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
-            progress.set_length((i64::from(p.n_epochs) * i64::from(p.n_steps)).unsigned_abs());
-            progress.set_position(steps_done.unsigned_abs());
+            watching::advance(&progress, p);
             let metric = p.metrics.get("age.mae").map(|m| format!(", age.mae {m:.2}")).unwrap_or_default();
             progress.set_message(format!("training, loss {:.3}{metric}, {:.0} img/s", p.loss, p.images_per_second));
             if p.step > 1 {
                 speeds.push(p.images_per_second);
             }
         }
-        Some(Event::Data(report)) => {
-            let rejected: i64 = report.rejected.values().sum();
-            progress.println(format!(
-                "{} training rows, {} validation rows, {rejected} left out",
-                report.train, report.valid
-            ));
-        }
+        Some(Event::Data(report)) => progress.println(watching::data(report)),
         _ => {}
     };
     let ended = server.train(request, each).await?;

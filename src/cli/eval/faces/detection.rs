@@ -1,6 +1,9 @@
 //! Boxes and landmarks beside the package that the detector's weights come from.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use image::{Rgb, RgbImage, imageops};
@@ -11,7 +14,6 @@ use serde::Deserialize;
 use super::{
     Findings, SUITE, Setup,
     asking::{ask, loosest},
-    attributes::Images,
 };
 use crate::{
     cli::{
@@ -50,7 +52,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     photos.extend(groups(&train, folder.path())?);
-    let images = Images { images: photos.clone() };
+    let images = BTreeMap::from([("images", &photos)]);
     let script = ("facenet-pytorch", photos.len());
     let Some(theirs) = setup.peers.ask::<PeerAnswer>("peers/faces.py", &["detect"], &images, script).await? else {
         return Ok(Findings::default());

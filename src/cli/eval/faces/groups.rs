@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Findings, SUITE, attributes::Judged};
+use super::{Findings, SUITE, judged::Judged};
 use crate::cli::{
     eval::{
         charts::{self, Series},

@@ -18,7 +18,7 @@ use crate::{
     cli::{
         eval::page::Figure,
         evidence::{Bar, Row},
-        failure, predict,
+        failure, wording,
     },
     proto::v1,
 };
@@ -94,7 +94,7 @@ const UNTYPED: &str = "no reason";
 fn outcome(answer: &Asked) -> String {
     match answer {
         Ok(response) if response.abstained => {
-            let reasons: Vec<String> = response.abstention_reasons().map(predict::reason).collect();
+            let reasons: Vec<String> = response.abstention_reasons().map(wording::reason).collect();
             if reasons.is_empty() { UNTYPED.to_owned() } else { format!("not answered: {}", reasons.join(", ")) }
         }
         Ok(_) => "answered".to_owned(),

@@ -7,6 +7,7 @@ mod detection;
 mod groups;
 mod hostile;
 mod identities;
+mod judged;
 mod large;
 mod pipeline;
 mod pixels;
