@@ -167,8 +167,9 @@ fn data_uri(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg))
 }
 
-/// Text as HTML and SVG have it.
-pub(super) fn escaped(text: &str) -> String {
+/// Escapes text for HTML and SVG.
+#[must_use]
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

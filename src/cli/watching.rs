@@ -116,7 +116,7 @@ impl Shown {
 }
 
 /// Moves a bar to where a run is.
-pub(super) fn advance(bar: &ProgressBar, p: &v1::Progress) {
+pub fn advance(bar: &ProgressBar, p: &v1::Progress) {
     // Epoch 0 is the reading of the data, which has steps of its own.
     let (n_epochs, n_done) = if p.epoch == 0 { (1, 0) } else { (p.n_epochs, p.epoch - 1) };
     bar.set_length((i64::from(n_epochs) * i64::from(p.n_steps)).unsigned_abs());
@@ -128,7 +128,8 @@ fn whole_seconds(time: std::time::Duration) -> std::time::Duration {
 }
 
 /// Describes the data of a run: how many photos it has, and which rows are left out.
-pub(super) fn data(report: &v1::DataReport) -> String {
+#[must_use]
+pub fn data(report: &v1::DataReport) -> String {
     let mut text = format!(
         "{} photos to train on, {} to validate, {} to calibrate intervals",
         report.train, report.valid, report.calibration
@@ -146,8 +147,9 @@ pub(super) fn data(report: &v1::DataReport) -> String {
     text
 }
 
-/// How a run ended, in one line.
-pub(super) fn ended(run: &v1::TrainingRun) -> String {
+/// Says in one line how a run ended.
+#[must_use]
+pub fn ended(run: &v1::TrainingRun) -> String {
     let state = output::enum_name(run.state().as_str_name(), "RUN_STATE_").to_lowercase();
     let metrics = run.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>();
     match &run.error {

@@ -100,7 +100,8 @@ fn said(prediction: &v1::Prediction) -> String {
 }
 
 /// A reason in words: `face too small`.
-pub(super) fn reason(reason: v1::AbstentionReason) -> String {
+#[must_use]
+pub fn reason(reason: v1::AbstentionReason) -> String {
     output::enum_name(reason.as_str_name(), "ABSTENTION_REASON_").to_lowercase().replace('_', " ")
 }
 
