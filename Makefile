@@ -14,6 +14,7 @@ SUITE ?=
 CACHE := $(or $(VISAGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/visage)
 EVIDENCE := target/evidence
 BINARY := target/release/visage
+MEASURE := target/release/visage-measure
 
 export VISAGE_CACHE := $(CACHE)
 export PYTHON
@@ -28,7 +29,7 @@ WITH_WEIGHTS = VISAGE_WEIGHTS="$$($(PYTHON) deploy/fetch_weights.py)"; export VI
 WITH_PEERS = VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt \
   --no-deps benches/peers/requirements-no-deps.txt)"; export VISAGE_PYTHON
 
-.PHONY: help build serve test lint fmt bench eval clean tools
+.PHONY: help build serve test lint fmt measure bench eval clean tools
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "; print "make <target>\n"} \
@@ -53,43 +54,47 @@ test: tools ## Run every test
 	@$(PYTHON) -m unittest discover -s deploy/tests
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
 	$$VISAGE_PYTHON -m unittest discover -s clients/python/tests; \
-	$(WITH_WEIGHTS); $(WITH_LIBTORCH); cargo test --all-targets --locked $(ARGS)
+	$(WITH_WEIGHTS); $(WITH_LIBTORCH); cargo test --workspace --all-targets --locked $(ARGS)
 
 lint: tools ## Check format, clippy, documentation, dependencies and Python types
-	@cargo fmt --check
-	@$(WITH_LIBTORCH); cargo clippy --all-targets --locked -- -D warnings
-	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@cargo fmt --all --check
+	@$(WITH_LIBTORCH); cargo clippy --workspace --all-targets --locked -- -D warnings
+	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@$(PYTHON) docs/check.py
 	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
 	MYPYPATH="$$($$python clients/python/generate.py)" $$python -m mypy --config-file clients/python/pyproject.toml \
 	  --cache-dir target/mypy clients/python/generate.py clients/python/src clients/python/tests deploy; \
 	export PATH="$$(dirname $$python):$$PATH"; \
 	if cargo deny --version >/dev/null 2>&1; then \
-	  cargo deny --log-level warn check bans licenses sources; \
+	  cargo deny --workspace --log-level warn check bans licenses sources; \
 	else \
 	  echo "lint: there is no cargo-deny for this machine, so licences and sources of dependencies were NOT checked."; \
 	  echo "      To check them: cargo install cargo-deny --locked, then make lint"; \
 	fi
 
 fmt: tools ## Format the code
-	@cargo fmt
+	@cargo fmt --all
 
-eval: build ## Measure quality on a folder (DATA=, SUITE=faces or training; both without it) into target/evidence
+# Two builds, so that what is measured is the very server that `make build` makes.
+measure: build
+	@$(WITH_LIBTORCH); cargo build --release --locked --package visage-benches
+
+eval: measure ## Measure quality on a folder (DATA=, SUITE=faces or training; both without it) into target/evidence
 	@$(if $(DATA),,echo 'eval needs a folder: make eval DATA=FOLDER (it holds faces.csv)' >&2; exit 2;) \
 	$(WITH_PEERS); $(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	missed=0; \
 	for suite in $(or $(SUITE),faces training); do \
 	  case "$$suite" in training) name=training-quality;; *) name=$$suite;; esac; \
-	  $(BINARY) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$name.json" \
+	  $(MEASURE) eval --suite "$$suite" --data "$(DATA)" --json "$(EVIDENCE)/$$name.json" \
 	    --page "$(EVIDENCE)/$$name.html" $(ARGS) || missed=1; \
 	done; \
 	exit $$missed
 
-bench: build ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
+bench: measure ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
 	@$(WITH_PEERS); $(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	missed=0; \
 	for suite in $(or $(SUITE),training serve similar); do \
-	  $(BINARY) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \
+	  $(MEASURE) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \
 	done; \
 	exit $$missed
 

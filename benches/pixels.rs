@@ -1,4 +1,4 @@
-//! What a photo costs before the network sees it. `visage eval` puts a large one beside the `image` crate.
+//! What a photo costs before the network sees it. `visage-measure eval` puts a large one beside the `image` crate.
 
 #![expect(missing_docs, reason = "criterion's macros make public functions without any")]
 #![expect(clippy::expect_used, reason = "the fixture is a photo, and so is what is made of it")]

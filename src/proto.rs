@@ -38,6 +38,22 @@ pub mod visage {
     }
 }
 
+impl v1::Head {
+    /// Makes a head that predicts a number, in a unit that may be empty.
+    #[must_use]
+    pub fn regression(name: &str, unit: &str) -> Self {
+        let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: unit.to_owned() });
+        Self { name: name.to_owned(), kind: Some(kind), ..Self::default() }
+    }
+
+    /// Makes a head that predicts one of the labels; without labels, training takes those of the data.
+    #[must_use]
+    pub fn classification(name: &str, labels: Vec<String>) -> Self {
+        let kind = v1::head::Kind::Classification(v1::ClassificationHead { labels });
+        Self { name: name.to_owned(), kind: Some(kind), ..Self::default() }
+    }
+}
+
 /// The descriptors of the public contract, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/visage_v1.bin"));
 

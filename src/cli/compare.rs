@@ -9,8 +9,8 @@ use super::{
     connection::Remote,
     face_options::Faces,
     names, output, photo,
-    predict::{notes, reasons},
     similar::evidence,
+    wording::{notes, reasons},
 };
 use crate::proto::v1;
 

@@ -85,17 +85,23 @@ impl Remote {
 
 /// A client of every service.
 #[derive(Clone)]
-pub(super) struct Clients {
-    pub(super) visage: VisageServiceClient<Channel>,
-    pub(super) models: ModelServiceClient<Channel>,
-    pub(super) training: TrainingServiceClient<Channel>,
-    pub(super) faces: FaceServiceClient<Channel>,
-    pub(super) operations: OperationsClient<Channel>,
+pub struct Clients {
+    /// Answers about photos, and starts training runs.
+    pub visage: VisageServiceClient<Channel>,
+    /// Manages models and their versions.
+    pub models: ModelServiceClient<Channel>,
+    /// Shows training runs.
+    pub training: TrainingServiceClient<Channel>,
+    /// Manages collections and their faces.
+    pub faces: FaceServiceClient<Channel>,
+    /// Cancels training runs.
+    pub operations: OperationsClient<Channel>,
 }
 
 impl Clients {
-    /// Clients over one connection.
-    pub(super) fn new(channel: Channel) -> Self {
+    /// Makes clients that share one connection.
+    #[must_use]
+    pub fn new(channel: Channel) -> Self {
         // Whoever runs a server bounds what it reads and sends; this side takes what comes.
         let unlimited = usize::MAX;
         Self {
@@ -108,14 +114,20 @@ impl Clients {
     }
 
     /// Starts a run and gives its name.
-    pub(super) async fn train(&mut self, request: Request<v1::TrainRequest>) -> anyhow::Result<String> {
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub async fn train(&mut self, request: Request<v1::TrainRequest>) -> anyhow::Result<String> {
         let operation = self.visage.train(request).await?.into_inner();
         let id = operation.name.strip_prefix("operations/").context("the server's answer names no operation")?;
         Ok(format!("trainingRuns/{id}"))
     }
 
-    /// Follows a run from its first event to its end, telling `each` of every event.
-    pub(super) async fn follow(
+    /// Follows a run from its first event to its end, and passes every event to `each`.
+    ///
+    /// # Errors
+    /// The server's error, or a stream of events that ends before the run does.
+    pub async fn follow(
         &mut self,
         run: &str,
         mut each: impl FnMut(&v1::WatchTrainingRunResponse),

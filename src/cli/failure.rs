@@ -4,7 +4,7 @@ use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-/// A command did what it could and the answer is no: a refusal, a finding, a missed bar.
+/// A command did what it could and the answer is no, such as a refusal or a finding.
 const FAILED: u8 = 1;
 /// The command line itself is wrong; clap uses the same.
 const USAGE: u8 = 2;
@@ -23,10 +23,11 @@ pub(super) struct Unreachable {
 /// A command line that clap accepts and that still makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Usage(pub(super) String);
+pub struct Usage(pub String);
 
-/// Says on standard error what went wrong and what to do.
-pub(super) fn report(error: &anyhow::Error, json: bool) -> u8 {
+/// Says on standard error what went wrong and what to do, and gives the exit code.
+#[must_use]
+pub fn report(error: &anyhow::Error, json: bool) -> u8 {
     let (code, message, hint) = if let Some(status) = error.downcast_ref::<Status>() {
         if json {
             eprintln!("{}", status_json(status));
@@ -59,7 +60,8 @@ pub(super) fn one_line(status: &crate::proto::rpc::Status) -> String {
 }
 
 /// The machine-readable reason of an item of a stream that failed; its code where it has none.
-pub(super) fn reason_of(status: &crate::proto::rpc::Status) -> String {
+#[must_use]
+pub fn reason_of(status: &crate::proto::rpc::Status) -> String {
     let reason = status.details.iter().find_map(|any| {
         let info = any.type_url.ends_with("google.rpc.ErrorInfo");
         info.then(|| prost::Message::decode(any.value.as_slice()).ok())

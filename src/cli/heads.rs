@@ -21,22 +21,19 @@ impl HeadArgs {
     pub(super) fn heads(&self) -> anyhow::Result<Vec<v1::Head>> {
         let regression = self.regression.iter().map(|text| {
             let (name, unit) = text.split_once(':').unwrap_or((text, ""));
-            head(name, v1::head::Kind::Regression(v1::RegressionHead { unit: unit.to_owned() }))
+            v1::Head::regression(name, unit)
         });
         let classification = self.classification.iter().map(|text| {
             let (name, labels) = text.split_once('=').unwrap_or((text, ""));
             let labels = labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
-            head(name, v1::head::Kind::Classification(v1::ClassificationHead { labels }))
+            v1::Head::classification(name, labels)
         });
-        regression.chain(classification).collect()
+        let heads: Vec<_> = regression.chain(classification).collect();
+        if heads.iter().any(|head| head.name.is_empty()) {
+            bail!(super::failure::Usage("a head needs a name, such as age:years".to_owned()));
+        }
+        Ok(heads)
     }
-}
-
-fn head(name: &str, kind: v1::head::Kind) -> anyhow::Result<v1::Head> {
-    if name.is_empty() {
-        bail!(super::failure::Usage("a head needs a name, such as age:years".to_owned()));
-    }
-    Ok(v1::Head { name: name.to_owned(), kind: Some(kind), ..v1::Head::default() })
 }
 
 /// A head in one line: `age (years)`, `gender (female, male)`.

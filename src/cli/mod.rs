@@ -2,29 +2,24 @@
 //!
 //! Commands that ask a running server go through its gRPC API and nothing else (`connection.rs`); those that open a
 //! data folder themselves are in `data_folder.rs`. What people see is made in `output.rs`, what they are told when
-//! something fails in `failure.rs`. `eval` and `bench` start a server of their own (`local.rs`).
+//! something fails in `failure.rs`. What is `pub` below is what the measuring program in `benches/` shares.
 
-mod bench;
 mod collections;
 mod compare;
-mod connection;
+pub mod connection;
 mod data_folder;
 mod enroll;
-mod eval;
-mod evidence;
 mod face_options;
 mod faces;
-mod failure;
+pub mod failure;
 mod heads;
 mod health;
-mod local;
 mod models;
-mod names;
-mod output;
-mod pages;
-mod peers;
+pub mod names;
+pub mod output;
+pub mod pages;
 mod photo;
-mod pictures;
+pub mod pictures;
 mod predict;
 mod runs;
 mod serve;
@@ -32,7 +27,8 @@ mod settings;
 mod signals;
 mod similar;
 mod train;
-mod watching;
+pub mod watching;
+pub mod wording;
 
 use std::{
     future::Future,
@@ -88,8 +84,6 @@ enum Command {
     Export(data_folder::ExportArgs),
     Import(data_folder::ImportArgs),
     Config(settings::ConfigArgs),
-    Eval(eval::EvalArgs),
-    Bench(bench::BenchArgs),
     /// Prints a script that completes commands and options.
     #[command(after_help = "Example:\n  visage completions bash > ~/.local/share/bash-completion/completions/visage")]
     Completions {
@@ -119,7 +113,7 @@ impl Command {
             Self::Export(args) => args.folder.json,
             Self::Import(args) => args.folder.json,
             Self::Config(args) => args.json,
-            Self::Serve(_) | Self::Eval(_) | Self::Bench(_) | Self::Completions { .. } | Self::Worker => false,
+            Self::Serve(_) | Self::Completions { .. } | Self::Worker => false,
         }
     }
 }
@@ -150,7 +144,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Runs a command; `false` is a plain no, such as a finding or a missed bar.
+/// Runs a command; `false` is a plain no, such as a finding.
 fn run(cli: Cli) -> anyhow::Result<bool> {
     let config = cli.config.as_deref();
     match cli.command {
@@ -170,8 +164,6 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Export(args) => data_folder::export(&args, config),
         Command::Import(args) => data_folder::import(&args, config),
         Command::Config(args) => settings::run(&args, config),
-        Command::Eval(args) => block_on(eval::run(args)),
-        Command::Bench(args) => block_on(bench::run(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "visage", &mut script);

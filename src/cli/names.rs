@@ -44,8 +44,9 @@ pub(super) fn run(name: &str) -> String {
     prefixed("trainingRuns/", name.strip_prefix("operations/").unwrap_or(name))
 }
 
-/// The operation of a training run.
-pub(super) fn operation(run: &str) -> String {
+/// Names the operation of a training run.
+#[must_use]
+pub fn operation(run: &str) -> String {
     run.replacen("trainingRuns/", "operations/", 1)
 }
 

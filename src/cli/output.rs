@@ -147,7 +147,7 @@ pub(super) fn enum_name<'a>(full: &'a str, prefix: &str) -> &'a str {
 }
 
 /// A bar on standard error with the time that is left; not drawn where that is no terminal.
-pub(super) fn bar(length: u64, what: impl Into<String>) -> ProgressBar {
+pub fn bar(length: u64, what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new(length).with_message(what.into());
     // The template is constant; were it wrong, the bar would be a plain one.
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len}  {eta} left");
@@ -157,7 +157,7 @@ pub(super) fn bar(length: u64, what: impl Into<String>) -> ProgressBar {
 }
 
 /// A count whose end is not known.
-pub(super) fn counter(what: impl Into<String>) -> ProgressBar {
+pub fn counter(what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what.into());
     let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}  {elapsed}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));

@@ -2,8 +2,11 @@
 
 use std::future::Future;
 
-/// Every entry of a list; `page` asks for the page of a token and gives its entries and the next token.
-pub(super) async fn all<T, F>(mut page: impl FnMut(String) -> F) -> anyhow::Result<Vec<T>>
+/// Reads every entry of a list; `page` fetches the page of a token and gives its entries and the next token.
+///
+/// # Errors
+/// The first error of `page`.
+pub async fn all<T, F>(mut page: impl FnMut(String) -> F) -> anyhow::Result<Vec<T>>
 where
     F: Future<Output = Result<(Vec<T>, String), tonic::Status>>,
 {

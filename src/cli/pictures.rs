@@ -7,7 +7,7 @@ use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 
-use super::{output, predict::reason};
+use super::{output, wording::reason};
 use crate::{
     proto::v1::{self, prediction::Result as Answer},
     vision::{DecodeLimits, Wanted, decode},
@@ -167,8 +167,9 @@ fn data_uri(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg))
 }
 
-/// Text as HTML and SVG have it.
-pub(super) fn escaped(text: &str) -> String {
+/// Escapes text for HTML and SVG.
+#[must_use]
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

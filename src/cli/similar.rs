@@ -11,7 +11,7 @@ use super::{
     failure::Usage,
     names, output, photo,
     pictures::{self, Match},
-    predict::notes,
+    wording::notes,
 };
 use crate::proto::v1::{self, find_similar_request::Query};
 

@@ -116,8 +116,7 @@ impl TrainArgs {
         if !heads.is_empty() {
             recipe.heads = heads;
         } else if recipe.heads.is_empty() {
-            let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
-            recipe.heads = vec![v1::Head { name: "age".to_owned(), kind: Some(kind), ..v1::Head::default() }];
+            recipe.heads = vec![v1::Head::regression("age", "years")];
         }
         if let Some(architecture) = self.architecture {
             recipe.architecture = v1::Architecture::from(architecture).into();

@@ -82,10 +82,8 @@ impl Shown {
     }
 
     fn progress(&self, p: &v1::Progress) {
+        advance(&self.bar, p);
         if p.epoch == 0 {
-            // The data is read before the first stage.
-            self.bar.set_length(i64::from(p.n_steps).unsigned_abs());
-            self.bar.set_position(i64::from(p.step).unsigned_abs());
             return;
         }
         let stage = if p.n_stages > 1 { format!("stage {}/{} ", p.stage, p.n_stages) } else { String::new() };
@@ -96,10 +94,6 @@ impl Shown {
         if self.last.replace(at) == at && p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
             self.say(&so_far);
         }
-        let n_steps = i64::from(p.n_epochs) * i64::from(p.n_steps);
-        let done = i64::from(p.epoch - 1) * i64::from(p.n_steps) + i64::from(p.step);
-        self.bar.set_length(n_steps.unsigned_abs());
-        self.bar.set_position(done.unsigned_abs());
         let left = p.eta.and_then(|eta| std::time::Duration::try_from(eta).ok());
         let left = left.map(|left| format!("  {} left", humantime::format_duration(whole_seconds(left))));
         // The run knows its own speed better than a bar that may have joined late.
@@ -121,11 +115,21 @@ impl Shown {
     }
 }
 
+/// Moves a bar to where a run is.
+pub fn advance(bar: &ProgressBar, p: &v1::Progress) {
+    // Epoch 0 is the reading of the data, which has steps of its own.
+    let (n_epochs, n_done) = if p.epoch == 0 { (1, 0) } else { (p.n_epochs, p.epoch - 1) };
+    bar.set_length((i64::from(n_epochs) * i64::from(p.n_steps)).unsigned_abs());
+    bar.set_position((i64::from(n_done) * i64::from(p.n_steps) + i64::from(p.step)).unsigned_abs());
+}
+
 fn whole_seconds(time: std::time::Duration) -> std::time::Duration {
     std::time::Duration::from_secs(time.as_secs())
 }
 
-fn data(report: &v1::DataReport) -> String {
+/// Describes the data of a run: how many photos it has, and which rows are left out.
+#[must_use]
+pub fn data(report: &v1::DataReport) -> String {
     let mut text = format!(
         "{} photos to train on, {} to validate, {} to calibrate intervals",
         report.train, report.valid, report.calibration
@@ -143,8 +147,9 @@ fn data(report: &v1::DataReport) -> String {
     text
 }
 
-/// How a run ended, in one line.
-pub(super) fn ended(run: &v1::TrainingRun) -> String {
+/// Says in one line how a run ended.
+#[must_use]
+pub fn ended(run: &v1::TrainingRun) -> String {
     let state = output::enum_name(run.state().as_str_name(), "RUN_STATE_").to_lowercase();
     let metrics = run.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>();
     match &run.error {

@@ -1,0 +1,56 @@
+//! A server for suites that train: in a temporary folder, below which it may also read training data.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+use tonic::Request;
+use visage::{
+    cli::{connection::Clients, watching},
+    proto::v1,
+};
+
+use crate::server::ServerProcess;
+
+/// A server whose data folder, and whatever else a suite writes, is gone with it.
+pub(crate) struct TrainingServer {
+    pub(crate) clients: Clients,
+    process: ServerProcess,
+    folder: TempDir,
+}
+
+impl TrainingServer {
+    /// Starts a server whose training may read below `roots` and below its own [`root`](Self::root).
+    pub(crate) async fn start(mut roots: Vec<PathBuf>) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("a temporary folder")?;
+        let own_root = folder.path().join("root");
+        std::fs::create_dir(&own_root)?;
+        roots.push(own_root);
+        let process = ServerProcess::start(&folder.path().join("data"), None, &roots).await?;
+        Ok(Self { clients: process.clients.clone(), process, folder })
+    }
+
+    /// Trains, and passes every event to `each`; an error when the run makes no version.
+    pub(crate) async fn train(
+        &mut self,
+        request: v1::TrainRequest,
+        each: impl FnMut(&v1::WatchTrainingRunResponse),
+    ) -> anyhow::Result<v1::TrainingRun> {
+        let run = self.clients.train(Request::new(request)).await?;
+        let ended = self.clients.follow(&run, each).await?;
+        if ended.state() != v1::RunState::Succeeded {
+            bail!("the run did not succeed: {}", watching::ended(&ended));
+        }
+        Ok(ended)
+    }
+
+    /// The folder for training data of the suite's own.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    /// Stops the server and waits for its end.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.process.stop().await
+    }
+}
