@@ -10,7 +10,7 @@ use super::{
     predict::found_face,
 };
 use crate::{
-    names::EmbeddingSpace,
+    names::{EmbeddingSpace, ModelRef, SpaceRef},
     proto::v1::{self, AbstentionReason, FaceReading, FaceSelection},
     similarity::{Embedding, Score, identity_evidence},
 };
@@ -22,8 +22,8 @@ pub struct Comparison {
     pub first: Bytes,
     /// The other.
     pub second: Bytes,
-    /// The embedding space, as a collection's is named; empty: the default's.
-    pub space: String,
+    /// The embedding space, as a collection's is named.
+    pub space: SpaceRef,
     /// Which face of each.
     pub selection: FaceSelection,
 }
@@ -41,11 +41,9 @@ impl App {
         }
         let wants = single_face("face_selection", request.selection)?;
         let space = self.models.resolve_space(&request.space).await?;
+        let version = ModelRef::Version(space.version.clone());
         let read = async |field, image| {
-            self.photos
-                .read(call, &space.version.to_string(), image, &wants)
-                .await
-                .map_err(|error| error.of_image(field))
+            self.photos.read(call, Some(&version), image, &wants).await.map_err(|error| error.of_image(field))
         };
         let (first, second) =
             try_join(read("first_image", request.first), read("second_image", request.second)).await?;

@@ -5,7 +5,7 @@
 //! call that was sent to the old one just before finds its answer there or is sent to the new one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,12 +13,15 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{AppError, Idempotent, Page, Paged, blocking, detached};
+use super::{
+    AppError, Call, Idempotent, Page, Paged, blocking, detached,
+    idempotency::{Answer, Once},
+};
 use crate::{
-    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, VersionName},
+    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, SpaceRef, VersionName},
     proto::{store::VersionRecord, v1},
     registry::{ModelView, Registry, RegistryError, name_of, partners},
-    serving::{EngineSource, LoadState, ServingPool},
+    serving::{EngineSource, LoadState, ServeError, ServingPool},
     similarity::SimilarityIndex,
 };
 
@@ -48,10 +51,12 @@ struct Shared {
     default_model: Option<ModelRef>,
     aliases: ArcSwap<Aliases>,
     /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
-    refreshing: tokio::sync::Mutex<()>,
+    refreshing: Mutex<()>,
     manifests: Mutex<HashMap<VersionName, Arc<VersionRecord>>>,
     /// A version's load, its unload, and what makes it needed or not, are one at a time.
     turns: Mutex<HashMap<VersionName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Versions whose last load failed, or that failed every photo since.
+    broken: Mutex<HashSet<VersionName>>,
     index: Arc<SimilarityIndex>,
 }
 
@@ -74,9 +79,10 @@ impl Models {
                 serving,
                 default_model,
                 aliases: ArcSwap::from_pointee(aliases),
-                refreshing: tokio::sync::Mutex::new(()),
+                refreshing: Mutex::default(),
                 manifests: Mutex::default(),
                 turns: Mutex::default(),
+                broken: Mutex::default(),
                 index,
             }),
         })
@@ -96,7 +102,7 @@ impl Models {
             known.aliases.values().map(|&number| VersionName { model: model.clone(), number })
         });
         let mut needed: BTreeSet<VersionName> = named.collect();
-        needed.extend(self.shared.index.versions());
+        needed.extend(self.compared());
         for version in needed {
             if let Err(error) = self.ready(&version).await {
                 tracing::error!(%version, %error, "cannot load a version that an alias or a collection needs");
@@ -104,20 +110,37 @@ impl Models {
         }
     }
 
-    /// The version that a reference means now; an empty one means the default model's champion.
-    ///
-    /// # Errors
-    /// [`RegistryError`] for a name that is malformed or means nothing.
-    pub fn resolve(&self, reference: &str) -> Result<VersionName, AppError> {
-        self.resolve_field("model", reference)
+    /// The versions that collections compare with.
+    pub(super) fn compared(&self) -> BTreeSet<VersionName> {
+        self.shared.index.versions()
     }
 
-    /// As [`Models::resolve`], of a request's field.
+    /// Returns true if the version, or one that it works with, could not be loaded or fails every photo. It stays
+    /// broken until a load of it succeeds.
+    pub(super) fn is_broken(&self, version: &VersionName) -> bool {
+        let state = self.shared.serving.state(&version.to_string());
+        let mut broken = lock(&self.shared.broken);
+        if state == LoadState::Failed {
+            broken.insert(version.clone());
+        }
+        if state != LoadState::Loaded && broken.contains(version) {
+            return true;
+        }
+        drop(broken);
+        let manifest = lock(&self.shared.manifests).get(version).cloned();
+        let partners = manifest.and_then(|manifest| partners(&manifest).ok());
+        partners.into_iter().flatten().any(|partner| self.is_broken(&partner))
+    }
+
+    /// The version that a reference means now; none means the default model's champion.
     ///
     /// # Errors
-    /// As [`Models::resolve`].
-    pub fn resolve_field(&self, field: &'static str, reference: &str) -> Result<VersionName, AppError> {
-        let reference = if reference.is_empty() { self.default_ref()? } else { ModelRef::parse(field, reference)? };
+    /// [`RegistryError`] for a name that means nothing.
+    pub fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
+        let reference = match reference {
+            Some(reference) => reference.clone(),
+            None => self.default_ref()?,
+        };
         match reference {
             ModelRef::Version(version) => Ok(version),
             ModelRef::Alias { model, alias } => {
@@ -201,22 +224,34 @@ impl Models {
     /// Loads a version, whose turn the caller has, and before it those that it works with.
     pub(super) fn load<'a>(&'a self, version: &'a VersionName) -> BoxFuture<'a, Result<(), AppError>> {
         Box::pin(async move {
-            let name = version.to_string();
-            if self.shared.serving.state(&name) == LoadState::Loaded {
-                return Ok(());
+            let loaded = self.load_unrecorded(version).await;
+            let mut broken = lock(&self.shared.broken);
+            match &loaded {
+                Ok(()) => drop(broken.remove(version)),
+                // These say nothing about the version.
+                Err(AppError::Serve(ServeError::Overloaded { .. } | ServeError::Stopping)) => {}
+                Err(_) => drop(broken.insert(version.clone())),
             }
-            let manifest = self.manifest(version).await?;
-            // A version works with others, and those with none that works with it: there is no circle.
-            for partner in partners(&manifest)? {
-                self.ready(&partner).await?;
-            }
-            let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
-            let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
-            let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
-            self.shared.serving.load(&name, source).await?;
-            tracing::info!(version = %name, "loaded");
-            Ok(())
+            loaded
         })
+    }
+
+    async fn load_unrecorded(&self, version: &VersionName) -> Result<(), AppError> {
+        let name = version.to_string();
+        if self.shared.serving.state(&name) == LoadState::Loaded {
+            return Ok(());
+        }
+        let manifest = self.manifest(version).await?;
+        // A version works with others, and those with none that works with it: there is no circle.
+        for partner in partners(&manifest)? {
+            self.ready(&partner).await?;
+        }
+        let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
+        let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
+        let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
+        self.shared.serving.load(&name, source).await?;
+        tracing::info!(version = %name, "loaded");
+        Ok(())
     }
 
     /// Points an alias at a version, or removes it.
@@ -226,6 +261,7 @@ impl Models {
     /// of the version, before anything has changed.
     pub async fn set_alias(
         &self,
+        _: &Call,
         model: ModelId,
         alias: AliasName,
         target: Option<VersionName>,
@@ -234,33 +270,25 @@ impl Models {
     ) -> Result<v1::Model, AppError> {
         let models = self.clone();
         detached(async move {
-            let (registry, earlier) = (Arc::clone(&models.shared.registry), once.clone());
-            if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
-                return Ok(answer);
-            }
-            let _turn = match &target {
-                Some(version) => {
-                    models.manifest(version).await?;
-                    Some(models.turn(version).await)
-                }
-                None => None,
-            };
-            if let Some(version) = &target {
+            let prepare = async {
+                let Some(version) = &target else { return Ok(None) };
+                models.manifest(version).await?;
+                let turn = models.turn(version).await;
                 models.load(version).await?;
-            }
+                Ok(Some(turn))
+            };
             let (registry, id) = (Arc::clone(&models.shared.registry), model.clone());
             let number = target.as_ref().map(|version| version.number);
-            let (answer, before) = blocking(move || {
-                let mut before = None;
-                let answer = once.once(registry.store(), || {
-                    let (view, found) = registry
-                        .set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
-                    before = found;
-                    Ok(model_to_proto(&view))
-                })?;
-                Ok((answer, before))
-            })
-            .await?;
+            let commit = move |turn, once: &Once| {
+                let (view, before) =
+                    registry.set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
+                Ok((model_to_proto(&view), before, turn))
+            };
+            let done = once.run(models.shared.registry.store(), prepare, commit).await?;
+            let (answer, before, _turn) = match done {
+                Answer::New(done) => done,
+                Answer::Stored(answer) => (answer, None, None),
+            };
             models.refresh().await?;
             if let Some(old) = before.filter(|old| Some(*old) != number) {
                 models.retire(VersionName { model, number: old });
@@ -274,7 +302,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn get(&self, model: ModelId) -> Result<v1::Model, AppError> {
+    pub async fn get(&self, _: &Call, model: ModelId) -> Result<v1::Model, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || Ok(model_to_proto(&registry.get_model(&model)?))).await
     }
@@ -283,11 +311,11 @@ impl Models {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(&self, page: Page, list: &'static str) -> Result<Paged<v1::Model>, AppError> {
+    pub async fn list(&self, _: &Call, page: Page) -> Result<Paged<v1::Model>, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || {
             let rows = registry.list_models(page.after.as_deref(), page.limit())?;
-            let paged = page.finish(rows, list, |view| view.record.id.clone().into_bytes());
+            let paged = page.finish(rows, |view| view.record.id.clone().into_bytes());
             Ok(paged.map(|view| model_to_proto(&view)))
         })
         .await
@@ -299,23 +327,41 @@ impl Models {
     /// When there is no such model.
     pub async fn list_versions(
         &self,
+        _: &Call,
         model: ModelId,
         page: Page,
-        list: String,
     ) -> Result<Paged<v1::ModelVersion>, AppError> {
         let before = match &page.after {
             None => None,
             Some(key) => Some(u64::from_be_bytes(
-                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: list.clone() })?,
+                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: page.list.clone() })?,
             )),
         };
         let registry = Arc::clone(&self.shared.registry);
         let paged = blocking(move || {
             let rows = registry.list_versions(&model, before, page.limit())?;
-            Ok(page.finish(rows, &list, |record| record.number.to_be_bytes().to_vec()))
+            Ok(page.finish(rows, |record| record.number.to_be_bytes().to_vec()))
         })
         .await?;
         Ok(paged.map(|record| self.version_to_proto(&record)))
+    }
+
+    /// A version as it stands.
+    ///
+    /// # Errors
+    /// When there is no such version or its record is damaged.
+    pub async fn get_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        let manifest = self.manifest(&self.resolve(Some(reference))?).await?;
+        Ok(self.version_to_proto(&manifest))
+    }
+
+    /// Loads a version and keeps it loaded until it is unloaded.
+    ///
+    /// # Errors
+    /// As [`Models::ready`].
+    pub async fn load_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        let manifest = self.ready(&self.resolve(Some(reference))?).await?;
+        Ok(self.version_to_proto(&manifest))
     }
 
     /// The embedding space of a version's first layer.
@@ -338,15 +384,11 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or layer.
-    pub async fn resolve_space(&self, reference: &str) -> Result<EmbeddingSpace, AppError> {
-        let (model, layer) = match reference.split_once('#') {
-            Some((model, layer)) => (model, Some(layer)),
-            None => (reference, None),
-        };
-        let version = self.resolve_field("embedding_space", model)?;
+    pub(super) async fn resolve_space(&self, reference: &SpaceRef) -> Result<EmbeddingSpace, AppError> {
+        let version = self.resolve(reference.version.as_ref())?;
         let manifest = self.manifest(&version).await?;
         let paired = manifest.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref()).map(|c| &c.embedding_space);
-        let space = match (layer, paired) {
+        let space = match (&reference.layer, paired) {
             (Some(layer), _) => format!("{version}#{layer}"),
             (None, Some(paired)) if !paired.is_empty() => paired.clone(),
             (None, _) => self.first_space(&version).await?,
@@ -379,10 +421,17 @@ impl Models {
     /// # Errors
     /// When the registry cannot be read.
     pub async fn refresh(&self) -> Result<(), AppError> {
-        let _turn = self.shared.refreshing.lock().await;
-        let registry = Arc::clone(&self.shared.registry);
-        let aliases = blocking(move || read_aliases(&registry)).await?;
-        self.shared.aliases.store(Arc::new(aliases));
+        let models = self.clone();
+        blocking(move || models.refresh_now()).await
+    }
+
+    /// As [`Models::refresh`], on a blocking thread.
+    ///
+    /// # Errors
+    /// As [`Models::refresh`].
+    pub(super) fn refresh_now(&self) -> Result<(), AppError> {
+        let _turn = lock(&self.shared.refreshing);
+        self.shared.aliases.store(Arc::new(read_aliases(&self.shared.registry)?));
         Ok(())
     }
 
@@ -446,23 +495,24 @@ impl Models {
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version works with it of
     /// which one of these is true.
-    pub async fn unload(&self, version: &VersionName) -> Result<(), AppError> {
-        self.manifest(version).await?;
-        let _turn = self.turn(version).await;
-        if let Some(by) = self.needed_by(version).await? {
-            return Err(in_use(version, by));
+    pub async fn unload_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+        let version = self.resolve(Some(reference))?;
+        let manifest = self.manifest(&version).await?;
+        let _turn = self.turn(&version).await;
+        if let Some(by) = self.needed_by(&version).await? {
+            return Err(in_use(&version, by));
         }
         self.shared.serving.unload(&version.to_string()).await;
-        Ok(())
+        Ok(self.version_to_proto(&manifest))
     }
 
     /// Forgets a version and its weights.
     ///
     /// # Errors
     /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
-    pub async fn delete(&self, version: &VersionName) -> Result<(), AppError> {
-        self.manifest(version).await?;
-        let (models, version) = (self.clone(), version.clone());
+    pub async fn delete_version(&self, _: &Call, version: VersionName) -> Result<(), AppError> {
+        self.manifest(&version).await?;
+        let models = self.clone();
         detached(async move {
             let _turn = models.turn(&version).await;
             if let Some(collection) = models.shared.index.collection_of_version(&version) {
@@ -471,6 +521,7 @@ impl Models {
             let (registry, name) = (Arc::clone(&models.shared.registry), version.clone());
             blocking(move || Ok(registry.delete_version(&name)?)).await?;
             lock(&models.shared.manifests).remove(&version);
+            lock(&models.shared.broken).remove(&version);
             models.shared.serving.unload(&version.to_string()).await;
             Ok(())
         })

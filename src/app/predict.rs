@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{AppError, Call, FaceRead, Outcome, Photos, Read, Wants, photos::notes_to_proto};
 use crate::{
+    names::ModelRef,
     proto::{
         store::VersionRecord,
         v1::{self, FaceReading, Prediction},
@@ -13,7 +14,8 @@ use crate::{
     vision::Point,
 };
 
-/// Answers one photo, or says why it cannot be used.
+/// Answers one photo with the version that `model` means, or says why it cannot be used. No model means the default
+/// model's champion.
 ///
 /// `heads` names the heads wanted; empty means all of the version's.
 ///
@@ -21,9 +23,9 @@ use crate::{
 /// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
 /// room or time for it.
 pub async fn predict(
-    photos: &Photos,
     call: &Call,
-    model: &str,
+    photos: &Photos,
+    model: Option<&ModelRef>,
     image: Bytes,
     heads: &[String],
     wants: &Wants,

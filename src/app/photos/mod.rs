@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::{AppError, Call, Models};
 use crate::{
     config::FacesConfig,
-    names::VersionName,
+    names::{ModelRef, VersionName},
     proto::{
         store::VersionRecord,
         v1::{self, AbstentionReason, FaceSelection, QualityThresholds},
@@ -136,20 +136,26 @@ impl Photos {
         Self { models, pixels, serving, faces: Arc::new(faces), crowds, n_crowd_places }
     }
 
-    /// The manifest of the version that `reference` means now.
+    /// The manifest of the version that `reference` means now; none means the default model's champion.
     ///
     /// # Errors
     /// When there is no such version.
-    pub async fn manifest(&self, reference: &str) -> Result<Arc<VersionRecord>, AppError> {
+    pub async fn manifest(&self, reference: Option<&ModelRef>) -> Result<Arc<VersionRecord>, AppError> {
         self.models.manifest(&self.models.resolve(reference)?).await
     }
 
-    /// Reads one photo with the version that `reference` means.
+    /// Reads one photo with the version that `reference` means; none means the default model's champion.
     ///
     /// # Errors
     /// When there is no such version, the bytes are no readable image, a threshold is out of bounds, or there is no room
     /// or time for it.
-    pub async fn read(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
+    pub async fn read(
+        &self,
+        call: &Call,
+        reference: Option<&ModelRef>,
+        image: Bytes,
+        wants: &Wants,
+    ) -> Result<Read, AppError> {
         if image.is_empty() {
             return Err(AppError::field("image", "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
         }
@@ -162,7 +168,13 @@ impl Photos {
         }
     }
 
-    async fn read_once(&self, call: &Call, reference: &str, image: Bytes, wants: &Wants) -> Result<Read, AppError> {
+    async fn read_once(
+        &self,
+        call: &Call,
+        reference: Option<&ModelRef>,
+        image: Bytes,
+        wants: &Wants,
+    ) -> Result<Read, AppError> {
         let version = self.models.resolve(reference)?;
         let manifest = self.models.ready(&version).await?;
         let preprocessing = manifest
