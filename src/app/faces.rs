@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     AppError, Call, Idempotent, Models, Outcome, Page, Paged, Photos, Read, Wants, blocking,
-    idempotency::{Answer, Once},
+    idempotency::Answer,
     photos::{notes_to_proto, proto_duration},
 };
 use crate::{
@@ -112,7 +112,7 @@ impl Faces {
             Ok((NewCollection { id, space, dimensions, display_name }, turn))
         };
         let index = Arc::clone(&self.index);
-        let commit = move |(new, _turn), once: &Once| {
+        let commit = move |(new, _turn), once: &Idempotent| {
             let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
             Ok(collection_to_proto(&record, 0))
         };
@@ -160,7 +160,7 @@ impl Faces {
         let Enrolment { collection, face, source, subject, labels } = new;
         let prepare = self.embed(call, &collection, source);
         let (index, id) = (Arc::clone(&self.index), collection.clone());
-        let commit = move |(embedding, space, _), once: &Once| {
+        let commit = move |(embedding, space, _), once: &Idempotent| {
             let new = NewFace { id: face, subject, labels };
             let record = index.enroll(&id, new, &embedding, &space, |record| {
                 // The name alone: what is deleted with the face shall not be kept by its request.

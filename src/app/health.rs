@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use super::{App, Models};
 use crate::serving::ServingPool;
 
-/// How often health is looked at. Whoever is sent elsewhere notices it no sooner.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often health is worked out anew.
+const UPDATE_EVERY: Duration = Duration::from_millis(200);
 
 /// What the server can do now. Overload and users' errors change nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl App {
     /// Loads what aliases and collections need, as far as it can be loaded.
     pub async fn load_needed(&self) {
         self.models.load_needed().await;
-        self.look_at_health();
+        self.update_health();
     }
 
     /// Follows what the server can do.
@@ -54,14 +54,79 @@ impl App {
 
     /// Keeps [`App::health`] true until the server stops.
     pub async fn keep_health(&self) {
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        while self.stopping.run_until_cancelled(looks.tick()).await.is_some() {
-            self.look_at_health();
+        let mut ticks = tokio::time::interval(UPDATE_EVERY);
+        while self.stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.update_health();
         }
     }
 
-    fn look_at_health(&self) {
+    fn update_health(&self) {
         let now = Health::of(&self.models, &self.serving);
         self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        app::{Backends, Call, Wants, import, predict},
+        config::Config,
+        names::ModelId,
+        proto::v1,
+        registry::Origin,
+        serving::testing::{FakeEngineLoader, version_record},
+        store::Batch,
+        training::ProcessLauncher,
+    };
+
+    const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
+
+    async fn ask(app: &App) -> bool {
+        let answer = predict(&Call::for_tests(), &app.photos, None, PORTRAIT.into(), &[], &Wants::default()).await;
+        app.update_health();
+        answer.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_champion_that_fails_every_photo_is_seen_and_seen_to_recover() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let engines = FakeEngineLoader::new();
+        let launcher = Arc::new(ProcessLauncher::this_binary().unwrap());
+        let backends = Backends { engines: Arc::new(engines.clone()), launcher };
+        let app = App::open_with(&config, backends, CancellationToken::new()).await.unwrap();
+        app.load_needed().await;
+        let health = app.health();
+        assert_eq!(*health.borrow(), Health::WELL, "without any model");
+
+        let record = version_record("face", 1, 32);
+        let model = ModelId::parse("model", "face").unwrap();
+        let preprocessing = record.preprocessing.unwrap();
+        let architecture = v1::Architecture::Resnet18;
+        let mut new = import::new_version(model, architecture, preprocessing, Vec::new(), Origin::default());
+        (new.heads, new.embedding_layers, new.golden) = (record.heads, record.embedding_layers, record.golden);
+        app.models.registry().register(new, |_| Batch::default()).unwrap();
+        app.models.refresh().await.unwrap();
+        assert!(ask(&app).await);
+        assert_eq!(*health.borrow(), Health::WELL);
+
+        engines.panic_always(true);
+        // Once more than an engine may fail: then it is loaded again, which fails, too.
+        for _ in 0..4 {
+            assert!(!ask(&app).await);
+        }
+        assert_eq!(*health.borrow(), Health { predictions: false, faces: true });
+        engines.panic_always(false);
+        assert!(ask(&app).await);
+        assert_eq!(*health.borrow(), Health::WELL);
+
+        app.serving.shutdown();
+        app.update_health();
+        assert_eq!(*health.borrow(), Health { predictions: false, faces: false }, "without the device's threads");
     }
 }

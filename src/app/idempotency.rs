@@ -4,11 +4,11 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, SystemTime},
 };
 
-use bytes::{Buf, BufMut, buf::UninitSlice};
+use bytes::{BufMut, buf::UninitSlice};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
@@ -51,13 +51,38 @@ pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, Ap
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// A request that changes something, with its caller's key if it has one.
-pub struct Idempotent(Option<Asked>);
+#[derive(Debug)]
+pub struct Idempotent(Option<Key>);
 
-/// A request whose body has not been hashed yet.
-struct Asked {
+struct Key {
     request_id: String,
     table_key: Vec<u8>,
-    digest: Box<dyn FnOnce() -> Vec<u8> + Send>,
+    /// Hashed where it is first needed, which is on a blocking thread.
+    body_digest: LazyLock<Vec<u8>, Box<dyn FnOnce() -> Vec<u8> + Send>>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.request_id)
+    }
+}
+
+/// What a request is answered.
+#[derive(Debug, PartialEq)]
+pub(super) enum Answer<T, M = T> {
+    /// The change was carried out.
+    New(T),
+    /// An equal request was answered before; this was remembered of its answer.
+    Stored(M),
+}
+
+impl<T> Answer<T> {
+    /// The answer, where all of it was remembered.
+    pub(super) fn into_inner(self) -> T {
+        match self {
+            Self::New(answer) | Self::Stored(answer) => answer,
+        }
+    }
 }
 
 impl Idempotent {
@@ -84,17 +109,17 @@ impl Idempotent {
                 format!("must be at most {MAX_REQUEST_ID_BYTES} bytes, without a zero byte"),
             ));
         }
-        // The bytes of a photo are shared, not copied.
+        // A clone shares the bytes of a photo.
         let request = request.clone();
-        Ok(Self(Some(Asked {
+        Ok(Self(Some(Key {
             request_id: request_id.to_owned(),
             table_key: join_key(&[method.as_bytes(), call.caller.id.as_bytes(), request_id.as_bytes()]),
-            digest: Box::new(move || digest(&request)),
+            body_digest: LazyLock::new(Box::new(move || digest(&request))),
         })))
     }
 
     /// Gives the answer of an earlier, equal request; or prepares the change and carries it out by `commit`, which adds
-    /// [`Once::remember`] to its own commit and runs on a blocking thread.
+    /// [`Idempotent::remember`] to its own commit and runs on a blocking thread.
     ///
     /// When an equal request wins the race, its answer is given. A caller that leaves ends the preparation, but not the
     /// commit.
@@ -102,81 +127,52 @@ impl Idempotent {
     /// # Errors
     /// Those of `prepare` and `commit`, and [`AppError::RequestIdReused`] when the body differs.
     pub(super) async fn run<P, T, M>(
-        self,
+        mut self,
         store: &Arc<dyn Store>,
         prepare: impl Future<Output = Result<P, AppError>>,
-        commit: impl FnOnce(P, &Once) -> Result<T, AppError> + Send + 'static,
+        commit: impl FnOnce(P, &Self) -> Result<T, AppError> + Send + 'static,
     ) -> Result<Answer<T, M>, AppError>
     where
         P: Send + 'static,
         T: Send + 'static,
         M: Message + Default + 'static,
     {
-        let once = match self.0 {
-            None => Once(None),
-            Some(asked) => {
-                let store = Arc::clone(store);
-                let asking = blocking(move || {
-                    let once = Once(Some(asked.hashed()));
-                    Ok(once.stored_answer(&*store)?.map_or(Ok(once), Err))
-                });
-                match asking.await? {
-                    Ok(once) => once,
-                    Err(answer) => return Ok(Answer::Stored(answer)),
-                }
+        if self.0.is_some() {
+            let store = Arc::clone(store);
+            let asked = blocking(move || Ok((self.stored_answer(&*store)?, self))).await?;
+            match asked {
+                (Some(answer), _) => return Ok(Answer::Stored(answer)),
+                (None, once) => self = once,
             }
-        };
+        }
         let prepared = prepare.await?;
         let store = Arc::clone(store);
-        blocking(move || match commit(prepared, &once) {
+        blocking(move || match commit(prepared, &self) {
             Ok(answer) => Ok(Answer::New(answer)),
             // Whatever it met, an equal request may have been there first.
-            Err(error) => once.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
+            Err(error) => self.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
         })
         .await
     }
-}
 
-impl fmt::Debug for Idempotent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Idempotent").field(&self.0.as_ref().map(|asked| &asked.request_id)).finish()
-    }
-}
-
-/// What a request with an id is answered.
-#[derive(Debug, PartialEq)]
-pub(super) enum Answer<T, M = T> {
-    /// The change was carried out.
-    New(T),
-    /// An equal request was answered before; this was remembered of its answer.
-    Stored(M),
-}
-
-impl<T> Answer<T> {
-    /// The answer, where all of it was remembered.
-    pub(super) fn into_inner(self) -> T {
-        match self {
-            Self::New(answer) | Self::Stored(answer) => answer,
+    fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
+        let Some(key) = &self.0 else { return Ok(None) };
+        let Some(record) = store.get_record::<RequestRecord>(Table::Requests, &key.table_key)? else {
+            return Ok(None);
+        };
+        if record.body_digest != *key.body_digest {
+            return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
+        // What a read sees may still wait for its flush; an empty commit ends after that.
+        store.commit(Batch::default())?;
+        M::decode(record.response.as_slice()).map(Some).map_err(|e| {
+            AppError::Store(StoreError::Corrupt {
+                what: format!("the stored answer of request id {:?}", key.request_id),
+                affects: format!("the request cannot be answered again ({e}); choose a new request id"),
+            })
+        })
     }
-}
 
-impl Asked {
-    fn hashed(self) -> Key {
-        Key { request_id: self.request_id, table_key: self.table_key, body_digest: (self.digest)() }
-    }
-}
-
-/// A change that is carried out once for its request's id, if that has one.
-pub(super) struct Once(Option<Key>);
-
-struct Key {
-    request_id: String,
-    table_key: Vec<u8>,
-    body_digest: Vec<u8>,
-}
-
-impl Once {
     /// The writes that remember `answer`, for the change's own commit.
     #[must_use]
     pub(super) fn remember(&self, answer: &impl Message) -> Batch {
@@ -191,29 +187,11 @@ impl Once {
             writes: vec![crate::store::Write::Put(Table::Requests, key.table_key.clone(), encode_record(&record))],
         }
     }
-
-    fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
-        let Some(key) = &self.0 else { return Ok(None) };
-        let Some(record) = store.get_record::<RequestRecord>(Table::Requests, &key.table_key)? else {
-            return Ok(None);
-        };
-        if record.body_digest != key.body_digest {
-            return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
-        }
-        // What a read sees may still wait for its flush; an empty commit ends after that.
-        store.commit(Batch::default())?;
-        M::decode(record.response.as_slice()).map(Some).map_err(|e| {
-            AppError::Store(StoreError::Corrupt {
-                what: format!("the stored answer of request id {:?}", key.request_id),
-                affects: format!("the request cannot be answered again ({e}); choose a new request id"),
-            })
-        })
-    }
 }
 
-/// The SHA-256 of an encoded message, hashed as it is encoded: a copy of a photo is never made.
+/// The SHA-256 of an encoded message, hashed piece by piece as it is encoded: a photo is never copied whole.
 fn digest(message: &impl Message) -> Vec<u8> {
-    let mut sink = HashSink { hasher: Sha256::new(), piece: [0; 256] };
+    let mut sink = HashSink { hasher: Sha256::new(), piece: [0; 4096] };
     // It fails only without room, and there always is.
     let _ = message.encode(&mut sink);
     sink.hasher.finalize().to_vec()
@@ -222,8 +200,8 @@ fn digest(message: &impl Message) -> Vec<u8> {
 /// Hashes what is written to it.
 struct HashSink {
     hasher: Sha256,
-    /// Room for writers that ask for some; always initialised.
-    piece: [u8; 256],
+    /// What is written next; always initialised.
+    piece: [u8; 4096],
 }
 
 // SAFETY: `chunk_mut` gives initialised memory of the value's own, and `advance_mut` stays within it or panics.
@@ -238,18 +216,6 @@ unsafe impl BufMut for HashSink {
 
     fn chunk_mut(&mut self) -> &mut UninitSlice {
         UninitSlice::new(&mut self.piece)
-    }
-
-    fn put<B: Buf>(&mut self, mut bytes: B) {
-        while bytes.has_remaining() {
-            let n_bytes = bytes.chunk().len();
-            self.hasher.update(bytes.chunk());
-            bytes.advance(n_bytes);
-        }
-    }
-
-    fn put_slice(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
     }
 }
 

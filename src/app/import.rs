@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
-use super::{App, AppError, Call, Idempotent, Models, blocking, idempotency::Once, published::Published};
+use super::{App, AppError, Call, Idempotent, Models, blocking, published::Published};
 use crate::{
     names::{ModelId, ModelRef, VersionName},
     nn::{NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
@@ -297,7 +297,7 @@ pub(super) async fn register(
     prepare: impl Future<Output = Result<NewVersion, AppError>>,
 ) -> Result<v1::ModelVersion, AppError> {
     let committing = models.clone();
-    let commit = move |new, once: &Once| {
+    let commit = move |new, once: &Idempotent| {
         let registry = committing.registry();
         let record = registry.register(new, |record| once.remember(&committing.version_to_proto(record)))?;
         // Within the commit: a caller that leaves must not come between the two.

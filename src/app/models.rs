@@ -13,10 +13,7 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{
-    AppError, Call, Idempotent, Page, Paged, blocking, detached,
-    idempotency::{Answer, Once},
-};
+use super::{AppError, Call, Idempotent, Page, Paged, blocking, detached, idempotency::Answer};
 use crate::{
     names::{AliasName, EmbeddingSpace, ModelId, ModelRef, SpaceRef, VersionName},
     proto::{store::VersionRecord, v1},
@@ -279,7 +276,7 @@ impl Models {
             };
             let (registry, id) = (Arc::clone(&models.shared.registry), model.clone());
             let number = target.as_ref().map(|version| version.number);
-            let commit = move |turn, once: &Once| {
+            let commit = move |turn, once: &Idempotent| {
                 let (view, before) =
                     registry.set_alias(&id, &alias, number, expected, |view| once.remember(&model_to_proto(view)))?;
                 Ok((model_to_proto(&view), before, turn))

@@ -21,9 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
-    AppError, Call, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, detached,
-    idempotency::{Answer, Once},
-    reason_name,
+    AppError, Call, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, detached, idempotency::Answer, reason_name,
 };
 use crate::{
     names::{ModelId, ModelRef, RunId, VersionName},
@@ -190,7 +188,7 @@ impl Runs {
         let (runs, call) = (self.clone(), call.clone());
         detached(async move {
             let queueing = runs.clone();
-            let commit = move |record, once: &Once| queueing.queue(record, once);
+            let commit = move |record, once: &Idempotent| queueing.queue(record, once);
             let id = match once.run::<_, _, v1::TrainingRun>(&runs.shared.store, runs.checked(new), commit).await? {
                 Answer::New(id) => id,
                 Answer::Stored(started) => started.name.trim_start_matches("trainingRuns/").to_owned(),
@@ -235,7 +233,7 @@ impl Runs {
     }
 
     /// Stores a new run and lets it wait; gives its id.
-    fn queue(&self, record: RunRecord, once: &Once) -> Result<String, AppError> {
+    fn queue(&self, record: RunRecord, once: &Idempotent) -> Result<String, AppError> {
         self.check_paths(&record)?;
         let _turn = self.shared.starting.lock();
         let queued = self.shared.active.lock().len();
