@@ -1,8 +1,15 @@
-//! Compiles the protos without a system `protoc`, and writes libtorch's folder into the binaries' rpath.
+//! Compiles the protos without a system `protoc`, checks that the table of methods covers the contract, and writes
+//! libtorch's folder into the binaries' rpath.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
+
+#[allow(dead_code, reason = "only the edge reads all of it")]
+#[path = "src/grpc/methods.rs"]
+mod methods;
+#[path = "src/grpc/methods_check.rs"]
+mod methods_check;
 
 const PROTOS: &[&str] = &[
     "google/longrunning/operations.proto",
@@ -28,6 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut public = descriptors.clone();
     public.file.retain(|f| !matches!(f.package(), "visage.store.v1" | "visage.worker.v1"));
     fs::write(out.join("visage_v1.bin"), public.encode_to_vec())?;
+    let contract = methods::METHODS.iter().filter(|service| service.needs.is_some());
+    let wrong = methods_check::differences(contract, &public);
+    if !wrong.is_empty() {
+        wrong.iter().for_each(|line| eprintln!("src/grpc/methods.rs: {line}"));
+        return Err("the table of methods and the contract under proto/ differ".into());
+    }
     let mut config = prost_build::Config::new();
     // A message that knows its name has a JSON form.
     config.enable_type_names();

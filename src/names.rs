@@ -87,6 +87,34 @@ impl AliasName {
     }
 }
 
+/// The longest id of a training run.
+const MAX_RUN_ID_BYTES: usize = 64;
+
+/// A training run's id: the `0193a5` of `trainingRuns/0193a5`, and of `operations/0193a5`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunId(Arc<str>);
+
+impl RunId {
+    /// Reads an id; none from a text that is no run's.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let ok = !text.is_empty()
+            && text.len() <= MAX_RUN_ID_BYTES
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        ok.then(|| Self(text.into()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// `models/{model}/versions/{n}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VersionName {
@@ -156,6 +184,14 @@ impl ModelRef {
         };
         Ok(Self::Alias { model: ModelId::parse(field, model)?, alias })
     }
+
+    /// Reads a reference, or none from an empty text.
+    ///
+    /// # Errors
+    /// As [`ModelRef::parse`].
+    pub fn parse_optional(field: &str, text: &str) -> Result<Option<Self>, InvalidName> {
+        if text.is_empty() { Ok(None) } else { Self::parse(field, text).map(Some) }
+    }
 }
 
 impl fmt::Display for ModelRef {
@@ -196,6 +232,36 @@ impl EmbeddingSpace {
 impl fmt::Display for EmbeddingSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}#{}", self.version, self.layer)
+    }
+}
+
+/// What a caller calls an embedding space: a version's own, a version's layer, or nothing for the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpaceRef {
+    /// The version; none: the default model's champion.
+    pub version: Option<ModelRef>,
+    /// The layer; none: the one that the version is paired with, or its first.
+    pub layer: Option<Arc<str>>,
+}
+
+impl SpaceRef {
+    /// Reads `{version}#{layer}`, `{version}`, `#{layer}` or an empty text; `field` is where a request gave it.
+    ///
+    /// # Errors
+    /// [`InvalidName`] for any other text.
+    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+        let (version, layer) = match text.split_once('#') {
+            Some((_, "")) => {
+                return Err(InvalidName {
+                    field: field.to_owned(),
+                    value: text.to_owned(),
+                    rule: "must name a layer behind the #",
+                });
+            }
+            Some((version, layer)) => (version, Some(layer.into())),
+            None => (text, None),
+        };
+        Ok(Self { version: ModelRef::parse_optional(field, version)?, layer })
     }
 }
 

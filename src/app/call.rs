@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::serving::Priority;
 
-/// Who calls. Rights, quotas and tenants belong to a caller.
+/// Who calls. What a caller may do, and for which tenant, belongs here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The caller's name, as the edge established it.
@@ -19,7 +19,8 @@ impl Caller {
     }
 }
 
-/// A call: who calls, which call it is, until when it must be answered and how urgent it is. Every use case takes one.
+/// A call: who calls, which call it is, until when it must be answered and how urgent it is. Every use case takes one
+/// first, also one that only reads.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Who calls.
@@ -37,6 +38,19 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call without a deadline.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            caller: Caller::anonymous(),
+            call_id: "test".to_owned(),
+            arrived: Instant::now(),
+            deadline: None,
+            item_timeout: Duration::from_secs(60),
+            priority: Priority::default(),
+        }
+    }
+
     /// The same call, for an item of its stream that arrives now.
     #[must_use]
     pub fn item(&self) -> Self {

@@ -10,7 +10,7 @@ use super::{
     predict::found_face,
 };
 use crate::{
-    names::{EmbeddingSpace, ModelRef},
+    names::{EmbeddingSpace, ModelRef, SpaceRef},
     proto::v1::{self, AbstentionReason, FaceReading, FaceSelection},
     similarity::{Embedding, Score, identity_evidence},
 };
@@ -22,8 +22,8 @@ pub struct Comparison {
     pub first: Bytes,
     /// The other.
     pub second: Bytes,
-    /// The embedding space, as a collection's is named; empty: the default's.
-    pub space: String,
+    /// The embedding space, as a collection's is named.
+    pub space: SpaceRef,
     /// Which face of each.
     pub selection: FaceSelection,
 }

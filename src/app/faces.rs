@@ -11,11 +11,12 @@ use tokio::sync::Semaphore;
 
 use super::{
     AppError, Call, Idempotent, Models, Page, Paged, Photos, Wants, blocking,
+    idempotency::Answer,
     models::Pin,
     photos::{Outcome, Reading, notes_to_proto, proto_duration},
 };
 use crate::{
-    names::{EmbeddingSpace, ModelRef},
+    names::{EmbeddingSpace, ModelRef, SpaceRef},
     proto::{
         store::{CollectionRecord, FaceRecord},
         v1::{self, FaceSelection},
@@ -101,8 +102,9 @@ impl Faces {
     /// When the id is taken, or there is no such version or layer.
     pub async fn create_collection(
         &self,
+        _: &Call,
         id: CollectionId,
-        space: &str,
+        space: SpaceRef,
         display_name: String,
         once: Idempotent,
     ) -> Result<v1::Collection, AppError> {
@@ -110,55 +112,47 @@ impl Faces {
             let rule = format!("must be at most {MAX_DISPLAY_NAME_BYTES} bytes, not {}", display_name.len());
             return Err(AppError::field("display_name", rule));
         }
-        let (store, earlier) = (Arc::clone(&self.store), once.clone());
-        if let Some(made) = blocking(move || earlier.earlier_answer(&*store)).await? {
-            return Ok(made);
-        }
-        let space = self.models.resolve_space(space).await?;
-        // Loaded before anybody searches the collection, and from then on for its sake.
-        let held = self.models.hold(Some(&ModelRef::Version(space.version.clone()))).await?;
-        self.models.ensure_loaded(&space.version).await?;
-        let dimensions = self.models.dimensions(&space).await?;
-        let new = NewCollection { id, space, dimensions, display_name };
-        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        let prepare = async {
+            let space = self.models.resolve_space(&space).await?;
+            // Loaded before anybody searches the collection, and from then on for its sake.
+            let held = self.models.hold(Some(&ModelRef::Version(space.version.clone()))).await?;
+            self.models.ensure_loaded(&space.version).await?;
+            let dimensions = self.models.dimensions(&space).await?;
+            Ok((NewCollection { id, space, dimensions, display_name }, held))
+        };
         let (models, pins) = (self.models.clone(), Arc::clone(&self.pins));
-        blocking(move || {
-            once.once(&*store, || {
-                let (id, version) = (new.id.clone(), new.space.version.clone());
-                // Locked over both, so that a deletion of the same collection comes before or after.
-                let mut pins = pins.lock();
-                let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
-                // The call's own pin keeps the version until then.
-                pins.insert(id.clone(), models.hold_for_collection(&version, id.to_string()));
-                drop(held);
-                Ok(collection_to_proto(&record, 0))
-            })
-        })
-        .await
+        let index = Arc::clone(&self.index);
+        let commit = move |(new, _held): (NewCollection, _), once: &Idempotent| {
+            let (id, version) = (new.id.clone(), new.space.version.clone());
+            // Locked over both, so that a deletion of the same collection comes before or after.
+            let mut pins = pins.lock();
+            let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
+            // The call's own pin keeps the version until then.
+            pins.insert(id.clone(), models.hold_for_collection(&version, id.to_string()));
+            Ok(collection_to_proto(&record, 0))
+        };
+        Ok(once.run(&self.store, prepare, commit).await?.into_inner())
     }
 
     /// A collection and how many faces it has.
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn get_collection(&self, id: CollectionId) -> Result<v1::Collection, AppError> {
-        let index = Arc::clone(&self.index);
-        blocking(move || {
-            let (record, n_faces) = index.get_collection(&id)?;
-            Ok(collection_to_proto(&record, n_faces))
-        })
-        .await
+    pub async fn get_collection(&self, _: &Call, id: &CollectionId) -> Result<v1::Collection, AppError> {
+        // All of it is in memory.
+        let (record, n_faces) = self.index.get_collection(id)?;
+        Ok(collection_to_proto(&record, n_faces))
     }
 
     /// A page of the collections, by id.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list_collections(&self, page: Page, list: &'static str) -> Result<Paged<v1::Collection>, AppError> {
+    pub async fn list_collections(&self, _: &Call, page: Page) -> Result<Paged<v1::Collection>, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || {
             let rows = index.list_collections(page.after.as_deref(), page.limit())?;
-            let paged = page.finish(rows, list, |(record, _)| record.id.clone().into_bytes());
+            let paged = page.finish(rows, |(record, _)| record.id.clone().into_bytes());
             Ok(paged.map(|(record, n_faces)| collection_to_proto(&record, n_faces)))
         })
         .await
@@ -168,7 +162,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn delete_collection(&self, id: CollectionId) -> Result<(), AppError> {
+    pub async fn delete_collection(&self, _: &Call, id: CollectionId) -> Result<(), AppError> {
         let (index, pins) = (Arc::clone(&self.index), Arc::clone(&self.pins));
         blocking(move || {
             let pin = {
@@ -187,40 +181,32 @@ impl Faces {
     /// # Errors
     /// When there is no such collection, the id is taken, or the photo or vector cannot be used.
     pub async fn enroll(&self, call: &Call, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
-        // An earlier answer spares the network its work.
-        let (store, earlier) = (Arc::clone(&self.store), once.clone());
-        if let Some(enrolled) = blocking(move || earlier.earlier_answer::<v1::Face>(&*store)).await? {
-            return self.by_name(&enrolled.name).await;
+        let Enrolment { collection, face, source, subject, labels } = new;
+        let prepare = self.embed(call, &collection, source);
+        let (index, id) = (Arc::clone(&self.index), collection.clone());
+        let commit = move |(embedding, space, _), once: &Idempotent| {
+            let new = NewFace { id: face, subject, labels };
+            let record = index.enroll(&id, new, &embedding, &space, |record| {
+                // The name alone: what is deleted with the face shall not be kept by its request.
+                let name = face_to_proto(&id, record).name;
+                once.remember(&v1::Face { name, ..v1::Face::default() })
+            })?;
+            Ok(face_to_proto(&id, &record))
+        };
+        match once.run::<_, _, v1::Face>(&self.store, prepare, commit).await? {
+            Answer::New(face) => Ok(face),
+            Answer::Stored(enrolled) => {
+                let FaceName { collection, face } = FaceName::parse("name", &enrolled.name)?;
+                self.get(call, collection, face).await
+            }
         }
-        let (embedding, space, _) = self.embed(call, &new.collection, new.source).await?;
-        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
-        let face = NewFace { id: new.face, subject: new.subject, labels: new.labels };
-        let collection = new.collection;
-        let face = blocking(move || {
-            once.once(&*store, || {
-                let record = index.enroll(&collection, face, &embedding, &space, |record| {
-                    // The name alone: what is deleted with the face shall not be kept by its request.
-                    let name = face_to_proto(&collection, record).name;
-                    once.remember(&v1::Face { name, ..v1::Face::default() })
-                })?;
-                Ok(face_to_proto(&collection, &record))
-            })
-        })
-        .await?;
-        // A twin of this request was there first.
-        if face.create_time.is_none() { self.by_name(&face.name).await } else { Ok(face) }
-    }
-
-    async fn by_name(&self, name: &str) -> Result<v1::Face, AppError> {
-        let FaceName { collection, face } = FaceName::parse("name", name)?;
-        self.get(collection, face).await
     }
 
     /// An enrolled face.
     ///
     /// # Errors
     /// When there is no such collection or face.
-    pub async fn get(&self, collection: CollectionId, face: FaceId) -> Result<v1::Face, AppError> {
+    pub async fn get(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<v1::Face, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || Ok(face_to_proto(&collection, &index.get_face(&collection, &face)?))).await
     }
@@ -229,11 +215,11 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn list(&self, collection: CollectionId, page: Page, list: String) -> Result<Paged<v1::Face>, AppError> {
+    pub async fn list(&self, _: &Call, collection: CollectionId, page: Page) -> Result<Paged<v1::Face>, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || {
             let rows = index.list_faces(&collection, page.after.as_deref(), page.limit())?;
-            let paged = page.finish(rows, &list, |record| record.id.clone().into_bytes());
+            let paged = page.finish(rows, |record| record.id.clone().into_bytes());
             Ok(paged.map(|record| face_to_proto(&collection, &record)))
         })
         .await
@@ -243,7 +229,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection or face.
-    pub async fn delete(&self, collection: CollectionId, face: FaceId) -> Result<(), AppError> {
+    pub async fn delete(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<(), AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || Ok(index.delete_face(&collection, &face)?)).await
     }
@@ -308,8 +294,7 @@ impl Faces {
         collection: &CollectionId,
         source: Source,
     ) -> Result<(Embedding, EmbeddingSpace, Vec<PhotoNote>), AppError> {
-        let (index, id) = (Arc::clone(&self.index), collection.clone());
-        let (record, _) = blocking(move || Ok(index.get_collection(&id)?)).await?;
+        let (record, _) = self.index.get_collection(collection)?;
         let own = self.index.space_of(collection)?;
         let (values, notes) = match source {
             Source::Vector { values, space } => {

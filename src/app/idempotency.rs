@@ -2,12 +2,17 @@
 //!
 //! The answer is stored in the very commit that makes the change, so that a crash between the two is impossible.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+    time::{Duration, SystemTime},
+};
 
+use bytes::{BufMut, buf::UninitSlice};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::AppError;
+use super::{AppError, Call, blocking};
 use crate::{
     proto::store::RequestRecord,
     store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, encode_record, join_key},
@@ -46,32 +51,57 @@ pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, Ap
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// A request that changes something, with its caller's key if it has one.
-#[derive(Clone, Debug)]
-pub struct Idempotent {
-    key: Option<Key>,
-}
+#[derive(Debug)]
+pub struct Idempotent(Option<Key>);
 
-#[derive(Clone, Debug)]
 struct Key {
     request_id: String,
     table_key: Vec<u8>,
-    body_digest: Vec<u8>,
+    /// Hashed where it is first needed, which is on a blocking thread.
+    body_digest: LazyLock<Vec<u8>, Box<dyn FnOnce() -> Vec<u8> + Send>>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.request_id)
+    }
+}
+
+/// What a request is answered.
+#[derive(Debug, PartialEq)]
+pub(super) enum Answer<T, M = T> {
+    /// The change was carried out.
+    New(T),
+    /// An equal request was answered before; this was remembered of its answer.
+    Stored(M),
+}
+
+impl<T> Answer<T> {
+    /// The answer, where all of it was remembered.
+    pub(super) fn into_inner(self) -> T {
+        match self {
+            Self::New(answer) | Self::Stored(answer) => answer,
+        }
+    }
 }
 
 impl Idempotent {
     /// A change that nobody asks for twice.
     #[must_use]
-    pub fn never() -> Self {
-        Self { key: None }
+    pub(super) fn never() -> Self {
+        Self(None)
     }
 
     /// A change that `request` asks for through `method`; without a `request_id` it is never the same as another.
     ///
     /// # Errors
     /// [`AppError::FieldInvalid`] for an id that is too long.
-    pub fn new(caller: &str, method: &str, request_id: &str, request: &impl Message) -> Result<Self, AppError> {
+    pub fn new<M>(call: &Call, method: &str, request_id: &str, request: &M) -> Result<Self, AppError>
+    where
+        M: Message + Clone + 'static,
+    {
         if request_id.is_empty() {
-            return Ok(Self { key: None });
+            return Ok(Self::never());
         }
         if request_id.len() > MAX_REQUEST_ID_BYTES || request_id.contains('\0') {
             return Err(AppError::field(
@@ -79,25 +109,58 @@ impl Idempotent {
                 format!("must be at most {MAX_REQUEST_ID_BYTES} bytes, without a zero byte"),
             ));
         }
-        Ok(Self {
-            key: Some(Key {
-                request_id: request_id.to_owned(),
-                table_key: join_key(&[method.as_bytes(), caller.as_bytes(), request_id.as_bytes()]),
-                body_digest: Sha256::digest(request.encode_to_vec()).to_vec(),
-            }),
-        })
+        // A clone shares the bytes of a photo.
+        let request = request.clone();
+        Ok(Self(Some(Key {
+            request_id: request_id.to_owned(),
+            table_key: join_key(&[method.as_bytes(), call.caller.id.as_bytes(), request_id.as_bytes()]),
+            body_digest: LazyLock::new(Box::new(move || digest(&request))),
+        })))
     }
 
-    /// The answer given earlier, if this request was carried out before.
+    /// Gives the answer of an earlier, equal request; or prepares the change and carries it out by `commit`, which adds
+    /// [`Idempotent::remember`] to its own commit and runs on a blocking thread.
+    ///
+    /// When an equal request wins the race, its answer is given. A caller that leaves ends the preparation, but not the
+    /// commit.
     ///
     /// # Errors
-    /// [`AppError::RequestIdReused`] when the body differs.
-    pub fn earlier_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
-        let Some(key) = &self.key else { return Ok(None) };
+    /// Those of `prepare` and `commit`, and [`AppError::RequestIdReused`] when the body differs.
+    pub(super) async fn run<P, T, M>(
+        mut self,
+        store: &Arc<dyn Store>,
+        prepare: impl Future<Output = Result<P, AppError>>,
+        commit: impl FnOnce(P, &Self) -> Result<T, AppError> + Send + 'static,
+    ) -> Result<Answer<T, M>, AppError>
+    where
+        P: Send + 'static,
+        T: Send + 'static,
+        M: Message + Default + 'static,
+    {
+        if self.0.is_some() {
+            let store = Arc::clone(store);
+            let asked = blocking(move || Ok((self.stored_answer(&*store)?, self))).await?;
+            match asked {
+                (Some(answer), _) => return Ok(Answer::Stored(answer)),
+                (None, once) => self = once,
+            }
+        }
+        let prepared = prepare.await?;
+        let store = Arc::clone(store);
+        blocking(move || match commit(prepared, &self) {
+            Ok(answer) => Ok(Answer::New(answer)),
+            // Whatever it met, an equal request may have been there first.
+            Err(error) => self.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
+        })
+        .await
+    }
+
+    fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
+        let Some(key) = &self.0 else { return Ok(None) };
         let Some(record) = store.get_record::<RequestRecord>(Table::Requests, &key.table_key)? else {
             return Ok(None);
         };
-        if record.body_digest != key.body_digest {
+        if record.body_digest != *key.body_digest {
             return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
         // What a read sees may still wait for its flush; an empty commit ends after that.
@@ -112,8 +175,8 @@ impl Idempotent {
 
     /// The writes that remember `answer`, for the change's own commit.
     #[must_use]
-    pub fn remember(&self, answer: &impl Message) -> Batch {
-        let Some(key) = &self.key else { return Batch::default() };
+    pub(super) fn remember(&self, answer: &impl Message) -> Batch {
+        let Some(key) = &self.0 else { return Batch::default() };
         let record = RequestRecord {
             body_digest: key.body_digest.clone(),
             response: answer.encode_to_vec(),
@@ -124,26 +187,35 @@ impl Idempotent {
             writes: vec![crate::store::Write::Put(Table::Requests, key.table_key.clone(), encode_record(&record))],
         }
     }
+}
 
-    /// Answers as before, or carries out `change`, which adds [`Idempotent::remember`] to its own commit.
-    ///
-    /// When another call with the same id wins the race, its answer is given.
-    ///
-    /// # Errors
-    /// Those of `change`, and [`AppError::RequestIdReused`].
-    pub fn once<M: Message + Default>(
-        &self,
-        store: &dyn Store,
-        change: impl FnOnce() -> Result<M, AppError>,
-    ) -> Result<M, AppError> {
-        if let Some(answer) = self.earlier_answer(store)? {
-            return Ok(answer);
-        }
-        match change() {
-            // Whatever it met, a twin of this very request may have been there first.
-            Err(error) if self.key.is_some() => self.earlier_answer(store)?.ok_or(error),
-            result => result,
-        }
+/// The SHA-256 of an encoded message, hashed piece by piece as it is encoded: a photo is never copied whole.
+fn digest(message: &impl Message) -> Vec<u8> {
+    let mut sink = HashSink { hasher: Sha256::new(), piece: [0; 4096] };
+    // It fails only without room, and there always is.
+    let _ = message.encode(&mut sink);
+    sink.hasher.finalize().to_vec()
+}
+
+/// Hashes what is written to it.
+struct HashSink {
+    hasher: Sha256,
+    /// What is written next; always initialised.
+    piece: [u8; 4096],
+}
+
+// SAFETY: `chunk_mut` gives initialised memory of the value's own, and `advance_mut` stays within it or panics.
+unsafe impl BufMut for HashSink {
+    fn remaining_mut(&self) -> usize {
+        usize::MAX
+    }
+
+    unsafe fn advance_mut(&mut self, n_bytes: usize) {
+        self.hasher.update(&self.piece[..n_bytes]);
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        UninitSlice::new(&mut self.piece)
     }
 }
 
@@ -151,75 +223,98 @@ impl Idempotent {
 mod tests {
     use super::*;
     use crate::{
-        proto::v1::{DeleteFaceRequest, Face},
+        proto::v1::{DeleteFaceRequest, EnrollFaceRequest, Face, enroll_face_request::Source},
         store::MemoryStore,
     };
 
-    fn body(name: &str) -> DeleteFaceRequest {
-        DeleteFaceRequest { name: name.to_owned() }
+    fn store() -> Arc<dyn Store> {
+        Arc::new(MemoryStore::new())
     }
 
-    #[test]
-    fn the_same_request_is_carried_out_once() {
-        let store = MemoryStore::new();
-        let mut carried_out = 0;
-        for _ in 0..3 {
-            let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
-            let answer: Face = once
-                .once(&store, || {
-                    carried_out += 1;
-                    let face = Face { name: format!("face-{carried_out}"), ..Face::default() };
-                    store.commit(once.remember(&face))?;
-                    Ok(face)
-                })
-                .unwrap();
-            assert_eq!(answer.name, "face-1");
+    fn asked(caller: &str, body: &str) -> Idempotent {
+        let mut call = Call::for_tests();
+        call.caller.id = caller.to_owned();
+        Idempotent::new(&call, "Enroll", "id-1", &DeleteFaceRequest { name: body.to_owned() }).unwrap()
+    }
+
+    fn named(name: &str) -> Face {
+        Face { name: name.to_owned(), ..Face::default() }
+    }
+
+    /// Carries out a change that stores this name.
+    async fn enroll(store: &Arc<dyn Store>, asked: Idempotent, name: &'static str) -> Result<Answer<Face>, AppError> {
+        let kept = Arc::clone(store);
+        asked
+            .run(store, async { Ok(named(name)) }, move |face, once| {
+                kept.commit(once.remember(&face))?;
+                Ok(face)
+            })
+            .await
+    }
+
+    #[tokio::test]
+    async fn the_same_request_is_carried_out_once() {
+        let store = store();
+        assert_eq!(enroll(&store, asked("a", "x"), "first").await.unwrap(), Answer::New(named("first")));
+        for _ in 0..2 {
+            assert_eq!(enroll(&store, asked("a", "x"), "again").await.unwrap(), Answer::Stored(named("first")));
         }
-        assert_eq!(carried_out, 1);
-        let reused = Idempotent::new("a", "Enroll", "id-1", &body("y")).unwrap();
-        assert!(matches!(reused.earlier_answer::<Face>(&store), Err(AppError::RequestIdReused { .. })));
-        let other_caller = Idempotent::new("b", "Enroll", "id-1", &body("y")).unwrap();
-        assert!(other_caller.earlier_answer::<Face>(&store).unwrap().is_none());
+        let reused = enroll(&store, asked("a", "y"), "other body").await;
+        assert!(matches!(reused, Err(AppError::RequestIdReused { .. })));
+        assert_eq!(enroll(&store, asked("b", "y"), "b's").await.unwrap(), Answer::New(named("b's")));
+        assert_eq!(enroll(&store, Idempotent::never(), "no id").await.unwrap(), Answer::New(named("no id")));
     }
 
-    #[test]
-    fn an_answer_is_forgotten_after_a_day() {
-        let store = MemoryStore::new();
-        let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
-        store.commit(once.remember(&Face::default())).unwrap();
+    #[tokio::test]
+    async fn an_answer_is_forgotten_after_a_day() {
+        let store = store();
+        enroll(&store, asked("a", "x"), "first").await.unwrap();
         let now = SystemTime::now();
-        assert_eq!(forget_old(&store, now).unwrap(), 0);
-        assert!(once.earlier_answer::<Face>(&store).unwrap().is_some());
-        assert_eq!(forget_old(&store, now + KEPT_FOR + Duration::from_secs(60)).unwrap(), 1);
-        assert!(once.earlier_answer::<Face>(&store).unwrap().is_none());
+        assert_eq!(forget_old(&*store, now).unwrap(), 0);
+        assert_eq!(enroll(&store, asked("a", "x"), "again").await.unwrap(), Answer::Stored(named("first")));
+        assert_eq!(forget_old(&*store, now + KEPT_FOR + Duration::from_secs(60)).unwrap(), 1);
+        assert_eq!(enroll(&store, asked("a", "x"), "again").await.unwrap(), Answer::New(named("again")));
+    }
+
+    #[tokio::test]
+    async fn the_loser_of_a_race_gets_the_winners_answer_whatever_it_meets() {
+        for is_refused in [false, true] {
+            let store = store();
+            let (kept, winning) = (Arc::clone(&store), Arc::clone(&store));
+            // The winner comes between the look for its answer and the loser's commit.
+            let prepare = async move {
+                enroll(&winning, asked("a", "x"), "winner").await?;
+                Ok(named("loser"))
+            };
+            let lost = asked("a", "x").run(&store, prepare, move |face, once| {
+                if is_refused {
+                    return Err(AppError::field("face_id", "is taken"));
+                }
+                kept.commit(once.remember(&face))?;
+                Ok(face)
+            });
+            assert_eq!(lost.await.unwrap().into_inner(), named("winner"));
+        }
     }
 
     #[test]
-    fn a_twin_that_meets_the_change_itself_gets_its_answer() {
-        let store = MemoryStore::new();
-        let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
-        let answer: Face = once
-            .once(&store, || {
-                let winner = Face { name: "winner".to_owned(), ..Face::default() };
-                store.commit(once.remember(&winner))?;
-                Err(AppError::field("face_id", "is taken"))
-            })
-            .unwrap();
-        assert_eq!(answer.name, "winner");
-    }
-
-    #[test]
-    fn the_loser_of_a_race_gets_the_winners_answer() {
-        let store = MemoryStore::new();
-        let once = Idempotent::new("a", "Enroll", "id-1", &body("x")).unwrap();
-        let answer: Face = once
-            .once(&store, || {
-                let winner = Face { name: "winner".to_owned(), ..Face::default() };
-                store.commit(once.remember(&winner))?;
-                store.commit(once.remember(&Face::default()))?;
-                Ok(Face::default())
-            })
-            .unwrap();
-        assert_eq!(answer.name, "winner");
+    fn a_body_is_hashed_as_it_always_was() {
+        let photo = bytes::Bytes::from((0..100_000_u32).map(|i| i as u8).collect::<Vec<_>>());
+        let request = EnrollFaceRequest {
+            parent: "collections/policies".repeat(20),
+            source: Some(Source::Image(photo)),
+            labels: (0..9).map(|i| (format!("k{i}"), "v".repeat(i * 50))).collect(),
+            ..EnrollFaceRequest::default()
+        };
+        // The digests of requests that a server has answered stand in its store.
+        assert_eq!(digest(&request), Sha256::digest(request.encode_to_vec()).to_vec());
+        let known = "fbc601aefa01f8692f1ee4ca767d28f0ee54083d0bbee08bcee1f2bb3b75e3b7";
+        assert_eq!(
+            digest(&DeleteFaceRequest { name: "x".to_owned() })
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>(),
+            known
+        );
     }
 }

@@ -3,21 +3,44 @@
 use std::sync::Arc;
 
 use super::{
-    App, AppError, Idempotent, blocking,
+    App, AppError, Call, Idempotent, blocking,
     models::no_embedding,
     published::Published,
-    registering::{FacesFrom, PublishedWeights, new_version, published_network, read_files, register_verified},
+    registering::{FacesFrom, PublishedWeights, new_version, published_network, read_files, register, verified},
 };
 use crate::{
     names::{EmbeddingSpace, ModelId, ModelRef, VersionName},
     nn::{IMAGENET_MEAN, IMAGENET_STD, MIN_SIDE_PX, PublishedNetwork, read_weights},
     proto::v1,
     registry::{NewVersion, Normalised, Origin, Reads},
-    training::{Head, Roots, architecture},
+    training::{Head, Roots},
 };
 
 /// The longest licence and source that are kept, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
+
+/// Weights to register as a version.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// The model that gets the version; made if it does not exist.
+    pub model: ModelId,
+    /// The file or folder, under a configured root.
+    pub weights_path: String,
+    /// The network.
+    pub architecture: v1::Architecture,
+    /// In the order of the weights; only for ResNets.
+    pub heads: Vec<v1::Head>,
+    /// The side of the picture that the network reads; only for ResNets, 0 for others.
+    pub image_size_px: i32,
+    /// The version that finds faces, for networks that read those.
+    pub detector: Option<ModelRef>,
+    /// The version whose embedding goes with the answers.
+    pub embedder: Option<ModelRef>,
+    /// An SPDX expression.
+    pub licence: String,
+    /// Where the weights come from.
+    pub source: String,
+}
 
 impl App {
     /// Registers the weights of a file or folder under the roots; refuses tensors that do not fit the network, by name.
@@ -26,42 +49,33 @@ impl App {
     /// When the path leads outside the roots, there are no weights or they do not fit the heads.
     pub async fn import_version(
         &self,
-        model: ModelId,
-        request: v1::ImportModelVersionRequest,
+        _: &Call,
+        request: Import,
         once: Idempotent,
     ) -> Result<v1::ModelVersion, AppError> {
-        let registry = Arc::clone(self.models.registry());
-        let earlier = once.clone();
-        if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
-            return Ok(answer);
-        }
-        for (field, text) in [("licence", &request.licence), ("source", &request.source)] {
-            if text.len() > MAX_TEXT_BYTES {
-                return Err(AppError::field(
-                    field,
-                    format!("must be at most {MAX_TEXT_BYTES} bytes, not {}", text.len()),
-                ));
+        let prepare = async {
+            for (field, text) in [("licence", &request.licence), ("source", &request.source)] {
+                if text.len() > MAX_TEXT_BYTES {
+                    let rule = format!("must be at most {MAX_TEXT_BYTES} bytes, not {}", text.len());
+                    return Err(AppError::field(field, rule));
+                }
             }
-        }
-        let new = match published_network(request.architecture()) {
-            Some(network) => self.published_network(model, network, &request).await?,
-            None => self.residual_network(model, &request).await?,
+            let new = match published_network(request.architecture) {
+                Some(network) => self.published_network(network, &request).await?,
+                None => self.residual_network(&request).await?,
+            };
+            verified(&self.serving, new).await
         };
-        register_verified(&self.models, &self.serving, new, once).await
+        register(&self.models, once, prepare).await
     }
 
     /// A ResNet with the caller's heads.
-    async fn residual_network(
-        &self,
-        model: ModelId,
-        request: &v1::ImportModelVersionRequest,
-    ) -> Result<NewVersion, AppError> {
+    async fn residual_network(&self, request: &Import) -> Result<NewVersion, AppError> {
         for (field, reference) in [("detector", &request.detector), ("embedder", &request.embedder)] {
-            if !reference.is_empty() {
+            if reference.is_some() {
                 return Err(AppError::field(field, "is for networks that read faces; a ResNet reads whole photos"));
             }
         }
-        architecture("architecture", request.architecture)?;
         let heads = Head::parse_all("heads", &request.heads)?;
         if let Some(open) = heads.iter().find(|h| h.has_open_labels()) {
             return Err(AppError::field("heads", format!("the labels of {:?} must be given for an import", open.name)));
@@ -78,38 +92,32 @@ impl App {
         Ok(NewVersion {
             heads: heads.iter().map(Head::to_proto).collect(),
             embedding_layers: super::embedding_layers(),
-            ..new_version(model, request.architecture(), reads, tensors, origin(request))
+            ..new_version(request.model.clone(), request.architecture, reads, tensors, origin(request))
         })
     }
 
     /// A network that comes published, with the heads and the preprocessing that belong to it.
-    async fn published_network(
-        &self,
-        model: ModelId,
-        network: PublishedNetwork,
-        request: &v1::ImportModelVersionRequest,
-    ) -> Result<NewVersion, AppError> {
+    async fn published_network(&self, network: PublishedNetwork, request: &Import) -> Result<NewVersion, AppError> {
         if !request.heads.is_empty() || request.image_size_px != 0 {
             let field = if request.heads.is_empty() { "image_size_px" } else { "heads" };
             return Err(AppError::field(field, "comes with this architecture and must not be given"));
         }
         let published = Published::read()?;
-        let resolved = |field: &'static str, reference: &str| match reference {
-            "" => Err(AppError::field(
-                field,
-                "must name the version that finds faces for this network, such as models/mtcnn@champion",
-            )),
-            reference => self.models.resolve(Some(&ModelRef::parse(field, reference)?)),
-        };
-        let detector = match network {
-            PublishedNetwork::Mtcnn if !request.detector.is_empty() => {
+        let detector = match (network, &request.detector) {
+            (PublishedNetwork::Mtcnn, Some(_)) => {
                 return Err(AppError::field(
                     "detector",
                     "is for networks that read faces; ARCHITECTURE_MTCNN finds them",
                 ));
             }
-            PublishedNetwork::Mtcnn => None,
-            _ => Some(resolved("detector", &request.detector)?),
+            (PublishedNetwork::Mtcnn, None) => None,
+            (_, Some(detector)) => Some(self.models.resolve(Some(detector))?),
+            (_, None) => {
+                return Err(AppError::field(
+                    "detector",
+                    "must name the version that finds faces for this network, such as models/mtcnn@champion",
+                ));
+            }
         };
         let mut is_as_measured = true;
         if let Some(detector) = &detector {
@@ -119,29 +127,29 @@ impl App {
             }
             is_as_measured = published.finds_as_measured(&self.models, &version).await?;
         }
-        let space = match request.embedder.as_str() {
-            "" => None,
-            _ if network != PublishedNetwork::DlibAgeGender => {
+        let space = match &request.embedder {
+            None => None,
+            Some(_) if network != PublishedNetwork::DlibAgeGender => {
                 return Err(AppError::field("embedder", "is only for ARCHITECTURE_DLIB_AGE_GENDER"));
             }
-            reference => Some(self.embedder_space(reference, detector.as_ref()).await?),
+            Some(reference) => Some(self.embedder_space(reference, detector.as_ref()).await?),
         };
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
         // What was measured holds for these files behind that detector, and for nothing else.
         let pinned = published.entry(network).filter(|entry| is_as_measured && entry.is_of(&weights.digests));
         let faces = detector.map(|detector| FacesFrom { detector, space });
-        published.version(model, network, pinned, weights.tensors, faces, origin(request))
+        published.version(request.model.clone(), network, pinned, weights.tensors, faces, origin(request))
     }
 
     /// The space of an embedder whose faces are found as this version's are: cut out by another detector, vectors of
     /// the same name could not be compared.
     async fn embedder_space(
         &self,
-        reference: &str,
+        reference: &ModelRef,
         detector: Option<&VersionName>,
     ) -> Result<EmbeddingSpace, AppError> {
-        let embedder = self.models.resolve(Some(&ModelRef::parse("embedder", reference)?))?;
+        let embedder = self.models.resolve(Some(reference))?;
         let version = self.models.version(&embedder).await?;
         let Reads::Faces { detector: its_detector, .. } = &version.reads else {
             return Err(AppError::field("embedder", format!("{embedder} embeds no faces that a detector finds")));
@@ -176,7 +184,7 @@ fn read_from_roots(roots: &Roots, path: &str, network: PublishedNetwork) -> Resu
     })
 }
 
-fn origin(request: &v1::ImportModelVersionRequest) -> Origin {
+fn origin(request: &Import) -> Origin {
     Origin {
         imported_from: request.weights_path.clone(),
         licence: request.licence.clone(),

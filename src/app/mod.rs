@@ -1,12 +1,15 @@
 //! Use cases: each joins the domains for one thing that callers want. Knows no transport.
 //!
 //! [`App`] is the assembly: the store is opened, and everything else stands on it. Handlers call [`predict`],
-//! [`Faces`], [`Models`], [`Runs`]; each takes the [`Call`] that says who calls and until when.
+//! [`Faces`], [`Models`], [`Runs`]. Every use case takes the [`Call`] first, which says who calls and until when, then
+//! parsed names, and gives messages of the contract. A change whose request may be repeated goes through
+//! [`Idempotent`].
 
 mod call;
 mod compare;
 mod error;
 mod faces;
+mod health;
 mod idempotency;
 mod import;
 mod models;
@@ -28,14 +31,16 @@ pub use call::{Call, Caller};
 pub use compare::Comparison;
 pub use error::{AppError, ERROR_DOMAIN, reason_name};
 pub use faces::{Enrolment, Faces, Source, Wanted};
+pub use health::Health;
 pub use idempotency::Idempotent;
+pub use import::Import;
 pub use models::Models;
 pub use paging::{Page, PageLimits, PageRequest, Paged};
 pub use photos::{Photos, Wants};
 pub use predict::predict;
-pub use runs::{NewRun, RunSettings, Runs, Watch};
+pub use runs::{NewRun, RunOperation, RunSettings, Runs};
 pub use thresholds::signals_of;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -67,6 +72,7 @@ pub struct App {
     pub stopping: CancellationToken,
     roots: Roots,
     serving: ServingPool,
+    health: watch::Sender<Health>,
     store: Arc<dyn Store>,
     /// Weights files are read one at a time.
     imports: Arc<Semaphore>,
@@ -159,6 +165,7 @@ impl App {
             models.clone(),
             backends.launcher,
             roots.clone(),
+            stopping.clone(),
             RunSettings {
                 max_concurrent: config.training.max_concurrent_runs,
                 max_queued: config.training.max_queued_runs,
@@ -178,6 +185,7 @@ impl App {
             stopping,
             roots,
             serving,
+            health: watch::Sender::new(Health::WELL),
             store,
             imports: Arc::new(Semaphore::new(1)),
         })

@@ -25,9 +25,11 @@ pub struct PageLimits {
     pub max_size: usize,
 }
 
-/// A checked request: how many entries, and after which key.
+/// A checked request: how many entries of which list, and after which key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
+    /// The list's name, its parent and its filter included.
+    pub list: String,
     /// Entries wanted, 1 or more.
     pub size: usize,
     /// The last key of the page before.
@@ -51,18 +53,18 @@ impl<T> Paged<T> {
 }
 
 impl Page {
-    /// Checks size and token; `list` names the list, its parent included.
+    /// Checks size and token; `list` names the list, its parent and its filter included.
     ///
     /// # Errors
     /// [`AppError::FieldInvalid`] for a negative size, [`AppError::PageTokenInvalid`] for a token of no such list.
-    pub fn parse(request: PageRequest<'_>, limits: PageLimits, list: &str) -> Result<Self, AppError> {
+    pub fn parse(request: PageRequest<'_>, limits: PageLimits, list: String) -> Result<Self, AppError> {
         let size = match usize::try_from(request.size) {
             Err(_) => return Err(AppError::field("page_size", "must not be negative")),
             Ok(0) => limits.default_size,
             Ok(n) => n.min(limits.max_size),
         };
-        let after = if request.token.is_empty() { None } else { Some(decode_token(request.token, list)?) };
-        Ok(Self { size, after })
+        let after = if request.token.is_empty() { None } else { Some(decode_token(request.token, &list)?) };
+        Ok(Self { list, size, after })
     }
 
     /// One entry more than the page holds, to learn whether another page follows.
@@ -72,11 +74,11 @@ impl Page {
     }
 
     /// Cuts what [`Page::limit`] entries gave down to the page.
-    pub fn finish<T>(&self, mut items: Vec<T>, list: &str, key: impl Fn(&T) -> Vec<u8>) -> Paged<T> {
+    pub fn finish<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> Vec<u8>) -> Paged<T> {
         let more = items.len() > self.size;
         items.truncate(self.size);
         let next_page_token = match items.last() {
-            Some(last) if more => encode_token(&key(last), list),
+            Some(last) if more => encode_token(&key(last), &self.list),
             _ => String::new(),
         };
         Paged { items, next_page_token }
@@ -114,7 +116,7 @@ mod tests {
 
     #[test]
     fn sizes_are_bounded() {
-        let parse = |size| Page::parse(PageRequest { size, token: "" }, LIMITS, "faces");
+        let parse = |size| Page::parse(PageRequest { size, token: "" }, LIMITS, "faces".to_owned());
         assert_eq!(parse(0).unwrap().size, 2);
         assert_eq!(parse(1_000_000).unwrap().size, 3);
         assert!(matches!(parse(-1), Err(AppError::FieldInvalid { .. })));

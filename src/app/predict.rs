@@ -21,8 +21,8 @@ use crate::{
 /// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
 /// room or time for it.
 pub async fn predict(
-    photos: &Photos,
     call: &Call,
+    photos: &Photos,
     reference: Option<&ModelRef>,
     image: Bytes,
     wants: &Wants,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     AppError, Idempotent, Models, blocking,
-    registering::{FacesFrom, new_version, published_network, read_files, register_verified},
+    registering::{FacesFrom, new_version, published_network, read_files, register, verified},
 };
 use crate::{
     names::{ModelId, VersionName},
@@ -286,8 +286,7 @@ impl Published {
             ..Origin::default()
         };
         let new = self.version(model, network, Some(entry), weights.tensors, faces, origin)?;
-        let once = Idempotent::never();
-        let registered = register_verified(models, serving, new, once).await?;
+        let registered = register(models, Idempotent::never(), verified(serving, new)).await?;
         tracing::info!(version = registered.name, licence = entry.licence, "registered published weights");
         Ok(VersionName::parse("name", &registered.name)?)
     }

@@ -1,8 +1,8 @@
 //! Registers a version: its weights are read, its network is run once, and what it answered is kept with it.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{AppError, Idempotent, Models, blocking, detached, models::engine_source};
+use super::{AppError, Idempotent, Models, models::engine_source};
 use crate::{
     names::{EmbeddingSpace, ModelId, VersionName},
     nn::{GOLDEN_SEED, Golden, NnError, PublishedNetwork, TensorData, parse_weights, read_file},
@@ -92,14 +92,8 @@ pub(super) fn new_version(
     }
 }
 
-/// Runs a version once, so that its golden outputs are known, and registers it.
-pub(super) async fn register_verified(
-    models: &Models,
-    serving: &ServingPool,
-    mut new: NewVersion,
-    once: Idempotent,
-) -> Result<v1::ModelVersion, AppError> {
-    let registry = Arc::clone(models.registry());
+/// Runs a version once, so that its golden outputs are known.
+pub(super) async fn verified(serving: &ServingPool, mut new: NewVersion) -> Result<NewVersion, AppError> {
     let source = engine_source(&new.unregistered()?, new.tensors.clone());
     let probed = serving.probe(source, GOLDEN_SEED).await;
     let outputs = probed.map_err(|error| match error {
@@ -113,19 +107,22 @@ pub(super) async fn register_verified(
         return Err(AppError::Nn(NnError::WeightsMismatch { detail }));
     }
     new.golden = Some(Golden::new(outputs));
-    let models = models.clone();
-    detached(async move {
-        let of_answer = models.clone();
-        let answer: v1::ModelVersion = blocking(move || {
-            once.once(registry.store(), || {
-                let describe = |version: &Version| of_answer.with_state(&version.name, version.describe());
-                let version = registry.register(new, |version| once.remember(&describe(version)))?;
-                Ok(describe(&version))
-            })
-        })
-        .await?;
-        models.refresh().await?;
-        Ok(answer)
-    })
-    .await
+    Ok(new)
+}
+
+/// Registers a version.
+pub(super) async fn register(
+    models: &Models,
+    once: Idempotent,
+    prepare: impl Future<Output = Result<NewVersion, AppError>>,
+) -> Result<v1::ModelVersion, AppError> {
+    let committing = models.clone();
+    let commit = move |new: NewVersion, once: &Idempotent| {
+        let describe = |version: &Version| committing.with_state(&version.name, version.describe());
+        let version = committing.registry().register(new, |version| once.remember(&describe(version)))?;
+        // Within the commit: a caller that leaves must not come between the two.
+        committing.refresh_now()?;
+        Ok(describe(&version))
+    };
+    Ok(once.run(models.registry().store(), prepare, commit).await?.into_inner())
 }

@@ -4,8 +4,8 @@ use prost::Message;
 use prost_types::Any;
 
 use crate::{
-    app::{App, AppError, PageRequest},
-    names::{ModelId, VersionName},
+    app::{App, AppError, Page, PageRequest, RunOperation},
+    names::{ModelId, RunId},
     proto::{longrunning, v1},
     similarity::{CollectionId, FaceId, FaceName},
 };
@@ -32,14 +32,15 @@ pub(super) fn face_selection(number: i32) -> Result<v1::FaceSelection, AppError>
         .map_err(|_| AppError::field("face_selection", format!("{number} is no selection that this server has")))
 }
 
-/// `collections/{c}/faces/{f}`.
-pub(super) fn face_name(field: &str, name: &str) -> Result<FaceName, AppError> {
-    Ok(FaceName::parse(field, name)?)
+/// A number that the contract knows.
+pub(super) fn architecture(number: i32) -> Result<v1::Architecture, AppError> {
+    v1::Architecture::try_from(number)
+        .map_err(|_| AppError::field("architecture", format!("{number} is no architecture that this server has")))
 }
 
 /// A face that must be of this collection.
 pub(super) fn face_of(field: &str, name: &str, collection: &CollectionId) -> Result<FaceId, AppError> {
-    let name = face_name(field, name)?;
+    let name = FaceName::parse(field, name)?;
     if name.collection != *collection {
         return Err(AppError::field(field, format!("must be a face of collections/{collection}")));
     }
@@ -47,44 +48,30 @@ pub(super) fn face_of(field: &str, name: &str, collection: &CollectionId) -> Res
 }
 
 /// The id behind `prefix`, such as `trainingRuns/`.
-pub(super) fn id_after(field: &str, prefix: &str, name: &str) -> Result<String, AppError> {
+pub(super) fn run_id(field: &str, prefix: &str, name: &str) -> Result<RunId, AppError> {
     name.strip_prefix(prefix)
-        .filter(|id| !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        .map(str::to_owned)
+        .and_then(RunId::parse)
         .ok_or_else(|| AppError::field(field, format!("must be {prefix}{{id}}, not {name:?}")))
 }
 
-/// A request's page fields.
-pub(super) fn page(size: i32, token: &str) -> PageRequest<'_> {
-    PageRequest { size, token }
+/// A request's page of a list, which is named with its parent and its filter.
+pub(super) fn page(app: &App, size: i32, token: &str, list: impl Into<String>) -> Result<Page, AppError> {
+    Page::parse(PageRequest { size, token }, app.page_limits, list.into())
 }
 
 /// A run as a long-running operation of the same id.
-pub(super) async fn train_operation(app: &App, run: v1::TrainingRun) -> longrunning::Operation {
-    let id = run.name.trim_start_matches("trainingRuns/").to_owned();
-    let result = match run.state() {
-        v1::RunState::Succeeded => Some(longrunning::operation::Result::Response(trained(app, &run.version).await)),
-        v1::RunState::Failed | v1::RunState::Cancelled => {
-            Some(longrunning::operation::Result::Error(run.error.clone().unwrap_or_default()))
-        }
-        v1::RunState::Unspecified | v1::RunState::Queued | v1::RunState::Running => None,
-    };
+pub(super) fn operation(operation: RunOperation) -> longrunning::Operation {
+    let RunOperation { run, outcome } = operation;
+    let result = outcome.map(|outcome| match outcome {
+        Ok(version) => longrunning::operation::Result::Response(any("visage.v1.ModelVersion", &version)),
+        Err(error) => longrunning::operation::Result::Error(error),
+    });
     longrunning::Operation {
-        name: format!("operations/{id}"),
+        name: run.name.replace("trainingRuns/", "operations/"),
         metadata: Some(any("visage.v1.TrainingRun", &run)),
         done: result.is_some(),
         result,
     }
-}
-
-/// The version that a run made; only its name, should it have been deleted since.
-async fn trained(app: &App, name: &str) -> Any {
-    let found = match VersionName::parse("version", name) {
-        Ok(version) => app.models.describe(version).await.ok(),
-        Err(_) => None,
-    };
-    let version = found.unwrap_or_else(|| v1::ModelVersion { name: name.to_owned(), ..v1::ModelVersion::default() });
-    any("visage.v1.ModelVersion", &version)
 }
 
 fn any(type_name: &str, message: &impl Message) -> Any {

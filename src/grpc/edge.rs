@@ -1,5 +1,5 @@
 //! What every call passes before its handler: identity, deadline, a place among the calls in work, a span, and the
-//! mending of answers that the transport makes by itself.
+//! mending of answers that the transport makes by itself. What differs between methods stands in their table.
 //!
 //! A call with a deadline is answered a moment before it, so that the caller gets the typed error and not its own
 //! timer. A handler that panics costs its caller an `INTERNAL`, and nobody else anything.
@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt, Stream, StreamExt};
+use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use humantime::format_duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -27,7 +27,10 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::status;
+use super::{
+    methods::{self, Method, Place, Waits, Who},
+    status,
+};
 use crate::{
     app::{Call, Caller},
     serving::Priority,
@@ -39,13 +42,13 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// The bounds that the edge keeps.
 #[derive(Clone, Debug)]
 pub(super) struct EdgeSettings {
-    /// Unary calls in work at once; as many streams of requests, and as many calls that only listen.
+    /// Places of each kind.
     pub(super) max_concurrent_calls: usize,
-    /// For unary calls that bring no deadline.
+    /// For calls that bring no deadline, apart from long ones.
     pub(super) default_deadline: Duration,
     /// Longer deadlines are cut to this.
     pub(super) max_deadline: Duration,
-    /// Cancelled when the server drains: streams that only listen end then.
+    /// Cancelled when the server drains: calls that would wait for its end are over then.
     pub(super) draining: CancellationToken,
     /// Has a token of every call until its answer has ended.
     pub(super) in_work: TaskTracker,
@@ -55,8 +58,7 @@ pub(super) struct EdgeSettings {
 #[derive(Clone)]
 pub(super) struct EdgeLayer {
     settings: EdgeSettings,
-    places: Arc<Semaphore>,
-    /// For streams of requests; those who only listen have their own.
+    call_places: Arc<Semaphore>,
     stream_places: Arc<Semaphore>,
     watch_places: Arc<Semaphore>,
 }
@@ -66,7 +68,7 @@ impl EdgeLayer {
     #[must_use]
     pub(super) fn new(settings: EdgeSettings) -> Self {
         let places = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
-        Self { places: places(), stream_places: places(), watch_places: places(), settings }
+        Self { call_places: places(), stream_places: places(), watch_places: places(), settings }
     }
 }
 
@@ -83,53 +85,6 @@ impl<S> Layer<S> for EdgeLayer {
 pub(super) struct Edge<S> {
     inner: S,
     edge: EdgeLayer,
-}
-
-/// Whether a call takes a place: a server that is busy is healthy, and says so.
-fn takes_place(path: &str) -> bool {
-    !path.starts_with("/grpc.health.v1.")
-}
-
-/// Calls whose answer or request is a stream: they hold their place until the answer's end, and their handlers watch
-/// the deadline.
-fn is_streaming(path: &str) -> bool {
-    matches!(
-        path.rsplit('/').next(),
-        Some(
-            "StreamPredict"
-                | "StreamEnrollFaces"
-                | "WatchTrainingRun"
-                | "WaitOperation"
-                | "Watch"
-                | "ServerReflectionInfo"
-        )
-    )
-}
-
-/// Streams of services that know of no end of the server; they may stay open for as long as it lives, and a drain that
-/// waited for them would never be over.
-fn only_listens(path: &str) -> bool {
-    path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
-}
-
-/// Calls whose requests are a stream of photos.
-fn is_request_stream(path: &str) -> bool {
-    matches!(path.rsplit('/').next(), Some("StreamPredict" | "StreamEnrollFaces"))
-}
-
-/// How long a stream of requests may say nothing.
-const REQUEST_IDLE: Duration = Duration::from_secs(60);
-
-/// The messages of a request stream; one that falls silent ends with an error, and gives its place to another.
-pub(super) fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
-    // The clock runs while a message is waited for, not while the answers are.
-    futures::stream::unfold(Box::pin(messages), |mut messages| async {
-        let message = match tokio::time::timeout(REQUEST_IDLE, messages.next()).await {
-            Ok(message) => message?.map_err(mend_inbound),
-            Err(_) => Err(status::deadline_exceeded("the wait for the next message of the stream")),
-        };
-        Some((message, messages))
-    })
 }
 
 impl<S> Service<Request<Body>> for Edge<S>
@@ -152,10 +107,11 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let edge = self.edge.clone();
         let path = request.uri().path().to_owned();
+        let method = methods::find(&path);
         let header =
             request.headers().get(GRPC_TIMEOUT).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let allowed = header.as_deref().map(parse_timeout);
-        let context = edge.context(&request, allowed.flatten(), is_streaming(&path));
+        let context = edge.context(&request, allowed.flatten(), method);
         let call_id = context.call_id.clone();
         let deadline = context.deadline;
         let answered_id = call_id.clone();
@@ -166,22 +122,15 @@ where
             if let (Some(header), Some(None)) = (&header, allowed) {
                 return Ok(status::timeout_malformed(header).into_http());
             }
+            match method.who {
+                Who::Anyone => {}
+            }
             let in_work = edge.settings.in_work.token();
-            let places = match (is_streaming(&path), is_request_stream(&path)) {
-                (true, true) => edge.stream_places,
-                (true, false) => edge.watch_places,
-                (false, _) => edge.places,
-            };
-            let place = if takes_place(&path) {
-                match places.try_acquire_owned() {
-                    Ok(place) => Some(place),
-                    Err(_) => return Ok(status::server_overloaded().into_http()),
-                }
-            } else {
-                None
+            let Ok(place) = edge.place(method) else {
+                return Ok(status::server_overloaded().into_http());
             };
             let handled = AssertUnwindSafe(inner.call(request)).catch_unwind();
-            let response = match with_deadline(handled, deadline.filter(|_| !is_streaming(&path))).await {
+            let response = match with_deadline(handled, deadline.filter(|_| !method.is_long())).await {
                 None => status::deadline_exceeded("the call").into_http(),
                 Some(Err(_panic)) => status::internal(&call_id).into_http(),
                 Some(Ok(response)) => mend(response?),
@@ -190,8 +139,11 @@ where
                 (Some(header), Some(allowed)) => name_timeout(response, allowed, header, edge.settings.max_deadline),
                 _ => response,
             };
-            let response = if only_listens(&path) { until(response, edge.settings.draining.clone()) } else { response };
-            let response = hold(response, (in_work, if is_streaming(&path) { place } else { None }));
+            let response = match method.waits {
+                Waits::ServerEnd => until(response, edge.settings.draining.clone()),
+                Waits::Nothing | Waits::Store | Waits::Device | Waits::Run => response,
+            };
+            let response = hold(response, (in_work, place.filter(|_| method.is_long())));
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
             tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
             Ok(response)
@@ -210,11 +162,22 @@ where
 }
 
 impl EdgeLayer {
-    fn context(&self, request: &Request<Body>, allowed: Option<Duration>, streaming: bool) -> Call {
+    /// Takes a place for a call, if its method takes any.
+    fn place(&self, method: &Method) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        let places = match method.place {
+            Place::None => return Ok(None),
+            Place::Call => &self.call_places,
+            Place::Stream => &self.stream_places,
+            Place::Watch => &self.watch_places,
+        };
+        Arc::clone(places).try_acquire_owned().map(Some)
+    }
+
+    fn context(&self, request: &Request<Body>, allowed: Option<Duration>, method: &Method) -> Call {
         let arrived = Instant::now();
         let bounded = match allowed {
             Some(timeout) => Some(timeout.min(self.settings.max_deadline)),
-            None if streaming => None,
+            None if method.is_long() => None,
             None => Some(self.settings.default_deadline),
         };
         let call_id = request
@@ -298,7 +261,7 @@ fn mend(response: Response<Body>) -> Response<Body> {
 }
 
 /// As [`mend`], for a message of a request stream.
-fn mend_inbound(status: Status) -> Status {
+pub(super) fn mend_inbound(status: Status) -> Status {
     mended(&status).unwrap_or(status)
 }
 
@@ -342,14 +305,6 @@ fn parse_timeout(text: &str) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(n)),
         _ => None,
     }
-}
-
-/// The call's context, as the edge left it with the request.
-///
-/// # Errors
-/// `INTERNAL` when a service is used without the edge, a defect of the server's assembly.
-pub(super) fn context<T>(request: &tonic::Request<T>) -> Result<Call, Status> {
-    request.extensions().get::<Call>().cloned().ok_or_else(|| status::internal("no call id: the call passed no edge"))
 }
 
 #[cfg(test)]

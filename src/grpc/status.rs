@@ -386,6 +386,12 @@ pub(super) fn with_more(status: &Status, more: &str) -> Status {
     Status::with_details(status.code(), message.message.clone(), message.encode_to_vec().into())
 }
 
+/// The server is not open yet.
+pub(super) fn opening() -> Status {
+    let message = "the server is still opening its store; another one, or the same in a moment, will answer";
+    Row::new(Code::Unavailable, Reason::Unavailable, &message).retry(Duration::from_secs(1)).into_status()
+}
+
 /// The server is stopping.
 pub(super) fn stopping() -> Status {
     app_row(&AppError::Stopping).into_status()

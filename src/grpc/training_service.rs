@@ -1,16 +1,15 @@
 //! `visage.v1.TrainingService`: what became of every Train.
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
-use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    convert::{id_after, model_name, page},
-    edge, status,
+    convert::{model_name, page, run_id},
+    serve::{self, Answers},
 };
 use crate::{
-    app::{App, Page},
+    app::App,
     proto::v1::{
         GetTrainingRunRequest, ListTrainingRunsRequest, ListTrainingRunsResponse, TrainingRun, WatchTrainingRunRequest,
         WatchTrainingRunResponse, training_service_server,
@@ -27,43 +26,31 @@ pub(super) struct TrainingService {
 #[tonic::async_trait]
 impl training_service_server::TrainingService for TrainingService {
     async fn get_training_run(&self, request: Request<GetTrainingRunRequest>) -> Result<Response<TrainingRun>, Status> {
-        let call = edge::context(&request)?;
-        let found = async { self.app.runs.get(id_after("name", PREFIX, &request.get_ref().name)?).await };
-        found.await.map(Response::new).map_err(|e| status::from_app(&call, e))
+        serve::unary(request, async |call, r| self.app.runs.get(call, run_id("name", PREFIX, &r.name)?).await).await
     }
 
     async fn list_training_runs(
         &self,
         request: Request<ListTrainingRunsRequest>,
     ) -> Result<Response<ListTrainingRunsResponse>, Status> {
-        let call = edge::context(&request)?;
-        let r = request.into_inner();
-        let listed = async {
-            let model = if r.model.is_empty() { None } else { Some(model_name("model", &r.model)?.to_string()) };
-            let list = format!("trainingRuns?model={}", r.model);
-            let page = Page::parse(page(r.page_size, &r.page_token), self.app.page_limits, &list)?;
-            let wanted = move |run: &crate::proto::store::RunRecord| model.as_ref().is_none_or(|m| run.model == *m);
-            self.app.runs.list(page, list, wanted).await
-        };
-        let paged = listed.await.map_err(|e| status::from_app(&call, e))?;
-        Ok(Response::new(ListTrainingRunsResponse {
-            training_runs: paged.items,
-            next_page_token: paged.next_page_token,
-        }))
+        serve::unary(request, async |call, r| {
+            let model = if r.model.is_empty() { None } else { Some(model_name("model", &r.model)?) };
+            let page = page(&self.app, r.page_size, &r.page_token, format!("trainingRuns?model={}", r.model))?;
+            let paged = self.app.runs.list(call, page, model).await?;
+            Ok(ListTrainingRunsResponse { training_runs: paged.items, next_page_token: paged.next_page_token })
+        })
+        .await
     }
 
-    type WatchTrainingRunStream = Pin<Box<dyn Stream<Item = Result<WatchTrainingRunResponse, Status>> + Send>>;
+    type WatchTrainingRunStream = Answers<WatchTrainingRunResponse>;
 
     async fn watch_training_run(
         &self,
         request: Request<WatchTrainingRunRequest>,
     ) -> Result<Response<Self::WatchTrainingRunStream>, Status> {
-        let call = edge::context(&request)?;
-        let r = request.into_inner();
-        let watched = async { self.app.runs.watch(id_after("name", PREFIX, &r.name)?, r.after_sequence).await };
-        let watch = watched.await.map_err(|e| status::from_app(&call, e))?;
-        let events =
-            futures::stream::unfold(watch, |mut watch| async { watch.next().await.map(|event| (Ok(event), watch)) });
-        Ok(Response::new(Box::pin(super::bounded(events, self.app.stopping.clone()))))
+        serve::watch(request, &self.app.stopping, async |call, r| {
+            self.app.runs.watch(call, run_id("name", PREFIX, &r.name)?, r.after_sequence).await
+        })
+        .await
     }
 }

@@ -74,8 +74,8 @@ impl Registry {
 
     /// The store underneath.
     #[must_use]
-    pub fn store(&self) -> &dyn Store {
-        &*self.store
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// A model with its aliases.

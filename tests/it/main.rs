@@ -9,6 +9,7 @@ mod client_python;
 mod data_folder;
 mod errors;
 mod faces;
+mod health;
 mod hostile_files;
 mod kills;
 mod layering;

@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, mpsc::UnboundedReceiver};
 
-use super::{Holder, Models, Pin, Shared};
+use super::{Holder, Models, Pin, Shared, pins::Pins};
 use crate::{
     app::{AppError, Call, blocking, detached},
     names::{ModelRef, VersionName},
@@ -40,6 +40,8 @@ struct Entry {
     lifecycle: Arc<tokio::sync::Mutex<()>>,
     version: Option<Arc<Version>>,
     is_loaded: bool,
+    /// The last load failed.
+    has_failed: bool,
     /// Held while this version is loaded, or is tried again: the versions that it depends on.
     dependencies: Vec<Pin>,
     failure: Option<Failure>,
@@ -79,12 +81,13 @@ impl Loading {
         Some(failure.refusal(version, now))
     }
 
-    /// The lock of a version's lifecycle.
-    fn lifecycle(&self, version: &VersionName) -> Arc<tokio::sync::Mutex<()>> {
+    /// The lock of a version's lifecycle. What is said of other versions is forgotten once it is of no use and nobody
+    /// holds them.
+    fn lifecycle(&self, version: &VersionName, pins: &Pins) -> Arc<tokio::sync::Mutex<()>> {
         let mut entries = self.entries.lock();
         if !entries.contains_key(version) {
             let now = Instant::now();
-            entries.retain(|_, entry| entry.is_of_use(now));
+            entries.retain(|version, entry| entry.is_of_use(now) || pins.is_held(version));
         }
         Arc::clone(&entries.entry(version.clone()).or_default().lifecycle)
     }
@@ -93,7 +96,7 @@ impl Loading {
     fn loaded(&self, version: Arc<Version>, dependencies: Vec<Pin>) {
         let mut entries = self.entries.lock();
         let entry = entries.entry(version.name.clone()).or_default();
-        (entry.is_loaded, entry.failure) = (true, None);
+        (entry.is_loaded, entry.has_failed, entry.failure) = (true, false, None);
         (entry.version, entry.dependencies) = (Some(version), dependencies);
     }
 
@@ -101,8 +104,24 @@ impl Loading {
     fn unloaded(&self, version: &VersionName) -> Vec<Pin> {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(version) else { return Vec::new() };
-        (entry.is_loaded, entry.version, entry.failure) = (false, None, None);
+        (entry.is_loaded, entry.has_failed, entry.version, entry.failure) = (false, false, None, None);
         std::mem::take(&mut entry.dependencies)
+    }
+
+    /// Records whether a load failed. That the server is busy or stops says nothing about the version.
+    fn tried(&self, version: &VersionName, error: Option<&AppError>) {
+        let says_nothing =
+            |error: &AppError| matches!(error, AppError::Serve(ServeError::Overloaded { .. } | ServeError::Stopping));
+        if !error.is_some_and(says_nothing) {
+            self.entries.lock().entry(version.clone()).or_default().has_failed = error.is_some();
+        }
+    }
+
+    /// Whether the last load of a version failed, and the versions that it depends on if they are known.
+    fn standing(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
+        let entries = self.entries.lock();
+        let Some(entry) = entries.get(version) else { return (false, Vec::new()) };
+        (entry.has_failed, entry.dependencies.iter().map(|pin| pin.version().clone()).collect())
     }
 
     /// Records a failure; its refusal is what callers get.
@@ -152,6 +171,16 @@ pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedRece
 }
 
 impl Models {
+    /// Whether a version cannot answer: its last load failed, or it fails every photo, or a version that it depends on
+    /// does. One that was not loaded yet is not broken: the first call that needs it loads it.
+    pub(crate) fn is_broken(&self, version: &VersionName) -> bool {
+        let (has_failed, dependencies) = self.shared.loading.standing(version);
+        let state = self.shared.serving.state(version);
+        has_failed && state != LoadState::Loaded
+            || state == LoadState::Failed
+            || dependencies.iter().any(|dependency| self.is_broken(dependency))
+    }
+
     /// A version.
     ///
     /// # Errors
@@ -204,7 +233,7 @@ impl Models {
 
     /// Locks a version's lifecycle. A holder may also lock the versions that it depends on, never others.
     pub(super) async fn lock_lifecycle(&self, version: &VersionName) -> OwnedMutexGuard<()> {
-        self.shared.loading.lifecycle(version).lock_owned().await
+        self.shared.loading.lifecycle(version, &self.shared.pins).lock_owned().await
     }
 
     /// Loads a version, whose lifecycle the caller has locked, and before it those that it depends on.
@@ -214,7 +243,9 @@ impl Models {
                 return Ok(());
             }
             let mut dependencies = Vec::new();
-            match self.load_with(name, &mut dependencies).await {
+            let loaded = self.load_with(name, &mut dependencies).await;
+            self.shared.loading.tried(name, loaded.as_ref().err());
+            match loaded {
                 Ok(version) => {
                     self.shared.loading.loaded(version, dependencies);
                     tracing::info!(version = %name, "loaded");
@@ -258,7 +289,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, its weights are damaged, or the device refuses it.
-    pub async fn load_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub async fn load_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         let held = self.hold(Some(reference)).await?;
         let (models, name) = (self.clone(), held.version.name.clone());
         detached(async move {
@@ -274,7 +305,7 @@ impl Models {
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version that is loaded
     /// depends on it.
-    pub async fn unload_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub async fn unload_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         let version = self.version(&self.resolve(Some(reference))?).await?;
         let (models, name) = (self.clone(), version.name.clone());
         detached(async move {
@@ -289,7 +320,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
-    pub async fn delete_version(&self, _call: &Call, version: VersionName) -> Result<(), AppError> {
+    pub async fn delete_version(&self, _: &Call, version: VersionName) -> Result<(), AppError> {
         let models = self.clone();
         detached(async move {
             let _lifecycle = models.lock_lifecycle(&version).await;

@@ -11,6 +11,7 @@ mod pins;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::{
@@ -24,7 +25,7 @@ pub(crate) use self::{
 };
 use super::{AppError, Call, Idempotent, Page, Paged, blocking, detached};
 use crate::{
-    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, VersionName},
+    names::{AliasName, EmbeddingSpace, ModelId, ModelRef, SpaceRef, VersionName},
     proto::v1,
     registry::{Registry, RegistryError, Version},
     serving::{LoadState, ServingPool},
@@ -45,7 +46,7 @@ struct Shared {
     default_model: Option<ModelRef>,
     aliases: ArcSwap<Aliases>,
     /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
-    refreshing: tokio::sync::Mutex<()>,
+    refreshing: Mutex<()>,
     pins: Arc<Pins>,
     loading: Loading,
     /// Rises whenever an alias moves.
@@ -79,7 +80,7 @@ impl Models {
             serving,
             default_model,
             aliases: ArcSwap::from_pointee(aliases),
-            refreshing: tokio::sync::Mutex::new(()),
+            refreshing: Mutex::default(),
             pins,
             loading: Loading::default(),
             moves: watch::Sender::new(0),
@@ -164,6 +165,11 @@ impl Models {
         Ok(Resolved { version: self.version(&name).await?, _pin: pin })
     }
 
+    /// The versions that collections compare with.
+    pub(crate) fn compared(&self) -> Vec<VersionName> {
+        self.shared.pins.compared()
+    }
+
     /// Holds a version for as long as a collection compares with it.
     pub(crate) fn hold_for_collection(&self, version: &VersionName, id: String) -> Pin {
         self.shared.pins.hold_now(version, Holder::Collection(id))
@@ -176,7 +182,7 @@ impl Models {
     /// anything has changed.
     pub async fn set_alias(
         &self,
-        _call: &Call,
+        _: &Call,
         model: ModelId,
         alias: AliasName,
         target: Option<VersionName>,
@@ -185,31 +191,24 @@ impl Models {
     ) -> Result<v1::Model, AppError> {
         let models = self.clone();
         detached(async move {
-            let (registry, earlier) = (Arc::clone(&models.shared.registry), once.clone());
-            if let Some(answer) = blocking(move || earlier.earlier_answer(registry.store())).await? {
-                return Ok(answer);
-            }
-            // Until the alias holds the version.
-            let _lifecycle = match &target {
-                Some(version) => {
-                    models.version(version).await?;
-                    let lifecycle = models.lock_lifecycle(version).await;
-                    models.load_now(version).await?;
-                    Some(lifecycle)
-                }
-                None => None,
+            let prepare = async {
+                let Some(version) = &target else { return Ok(None) };
+                models.version(version).await?;
+                let lifecycle = models.lock_lifecycle(version).await;
+                models.load_now(version).await?;
+                Ok(Some(lifecycle))
             };
-            let registry = Arc::clone(&models.shared.registry);
+            let committing = models.clone();
             let number = target.as_ref().map(|version| version.number);
-            let answer = blocking(move || {
-                once.once(registry.store(), || {
-                    let remember = |model: &crate::registry::Model| once.remember(&model.describe());
-                    Ok(registry.set_alias(&model, &alias, number, expected, remember)?.describe())
-                })
-            })
-            .await?;
-            models.refresh().await?;
-            Ok(answer)
+            // Locked until the alias holds the version.
+            let commit = move |_lifecycle, once: &Idempotent| {
+                let registry = committing.registry();
+                let remember = |model: &crate::registry::Model| once.remember(&model.describe());
+                let moved = registry.set_alias(&model, &alias, number, expected, remember)?;
+                committing.refresh_now()?;
+                Ok(moved.describe())
+            };
+            Ok(once.run(models.registry().store(), prepare, commit).await?.into_inner())
         })
         .await
     }
@@ -218,7 +217,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn get(&self, _call: &Call, model: ModelId) -> Result<v1::Model, AppError> {
+    pub async fn get(&self, _: &Call, model: ModelId) -> Result<v1::Model, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || Ok(registry.get_model(&model)?.describe())).await
     }
@@ -227,11 +226,11 @@ impl Models {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(&self, _call: &Call, page: Page, list: &'static str) -> Result<Paged<v1::Model>, AppError> {
+    pub async fn list(&self, _: &Call, page: Page) -> Result<Paged<v1::Model>, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || {
             let rows = registry.list_models(page.after.as_deref(), page.limit())?;
-            let paged = page.finish(rows, list, |model| model.id.as_bytes().to_vec());
+            let paged = page.finish(rows, |model| model.id.as_bytes().to_vec());
             Ok(paged.map(|model| model.describe()))
         })
         .await
@@ -243,21 +242,20 @@ impl Models {
     /// When there is no such model.
     pub async fn list_versions(
         &self,
-        _call: &Call,
+        _: &Call,
         model: ModelId,
         page: Page,
-        list: String,
     ) -> Result<Paged<v1::ModelVersion>, AppError> {
         let before = match &page.after {
             None => None,
             Some(key) => Some(u64::from_be_bytes(
-                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: list.clone() })?,
+                key.as_slice().try_into().map_err(|_| AppError::PageTokenInvalid { list: page.list.clone() })?,
             )),
         };
         let registry = Arc::clone(&self.shared.registry);
         let paged = blocking(move || {
             let rows = registry.list_versions(&model, before, page.limit())?;
-            Ok(page.finish(rows, &list, |(name, _)| name.number.to_be_bytes().to_vec()))
+            Ok(page.finish(rows, |(name, _)| name.number.to_be_bytes().to_vec()))
         })
         .await?;
         Ok(paged.map(|(name, description)| self.with_state(&name, description)))
@@ -267,7 +265,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub async fn get_version(&self, _call: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub async fn get_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         self.describe(self.resolve(Some(reference))?).await
     }
 
@@ -297,15 +295,10 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or layer.
-    pub(crate) async fn resolve_space(&self, reference: &str) -> Result<EmbeddingSpace, AppError> {
-        let (model, layer) = match reference.split_once('#') {
-            Some((model, layer)) => (model, Some(layer)),
-            None => (reference, None),
-        };
-        let model = if model.is_empty() { None } else { Some(ModelRef::parse("embedding_space", model)?) };
-        let version = self.version(&self.resolve(model.as_ref())?).await?;
-        let space = match layer {
-            Some(layer) => EmbeddingSpace { version: version.name.clone(), layer: layer.into() },
+    pub(crate) async fn resolve_space(&self, reference: &SpaceRef) -> Result<EmbeddingSpace, AppError> {
+        let version = self.version(&self.resolve(reference.version.as_ref())?).await?;
+        let space = match &reference.layer {
+            Some(layer) => EmbeddingSpace { version: version.name.clone(), layer: Arc::clone(layer) },
             None => version.usual_space().ok_or_else(|| no_embedding(&version.name))?,
         };
         self.dimensions(&space).await?;
@@ -334,11 +327,20 @@ impl Models {
     /// # Errors
     /// When the registry cannot be read.
     pub(crate) async fn refresh(&self) -> Result<(), AppError> {
-        let _refreshing = self.shared.refreshing.lock().await;
-        let shared = Arc::clone(&self.shared);
-        let aliases = blocking(move || read_aliases(&shared.registry, &shared.aliases.load(), &shared.pins)).await?;
-        self.shared.aliases.store(Arc::new(aliases));
-        self.shared.moves.send_modify(|n_moves| *n_moves = n_moves.wrapping_add(1));
+        let models = self.clone();
+        blocking(move || models.refresh_now()).await
+    }
+
+    /// As [`Models::refresh`], on a blocking thread.
+    ///
+    /// # Errors
+    /// As [`Models::refresh`].
+    pub(crate) fn refresh_now(&self) -> Result<(), AppError> {
+        let shared = &self.shared;
+        let _refreshing = shared.refreshing.lock();
+        let aliases = read_aliases(&shared.registry, &shared.aliases.load(), &shared.pins)?;
+        shared.aliases.store(Arc::new(aliases));
+        shared.moves.send_modify(|n_moves| *n_moves = n_moves.wrapping_add(1));
         Ok(())
     }
 
@@ -348,15 +350,6 @@ impl Models {
         let aliases = self.shared.aliases.load();
         let of_model = aliases.get(&version.model).into_iter().flat_map(|known| &known.aliases);
         of_model.filter(|(_, pin)| pin.version() == version).map(|(alias, _)| alias.to_string()).collect()
-    }
-
-    /// Whether the default model's champion answers; true where there is no default model.
-    #[must_use]
-    pub(crate) fn default_answers(&self) -> bool {
-        match self.resolve(None) {
-            Ok(version) => self.shared.serving.state(&version) == LoadState::Loaded,
-            Err(_) => true,
-        }
     }
 
     /// Rises whenever an alias moves.
@@ -372,5 +365,7 @@ pub(crate) fn no_embedding(version: &VersionName) -> AppError {
     AppError::UnsupportedByModel { version: version.to_string(), what }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

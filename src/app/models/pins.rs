@@ -163,6 +163,13 @@ impl Pins {
         needed.map(|(version, _)| version.clone()).collect()
     }
 
+    /// The versions that collections compare with.
+    pub(crate) fn compared(&self) -> Vec<VersionName> {
+        let slots = self.slots.lock();
+        let is_compared = |slot: &Slot| slot.holders.iter().any(|holder| matches!(holder, Holder::Collection(_)));
+        slots.iter().filter(|(_, slot)| is_compared(slot)).map(|(version, _)| version.clone()).collect()
+    }
+
     /// Whether anybody holds a version.
     pub(crate) fn is_held(&self, version: &VersionName) -> bool {
         self.slots.lock().get(version).is_some_and(|slot| !slot.holders.is_empty())

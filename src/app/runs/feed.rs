@@ -3,12 +3,10 @@
 //! Events between two kept ones (a step's progress) are told to those who watch and then forgotten. A watcher that is
 //! slow misses some of those, never the end.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::VecDeque, time::SystemTime};
 
+use futures::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::run_to_proto;
@@ -41,7 +39,7 @@ impl Feed {
 
     /// The number of the next event.
     pub(super) fn next_sequence(&self) -> i64 {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.last_sequence += 1;
         state.last_sequence
     }
@@ -49,14 +47,14 @@ impl Feed {
     /// Tells an event to those who watch, after it was stored if it is to be kept.
     pub(super) fn tell(&self, event: Event) {
         if let Some(Kind::Progress(progress)) = &event.event {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).progress = Some(progress.clone());
+            self.state.lock().progress = Some(progress.clone());
         }
         // Nobody watching is no error.
         let _ = self.live.send(event);
     }
 
     pub(super) fn latest_progress(&self) -> Option<v1::Progress> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).progress.clone()
+        self.state.lock().progress.clone()
     }
 
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -75,7 +73,7 @@ pub(super) fn ended(record: &RunRecord) -> Kind {
 }
 
 /// A run's events in order, each once, to its end.
-pub struct Watch {
+pub(super) struct Watch {
     kept: VecDeque<Event>,
     live: Option<broadcast::Receiver<Event>>,
     last_sequence: i64,
@@ -86,8 +84,13 @@ impl Watch {
         Self { kept: kept.into(), live, last_sequence: after }
     }
 
+    /// The events as a stream.
+    pub(super) fn events(self) -> BoxStream<'static, Event> {
+        stream::unfold(self, |mut watch| async { watch.next().await.map(|event| (event, watch)) }).boxed()
+    }
+
     /// The next event, or `None` after the end.
-    pub async fn next(&mut self) -> Option<v1::WatchTrainingRunResponse> {
+    pub(super) async fn next(&mut self) -> Option<Event> {
         loop {
             let event = match self.kept.pop_front() {
                 Some(event) => event,

@@ -2,28 +2,29 @@
 //!
 //! A run is a record in the store and, while it lasts, a task that owns its child process. The task alone changes the
 //! record. A finished run and the version it made are written in one commit, so there is never one without the other.
-//! `feed.rs` tells watchers what happens, `task.rs` leads one run from the queue to its end.
+//! `feed.rs` tells watchers what happens, `task.rs` leads one run from the queue to its end, `operations.rs` has a run as
+//! a long-running operation.
 
 mod feed;
+mod operations;
 mod task;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
-pub use feed::Watch;
-use feed::{Event, Feed};
+use feed::{Event, Feed, Watch};
+use futures::stream::BoxStream;
+pub use operations::RunOperation;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{AppError, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, reason_name};
+use super::{
+    AppError, Call, ERROR_DOMAIN, Idempotent, Models, Page, Paged, blocking, detached, idempotency::Answer, reason_name,
+};
 use crate::{
-    names::{ModelId, ModelRef, VersionName},
+    names::{ModelId, ModelRef, RunId, VersionName},
     proto::{
         rpc,
         store::{RunEventRecord, RunRecord},
@@ -73,7 +74,10 @@ struct Shared {
     /// Held from the count of those that wait until one more does.
     starting: Mutex<()>,
     tasks: TaskTracker,
+    /// Cancelled to end the runs.
     stopping: CancellationToken,
+    /// Cancelled earlier, when the server begins to stop.
+    server_stopping: CancellationToken,
 }
 
 /// A run that has not ended.
@@ -103,6 +107,7 @@ impl Runs {
         models: Models,
         launcher: Arc<dyn Launcher>,
         roots: Roots,
+        server_stopping: CancellationToken,
         settings: RunSettings,
     ) -> Result<Self, AppError> {
         let slots = Arc::new(Semaphore::new(settings.max_concurrent));
@@ -118,6 +123,7 @@ impl Runs {
                 starting: Mutex::default(),
                 tasks: TaskTracker::new(),
                 stopping: CancellationToken::new(),
+                server_stopping,
             }),
         };
         runs.sweep_scratch()?;
@@ -174,15 +180,28 @@ impl Runs {
         Ok(rows.first().and_then(|(_, r)| r.event.as_ref()).map_or(0, |e| e.sequence))
     }
 
-    /// Starts a run; it goes on when the caller leaves.
+    /// Starts a run. A caller that leaves while the run is being written still has started it.
     ///
     /// # Errors
     /// When the recipe or a source is wrong, a path leads outside the roots, or too many runs wait.
-    pub async fn start(&self, new: NewRun, once: Idempotent) -> Result<v1::TrainingRun, AppError> {
-        let (store, earlier) = (Arc::clone(&self.shared.store), once.clone());
-        if let Some(started) = blocking(move || earlier.earlier_answer::<v1::TrainingRun>(&*store)).await? {
-            return self.get(run_id(&started.name)?).await;
-        }
+    pub async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
+        let (runs, call) = (self.clone(), call.clone());
+        detached(async move {
+            let queueing = runs.clone();
+            let commit = move |record, once: &Idempotent| queueing.queue(record, once);
+            let id = match once.run::<_, _, v1::TrainingRun>(&runs.shared.store, runs.checked(new), commit).await? {
+                Answer::New(id) => id,
+                Answer::Stored(started) => started.name.trim_start_matches("trainingRuns/").to_owned(),
+            };
+            let id = RunId::parse(&id).ok_or_else(|| AppError::Internal(format!("{id:?} is no id of a run")))?;
+            let run = runs.get(&call, id).await?;
+            Ok(runs.as_operation(run).await)
+        })
+        .await
+    }
+
+    /// The record of a new run, apart from what its paths lead to.
+    async fn checked(&self, new: NewRun) -> Result<RunRecord, AppError> {
         let n_bytes = new.recipe.encoded_len();
         if n_bytes > MAX_RECIPE_BYTES {
             let rule = format!("must be at most {MAX_RECIPE_BYTES} bytes, not {n_bytes}: shorten the labels");
@@ -202,7 +221,7 @@ impl Runs {
             }
             recipe.warm_start = Some(v1::recipe::WarmStart::Version(version.to_string()));
         }
-        let record = RunRecord {
+        Ok(RunRecord {
             id: Uuid::now_v7().simple().to_string(),
             model: new.model.to_string(),
             state: v1::RunState::Queued.into(),
@@ -210,30 +229,25 @@ impl Runs {
             recipe: Some(recipe),
             sources: new.sources,
             ..RunRecord::default()
-        };
-        let runs = self.clone();
-        let started = blocking(move || {
-            runs.check_paths(&record)?;
-            let _turn = runs.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
-            once.once(&*runs.shared.store, || {
-                let queued = lock(&runs.shared.active).len();
-                let settings = &runs.shared.settings;
-                if queued >= settings.max_concurrent + settings.max_queued {
-                    return Err(AppError::TrainingQueueFull { n_waiting: queued - settings.max_concurrent });
-                }
-                let event = feed::event(1, Kind::State(v1::RunState::Queued.into()));
-                let mut batch = record_batch(&record, Some(&event));
-                let started = run_to_proto(&record);
-                let remembered = once.remember(&v1::TrainingRun { name: started.name.clone(), ..Default::default() });
-                batch.conditions.extend(remembered.conditions);
-                batch.writes.extend(remembered.writes);
-                runs.shared.store.commit(batch)?;
-                runs.spawn(record.clone(), 1);
-                Ok(started)
-            })
         })
-        .await?;
-        self.get(run_id(&started.name)?).await
+    }
+
+    /// Stores a new run and lets it wait; gives its id.
+    fn queue(&self, record: RunRecord, once: &Idempotent) -> Result<String, AppError> {
+        self.check_paths(&record)?;
+        let _turn = self.shared.starting.lock();
+        let queued = self.shared.active.lock().len();
+        let settings = &self.shared.settings;
+        if queued >= settings.max_concurrent + settings.max_queued {
+            return Err(AppError::TrainingQueueFull { n_waiting: queued - settings.max_concurrent });
+        }
+        let event = feed::event(1, Kind::State(v1::RunState::Queued.into()));
+        let mut batch = record_batch(&record, Some(&event));
+        batch.extend(once.remember(&v1::TrainingRun { name: run_name(&record.id), ..Default::default() }));
+        self.shared.store.commit(batch)?;
+        let id = record.id.clone();
+        self.spawn(record, 1);
+        Ok(id)
     }
 
     /// What a run names must be there, and under a root, now and again when the child opens it.
@@ -254,12 +268,12 @@ impl Runs {
 
     fn spawn(&self, record: RunRecord, last_sequence: i64) {
         let active = Arc::new(Active { feed: Feed::new(last_sequence), cancel: self.shared.stopping.child_token() });
-        lock(&self.shared.active).insert(record.id.clone(), Arc::clone(&active));
+        self.shared.active.lock().insert(record.id.clone(), Arc::clone(&active));
         let runs = self.clone();
         self.shared.tasks.spawn(async move {
             let id = record.id.clone();
             task::lead(&runs, &active, record).await;
-            lock(&runs.shared.active).remove(&id);
+            runs.shared.active.lock().remove(&id);
             // Watchers see the end of the feed when its last holder goes, after the run is no longer active.
             drop(active);
         });
@@ -269,24 +283,24 @@ impl Runs {
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
-    pub async fn get(&self, id: String) -> Result<v1::TrainingRun, AppError> {
-        let record = self.record(id).await?;
-        Ok(self.with_latest_progress(run_to_proto(&record)))
+    pub async fn get(&self, _: &Call, id: RunId) -> Result<v1::TrainingRun, AppError> {
+        Ok(self.shown(&self.record(id).await?))
     }
 
-    async fn record(&self, id: String) -> Result<RunRecord, AppError> {
+    async fn record(&self, id: RunId) -> Result<RunRecord, AppError> {
         let store = Arc::clone(&self.shared.store);
         blocking(move || {
             store
-                .get_record::<RunRecord>(Table::Runs, id.as_bytes())?
-                .ok_or_else(|| AppError::RunNotFound { name: format!("trainingRuns/{id}") })
+                .get_record::<RunRecord>(Table::Runs, id.as_str().as_bytes())?
+                .ok_or_else(|| AppError::RunNotFound { name: run_name(id.as_str()) })
         })
         .await
     }
 
-    /// Progress is stored now and then; the feed knows it to the step.
-    fn with_latest_progress(&self, mut run: v1::TrainingRun) -> v1::TrainingRun {
-        let active = run_id(&run.name).ok().and_then(|id| lock(&self.shared.active).get(&id).cloned());
+    /// A run for callers. Progress is stored now and then; the feed knows it to the step.
+    fn shown(&self, record: &RunRecord) -> v1::TrainingRun {
+        let mut run = run_to_proto(record);
+        let active = self.shared.active.lock().get(&record.id).cloned();
         if let Some(progress) = active.and_then(|a| a.feed.latest_progress()) {
             run.progress = Some(progress);
         }
@@ -297,10 +311,16 @@ impl Runs {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(
+    pub async fn list(&self, _: &Call, page: Page, model: Option<ModelId>) -> Result<Paged<v1::TrainingRun>, AppError> {
+        let is_of_model =
+            move |record: &RunRecord| model.as_ref().is_none_or(|model| model.as_bytes() == record.model.as_bytes());
+        self.page(page, is_of_model).await
+    }
+
+    /// A page of the runs that are `wanted`, newest first.
+    async fn page(
         &self,
         page: Page,
-        list: String,
         wanted: impl Fn(&RunRecord) -> bool + Send + 'static,
     ) -> Result<Paged<v1::TrainingRun>, AppError> {
         let store = Arc::clone(&self.shared.store);
@@ -314,24 +334,28 @@ impl Runs {
                 after = Some(last.clone());
                 found.extend(rows.into_iter().map(|(_, record)| record).filter(&wanted));
             }
-            Ok(page.finish(found, &list, |record| record.id.clone().into_bytes()))
+            Ok(page.finish(found, |record| record.id.clone().into_bytes()))
         })
         .await?;
-        Ok(paged.map(|record| self.with_latest_progress(run_to_proto(&record))))
+        Ok(paged.map(|record| self.shown(&record)))
     }
 
     /// What happened to a run after event `after`, and what happens until it ends.
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
-    pub async fn watch(&self, id: String, after: i64) -> Result<Watch, AppError> {
+    pub async fn watch(&self, _: &Call, id: RunId, after: i64) -> Result<BoxStream<'static, Event>, AppError> {
+        Ok(self.watched(id, after).await?.events())
+    }
+
+    async fn watched(&self, id: RunId, after: i64) -> Result<Watch, AppError> {
         // Subscribed before the stored events are read: what happens meanwhile is in both, and comes once.
-        let live = lock(&self.shared.active).get(&id).map(|active| active.feed.subscribe());
+        let live = self.shared.active.lock().get(id.as_str()).map(|active| active.feed.subscribe());
         let record = self.record(id.clone()).await?;
         let store = Arc::clone(&self.shared.store);
         let mut kept = blocking(move || {
-            let prefix = join_key(&[id.as_bytes(), b""]);
-            let range = Range { after: Some(event_key(&id, after.max(0))), prefix, descending: false };
+            let prefix = join_key(&[id.as_str().as_bytes(), b""]);
+            let range = Range { after: Some(event_key(id.as_str(), after.max(0))), prefix, descending: false };
             let rows = store.scan_records::<RunEventRecord>(Table::RunEvents, &range, usize::MAX)?;
             Ok(rows.into_iter().filter_map(|(_, r)| r.event).collect::<Vec<Event>>())
         })
@@ -342,58 +366,6 @@ impl Runs {
             kept.push(feed::event(after.max(0).saturating_add(1), feed::ended(&record)));
         }
         Ok(Watch::new(kept, live, after))
-    }
-
-    /// Asks a run to stop.
-    ///
-    /// # Errors
-    /// [`AppError::RunNotFound`], [`AppError::RunFinal`].
-    pub async fn cancel(&self, id: String) -> Result<(), AppError> {
-        let record = self.record(id.clone()).await?;
-        match lock(&self.shared.active).get(&id) {
-            Some(active) => {
-                active.cancel.cancel();
-                Ok(())
-            }
-            None => Err(AppError::RunFinal {
-                name: format!("trainingRuns/{id}"),
-                state: record.state().as_str_name().trim_start_matches("RUN_STATE_").to_owned(),
-            }),
-        }
-    }
-
-    /// Marks an ended run's operation as deleted; the run itself stays.
-    ///
-    /// # Errors
-    /// [`AppError::OperationNotFound`], [`AppError::OperationRunning`].
-    pub async fn delete_operation(&self, id: String) -> Result<(), AppError> {
-        let name = format!("operations/{id}");
-        if lock(&self.shared.active).contains_key(&id) {
-            return Err(AppError::OperationRunning { name });
-        }
-        let store = Arc::clone(&self.shared.store);
-        blocking(move || {
-            let mut record = store
-                .get_record::<RunRecord>(Table::Runs, id.as_bytes())?
-                .filter(|r| !r.operation_deleted)
-                .ok_or(AppError::OperationNotFound { name })?;
-            record.operation_deleted = true;
-            Ok(store.commit(record_batch(&record, None))?)
-        })
-        .await
-    }
-
-    /// Whether the run's operation was deleted, with the run.
-    ///
-    /// # Errors
-    /// [`AppError::OperationNotFound`] for both no run and a deleted operation.
-    pub async fn operation(&self, id: String) -> Result<v1::TrainingRun, AppError> {
-        let name = format!("operations/{id}");
-        match self.record(id).await {
-            Ok(record) if !record.operation_deleted => Ok(self.with_latest_progress(run_to_proto(&record))),
-            Ok(_) | Err(AppError::RunNotFound { .. }) => Err(AppError::OperationNotFound { name }),
-            Err(error) => Err(error),
-        }
     }
 
     /// Stops every run and waits until each has written its end.
@@ -454,7 +426,7 @@ fn run_to_proto(record: &RunRecord) -> v1::TrainingRun {
         .filter(|_| record.version > 0)
         .map(|model| VersionName { model, number: record.version }.to_string());
     v1::TrainingRun {
-        name: format!("trainingRuns/{}", record.id),
+        name: run_name(&record.id),
         model: format!("models/{}", record.model),
         state: record.state,
         create_time: record.create_time,
@@ -469,11 +441,8 @@ fn run_to_proto(record: &RunRecord) -> v1::TrainingRun {
     }
 }
 
-fn run_id(name: &str) -> Result<String, AppError> {
-    name.strip_prefix("trainingRuns/")
-        .filter(|id| !id.is_empty())
-        .map(str::to_owned)
-        .ok_or_else(|| AppError::field("name", format!("must be trainingRuns/{{id}}, not {name:?}")))
+fn run_name(id: &str) -> String {
+    format!("trainingRuns/{id}")
 }
 
 fn event_key(id: &str, sequence: i64) -> Vec<u8> {
@@ -489,9 +458,4 @@ fn record_batch(record: &RunRecord, event: Option<&Event>) -> Batch {
         batch.put_record(Table::RunEvents, &key, &RunEventRecord { event: Some(event.clone()) });
     }
     batch
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // The map behind the lock is whole between any two statements.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,124 @@
+//! What the server can do now, as health checks report it.
+
+use tokio::sync::watch;
+
+use super::{App, Models};
+use crate::serving::ServingPool;
+
+/// What the server can do now. Overload and users' errors change nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// The default model's champion answers, or there is none.
+    pub predictions: bool,
+    /// The version that some collection compares with answers, or there is no collection.
+    pub faces: bool,
+}
+
+impl Health {
+    /// One that nothing is known against.
+    pub(super) const WELL: Self = Self { predictions: true, faces: true };
+
+    /// A version counts as broken when it could not be loaded, or fails every photo. One that is not loaded yet is
+    /// not: the first call that needs it loads it.
+    fn of(models: &Models, serving: &ServingPool) -> Self {
+        if !serving.is_taking() {
+            return Self { predictions: false, faces: false };
+        }
+        let champion = models.resolve(None).ok();
+        let compared = models.compared();
+        Self {
+            predictions: champion.is_none_or(|version| !models.is_broken(&version)),
+            // One collection's broken version must not take the others away.
+            faces: compared.is_empty() || compared.iter().any(|version| !models.is_broken(version)),
+        }
+    }
+}
+
+impl App {
+    /// Loads what aliases and collections need, as far as it can be loaded.
+    pub async fn load_needed(&self) {
+        self.models.load_needed().await;
+        self.update_health();
+    }
+
+    /// Follows what the server can do.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Keeps [`App::health`] true until the server stops.
+    pub async fn keep_health(&self) {
+        let (mut versions, mut aliases) = (self.serving.changes(), self.models.moves());
+        let mut changed = async || {
+            tokio::select! {
+                changed = versions.changed() => changed.is_ok(),
+                moved = aliases.changed() => moved.is_ok(),
+            }
+        };
+        while self.stopping.run_until_cancelled(changed()).await.unwrap_or(false) {
+            self.update_health();
+        }
+    }
+
+    fn update_health(&self) {
+        let now = Health::of(&self.models, &self.serving);
+        self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        app::{Backends, Call, Wants, models::testing::answering, predict},
+        config::Config,
+        serving::testing::FakeEngineLoader,
+        store::Batch,
+        training::ProcessLauncher,
+    };
+
+    const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
+
+    async fn ask(app: &App) -> bool {
+        let answer = predict(&Call::for_tests(), &app.photos, None, PORTRAIT.into(), &Wants::default()).await;
+        app.update_health();
+        answer.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_champion_that_fails_every_photo_is_seen_and_seen_to_recover() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let engines = FakeEngineLoader::new();
+        let launcher = Arc::new(ProcessLauncher::this_binary().unwrap());
+        let backends = Backends { engines: Arc::new(engines.clone()), launcher };
+        let app = App::open_with(&config, backends, CancellationToken::new()).await.unwrap();
+        app.load_needed().await;
+        let health = app.health();
+        assert_eq!(*health.borrow(), Health::WELL, "without any model");
+
+        app.models.registry().register(answering("face"), |_| Batch::default()).unwrap();
+        app.models.refresh().await.unwrap();
+        assert!(ask(&app).await);
+        assert_eq!(*health.borrow(), Health::WELL);
+
+        engines.panic_always(true);
+        // Once more than an engine may fail: then it is loaded again, which fails, too.
+        for _ in 0..4 {
+            assert!(!ask(&app).await);
+        }
+        assert_eq!(*health.borrow(), Health { predictions: false, faces: true });
+        engines.panic_always(false);
+        assert!(ask(&app).await);
+        assert_eq!(*health.borrow(), Health::WELL);
+
+        app.serving.shutdown();
+        app.update_health();
+        assert_eq!(*health.borrow(), Health { predictions: false, faces: false }, "without the device's threads");
+    }
+}
