@@ -64,4 +64,12 @@ mod tests {
     fn every_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn every_command_teaches_with_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("visage-measure"), "visage-measure {} --help has no example", command.get_name());
+        }
+    }
 }
