@@ -14,9 +14,6 @@ use crate::{
     store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key},
 };
 
-/// Manifests read at once.
-const PAGE: usize = 256;
-
 impl Registry {
     /// Registers a version: tensors first, then manifest, number, and `extra`'s writes in one commit. The first version
     /// of a model without a champion becomes it.
@@ -178,14 +175,10 @@ impl Registry {
 
     /// Shows every manifest, in no order that means anything.
     fn each_version(&self, mut look: impl FnMut(&VersionRecord)) -> Result<(), RegistryError> {
-        let mut after = None;
-        loop {
-            let range = Range { after, ..Range::default() };
-            let rows = self.store.scan_records::<VersionRecord>(Table::Versions, &range, PAGE)?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
-            after = Some(last.clone());
-            rows.iter().for_each(|(_, record)| look(record));
+        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
+            look(&row?.1);
         }
+        Ok(())
     }
 
     /// Removes the blobs that no manifest names.

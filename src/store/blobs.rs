@@ -184,13 +184,9 @@ impl BlobStore {
             |key: &[u8]| key.get(..32).and_then(|k| Digest::try_from(k).ok()).is_some_and(|d| live.contains(&d));
         // The records first: a crash in between leaves chunks without a record, which the next sweep takes.
         for (table, count) in [(Table::Blobs, &mut report.n_blobs), (Table::BlobChunks, &mut report.n_chunks)] {
-            let mut after = None;
-            loop {
-                let rows = self.store.scan(table, &Range { after, ..Range::default() }, CHUNKS_PER_COMMIT)?;
-                let Some((last, _)) = rows.last() else { break };
-                after = Some(last.clone());
+            for page in self.store.pages(table, Range::default()) {
                 let mut batch = Batch::default();
-                for (key, _) in rows.iter().filter(|(key, _)| !is_live(key)) {
+                for (key, _) in page?.iter().filter(|(key, _)| !is_live(key)) {
                     batch.delete(table, key);
                 }
                 *count += batch.writes.len();

@@ -15,6 +15,7 @@ mod migrate;
 mod records;
 mod sidecar;
 mod sled;
+mod table;
 mod tally;
 
 use std::{ops::Bound, path::Path, sync::Arc};
@@ -28,34 +29,7 @@ pub use export::{export, import, verify_export};
 pub use memory::MemoryStore;
 pub use migrate::{Migrated, format, migrate, newest_format};
 pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
-
-/// The tables. The number is part of the stored key: never reuse one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Table {
-    /// Facts of the store itself: `StoreRecord`.
-    Meta = 0,
-    /// `ModelRecord`.
-    Models = 1,
-    /// `VersionRecord`.
-    Versions = 2,
-    /// `AliasRecord`.
-    Aliases = 3,
-    /// `RunRecord`.
-    Runs = 4,
-    /// `RunEventRecord`.
-    RunEvents = 5,
-    /// `CollectionRecord`.
-    Collections = 6,
-    /// `FaceRecord`.
-    Faces = 7,
-    /// `RequestRecord`.
-    Requests = 8,
-    /// `BlobRecord`.
-    Blobs = 9,
-    /// Raw chunks: digest, chunk index (4 bytes, big endian).
-    BlobChunks = 10,
-}
+pub use table::Table;
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
