@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use sha2::{Digest, Sha256};
-
 use super::{App, AppError, Idempotent, Models, blocking, detached, published::Published};
 use crate::{
+    digest::Digest,
     names::{ModelId, VersionName},
     nn::{NnError, PublishedNetwork, TensorData, parse_weights, read_file, read_weights},
     proto::{
@@ -217,7 +216,7 @@ pub(super) fn read_files(
         }
         // Read once: what is registered are the bytes whose digest is known.
         let bytes = read_file(&path)?;
-        weights.digests.insert(file.name.to_owned(), super::hex(&Sha256::digest(&bytes)));
+        weights.digests.insert(file.name.to_owned(), Digest::of(&bytes).to_string());
         let tensors = parse_weights(&path, &bytes)?;
         let prefixed = tensors.into_iter().map(|t| TensorData { name: format!("{}{}", file.prefix, t.name), ..t });
         weights.tensors.extend(prefixed);

@@ -44,7 +44,7 @@ use crate::{
     registry::Registry,
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, SledSettings, Store},
+    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
 };
@@ -115,7 +115,8 @@ impl App {
         let data_dir = &config.data_dir;
         let store: Arc<dyn Store> =
             store::open(&data_dir.join("store"), &SledSettings { cache_bytes: config.store.cache_bytes })?;
-        let registry = Arc::new(Registry::new(Arc::clone(&store)));
+        let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
+        let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         let swept = registry.sweep_orphans()?;
         tracing::info!(?swept, "swept the blobs that no version names");
         let roots = Roots::new(config.training.roots.clone())?;
@@ -221,10 +222,6 @@ impl App {
 fn embedding_layers() -> Vec<EmbeddingLayer> {
     let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };
     nn::embedding_layers().into_iter().map(layer).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Runs blocking work away from the async threads.

@@ -16,6 +16,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{AppError, Idempotent, Page, Paged, blocking, detached};
 use crate::{
     names::{AliasName, EmbeddingSpace, ModelId, ModelRef, VersionName},
+    nn::TensorData,
     proto::{store::VersionRecord, v1},
     registry::{ModelView, Registry, RegistryError, name_of, partners},
     serving::{EngineSource, LoadState, ServingPool},
@@ -210,10 +211,18 @@ impl Models {
             for partner in partners(&manifest)? {
                 self.ready(&partner).await?;
             }
-            let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
-            let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
-            let source = EngineSource { version: name.clone(), record: (*manifest).clone(), tensors };
-            self.shared.serving.load(&name, source).await?;
+            loop {
+                let (registry, record) = (Arc::clone(&self.shared.registry), Arc::clone(&manifest));
+                let tensors = blocking(move || Ok(registry.load_tensors(&record)?)).await?;
+                let source =
+                    EngineSource { version: name.clone(), record: (*manifest).clone(), tensors: tensors.clone() };
+                let loaded = self.shared.serving.load(&name, source).await;
+                // Where a cache file was cut while it was read, the next look makes it again from the store.
+                if loaded.is_ok() || tensors.iter().all(TensorData::is_intact) {
+                    loaded?;
+                    break;
+                }
+            }
             tracing::info!(version = %name, "loaded");
             Ok(())
         })
@@ -509,7 +518,7 @@ impl Models {
             }),
             face_reader: face_reader(record),
             identity_calibration: record.identity.clone(),
-            digest: super::hex(&record.digest),
+            digest: crate::digest::Hex(&record.digest).to_string(),
             load_state: match self.shared.serving.state(&name) {
                 LoadState::Unloaded => v1::LoadState::Unloaded,
                 LoadState::Loading => v1::LoadState::Loading,

@@ -412,7 +412,7 @@ mod tests {
                 name: format!("{SHAPE_PREFIX}initial"),
                 shape: vec![0],
                 dtype: crate::nn::Dtype::F32,
-                bytes: Vec::new(),
+                bytes: bytes::Bytes::new(),
             };
             let (model, network) = (ModelId::parse("model", &entry.model).unwrap(), entry.network().unwrap());
             let origin = Origin { licence: entry.licence.clone(), source: entry.source.clone(), ..Origin::default() };
@@ -420,7 +420,7 @@ mod tests {
             let record = VersionRecord { code_version: String::new(), ..new.unregistered() };
             let files = format!("{:?}", entry.files);
             let digest = Sha256::digest([record.encode_to_vec(), files.into_bytes()].concat());
-            (entry.published_as(), crate::app::hex(&digest[..8]))
+            (entry.published_as(), crate::digest::Hex(&digest[..8]).to_string())
         });
         let known = [
             ("mtcnn revision 1".to_owned(), "bad047b868171e4b".to_owned()),

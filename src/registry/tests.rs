@@ -3,7 +3,7 @@ use std::{collections::HashSet, thread};
 use super::*;
 use crate::{
     nn::{Dtype, TensorData},
-    store::{MemoryStore, Write},
+    store::{CachedBlobs, Digest, MemoryStore, StoreBlobs, Write},
 };
 
 fn new_version(model: &str, fill: u8) -> NewVersion {
@@ -11,7 +11,7 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
         name: name.to_owned(),
         shape: vec![4],
         dtype: Dtype::F32,
-        bytes: vec![fill; 16],
+        bytes: vec![fill; 16].into(),
     };
     NewVersion {
         model: ModelId::parse("model", model).unwrap(),
@@ -31,7 +31,8 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
 
 fn registry() -> (Arc<MemoryStore>, Registry) {
     let store = Arc::new(MemoryStore::new());
-    (Arc::clone(&store), Registry::new(store))
+    let blobs = Arc::new(StoreBlobs::new(Arc::clone(&store) as Arc<dyn Store>));
+    (Arc::clone(&store), Registry::new(store, blobs))
 }
 
 fn none<T>(_: &T) -> Batch {
@@ -136,4 +137,32 @@ fn a_damaged_tensor_or_manifest_refuses_the_version_by_name() {
     store.commit(batch).unwrap();
     let error = registry.get_version(&name_of(&record)).unwrap_err();
     assert!(matches!(error, RegistryError::CorruptVersion { .. }), "{error}");
+}
+
+#[test]
+fn the_second_load_of_a_version_reads_no_large_tensor_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(MemoryStore::new());
+    let blobs = CachedBlobs::open(dir.path().join("blobs"), StoreBlobs::new(Arc::clone(&store) as Arc<dyn Store>));
+    let registry = Registry::new(Arc::clone(&store) as Arc<dyn Store>, Arc::new(blobs));
+    let mut new = new_version("age", 1);
+    new.tensors[1] = TensorData { shape: vec![1 << 18], bytes: vec![1; 1 << 20].into(), ..new.tensors[1].clone() };
+    let record = registry.register(new.clone(), none).unwrap();
+    assert_eq!(registry.load_tensors(&record).unwrap(), new.tensors);
+
+    // Without its chunks the store could not give it again.
+    let large = Digest::of(&new.tensors[1].bytes);
+    let range = Range { prefix: large.as_bytes().to_vec(), ..Range::default() };
+    let mut batch = Batch::default();
+    for (key, _) in store.scan(Table::BlobChunks, &range, usize::MAX).unwrap() {
+        batch.delete(Table::BlobChunks, &key);
+    }
+    assert_eq!(batch.writes.len(), 64);
+    store.commit(batch).unwrap();
+    let tensors = registry.load_tensors(&record).unwrap();
+    assert!(tensors == new.tensors && tensors.iter().all(TensorData::is_intact));
+
+    registry.set_alias(&new.model, &AliasName::champion(), None, None, none).unwrap();
+    registry.delete_version(&name_of(&record)).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0, "its file goes with it");
 }

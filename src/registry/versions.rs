@@ -92,7 +92,7 @@ impl Registry {
         Ok(rows.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// A version's tensors, each verified.
+    /// A version's tensors, each verified. Some may lie in mapped files: ask [`TensorData::is_intact`] after reading.
     ///
     /// # Errors
     /// [`RegistryError::CorruptVersion`] naming the version and the tensor.

@@ -12,7 +12,7 @@ use crate::{
 /// The test pattern that golden outputs are made of.
 #[must_use]
 pub fn golden_pixels(seed: u64, side_px: u32) -> Pixels {
-    Pixels { side_px, rgb: nn::golden_input(seed, side_px) }
+    Pixels { side_px, rgb: nn::golden_input(seed, side_px).into() }
 }
 
 /// The side of the test pattern in which a detector looks for faces.
@@ -27,7 +27,7 @@ pub fn golden_input(record: &VersionRecord, seed: u64) -> Input {
         return square(preprocessing.map_or(0, |p| p.image_size_px));
     };
     let pattern = golden_pixels(seed, DETECTOR_SIDE_PX);
-    let photo = DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb);
+    let photo = DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb.into());
     photo.map_or_else(|| square(DETECTOR_SIDE_PX), |p| Input::Photo(Pyramid::new(p, &cascade_settings(detection))))
 }
 

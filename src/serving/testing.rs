@@ -270,7 +270,7 @@ pub fn engine_source(record: VersionRecord) -> EngineSource {
 /// An image of one colour, so that its first byte is its marker.
 #[must_use]
 pub fn marked(marker: u8, side_px: u32) -> Arc<Input> {
-    Arc::new(Input::Square(Pixels { side_px, rgb: vec![marker; side_px as usize * side_px as usize * 3] }))
+    Arc::new(Input::Square(Pixels { side_px, rgb: vec![marker; side_px as usize * side_px as usize * 3].into() }))
 }
 
 fn first(image: &Input) -> u8 {

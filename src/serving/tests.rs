@@ -363,7 +363,8 @@ async fn a_load_that_fails_says_why_and_can_be_tried_again() {
     assert!(matches!(pool.load(V1, source(1)).await, Err(ServeError::EngineFailed { .. })));
     fake.panic_always(false);
     let mut large = source(1);
-    let tensor = TensorData { name: "w".into(), shape: vec![15], dtype: crate::nn::Dtype::F32, bytes: vec![0; 60] };
+    let tensor =
+        TensorData { name: "w".into(), shape: vec![15], dtype: crate::nn::Dtype::F32, bytes: vec![0; 60].into() };
     large.tensors.push(tensor.clone());
     let (one, two) = futures::join!(pool.load(V1, large.clone()), pool.load(V1, large));
     one.and(two).unwrap();

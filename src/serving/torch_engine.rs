@@ -118,7 +118,7 @@ impl TorchEngine {
 /// The pixels of squares.
 pub(super) fn squares(batch: &[Arc<Input>]) -> Result<Vec<&[u8]>, EngineError> {
     let squares = batch.iter().map(|input| match &**input {
-        Input::Square(pixels) => Ok(pixels.rgb.as_slice()),
+        Input::Square(pixels) => Ok(&*pixels.rgb),
         Input::Photo(_) => Err(EngineError::Failed("a photo to find faces in came to a network of squares".to_owned())),
     });
     squares.collect()
@@ -201,8 +201,10 @@ mod tests {
         source.record.golden = Some(Golden { input_seed: 7, outputs, tolerance: 1e-4 });
         let mut tampered = source.clone();
         let bias = tampered.tensors.iter_mut().rfind(|t| t.name.ends_with("bias")).unwrap();
-        bias.bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 0xff);
-        bias.bytes.iter_mut().skip(3).step_by(4).for_each(|byte| *byte = 0x41);
+        let mut bytes = bias.bytes.to_vec();
+        bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 0xff);
+        bytes.iter_mut().skip(3).step_by(4).for_each(|byte| *byte = 0x41);
+        bias.bytes = bytes.into();
         let refused = pool.load(V1, tampered).await.unwrap_err();
         assert!(matches!(&refused, ServeError::GoldenMismatch { version, .. } if version == V1), "{refused}");
 

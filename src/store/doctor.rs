@@ -7,7 +7,7 @@ use std::{
 
 use prost::Message;
 
-use super::{BlobStore, Digest, Range, Store, StoreError, StoreExt, Table, decode_record, printable};
+use super::{Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record, printable};
 use crate::proto::store::{
     AliasRecord, BlobRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
     StoreRecord, VersionRecord,
@@ -62,7 +62,7 @@ pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Do
     for error in store.verify_all() {
         damaged(&mut report, error);
     }
-    let blobs = BlobStore::new(Arc::clone(store));
+    let blobs = StoreBlobs::new(Arc::clone(store));
     let total = seen.blobs.len() as u64;
     let mut broken = HashSet::new();
     for (i, digest) in seen.blobs.iter().enumerate() {

@@ -173,12 +173,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::{BlobStore, MemoryStore};
+    use crate::store::{Blobs, MemoryStore, StoreBlobs};
 
     fn filled() -> Arc<dyn Store> {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         migrate::migrate(&store).unwrap();
-        BlobStore::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
+        StoreBlobs::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
         let mut batch = Batch::default();
         batch.writes.push(Write::Put(Table::Faces, b"c\0f".to_vec(), b"value".to_vec()));
         store.commit(batch).unwrap();

@@ -2,10 +2,12 @@
 //!
 //! Owns durability, atomicity and checksums. Knows nothing of what the records mean, nor of any transport. A
 //! [`Store`] holds ordered tables of byte keys and values; `Records` puts protobuf messages with a format version
-//! and a checksum into them; `BlobStore` holds big values by their SHA-256 in chunks. `SledStore` is the store of
-//! a server, `MemoryStore` that of small tests; both pass one suite of tests. Only `sled.rs` names the engine.
+//! and a checksum into them; [`Blobs`] keeps big values by their SHA-256, in chunks of the store, with mapped files in
+//! front. `SledStore` is the store of a server, `MemoryStore` that of small tests; both pass one suite of tests. Only
+//! `sled.rs` names the engine.
 
 mod blobs;
+mod cached;
 mod doctor;
 mod error;
 mod export;
@@ -20,7 +22,8 @@ mod tally;
 
 use std::{ops::Bound, path::Path, sync::Arc};
 
-pub use blobs::{BlobStore, Digest, NotADigest, SweepReport};
+pub use blobs::{Blobs, StoreBlobs, SweepReport};
+pub use cached::CachedBlobs;
 
 pub use self::sled::{SledSettings, SledStore, panic_is_guarded};
 pub use doctor::{DoctorReport, Finding, examine};
@@ -30,6 +33,8 @@ pub use memory::MemoryStore;
 pub use migrate::{Migrated, format, migrate, newest_format};
 pub use records::{StoreExt, decode_record, encode_record, join_key, printable};
 pub use table::Table;
+
+pub use crate::digest::{Digest, NotADigest};
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);

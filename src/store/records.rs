@@ -3,6 +3,7 @@
 use prost::Message;
 
 use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write};
+use crate::digest::Hex;
 
 /// The envelope's own format.
 const FORMAT: u8 = 1;
@@ -45,7 +46,7 @@ pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8
 pub fn printable(key: &[u8]) -> String {
     let part = |part: &[u8]| match std::str::from_utf8(part) {
         Ok(text) if !text.is_empty() && !text.contains(char::is_control) => text.to_owned(),
-        _ => part.iter().map(|b| format!("{b:02x}")).collect(),
+        _ => Hex(part).to_string(),
     };
     // A number's eight bytes may hold zeros of their own, so only the first separator splits.
     match key.iter().position(|b| *b == 0) {

@@ -138,7 +138,7 @@ fn filled(dir: &Path) -> Vec<Vec<Entry>> {
     let mut batch = Batch::default();
     batch.put_record(Table::Collections, b"people", &collection);
     store.commit(batch).unwrap();
-    let blobs = BlobStore::new(Arc::clone(&store));
+    let blobs = StoreBlobs::new(Arc::clone(&store));
     for i in 0..4u8 {
         blobs
             .put(&(0..90_000u32).map(|j| (j.wrapping_mul(2_654_435_761) >> 24) as u8 ^ i).collect::<Vec<_>>())
