@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::{AppError, Call, blocking};
 use crate::{
     proto::store::RequestRecord,
-    store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, encode_record, join_key},
+    store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
 /// How long an answered request id is remembered.
@@ -27,24 +27,21 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 /// When the store fails.
 pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, AppError> {
     let oldest = prost_types::Timestamp::from(now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH));
-    let (mut after, mut n_forgotten) = (None, 0);
-    loop {
-        let range = Range { after, ..Range::default() };
-        let rows = store.scan_records::<RequestRecord>(Table::Requests, &range, 256)?;
-        let Some((last, _)) = rows.last() else { return Ok(n_forgotten) };
-        after = Some(last.clone());
-        let is_old = |record: &RequestRecord| {
-            record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos))
-        };
+    let mut n_forgotten = 0;
+    for page in store.pages(Table::Requests, Range::default()) {
         let mut batch = Batch::default();
-        for (key, _) in rows.iter().filter(|(_, record)| is_old(record)) {
-            batch.delete(Table::Requests, key);
+        for (key, value) in page? {
+            let record = decode_record::<RequestRecord>(Table::Requests, &key, &value)?;
+            if record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos)) {
+                batch.delete(Table::Requests, &key);
+            }
         }
         if !batch.writes.is_empty() {
             n_forgotten += batch.writes.len();
             store.commit(batch)?;
         }
     }
+    Ok(n_forgotten)
 }
 
 /// The longest request id in bytes.

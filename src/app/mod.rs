@@ -51,7 +51,7 @@ use crate::{
     registry::Registry,
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, SledSettings, Store},
+    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
 };
@@ -123,7 +123,8 @@ impl App {
         let data_dir = &config.data_dir;
         let store: Arc<dyn Store> =
             store::open(&data_dir.join("store"), &SledSettings { cache_bytes: config.store.cache_bytes })?;
-        let registry = Arc::new(Registry::new(Arc::clone(&store)));
+        let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
+        let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         let swept = registry.sweep_orphans()?;
         tracing::info!(?swept, "swept the blobs that no version names");
         let roots = Roots::new(config.training.roots.clone())?;

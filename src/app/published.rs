@@ -400,7 +400,7 @@ mod tests {
                 name: format!("{SHAPE_PREFIX}initial"),
                 shape: vec![0],
                 dtype: crate::nn::Dtype::F32,
-                bytes: Vec::new().into(),
+                bytes: bytes::Bytes::new(),
             };
             let (model, network) = (ModelId::parse("model", &entry.model).unwrap(), entry.network().unwrap());
             let origin = Origin { licence: entry.licence.clone(), source: entry.source.clone(), ..Origin::default() };
@@ -409,7 +409,7 @@ mod tests {
             let new = published.version(model, network, Some(entry), vec![predictor], faces, origin).unwrap();
             let files = format!("{:?}", entry.files);
             let digest = Sha256::digest([new.content(), files.into_bytes()].concat());
-            (entry.published_as(), digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+            (entry.published_as(), crate::digest::Hex(&digest[..8]).to_string())
         });
         let known = [
             ("mtcnn revision 1".to_owned(), "bad047b868171e4b".to_owned()),

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{AppError, Idempotent, Models, models::engine_source};
 use crate::{
+    digest::Digest,
     names::{EmbeddingSpace, ModelId, VersionName},
     nn::{GOLDEN_SEED, Golden, NnError, PublishedNetwork, TensorData, parse_weights, read_file},
     proto::v1,
     registry::{NewVersion, Origin, Reads, Version},
     serving::{ServeError, ServingPool},
-    store::Digest,
     training::TrainingError,
 };
 

@@ -19,6 +19,8 @@ mod resnet;
 mod state_dict;
 mod weights;
 
+use bytes::Bytes;
+
 pub use age_gender::{AGE_GENDER_SIDE_PX, AgeGender, AgeGenderOutput};
 pub use device::{Device, set_num_threads};
 pub use dlib::{
@@ -34,7 +36,9 @@ pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
 pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
 pub use published::{PublishedNetwork, WeightsFile};
 pub use state_dict::parse_state_dict;
-pub use weights::{parse_safetensors, parse_weights, read_file, read_safetensors, read_weights, write_safetensors};
+pub use weights::{parse_safetensors, parse_weights, read_file, read_weights, write_safetensors};
+
+use crate::mapped;
 
 /// Photos whose shorter side has fewer pixels say too little to be answered.
 pub const MIN_SIDE_PX: u32 = 16;
@@ -118,6 +122,14 @@ pub struct TensorData {
     pub shape: Vec<i64>,
     /// Element type.
     pub dtype: Dtype,
-    /// Contiguous, little-endian.
-    pub bytes: Vec<u8>,
+    /// Contiguous, little-endian. Clones share them.
+    pub bytes: Bytes,
+}
+
+impl TensorData {
+    /// Returns false if the bytes lie in a mapped file that was cut: what has been read of them is worthless then.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        mapped::is_intact(&self.bytes)
+    }
 }

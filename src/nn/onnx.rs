@@ -220,7 +220,7 @@ impl<'a> Initialiser<'a> {
         if n_bytes != Some(bytes.len()) {
             return Err(format!("tensor {name} has {} bytes, which are not its shape {:?}", bytes.len(), self.shape));
         }
-        Ok(TensorData { name, shape: self.shape, dtype, bytes: bytes.into_owned() })
+        Ok(TensorData { name, shape: self.shape, dtype, bytes: bytes.into_owned().into() })
     }
 }
 

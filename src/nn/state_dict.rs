@@ -77,7 +77,7 @@ fn tensors(
             return Err(format!("it holds more than {MAX_TENSOR_BYTES} bytes of tensors"));
         }
         let bytes = bytes_of(&tensor).map_err(|why| format!("tensor {name}: {why}"))?;
-        tensors.push(TensorData { name, shape, dtype: tensor.dtype, bytes });
+        tensors.push(TensorData { name, shape, dtype: tensor.dtype, bytes: bytes.into() });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tensors)
@@ -541,8 +541,13 @@ mod tests {
         let tensors = parse_state_dict(Cursor::new(FIXTURE)).unwrap();
         let values: Vec<u8> = (0..6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
         let expected = [
-            TensorData { name: "a.weight".to_owned(), shape: vec![2, 3], dtype: Dtype::F32, bytes: values },
-            TensorData { name: "n".to_owned(), shape: vec![], dtype: Dtype::I64, bytes: 7i64.to_le_bytes().to_vec() },
+            TensorData { name: "a.weight".to_owned(), shape: vec![2, 3], dtype: Dtype::F32, bytes: values.into() },
+            TensorData {
+                name: "n".to_owned(),
+                shape: vec![],
+                dtype: Dtype::I64,
+                bytes: 7i64.to_le_bytes().to_vec().into(),
+            },
         ];
         assert_eq!(tensors, expected);
     }

@@ -1,12 +1,19 @@
 //! Weights files of other programs and of our own.
 
-use std::{fs, io::Cursor, path::Path};
+use std::{
+    fs::{self, File},
+    io::{Cursor, Write},
+    path::Path,
+};
+
+use bytes::Bytes;
 
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::{
     Dtype, NnError, TensorData, dlib::DlibKind, parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape, parse_state_dict,
 };
+use crate::digest::Digest;
 
 /// The largest weights file that is read, in bytes: five times the largest network here.
 const MAX_FILE_BYTES: u64 = 512 << 20;
@@ -23,7 +30,7 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] when it is no file, or too large a one.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, NnError> {
+pub fn read_file(path: &Path) -> Result<Bytes, NnError> {
     let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
     // Looked at before it is opened: opening a pipe would wait for its writer, and reading begins with all of it.
     let about = fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
@@ -33,7 +40,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, NnError> {
     if about.len() > MAX_FILE_BYTES {
         return Err(unreadable(format!("it has {} bytes, at most {MAX_FILE_BYTES} are read", about.len())));
     }
-    fs::read(path).map_err(|e| unreadable(e.to_string()))
+    fs::read(path).map(Bytes::from).map_err(|e| unreadable(e.to_string()))
 }
 
 /// The tensors in a weights file's bytes, by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state
@@ -42,7 +49,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, NnError> {
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
-pub fn parse_weights(path: &Path, bytes: &[u8]) -> Result<Vec<TensorData>, NnError> {
+pub fn parse_weights(path: &Path, bytes: &Bytes) -> Result<Vec<TensorData>, NnError> {
     let tensors = match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => parse_safetensors(bytes),
         Some("pth" | "pt") => parse_state_dict(Cursor::new(bytes)),
@@ -61,21 +68,11 @@ fn parse_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     }
 }
 
-/// Reads a safetensors file: all tensors must be f32 or i64.
-///
-/// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
-pub fn read_safetensors(path: &Path) -> Result<Vec<TensorData>, NnError> {
-    let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    let bytes = fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    parse_safetensors(&bytes).map_err(unreadable)
-}
-
-/// The tensors in a safetensors file's bytes.
+/// The tensors in a safetensors file's bytes, of which they are slices; all must be f32 or i64.
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn parse_safetensors(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
+pub fn parse_safetensors(bytes: &Bytes) -> Result<Vec<TensorData>, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let mut tensors = Vec::with_capacity(file.len());
     for (name, view) in file.iter() {
@@ -89,18 +86,18 @@ pub fn parse_safetensors(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
             name: name.to_owned(),
             shape: shape.map_err(|e| format!("tensor {name}: {e}"))?,
             dtype,
-            bytes: view.data().to_vec(),
+            bytes: bytes.slice_ref(view.data()),
         });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tensors)
 }
 
-/// Writes a safetensors file.
+/// Writes a safetensors file and syncs it; gives the digest of what was written.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file.
-pub fn write_safetensors(path: &Path, tensors: &[TensorData]) -> Result<(), NnError> {
+pub fn write_safetensors(path: &Path, tensors: &[TensorData]) -> Result<Digest, NnError> {
     let unwritable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
     let mut views = Vec::with_capacity(tensors.len());
     for tensor in tensors {
@@ -113,7 +110,10 @@ pub fn write_safetensors(path: &Path, tensors: &[TensorData]) -> Result<(), NnEr
         let view = TensorView::new(dtype, shape, &tensor.bytes).map_err(|e| unwritable(e.to_string()))?;
         views.push((tensor.name.as_str(), view));
     }
-    safetensors::serialize_to_file(views, None, path).map_err(|e| unwritable(e.to_string()))
+    let bytes = safetensors::serialize(views, None).map_err(|e| unwritable(e.to_string()))?;
+    let written = File::create(path).and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
+    written.map_err(|e| unwritable(e.to_string()))?;
+    Ok(Digest::of(&bytes))
 }
 
 #[cfg(test)]
@@ -134,8 +134,12 @@ mod tests {
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
-        write_safetensors(&path, &tensors()).unwrap();
-        assert_eq!(read_safetensors(&path).unwrap(), tensors());
+        let digest = write_safetensors(&path, &tensors()).unwrap();
+        let written = Bytes::from(fs::read(&path).unwrap());
+        let read = parse_safetensors(&written).unwrap();
+        assert_eq!(read, tensors());
+        assert_eq!(digest, Digest::of(&written));
+        assert!(written.as_ptr_range().contains(&read[0].bytes.as_ptr()), "a slice of the file");
     }
 
     #[test]
@@ -160,8 +164,9 @@ mod tests {
             let mut bytes = fs::read(&path).unwrap();
             let at = at.index(bytes.len());
             bytes[at] = byte;
+            let bytes = Bytes::from(bytes);
             let _ = parse_safetensors(&bytes);
-            prop_assert!(parse_safetensors(&bytes[..cut.index(bytes.len())]).is_err());
+            prop_assert!(parse_safetensors(&bytes.slice(..cut.index(bytes.len()))).is_err());
         }
     }
 }

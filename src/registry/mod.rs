@@ -24,7 +24,7 @@ use crate::{
         store::{AliasRecord, ModelRecord, VersionRecord},
         v1,
     },
-    store::{Batch, BlobStore, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
+    store::{Batch, Blobs, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
 /// A model with its aliases.
@@ -58,7 +58,7 @@ impl Model {
 /// The registry of a store. Its calls block.
 pub struct Registry {
     store: Arc<dyn Store>,
-    blobs: BlobStore,
+    blobs: Arc<dyn Blobs>,
     /// Read while blobs are written for a manifest to come, written while a sweep looks for those without one.
     sweeping: RwLock<()>,
     /// Held while an alias is set or a version deleted, so that no alias comes to point at what is going.
@@ -66,10 +66,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry of `store`.
+    /// The registry of `store`, with its tensors in `blobs`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { blobs: BlobStore::new(Arc::clone(&store)), store, sweeping: RwLock::new(()), changing: Mutex::new(()) }
+    pub fn new(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>) -> Self {
+        Self { store, blobs, sweeping: RwLock::new(()), changing: Mutex::new(()) }
     }
 
     /// The store underneath.

@@ -5,7 +5,7 @@ use prost::Message;
 use super::*;
 use crate::{
     nn::{Dtype, TensorData},
-    store::{Digest, MemoryStore, Write},
+    store::{CachedBlobs, Digest, MemoryStore, StoreBlobs, Write},
 };
 
 fn new_version(model: &str, fill: u8) -> NewVersion {
@@ -37,7 +37,8 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
 
 fn registry() -> (Arc<MemoryStore>, Registry) {
     let store = Arc::new(MemoryStore::new());
-    (Arc::clone(&store), Registry::new(store))
+    let blobs = Arc::new(StoreBlobs::new(Arc::clone(&store) as Arc<dyn Store>));
+    (Arc::clone(&store), Registry::new(store, blobs))
 }
 
 fn none<T>(_: &T) -> Batch {
@@ -180,4 +181,32 @@ fn what_a_newer_program_means_is_refused_and_not_called_damage() {
     assert!(matches!(error, RegistryError::UnsupportedVersion { .. }), "{error}");
     assert_eq!(registry.describe_version(&version.name).unwrap().architecture, 99);
     assert_eq!(registry.list_versions(&version.name.model, None, 9).unwrap().len(), 1);
+}
+
+#[test]
+fn the_second_load_of_a_version_reads_no_large_tensor_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(MemoryStore::new());
+    let blobs = CachedBlobs::open(dir.path().join("blobs"), StoreBlobs::new(Arc::clone(&store) as Arc<dyn Store>));
+    let registry = Registry::new(Arc::clone(&store) as Arc<dyn Store>, Arc::new(blobs));
+    let mut new = new_version("age", 1);
+    new.tensors[1] = TensorData { shape: vec![1 << 18], bytes: vec![1; 1 << 20].into(), ..new.tensors[1].clone() };
+    let record = registry.register(new.clone(), none).unwrap();
+    assert_eq!(registry.load_tensors(&record).unwrap(), new.tensors);
+
+    // Without its chunks the store could not give it again.
+    let large = Digest::of(&new.tensors[1].bytes);
+    let range = Range { prefix: large.as_bytes().to_vec(), ..Range::default() };
+    let mut batch = Batch::default();
+    for (key, _) in store.scan(Table::BlobChunks, &range, usize::MAX).unwrap() {
+        batch.delete(Table::BlobChunks, &key);
+    }
+    assert_eq!(batch.writes.len(), 64);
+    store.commit(batch).unwrap();
+    let tensors = registry.load_tensors(&record).unwrap();
+    assert!(tensors == new.tensors && tensors.iter().all(TensorData::is_intact));
+
+    registry.set_alias(&new.model, &AliasName::champion(), None, None, none).unwrap();
+    registry.delete_version(&record.name).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0, "its file goes with it");
 }

@@ -2,6 +2,7 @@
 
 use super::{Origin, RegistryError, reads::Reads};
 use crate::{
+    digest::Hex,
     names::{EmbeddingSpace, VersionName},
     nn::{Architecture, Golden, HeadKind, NetworkKind, NetworkSpec, PublishedNetwork},
     proto::{
@@ -203,7 +204,7 @@ pub(super) fn describe(name: &VersionName, record: &VersionRecord) -> v1::ModelV
             thresholds: record.thresholds,
         }),
         identity_calibration: record.identity.clone(),
-        digest: record.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        digest: Hex(&record.digest).to_string(),
         weight_bytes: record.tensors.iter().map(n_bytes).sum(),
         ..v1::ModelVersion::default()
     }

@@ -16,9 +16,6 @@ use crate::{
     store::{Batch, Digest, Range, StoreError, StoreExt, SweepReport, Table, decode_record, join_key, record_payload},
 };
 
-/// Manifests read at once.
-const PAGE: usize = 256;
-
 impl Registry {
     /// Registers a version: tensors first, then manifest, number, and `extra`'s writes in one commit. The first version
     /// of a model without a champion becomes it.
@@ -123,18 +120,14 @@ impl Registry {
     /// # Errors
     /// When the store fails.
     pub fn find_published(&self, model: &ModelId, published_as: &str) -> Result<Option<VersionName>, RegistryError> {
-        let mut before = None;
-        loop {
-            let page = match self.records_of(model, before, PAGE) {
-                Err(RegistryError::ModelNotFound { .. }) => return Ok(None),
-                page => page?,
-            };
-            let Some(last) = page.last() else { return Ok(None) };
-            before = Some(last.number);
-            if let Some(record) = page.iter().find(|record| record.published_as == published_as) {
-                return Ok(Some(name_of(record)));
+        let range = Range { prefix: join_key(&[model.as_bytes(), b""]), descending: true, ..Range::default() };
+        for row in self.store.records::<VersionRecord>(Table::Versions, range) {
+            let (_, record) = row?;
+            if record.published_as == published_as {
+                return Ok(Some(name_of(&record)));
             }
         }
+        Ok(None)
     }
 
     fn records_of(
@@ -150,7 +143,7 @@ impl Registry {
         Ok(rows.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// A version's tensors, each verified.
+    /// A version's tensors, each verified. Some may lie in mapped files: ask [`TensorData::is_intact`] after reading.
     ///
     /// # Errors
     /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
@@ -235,14 +228,10 @@ impl Registry {
 
     /// Shows every manifest, in no order that means anything.
     fn each_version(&self, mut look: impl FnMut(&VersionRecord)) -> Result<(), RegistryError> {
-        let mut after = None;
-        loop {
-            let range = Range { after, ..Range::default() };
-            let rows = self.store.scan_records::<VersionRecord>(Table::Versions, &range, PAGE)?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
-            after = Some(last.clone());
-            rows.iter().for_each(|(_, record)| look(record));
+        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
+            look(&row?.1);
         }
+        Ok(())
     }
 
     /// Removes the blobs that no manifest names.

@@ -19,7 +19,7 @@ pub(super) fn input(kind: &InputKind, seed: u64) -> Input {
         InputKind::Square { side_px } => Input::Square(square(*side_px)),
         InputKind::Photo(settings) => {
             let pattern = square(DETECTOR_SIDE_PX);
-            match DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb.to_vec()) {
+            match DecodedImage::from_rgb(DETECTOR_SIDE_PX, DETECTOR_SIDE_PX, pattern.rgb.clone().into()) {
                 Some(photo) => Input::Photo(Pyramid::new(photo, &settings.cascade)),
                 None => Input::Square(pattern),
             }

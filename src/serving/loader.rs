@@ -14,7 +14,7 @@ use super::{
     exchange::{Errand, LoadedEngine, Probe, Warmed},
     golden,
 };
-use crate::nn::BUCKETS;
+use crate::nn::{BUCKETS, TensorData};
 
 /// The thread's body; ends when the device is stopped.
 pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
@@ -63,6 +63,10 @@ fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Ve
 fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> Result<Warmed, ServeError> {
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
+    if !source.tensors.iter().all(TensorData::is_intact) {
+        let detail = "the file of its weights was cut while it was read; load it again".to_owned();
+        return Err(ServeError::EngineFailed { stage: version.into(), detail });
+    }
     let golden = source.golden.clone();
     let probe = Arc::new(golden::input(&source.input, golden.as_ref().map_or(0, |g| g.input_seed)));
     // The tensors are on the device now; their bytes need not be held while it is warmed.

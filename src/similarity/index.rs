@@ -150,14 +150,15 @@ impl SimilarityIndex {
             })?;
             let dimensions = record.dimensions as usize;
             let faces = Faces::new(dimensions);
-            each_page::<FaceRecord>(&*store, &faces_of(id.as_str()), |key, face| {
+            let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
+            for row in store.records::<FaceRecord>(Table::Faces, range) {
+                let (key, face) = row?;
                 let embedding = Embedding::from_bytes(&face.vector, dimensions).ok_or_else(|| StoreError::Corrupt {
-                    what: format!("the face {} of {}", crate::store::printable(key), id.name()),
+                    what: format!("the face {} of {}", crate::store::printable(&key), id.name()),
                     affects: "its vector has the wrong length, it cannot be found".to_owned(),
                 })?;
                 faces.insert(&face.id, embedding.values(), &settings);
-                Ok(())
-            })?;
+            }
             collections.insert(id, Arc::new(Collection { record, space, bytes, faces, turns: Turns::new() }));
         }
         let shared = Arc::new(Shared {
@@ -522,22 +523,5 @@ fn remove_faces(store: &dyn Store, collection: &str) -> Result<(), StoreError> {
             batch.delete(Table::Faces, key);
         }
         store.commit(batch)?;
-    }
-}
-
-fn each_page<M: prost::Message + Default>(
-    store: &dyn Store,
-    prefix: &[u8],
-    mut each: impl FnMut(&[u8], M) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let mut after = None;
-    loop {
-        let range = Range { prefix: prefix.to_vec(), after, descending: false };
-        let rows = store.scan_records::<M>(Table::Faces, &range, PAGE)?;
-        let Some((last, _)) = rows.last() else { return Ok(()) };
-        after = Some(last.clone());
-        for (key, record) in rows {
-            each(&key, record)?;
-        }
     }
 }

@@ -1,14 +1,14 @@
-//! Big values by their SHA-256, in chunks.
+//! Big values by their SHA-256: what keeps them, and the one that keeps them in the store.
 //!
 //! Chunks are at most 16 KiB, since sled pays for larger values with several times their size on disk and in memory.
 //! A blob exists once its [`BlobRecord`] does, which is written after its chunks; what a crash leaves before that is
 //! swept.
 
-use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
-use sha2::{Digest as _, Sha256};
+use bytes::Bytes;
 
-use super::{Batch, Range, Store, StoreError, StoreExt, Table, Write};
+use super::{Batch, Digest, Range, Store, StoreError, StoreExt, Table, Write};
 use crate::proto::store::BlobRecord;
 
 /// The most bytes of a chunk.
@@ -20,65 +20,6 @@ const CHUNKS_PER_COMMIT: usize = 256;
 /// CRC-32 before a chunk's bytes.
 const CRC_BYTES: usize = 4;
 
-/// A SHA-256: a blob's name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// Of these bytes.
-    #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// Bytes or text that are no SHA-256.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a SHA-256: {0}")]
-pub struct NotADigest(String);
-
-impl TryFrom<&[u8]> for Digest {
-    type Error = NotADigest;
-
-    fn try_from(bytes: &[u8]) -> Result<Self, NotADigest> {
-        bytes.try_into().map(Self).map_err(|_| NotADigest(format!("{} bytes", bytes.len())))
-    }
-}
-
-impl FromStr for Digest {
-    type Err = NotADigest;
-
-    fn from_str(text: &str) -> Result<Self, NotADigest> {
-        let wrong = || NotADigest(format!("{text:?}"));
-        if text.len() != 64 || !text.is_ascii() {
-            return Err(wrong());
-        }
-        let mut bytes = [0; 32];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {
@@ -88,24 +29,57 @@ pub struct SweepReport {
     pub n_chunks: usize,
 }
 
-/// The blobs of a store.
+/// Big values by their SHA-256.
+///
+/// Calls block and belong on blocking threads. The store's own chunks are one implementation, [`super::CachedBlobs`] is
+/// one that keeps files in front of another. An object store is to be a third, with the digest as the object's name: a
+/// `put` that returns has been acknowledged by it, and `sweep` lists the bucket. Where several servers share the blobs,
+/// such a `sweep` must spare what is younger than a registration can last, for its caller knows of its own only.
+pub trait Blobs: Send + Sync + 'static {
+    /// Keeps bytes under their digest; when it returns, they survive a kill. Bytes that are there already are not
+    /// written again.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError>;
+
+    /// The bytes of a digest, verified. They may lie in a mapped file: ask [`crate::mapped::is_intact`] after reading.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] naming the blob when it is missing or damaged.
+    fn get(&self, digest: &Digest) -> Result<Bytes, StoreError>;
+
+    /// Returns true if a digest's bytes are kept.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn contains(&self, digest: &Digest) -> Result<bool, StoreError>;
+
+    /// Removes every blob that `live` does not name, and what is left of blobs that were never finished.
+    ///
+    /// The caller makes sure that it writes no blob meanwhile.
+    ///
+    /// # Errors
+    /// When something cannot be removed; what was removed so far stays removed.
+    fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError>;
+}
+
+/// The blobs of a store, in chunks.
 #[derive(Clone)]
-pub struct BlobStore {
+pub struct StoreBlobs {
     store: Arc<dyn Store>,
 }
 
-impl BlobStore {
+impl StoreBlobs {
     /// The blobs of `store`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
     }
+}
 
-    /// Stores bytes under their digest; bytes that are there already are not written again.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+impl Blobs for StoreBlobs {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
         if self.contains(&digest)? {
             return Ok(digest);
@@ -128,11 +102,7 @@ impl BlobStore {
         Ok(digest)
     }
 
-    /// The bytes of a digest, verified.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] naming the blob when it is missing or damaged.
-    pub fn get(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+    fn get(&self, digest: &Digest) -> Result<Bytes, StoreError> {
         let corrupt = |why: String| StoreError::Corrupt {
             what: format!("the blob {digest} ({why})"),
             affects: "what is made of it cannot be loaded; restore it from an export".to_owned(),
@@ -161,36 +131,22 @@ impl BlobStore {
         if Digest::of(&bytes) != *digest {
             return Err(corrupt("its SHA-256 is another".to_owned()));
         }
-        Ok(bytes)
+        Ok(bytes.into())
     }
 
-    /// Whether a digest's bytes are stored.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
+    fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.store.get(Table::Blobs, digest.as_bytes())?.is_some())
     }
 
-    /// Removes every blob that `live` does not name, and the chunks of blobs that were never finished.
-    ///
-    /// The caller makes sure that no blob is being written meanwhile.
-    ///
-    /// # Errors
-    /// When the store fails; what was removed so far stays removed.
-    pub fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
+    fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
         let mut report = SweepReport::default();
         let is_live =
             |key: &[u8]| key.get(..32).and_then(|k| Digest::try_from(k).ok()).is_some_and(|d| live.contains(&d));
         // The records first: a crash in between leaves chunks without a record, which the next sweep takes.
         for (table, count) in [(Table::Blobs, &mut report.n_blobs), (Table::BlobChunks, &mut report.n_chunks)] {
-            let mut after = None;
-            loop {
-                let rows = self.store.scan(table, &Range { after, ..Range::default() }, CHUNKS_PER_COMMIT)?;
-                let Some((last, _)) = rows.last() else { break };
-                after = Some(last.clone());
+            for page in self.store.pages(table, Range::default()) {
                 let mut batch = Batch::default();
-                for (key, _) in rows.iter().filter(|(key, _)| !is_live(key)) {
+                for (key, _) in page?.iter().filter(|(key, _)| !is_live(key)) {
                     batch.delete(table, key);
                 }
                 *count += batch.writes.len();
@@ -212,9 +168,9 @@ mod tests {
     use super::*;
     use crate::store::MemoryStore;
 
-    fn blobs() -> (Arc<MemoryStore>, BlobStore) {
+    fn blobs() -> (Arc<MemoryStore>, StoreBlobs) {
         let store = Arc::new(MemoryStore::new());
-        (Arc::clone(&store), BlobStore::new(store))
+        (Arc::clone(&store), StoreBlobs::new(store))
     }
 
     #[test]
@@ -257,7 +213,7 @@ mod tests {
             .unwrap();
         let report = blobs.sweep(&HashSet::from([kept])).unwrap();
         assert_eq!(report, SweepReport { n_blobs: 1, n_chunks: 2 });
-        assert_eq!(blobs.get(&kept).unwrap(), b"kept");
+        assert_eq!(blobs.get(&kept).unwrap(), &b"kept"[..]);
         assert!(blobs.get(&gone).is_err());
     }
 }

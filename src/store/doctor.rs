@@ -7,7 +7,7 @@ use std::{
 
 use prost::Message;
 
-use super::{BlobStore, Digest, Range, Store, StoreError, Table, decode_record, export::TABLES, printable};
+use super::{Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record, printable};
 use crate::proto::store::{
     AliasRecord, BlobRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
     StoreRecord, VersionRecord,
@@ -44,7 +44,7 @@ pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Do
     let mut report = DoctorReport::default();
     let mut seen = Seen::default();
     let mut done = 0;
-    for table in TABLES {
+    for table in Table::ALL {
         let mut n_entries = 0;
         if let Err(error) = each(&**store, table, |key, value| {
             n_entries += 1;
@@ -62,7 +62,7 @@ pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> Do
     for error in store.verify_all() {
         damaged(&mut report, error);
     }
-    let blobs = BlobStore::new(Arc::clone(store));
+    let blobs = StoreBlobs::new(Arc::clone(store));
     let total = seen.blobs.len() as u64;
     let mut broken = HashSet::new();
     for (i, digest) in seen.blobs.iter().enumerate() {
@@ -91,13 +91,10 @@ fn damaged(report: &mut DoctorReport, error: StoreError) {
 }
 
 fn each(store: &dyn Store, table: Table, mut look: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
-    let mut after = None;
-    loop {
-        let rows = store.scan(table, &Range { after, ..Range::default() }, 256)?;
-        let Some((last, _)) = rows.last() else { return Ok(()) };
-        after = Some(last.clone());
-        rows.iter().for_each(|(key, value)| look(key, value));
+    for page in store.pages(table, Range::default()) {
+        page?.iter().for_each(|(key, value)| look(key, value));
     }
+    Ok(())
 }
 
 /// What refers to what.

@@ -19,21 +19,6 @@ const MAX_ENTRY_BYTES: u64 = 16 << 20;
 /// Entries of one commit, by bytes.
 const COMMIT_BYTES: usize = 4 << 20;
 
-/// Every table, in the order of an export; chunks before the blobs that need them.
-pub(super) const TABLES: [Table; 11] = [
-    Table::Meta,
-    Table::Models,
-    Table::Versions,
-    Table::Aliases,
-    Table::Runs,
-    Table::RunEvents,
-    Table::Collections,
-    Table::Faces,
-    Table::Requests,
-    Table::BlobChunks,
-    Table::Blobs,
-];
-
 /// Reads or writes while hashing.
 struct Hashed<T> {
     inner: T,
@@ -81,13 +66,9 @@ pub fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnMut(u64)
     to.put(MAGIC).map_err(io)?;
     to.put(&migrate::newest_format().to_be_bytes()).map_err(io)?;
     let mut n_entries = 0;
-    for table in TABLES {
-        let mut after = None;
-        loop {
-            let rows = store.scan(table, &Range { after, ..Range::default() }, 256)?;
-            let Some((last, _)) = rows.last() else { break };
-            after = Some(last.clone());
-            for (key, value) in rows {
+    for table in Table::ALL {
+        for page in store.pages(table, Range::default()) {
+            for (key, value) in page? {
                 let entry = ExportEntry { table: table as u32 + 1, key, value }.encode_to_vec();
                 to.put(&(entry.len() as u32).to_be_bytes()).map_err(io)?;
                 to.put(&entry).map_err(io)?;
@@ -120,14 +101,14 @@ pub fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> Result<u
 /// # Errors
 /// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an export that is not whole.
 pub fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
-    for table in TABLES {
+    for table in Table::ALL {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
             return Err(StoreError::NotEmpty);
         }
     }
     let (mut batch, mut n_bytes, mut identity) = (Batch::default(), 0, None);
     let n_entries = read(from, |entry, n| {
-        let Some(table) = TABLES.into_iter().find(|t| *t as u32 + 1 == entry.table) else {
+        let Some(table) = Table::ALL.into_iter().find(|t| *t as u32 + 1 == entry.table) else {
             return Err(bad(format!("it has an entry of the unknown table {}", entry.table)));
         };
         n_bytes += entry.key.len() + entry.value.len();
@@ -192,12 +173,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::{BlobStore, MemoryStore};
+    use crate::store::{Blobs, MemoryStore, StoreBlobs};
 
     fn filled() -> Arc<dyn Store> {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         migrate::migrate(&store).unwrap();
-        BlobStore::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
+        StoreBlobs::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
         let mut batch = Batch::default();
         batch.writes.push(Write::Put(Table::Faces, b"c\0f".to_vec(), b"value".to_vec()));
         store.commit(batch).unwrap();
@@ -211,7 +192,7 @@ mod tests {
     }
 
     fn all(store: &dyn Store) -> Vec<Vec<(Vec<u8>, Vec<u8>)>> {
-        TABLES.iter().map(|t| store.scan(*t, &Range::default(), usize::MAX).unwrap()).collect()
+        Table::ALL.iter().map(|t| store.scan(*t, &Range::default(), usize::MAX).unwrap()).collect()
     }
 
     #[test]

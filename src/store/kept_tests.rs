@@ -96,7 +96,7 @@ fn a_store_of_format_1_opens_and_says_what_it_said() {
     assert_eq!(format(&*store).unwrap(), newest_format());
     let now = store.get_record::<StoreRecord>(Table::Meta, migrate::STORE_KEY).unwrap().unwrap().store_id;
     assert_eq!(now, id, "it is the same store");
-    assert_eq!(BlobStore::new(Arc::clone(&store)).get(&Digest::of(&tensor())).unwrap(), tensor());
+    assert_eq!(StoreBlobs::new(Arc::clone(&store)).get(&Digest::of(&tensor())).unwrap(), tensor());
     for write in records(Digest::of(&tensor())).writes {
         let Write::Put(table, key, value) = write else { panic!("only puts") };
         assert_eq!(store.get(table, &key).unwrap().as_deref(), Some(value.as_slice()), "{table:?} {}", printable(&key));

@@ -1,10 +1,8 @@
 //! A store in memory: for tests, and for what need not survive.
 
-use std::{
-    collections::BTreeMap,
-    ops::Bound,
-    sync::{PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, ops::Bound};
+
+use parking_lot::RwLock;
 
 use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable};
 
@@ -27,12 +25,12 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         Ok(tables.get(&(table, key.to_vec())).cloned())
     }
 
     fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         let Some((low, high)) = range.bounds() else { return Ok(Vec::new()) };
         let of_table = |bound: Bound<Vec<u8>>, unbounded| match bound {
             Bound::Included(key) => Bound::Included((table, key)),
@@ -57,7 +55,7 @@ impl Store for MemoryStore {
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         for condition in &batch.conditions {
             let (table, key, wanted) = match condition {
                 Condition::Absent(table, key) => (*table, key, None),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Range, Store, StoreError, StoreExt, Table, export::TABLES};
+use super::{Batch, Range, Store, StoreError, StoreExt, Table};
 use crate::proto::store::StoreRecord;
 
 #[path = "../../migrations/m0001_initial.rs"]
@@ -65,7 +65,7 @@ fn identity(store: &dyn Store) -> Result<StoreRecord, StoreError> {
         return Ok(record);
     }
     // An import writes the identity last.
-    for table in TABLES {
+    for table in Table::ALL {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
             return Err(StoreError::Corrupt {
                 what: "the store has records but no identity".to_owned(),

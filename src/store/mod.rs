@@ -2,10 +2,12 @@
 //!
 //! Owns durability, atomicity and checksums. Knows nothing of what the records mean, nor of any transport. A
 //! [`Store`] holds ordered tables of byte keys and values; `Records` puts protobuf messages with a format version
-//! and a checksum into them; `BlobStore` holds big values by their SHA-256 in chunks. `SledStore` is the store of
-//! a server, `MemoryStore` that of small tests; both pass one suite of tests. Only `sled.rs` names the engine.
+//! and a checksum into them; [`Blobs`] keeps big values by their SHA-256, in chunks of the store, with mapped files in
+//! front. `SledStore` is the store of a server, `MemoryStore` that of small tests; both pass one suite of tests. Only
+//! `sled.rs` names the engine.
 
 mod blobs;
+mod cached;
 mod doctor;
 mod error;
 mod export;
@@ -15,11 +17,13 @@ mod migrate;
 mod records;
 mod sidecar;
 mod sled;
+mod table;
 mod tally;
 
 use std::{ops::Bound, path::Path, sync::Arc};
 
-pub use blobs::{BlobStore, Digest, NotADigest, SweepReport};
+pub use blobs::{Blobs, StoreBlobs, SweepReport};
+pub use cached::CachedBlobs;
 
 pub use self::sled::{SledSettings, SledStore, panic_is_guarded};
 pub use doctor::{DoctorReport, Finding, examine};
@@ -28,34 +32,9 @@ pub use export::{export, import, verify_export};
 pub use memory::MemoryStore;
 pub use migrate::{Migrated, format, migrate, newest_format};
 pub use records::{StoreExt, decode_record, encode_record, join_key, printable, record_payload};
+pub use table::Table;
 
-/// The tables. The number is part of the stored key: never reuse one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Table {
-    /// Facts of the store itself: `StoreRecord`.
-    Meta = 0,
-    /// `ModelRecord`.
-    Models = 1,
-    /// `VersionRecord`.
-    Versions = 2,
-    /// `AliasRecord`.
-    Aliases = 3,
-    /// `RunRecord`.
-    Runs = 4,
-    /// `RunEventRecord`.
-    RunEvents = 5,
-    /// `CollectionRecord`.
-    Collections = 6,
-    /// `FaceRecord`.
-    Faces = 7,
-    /// `RequestRecord`.
-    Requests = 8,
-    /// `BlobRecord`.
-    Blobs = 9,
-    /// Raw chunks: digest, chunk index (4 bytes, big endian).
-    BlobChunks = 10,
-}
+pub use crate::digest::{Digest, NotADigest};
 
 /// A key and its value.
 pub type Entry = (Vec<u8>, Vec<u8>);

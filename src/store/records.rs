@@ -2,7 +2,8 @@
 
 use prost::Message;
 
-use super::{Batch, Condition, Range, Store, StoreError, Table, Write};
+use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write};
+use crate::digest::Hex;
 
 /// The envelope's own format.
 const FORMAT: u8 = 1;
@@ -58,7 +59,7 @@ fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
 pub fn printable(key: &[u8]) -> String {
     let part = |part: &[u8]| match std::str::from_utf8(part) {
         Ok(text) if !text.is_empty() && !text.contains(char::is_control) => text.to_owned(),
-        _ => part.iter().map(|b| format!("{b:02x}")).collect(),
+        _ => Hex(part).to_string(),
     };
     // A number's eight bytes may hold zeros of their own, so only the first separator splits.
     match key.iter().position(|b| *b == 0) {
@@ -73,8 +74,42 @@ pub fn join_key(parts: &[&[u8]]) -> Vec<u8> {
     parts.join(&0)
 }
 
-/// Records of a store.
+/// Entries of a page.
+const PAGE: usize = 256;
+
+/// Whole ranges, and records, of a store.
 pub trait StoreExt: Store {
+    /// The entries of a range in pages, none of them empty; ends with the first error.
+    fn pages(&self, table: Table, mut range: Range) -> impl Iterator<Item = Result<Vec<Entry>, StoreError>> {
+        let mut has_ended = false;
+        std::iter::from_fn(move || {
+            if has_ended {
+                return None;
+            }
+            // Not a short page but an empty one is the end, see the scan of `SledStore`.
+            let page = self.scan(table, &range, PAGE);
+            match page.as_ref().map(|rows| rows.last()) {
+                Ok(Some((last, _))) => range.after = Some(last.clone()),
+                Ok(None) | Err(_) => has_ended = true,
+            }
+            Some(page).filter(|page| !page.as_ref().is_ok_and(Vec::is_empty))
+        })
+    }
+
+    /// The records of a range with their keys, read in pages; ends when the store fails. A damaged record is an error
+    /// and not the end.
+    fn records<M: Message + Default>(
+        &self,
+        table: Table,
+        range: Range,
+    ) -> impl Iterator<Item = Result<(Vec<u8>, M), StoreError>> {
+        let decode = move |(key, value): Entry| decode_record(table, &key, &value).map(|record| (key, record));
+        self.pages(table, range).flat_map(move |page| {
+            let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
+            rows.into_iter().map(decode).chain(failure.map(Err))
+        })
+    }
+
     /// The record of a key.
     ///
     /// # Errors

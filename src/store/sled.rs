@@ -7,6 +7,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs, io,
     ops::Bound,
     panic::{self, AssertUnwindSafe},
@@ -20,11 +21,12 @@ use std::{
 };
 
 use super::{
-    Batch, Condition, Entry, Range, Store, StoreError, Table, Write,
+    Batch, Condition, Entry, Range, Store, StoreError, StoreExt, Table, Write,
     leftovers::{LOG_FILE, Leftovers},
     printable,
     sidecar::Sidecar,
-    tally::Tally,
+    table::Verified,
+    tally::{TableTally, Tally},
 };
 use crate::error::panic_message;
 
@@ -49,20 +51,6 @@ const TRIAL_PREFIX: &str = "trial-";
 
 /// The tally's key; no table has this number.
 const TALLY_KEY: &[u8] = &[u8::MAX];
-
-/// Tables that are read whole at open to hold them against the tally; chunks are verified when they are used.
-const VERIFIED_AT_OPEN: [Table; 10] = [
-    Table::Meta,
-    Table::Models,
-    Table::Versions,
-    Table::Aliases,
-    Table::Runs,
-    Table::RunEvents,
-    Table::Collections,
-    Table::Faces,
-    Table::Requests,
-    Table::Blobs,
-];
 
 thread_local! {
     /// Set while sled runs: the panic hook then stays silent, for the panic becomes an error that names its place.
@@ -162,7 +150,7 @@ impl SledStore {
         let store = Self::engine(engine_dir, settings)?;
         let tally = store.tally()?;
         let early = store.ends_early(&tally, acknowledged);
-        match early.or_else(|| store.verify(&tally, &VERIFIED_AT_OPEN).into_iter().next()) {
+        match early.or_else(|| store.verify(&tally, |table| table.verified() == Verified::AtOpen).into_iter().next()) {
             Some(error) => Err(error),
             None => Ok((store, tally)),
         }
@@ -182,21 +170,16 @@ impl SledStore {
         })
     }
 
-    /// Holds tables against the tally.
-    fn verify(&self, tally: &Tally, tables: &[Table]) -> Vec<StoreError> {
-        tables.iter().filter_map(|table| self.verify_table(tally, *table).err()).collect()
+    /// Holds the wanted tables against the tally.
+    fn verify(&self, tally: &Tally, wanted: impl Fn(Table) -> bool) -> Vec<StoreError> {
+        let tables = Table::ALL.into_iter().filter(|table| wanted(*table));
+        tables.filter_map(|table| self.verify_table(tally, table).err()).collect()
     }
 
     fn verify_table(&self, tally: &Tally, table: Table) -> Result<(), StoreError> {
-        let mut found = super::tally::TableTally::default();
-        let mut after = None;
-        loop {
-            let rows = self.scan(table, &Range { after, ..Range::default() }, 1024)?;
-            let Some((last, _)) = rows.last() else { break };
-            after = Some(last.clone());
-            for (key, value) in &rows {
-                found.add(key, value);
-            }
+        let mut found = TableTally::default();
+        for page in self.pages(table, Range::default()) {
+            page?.iter().for_each(|(key, value)| found.add(key, value));
         }
         let expected = tally.of(table);
         if found == expected {
@@ -391,7 +374,7 @@ impl Store for SledStore {
         };
         let acknowledged = self.examined.as_ref().and_then(|sidecar| sidecar.read().ok().flatten());
         let early = acknowledged.and_then(|acknowledged| self.ends_early(&tally, acknowledged));
-        early.into_iter().chain(self.verify(&tally, &super::export::TABLES)).collect()
+        early.into_iter().chain(self.verify(&tally, |_| true)).collect()
     }
 }
 
@@ -411,8 +394,15 @@ struct Committer {
     dir: PathBuf,
     sidecar: Sidecar,
     tally: Tally,
-    /// Once a flush has failed nothing more is acknowledged: what is on disk is not known any more.
+    /// Why nothing is acknowledged any more: once the engine has failed to write, what is on disk is not known.
     failed: Option<Arc<str>>,
+}
+
+/// A batch whose conditions hold, as the engine is given it.
+struct Prepared {
+    writes: sled::Batch,
+    /// The tally once it is applied.
+    tally: Tally,
 }
 
 impl Committer {
@@ -433,7 +423,7 @@ impl Committer {
             }
             let flushed = guard(&self.dir, || self.db.flush()).and_then(|_| self.sidecar.write(self.tally.sequence));
             if let Err(error) = &flushed {
-                self.failed = Some(error.to_string().into());
+                self.failed = Some(format!("a flush failed: {error}").into());
             }
             for done in applied {
                 // A caller that does not wait any more needs no answer.
@@ -446,17 +436,36 @@ impl Committer {
     }
 
     fn refusal(&self) -> StoreError {
-        let why = self.failed.as_deref().unwrap_or("closed");
-        StoreError::Io {
-            path: self.dir.clone(),
-            source: io::Error::other(format!("nothing is written any more since a flush failed: {why}")),
-        }
+        let why = self.failed.as_deref().unwrap_or("it was closed");
+        self.io(format!("nothing is written any more since {why}"))
+    }
+
+    fn io(&self, why: String) -> StoreError {
+        StoreError::Io { path: self.dir.clone(), source: io::Error::other(why) }
     }
 
     fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
         if self.failed.is_some() {
             return Err(self.refusal());
         }
+        // Preparing changes nothing, so whatever panics in it concerns this batch alone.
+        let prepared = panic::catch_unwind(AssertUnwindSafe(|| self.prepare(batch)));
+        let Prepared { writes, tally } = prepared.unwrap_or_else(|panic| {
+            Err(self.io(format!(
+                "the write was not tried, its preparation panicked: {}",
+                panic_message(&*panic).unwrap_or("without a message")
+            )))
+        })?;
+        if let Err(error) = guard(&self.dir, || self.db.apply_batch(writes)) {
+            // The engine may hold a part of it, which the tally does not count.
+            self.failed = Some(format!("a write failed: {error}").into());
+            return Err(error);
+        }
+        self.tally = tally;
+        Ok(())
+    }
+
+    fn prepare(&self, batch: &Batch) -> Result<Prepared, StoreError> {
         for condition in &batch.conditions {
             let (table, key, wanted) = match condition {
                 Condition::Absent(table, key) => (*table, key, None),
@@ -468,7 +477,7 @@ impl Committer {
             }
         }
         // What a batch writes twice counts as it ends.
-        let mut last = std::collections::BTreeMap::new();
+        let mut last = BTreeMap::new();
         for write in &batch.writes {
             match write {
                 Write::Put(table, key, value) => last.insert((*table, key.as_slice()), Some(value.as_slice())),
@@ -479,6 +488,8 @@ impl Committer {
         tally.sequence += 1;
         let mut writes = sled::Batch::default();
         for ((table, key), value) in last {
+            #[cfg(test)]
+            assert_ne!(key, tests::PANICS, "a test's panic");
             let engine_key = engine_key(table, key);
             if let Some(old) = guard(&self.dir, || self.db.get(&engine_key))? {
                 tally.of_mut(table).remove(key, &old);
@@ -492,8 +503,33 @@ impl Committer {
             }
         }
         writes.insert(TALLY_KEY, tally.encode());
-        guard(&self.dir, || self.db.apply_batch(writes))?;
-        self.tally = tally;
-        Ok(())
+        Ok(Prepared { writes, tally })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Preparing a write of this key panics.
+    pub(super) const PANICS: &[u8] = b"panics";
+
+    #[test]
+    fn a_panic_of_the_committing_thread_is_one_callers_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        let put = |key: &[u8]| {
+            let writes = ["a", "b"].map(|part| Write::Put(Table::Faces, [part.as_bytes(), key].concat(), vec![1]));
+            let panics = Write::Put(Table::Faces, key.to_vec(), vec![1]);
+            store.commit(Batch { writes: writes.into_iter().chain([panics]).collect(), ..Batch::default() })
+        };
+        put(b"before").unwrap();
+        let error = put(PANICS).unwrap_err().to_string();
+        assert!(error.contains("panicked: ") && error.contains("a test's panic"), "{error}");
+        put(b"after").unwrap();
+        assert_eq!(store.verify_all().len(), 0, "the tally counts what was written");
+        drop(store);
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        assert_eq!(store.scan(Table::Faces, &Range::default(), 99).unwrap().len(), 6);
     }
 }

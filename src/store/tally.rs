@@ -5,15 +5,13 @@
 
 use super::{StoreError, Table};
 
-/// Tables that there are; a table's number is its place.
-const N_TABLES: usize = 11;
-
 /// The store's state in numbers, after the batch of this sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     /// Rises by one with every batch.
     pub(super) sequence: u64,
-    tables: [TableTally; N_TABLES],
+    /// By the table's number.
+    tables: [TableTally; Table::ALL.len()],
 }
 
 /// A table in numbers.

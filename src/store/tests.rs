@@ -138,7 +138,7 @@ fn filled(dir: &Path) -> Vec<Vec<Entry>> {
     let mut batch = Batch::default();
     batch.put_record(Table::Collections, b"people", &collection);
     store.commit(batch).unwrap();
-    let blobs = BlobStore::new(Arc::clone(&store));
+    let blobs = StoreBlobs::new(Arc::clone(&store));
     for i in 0..4u8 {
         blobs
             .put(&(0..90_000u32).map(|j| (j.wrapping_mul(2_654_435_761) >> 24) as u8 ^ i).collect::<Vec<_>>())
@@ -148,7 +148,7 @@ fn filled(dir: &Path) -> Vec<Vec<Entry>> {
 }
 
 fn contents(store: &dyn Store) -> Result<Vec<Vec<Entry>>, StoreError> {
-    export::TABLES.iter().map(|t| store.scan(*t, &Range::default(), usize::MAX)).collect()
+    Table::ALL.iter().map(|t| store.scan(*t, &Range::default(), usize::MAX)).collect()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -301,6 +301,66 @@ fn interrupted_housekeeping_is_no_damage() {
         let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
         assert_eq!(left.len(), 2, "{what}: {left:?}");
     }
+}
+
+#[test]
+fn every_table_is_written_verified_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+    for table in Table::ALL {
+        store.commit(put(table, b"k", b"v")).unwrap();
+    }
+    let mut exported = Vec::new();
+    assert_eq!(export(&store, &mut exported, |_| {}).unwrap(), Table::ALL.len() as u64);
+    drop(store);
+    let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+    assert_eq!(store.verify_all().len(), 0);
+    assert!(contents(&store).unwrap().iter().all(|rows| rows.len() == 1));
+}
+
+#[test]
+fn pages_are_a_scan_in_parts() {
+    let store = MemoryStore::new();
+    let keys: Vec<_> = (0..600_u16).map(u16::to_be_bytes).collect();
+    for key in keys {
+        store.commit(put(Table::Faces, &key, &key)).unwrap();
+    }
+    for (prefix, descending) in [(vec![], false), (vec![], true), (vec![1], false), (vec![1], true), (vec![9], false)] {
+        let range = Range { prefix, descending, ..Range::default() };
+        let pages: Vec<_> = store.pages(Table::Faces, range.clone()).map(Result::unwrap).collect();
+        assert!(pages.iter().all(|page| (1..=256).contains(&page.len())), "{range:?}");
+        assert_eq!(pages.concat(), store.scan(Table::Faces, &range, usize::MAX).unwrap(), "{range:?}");
+    }
+    let first = store.records::<crate::proto::store::FaceRecord>(Table::Faces, Range::default()).map(|r| r.is_err());
+    assert_eq!(first.collect::<Vec<_>>(), [true; 600], "each damaged record is told of");
+}
+
+/// A store that fails at its second scan.
+struct FailsLater(MemoryStore, std::sync::atomic::AtomicUsize);
+
+impl Store for FailsLater {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => self.0.scan(table, range, limit),
+            _ => Err(StoreError::NotEmpty),
+        }
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.0.commit(batch)
+    }
+}
+
+#[test]
+fn pages_end_at_the_first_error() {
+    let store = FailsLater(MemoryStore::new(), Default::default());
+    store.commit(put(Table::Faces, b"k", b"v")).unwrap();
+    let pages: Vec<_> = store.pages(Table::Faces, Range::default()).map(|page| page.is_ok()).collect();
+    assert_eq!(pages, [true, false]);
 }
 
 #[test]

@@ -94,7 +94,11 @@ pub fn cut_chip(photo: &DecodedImage, landmarks: &[Point; 5], settings: &ChipSet
         }
     }
     let n_pixels = (settings.side_px * settings.side_px).max(1);
-    FaceChip { pixels: Pixels { side_px: settings.side_px, rgb }, visible: n_visible as f32 / n_pixels as f32, misfit }
+    FaceChip {
+        pixels: Pixels { side_px: settings.side_px, rgb: rgb.into() },
+        visible: n_visible as f32 / n_pixels as f32,
+        misfit,
+    }
 }
 
 /// Pixels of the photo, along a line, that a pixel of the chip shows; below 1 the chip is an enlargement.

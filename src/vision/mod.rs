@@ -29,6 +29,8 @@ mod quality;
 mod testing;
 mod wanted;
 
+use bytes::Bytes;
+
 pub use align::{ChipSettings, FaceChip, cut_chip, pixels_shown};
 pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
@@ -51,5 +53,5 @@ pub struct Pixels {
     /// Width and height in pixels.
     pub side_px: u32,
     /// `side_px * side_px * 3` bytes: rows from the top, RGB interleaved.
-    pub rgb: Vec<u8>,
+    pub rgb: Bytes,
 }

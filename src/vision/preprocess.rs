@@ -48,10 +48,10 @@ pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
     // Whole pixels, so that a picture of the right size already is only cut, not blurred.
     let (left, top) = ((width - short) / 2, (height - short) / 2);
     if side_px == 0 {
-        return Pixels { side_px, rgb: Vec::new() };
+        return Pixels { side_px, rgb: bytes::Bytes::new() };
     }
     let square = image.part((left, top, short, short), (side_px, side_px));
-    Pixels { side_px, rgb: square.into_rgb() }
+    Pixels { side_px, rgb: square.into_rgb().into() }
 }
 
 impl DecodedImage {

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use visage::{
     nn::{parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape, parse_safetensors, parse_state_dict},
     vision::{DecodeLimits, Wanted, decode},
@@ -41,7 +42,7 @@ fn photos() {
 
 #[test]
 fn weights() {
-    replay("safetensors", parse_safetensors);
+    replay("safetensors", |bytes| parse_safetensors(&Bytes::copy_from_slice(bytes)));
     replay("state_dict", |bytes| parse_state_dict(Cursor::new(bytes)));
     replay("onnx", parse_dlib_onnx);
     replay("dlib_dat", parse_dlib_dat);

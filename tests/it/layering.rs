@@ -8,21 +8,24 @@ use std::{
 
 /// Every module of the crate, and the modules that it may name.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("digest", &[]),
     ("error", &[]),
+    ("mapped", &[]),
     ("names", &[]),
     ("proto", &[]),
-    ("store", &["error", "names", "proto"]),
-    ("nn", &["error", "names", "proto", "store"]),
+    ("store", &["digest", "error", "mapped", "names", "proto"]),
+    ("nn", &["digest", "error", "mapped", "names", "proto", "store"]),
     ("vision", &["error", "names", "proto", "store"]),
     ("registry", &["error", "names", "proto", "store", "nn", "vision"]),
     ("serving", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
-    ("training", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
+    ("training", &["digest", "error", "names", "proto", "store", "nn", "vision", "registry"]),
     ("similarity", &["error", "names", "proto", "store", "nn", "vision", "registry"]),
     ("config", &["error"]),
     ("telemetry", &["error", "config", "store"]),
     (
         "app",
         &[
+            "digest",
             "error",
             "names",
             "proto",
@@ -81,6 +84,7 @@ const NAMES: &[(&str, &[&str])] = &[
     ("tch", &["nn/", "serving/torch_engine.rs", "training/"]),
     ("sled", &["store/sled.rs", "store/sled/"]),
     ("hnsw_rs", &["similarity/graph.rs"]),
+    ("memmap2", &["mapped.rs"]),
     ("tonic", &["grpc/", "cli/", "proto.rs"]),
     ("tonic_types", &["grpc/", "cli/", "proto.rs"]),
     ("clap", &["cli/"]),

@@ -267,10 +267,16 @@ impl Models {
             dependencies.push(self.shared.pins.hold(&dependency, Holder::Version(name.clone())).await);
             self.ensure_loaded(&dependency).await?;
         }
-        let (registry, of_version) = (Arc::clone(&self.shared.registry), Arc::clone(&version));
-        let tensors = blocking(move || Ok(registry.load_tensors(&of_version)?)).await?;
-        self.shared.serving.load(engine_source(&version, tensors)).await?;
-        Ok(version)
+        loop {
+            let (registry, of_version) = (Arc::clone(&self.shared.registry), Arc::clone(&version));
+            let tensors = blocking(move || Ok(registry.load_tensors(&of_version)?)).await?;
+            let loaded = self.shared.serving.load(engine_source(&version, tensors.clone())).await;
+            // If a cache file was cut while it was read, the next look makes it again from the store.
+            if loaded.is_ok() || tensors.iter().all(TensorData::is_intact) {
+                loaded?;
+                return Ok(version);
+            }
+        }
     }
 
     /// Unloads a version, whose lifecycle the caller has locked, once the calls in work have let go of it.

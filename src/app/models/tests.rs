@@ -9,7 +9,7 @@ use crate::{
     nn::Golden,
     registry::NewVersion,
     serving::{ServeError, ServingSettings, testing::FakeEngineLoader},
-    store::MemoryStore,
+    store::{MemoryStore, Store, StoreBlobs},
 };
 
 fn new_version(golden: Option<Golden>) -> NewVersion {
@@ -25,7 +25,8 @@ fn name(number: u64) -> VersionName {
 }
 
 fn models(fake: &FakeEngineLoader, versions: impl IntoIterator<Item = NewVersion>) -> Models {
-    let registry = Arc::new(Registry::new(Arc::new(MemoryStore::new())));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(StoreBlobs::new(store))));
     for new in versions {
         registry.register(new, |_| crate::store::Batch::default()).unwrap();
     }

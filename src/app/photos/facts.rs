@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
+    digest::Digest,
     names::VersionName,
     proto::v1::{self, QualityThresholds},
-    store::Digest,
 };
 
 /// What was decided for a photo: all that a record of the decision, a comparison of versions, or another protocol needs

@@ -143,35 +143,30 @@ impl Runs {
     }
 
     fn recover(&self) -> Result<(), AppError> {
-        let mut after = None;
-        loop {
-            let range = Range { after, ..Range::default() };
-            let rows = self.shared.store.scan_records::<RunRecord>(Table::Runs, &range, 256)?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
-            after = Some(last.clone());
-            for (_, mut record) in rows {
-                match record.state() {
-                    v1::RunState::Queued => {
-                        tracing::info!(run = %record.id, "a training run waits again after a restart");
-                        let last_sequence = self.last_sequence(&record.id)?;
-                        self.spawn(record, last_sequence);
-                    }
-                    v1::RunState::Running => {
-                        record.set_state(v1::RunState::Failed);
-                        record.end_time = Some(SystemTime::now().into());
-                        record.error = Some(run_error(
-                            RunErrorKind::Interrupted,
-                            "the server stopped while the run was training; start it again",
-                        ));
-                        tracing::warn!(run = %record.id, "a training run was interrupted by the server's end");
-                        let sequence = self.last_sequence(&record.id)? + 1;
-                        let event = feed::event(sequence, feed::ended(&record));
-                        self.shared.store.commit(record_batch(&record, Some(&event)))?;
-                    }
-                    _ => {}
+        for row in self.shared.store.records::<RunRecord>(Table::Runs, Range::default()) {
+            let (_, mut record) = row?;
+            match record.state() {
+                v1::RunState::Queued => {
+                    tracing::info!(run = %record.id, "a training run waits again after a restart");
+                    let last_sequence = self.last_sequence(&record.id)?;
+                    self.spawn(record, last_sequence);
                 }
+                v1::RunState::Running => {
+                    record.set_state(v1::RunState::Failed);
+                    record.end_time = Some(SystemTime::now().into());
+                    record.error = Some(run_error(
+                        RunErrorKind::Interrupted,
+                        "the server stopped while the run was training; start it again",
+                    ));
+                    tracing::warn!(run = %record.id, "a training run was interrupted by the server's end");
+                    let sequence = self.last_sequence(&record.id)? + 1;
+                    let event = feed::event(sequence, feed::ended(&record));
+                    self.shared.store.commit(record_batch(&record, Some(&event)))?;
+                }
+                _ => {}
             }
         }
+        Ok(())
     }
 
     fn last_sequence(&self, id: &str) -> Result<i64, AppError> {
@@ -325,15 +320,10 @@ impl Runs {
     ) -> Result<Paged<v1::TrainingRun>, AppError> {
         let store = Arc::clone(&self.shared.store);
         let paged = blocking(move || {
-            let mut found: Vec<RunRecord> = Vec::new();
-            let mut after = page.after.clone();
-            while found.len() < page.limit() {
-                let range = Range { prefix: Vec::new(), after, descending: true };
-                let rows = store.scan_records::<RunRecord>(Table::Runs, &range, 256)?;
-                let Some((last, _)) = rows.last() else { break };
-                after = Some(last.clone());
-                found.extend(rows.into_iter().map(|(_, record)| record).filter(&wanted));
-            }
+            let range = Range { after: page.after.clone(), descending: true, ..Range::default() };
+            let rows = store.records::<RunRecord>(Table::Runs, range).map(|row| row.map(|(_, record)| record));
+            let found = rows.filter(|row| row.as_ref().map_or(true, &wanted)).take(page.limit());
+            let found = found.collect::<Result<Vec<_>, _>>()?;
             Ok(page.finish(found, |record| record.id.clone().into_bytes()))
         })
         .await?;

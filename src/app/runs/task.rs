@@ -8,8 +8,9 @@ use std::{
 use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error};
 use crate::{
     app::AppError,
+    digest::Digest,
     names::{ModelId, VersionName},
-    nn::{Golden, TensorData, read_safetensors, write_safetensors},
+    nn::{Golden, TensorData, parse_weights, write_safetensors},
     proto::{
         rpc,
         store::RunRecord,
@@ -116,7 +117,17 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
             let registry = std::sync::Arc::clone(runs.shared.models.registry());
             let file = scratch.join("warm_start.safetensors");
             job.warm_start_file = file.to_string_lossy().into_owned();
-            blocking(move || Ok(write_safetensors(&file, &registry.load_tensors(&version)?)?)).await?;
+            blocking(move || {
+                loop {
+                    let tensors = registry.load_tensors(&version)?;
+                    write_safetensors(&file, &tensors)?;
+                    // Where a cache file was cut while it was read, the next look makes it again from the store.
+                    if tensors.iter().all(TensorData::is_intact) {
+                        return Ok(());
+                    }
+                }
+            })
+            .await?;
         }
         Some(v1::recipe::WarmStart::WeightsPath(path)) => {
             let file = runs.shared.roots.resolve("recipe.weights_path", path)?;
@@ -266,15 +277,15 @@ async fn read_weights(finished: &Finished, scratch: &Path) -> Result<Vec<TensorD
     let file = Path::new(&finished.weights_file).to_owned();
     let (digest, scratch) = (finished.weights_digest.clone(), scratch.to_owned());
     blocking(move || {
-        use sha2::{Digest as _, Sha256};
         if !file.starts_with(&scratch) {
             return Err(AppError::Internal("the training process wrote its weights elsewhere".to_owned()));
         }
+        // Read once: what is registered are the bytes whose digest is known.
         let bytes = std::fs::read(&file).map_err(|e| AppError::Internal(format!("{}: {e}", file.display())))?;
-        if Sha256::digest(&bytes).as_slice() != digest {
+        if Digest::of(&bytes).as_bytes().as_slice() != digest {
             return Err(AppError::Internal("the training process's weights differ from what it announced".to_owned()));
         }
-        Ok(read_safetensors(&file)?)
+        Ok(parse_weights(&file, &bytes.into())?)
     })
     .await
 }
@@ -287,4 +298,46 @@ async fn write(runs: &Runs, active: &Active, record: &RunRecord, kind: Kind) -> 
     blocking(move || Ok(store.commit(batch)?)).await?;
     active.feed.tell(event);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::OpenOptionsExt, thread};
+
+    use super::*;
+    use crate::nn::Dtype;
+
+    fn tensors(fill: u8) -> Vec<TensorData> {
+        vec![TensorData { name: "w".to_owned(), shape: vec![1], dtype: Dtype::F32, bytes: vec![fill; 4].into() }]
+    }
+
+    /// A file that holds something else at its second reading.
+    #[tokio::test]
+    async fn weights_are_what_was_digested() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name| dir.path().join(name);
+        let digest = write_safetensors(&file("first"), &tensors(1)).unwrap();
+        write_safetensors(&file("second"), &tensors(2)).unwrap();
+        let contents = ["first", "second"].map(|name| fs::read(file(name)).unwrap());
+        let pipe = file("weights.safetensors");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let writer = thread::spawn({
+            let pipe = pipe.clone();
+            move || {
+                for content in contents {
+                    fs::write(&pipe, content).unwrap();
+                    // Until the reader has closed it, the next content would be the same file's.
+                    while fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).is_ok() {}
+                }
+            }
+        });
+        let finished = Finished {
+            weights_file: pipe.to_string_lossy().into_owned(),
+            weights_digest: digest.as_bytes().to_vec(),
+            ..Finished::default()
+        };
+        assert_eq!(read_weights(&finished, dir.path()).await.unwrap(), tensors(1));
+        assert_eq!(fs::read(&pipe).unwrap(), fs::read(file("second")).unwrap(), "nobody read it a second time");
+        writer.join().unwrap();
+    }
 }

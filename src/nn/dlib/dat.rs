@@ -176,7 +176,7 @@ impl<'a> Reader<'a> {
         let (weight, bias) = split(params, &filters, &biases).map_err(|why| format!("a convolution {why}"))?;
         Ok(Layer::Conv {
             window,
-            weight: Values { shape: filters.to_vec(), bytes: weight.to_vec() },
+            weight: Values { shape: filters.to_vec(), bytes: weight.to_vec().into() },
             bias: Some(flat(bias)),
         })
     }
@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
             return Err(format!("a linear layer has weights of shape {weights:?}"));
         }
         // dlib multiplies inputs by weights: [inputs, outputs].
-        let weight = Values { shape: weights[..2].to_vec(), bytes: weight.to_vec() }
+        let weight = Values { shape: weights[..2].to_vec(), bytes: weight.to_vec().into() }
             .transposed()
             .map_err(|why| format!("a linear layer's weight {why}"))?;
         Ok(Layer::Linear { weight, bias: (!bias.is_empty()).then(|| flat(bias)) })
@@ -297,7 +297,7 @@ fn split<'a>(params: &'a [u8], first: &[i64; 4], second: &[i64; 4]) -> Result<(&
 }
 
 fn flat(bytes: &[u8]) -> Values {
-    Values { shape: vec![(bytes.len() / 4) as i64], bytes: bytes.to_vec() }
+    Values { shape: vec![(bytes.len() / 4) as i64], bytes: bytes.to_vec().into() }
 }
 
 #[cfg(test)]

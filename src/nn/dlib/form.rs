@@ -6,6 +6,8 @@
 
 use std::{iter::Peekable, vec};
 
+use bytes::Bytes;
+
 use crate::nn::{Dtype, TensorData};
 
 /// The numbers of one weight.
@@ -13,7 +15,7 @@ use crate::nn::{Dtype, TensorData};
 pub(super) struct Values {
     pub(super) shape: Vec<i64>,
     /// f32, little-endian.
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Bytes,
 }
 
 impl Values {
@@ -33,7 +35,7 @@ impl Values {
                 bytes.extend_from_slice(&self.bytes[from..from + 4]);
             }
         }
-        Ok(Self { shape: vec![columns as i64, rows as i64], bytes })
+        Ok(Self { shape: vec![columns as i64, rows as i64], bytes: bytes.into() })
     }
 }
 

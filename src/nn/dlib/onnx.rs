@@ -82,7 +82,7 @@ impl Walk {
                 let factor = self.take(node.input(1)?)?;
                 if matches!(self.layers.last(), Some(Layer::Conv { .. })) {
                     let scale = by_channel(factor)?;
-                    let offset = Values { shape: Vec::new(), bytes: Vec::new() };
+                    let offset = Values { shape: Vec::new(), bytes: bytes::Bytes::new() };
                     self.layers.push(Layer::Affine { scale, offset });
                 } else if factor.bytes.len() == 4 {
                     self.layers.push(Layer::Scale(Values { shape: vec![1], ..factor }));

@@ -38,7 +38,7 @@ impl Augmentation {
             return rgb;
         }
         match DecodedImage::from_rgb(side_px, side_px, rgb) {
-            Some(image) => to_pixels(&image, self.image_size_px).rgb,
+            Some(image) => to_pixels(&image, self.image_size_px).rgb.into(),
             // Only where the picture had not its own number of bytes.
             None => Vec::new(),
         }

@@ -17,7 +17,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use super::{
     frames::{claim_stdout, read_frame, write_frame},
@@ -276,11 +275,7 @@ impl Work<'_, '_> {
     ) -> Result<Finished, TrainingError> {
         let tensors = network.export()?;
         let file = Path::new(&self.job.scratch_dir).join("weights.safetensors");
-        nn::write_safetensors(&file, &tensors)?;
-        let io = |source| TrainingError::Io { path: file.clone(), source };
-        let written = std::fs::File::open(&file).map_err(io)?;
-        written.sync_all().map_err(io)?;
-        let weights_digest = Sha256::digest(std::fs::read(&file).map_err(io)?).to_vec();
+        let weights_digest = nn::write_safetensors(&file, &tensors)?.as_bytes().to_vec();
         let mut inference = InferenceNetwork::load(spec, &tensors, nn::IMAGENET_MEAN, nn::IMAGENET_STD, Device::Cpu)?;
         let answers = inference.infer(&[&nn::golden_input(nn::GOLDEN_SEED, side_px)], side_px)?;
         let golden = nn::Golden::new(answers.into_iter().flat_map(|answer| answer.heads.concat()).collect());

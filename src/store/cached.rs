@@ -1,0 +1,173 @@
+//! Blobs with files in front: what is large is read from the store once, and mapped ever after.
+//!
+//! A folder holds one file for each blob of [`MIN_BYTES`] or more that was read since it is there, named by the blob's
+//! digest: its bytes and [`mapped::END`]. The store is the truth. A file is verified against its name whenever it is
+//! mapped; one that is gone or damaged is made again, and where none can be made the store serves. So the folder may be
+//! deleted at any time.
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Blobs, Digest, StoreError, SweepReport};
+use crate::mapped;
+
+/// Smaller blobs come from the store: opening and mapping a file takes as long as reading a few chunks.
+const MIN_BYTES: usize = 64 << 10;
+
+/// What begins the names of files that are not finished.
+const UNFINISHED_PREFIX: &str = "unfinished-";
+
+/// Blobs with a folder of mapped files in front.
+pub struct CachedBlobs<B> {
+    blobs: B,
+    dir: PathBuf,
+    /// The blobs whose files were mapped or made since the start.
+    made: Mutex<HashSet<Digest>>,
+    /// The last file could not be made: that is said once, until it works again.
+    is_failing: AtomicBool,
+}
+
+impl<B: Blobs> CachedBlobs<B> {
+    /// Keeps files of `blobs` in a folder, made if absent, that no other process uses. Without such a folder
+    /// the blobs themselves serve.
+    pub fn open(dir: PathBuf, blobs: B) -> Self {
+        let cached = Self { blobs, dir, made: Mutex::default(), is_failing: AtomicBool::new(false) };
+        let is_unfinished = |name: &str| name.starts_with(UNFINISHED_PREFIX);
+        if let Err(error) = cached.make_dir().and_then(|()| cached.remove(is_unfinished)) {
+            cached.cannot_make(&error);
+        }
+        cached
+    }
+
+    fn make_dir(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        // It may be there since long, with other rights.
+        fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.to_string())
+    }
+
+    /// Maps the file of a blob and verifies it.
+    fn mapped(&self, digest: &Digest) -> io::Result<Bytes> {
+        let bytes = mapped::map(&File::open(self.path(digest))?)?;
+        if Digest::of(&bytes) != *digest {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its SHA-256 is another"));
+        }
+        self.made.lock().insert(*digest);
+        Ok(bytes)
+    }
+
+    /// Makes the file of a blob: under its name there is only ever a finished one.
+    fn make(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        self.make_dir()?;
+        let mut file = tempfile::Builder::new()
+            .prefix(UNFINISHED_PREFIX)
+            .permissions(Permissions::from_mode(0o400))
+            .tempfile_in(&self.dir)?;
+        file.write_all(bytes)?;
+        file.write_all(&[mapped::END])?;
+        // What cannot reach the disk must be known now: its pages would change under the reader later.
+        file.as_file().sync_all()?;
+        file.persist(self.path(digest))?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn cannot_make(&self, error: &io::Error) {
+        if !self.is_failing.swap(true, Ordering::Relaxed) {
+            let folder = self.dir.display();
+            tracing::warn!(%folder, %error, "no files can be made in the cache folder; the store serves in their place");
+        }
+    }
+
+    /// Removes the files with such names.
+    fn remove(&self, is_unwanted: impl Fn(&str) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(&is_unwanted) {
+                remove_file(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Blobs> Blobs for CachedBlobs<B> {
+    fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        self.blobs.put(bytes)
+    }
+
+    fn get(&self, digest: &Digest) -> Result<Bytes, StoreError> {
+        let path = self.path(digest);
+        let file = path.display();
+        match self.mapped(digest) {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.made.lock().remove(digest) {
+                    tracing::warn!(%file, "a cache file is gone; it is made again from the store");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%file, %error, "a cache file cannot be used; it is made again from the store");
+                if let Err(error) = remove_file(&path) {
+                    self.cannot_make(&error);
+                }
+            }
+        }
+        let bytes = self.blobs.get(digest)?;
+        if bytes.len() < MIN_BYTES {
+            return Ok(bytes);
+        }
+        match self.make(digest, &bytes).and_then(|()| self.mapped(digest)) {
+            Ok(mapped) => {
+                self.is_failing.store(false, Ordering::Relaxed);
+                Ok(mapped)
+            }
+            Err(error) => {
+                self.cannot_make(&error);
+                Ok(bytes)
+            }
+        }
+    }
+
+    fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.blobs.contains(digest)
+    }
+
+    fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
+        let report = self.blobs.sweep(live)?;
+        self.made.lock().retain(|digest| live.contains(digest));
+        let is_orphan = |name: &str| name.parse().is_ok_and(|digest: Digest| !live.contains(&digest));
+        if let Err(error) = self.remove(is_orphan) {
+            let folder = self.dir.display();
+            tracing::warn!(%folder, %error, "files of deleted blobs stay in the cache folder until the next sweep");
+        }
+        Ok(report)
+    }
+}
+
+/// Removes a file that may be gone.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "cached_tests.rs"]
+mod tests;
