@@ -114,7 +114,7 @@ pub(super) fn from_app(call: &Call, error: AppError) -> Status {
     match row.code {
         Code::Internal => {
             tracing::error!(call_id = %call.call_id, error = %chain(&error), "internal error");
-            internal(&call.call_id)
+            Row { retry_after: row.retry_after, ..internal_row(&call.call_id) }.into_status()
         }
         Code::DataLoss => {
             tracing::error!(call_id = %call.call_id, error = %chain(&error), "stored data is damaged");
@@ -399,9 +399,12 @@ pub(super) fn stopping() -> Status {
 
 /// What a caller sees of a defect: a phrase and the id by which the log is searched.
 pub(super) fn internal(call_id: &str) -> Status {
+    internal_row(call_id).into_status()
+}
+
+fn internal_row(call_id: &str) -> Row {
     Row::new(Code::Internal, Reason::Internal, &format!("an internal error; the server's log has it under {call_id}"))
         .with("call_id", call_id)
-        .into_status()
 }
 
 /// A status in the form that travels inside a message.
@@ -409,4 +412,35 @@ pub(super) fn to_message(status: &Status) -> rpc::Status {
     // A status without details has nothing to decode; code and message are the outer status's either way.
     let details = rpc::Status::decode(status.details()).map(|s| s.details).unwrap_or_default();
     rpc::Status { code: status.code().into(), message: status.message().to_owned(), details }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::VersionName;
+
+    #[test]
+    fn only_errors_of_a_version_name_one() {
+        let version = VersionName::parse("version", "models/face/versions/1").unwrap();
+        let metadata = |stage: Stage| {
+            let full = ServeError::Overloaded { stage: stage.clone(), n_waiting: 1, retry_after: RETRY_SOON };
+            let late = ServeError::DeadlineExceeded { stage };
+            [full, late].map(|error| app_row(&AppError::Serve(error)).metadata)
+        };
+        let named = vec![("version", "models/face/versions/1".to_owned())];
+        assert_eq!(metadata(Stage::Version(version)), [named.clone(), named]);
+        let during = vec![("during", "the decoding of photos".to_owned())];
+        assert_eq!(metadata(Stage::Pixels), [during.clone(), during]);
+    }
+
+    #[test]
+    fn a_version_that_failed_answers_its_own_reason_and_a_time() {
+        let version = VersionName::parse("version", "models/face/versions/1").unwrap();
+        let error = ServeError::GoldenMismatch { version: version.clone(), detail: "output 0 differs".to_owned() };
+        let source = std::sync::Arc::new(AppError::Serve(error));
+        let retry_after = Duration::from_secs(3);
+        let row = app_row(&AppError::VersionFailed { version, source, retry_after });
+        assert_eq!((row.code, row.reason), (Code::DataLoss, Reason::DataCorrupt));
+        assert_eq!(row.retry_after, Some(retry_after));
+    }
 }
