@@ -79,7 +79,7 @@ pub enum Wanted {
 impl Faces {
     /// The collections of `index`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)) }
     }

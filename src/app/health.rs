@@ -62,7 +62,9 @@ impl App {
 
     fn update_health(&self) {
         let now = Health::of(&self.models, &self.serving);
-        self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+        if self.health.send_if_modified(|health| std::mem::replace(health, now) != now) {
+            tracing::info!(?now, "health has changed");
+        }
     }
 }
 

@@ -63,7 +63,7 @@ impl Models {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub fn open(
+    pub(super) fn open(
         registry: Arc<Registry>,
         serving: ServingPool,
         default_model: Option<ModelRef>,
@@ -87,13 +87,13 @@ impl Models {
 
     /// The registry underneath.
     #[must_use]
-    pub fn registry(&self) -> &Arc<Registry> {
+    pub(super) fn registry(&self) -> &Arc<Registry> {
         &self.shared.registry
     }
 
     /// Loads every version that an alias points at or a collection compares with. A version that cannot be loaded is
     /// logged and left out: the others answer.
-    pub async fn load_needed(&self) {
+    pub(super) async fn load_needed(&self) {
         let aliases = self.shared.aliases.load_full();
         let named = aliases.iter().flat_map(|(model, known)| {
             known.aliases.values().map(|&number| VersionName { model: model.clone(), number })
@@ -133,7 +133,7 @@ impl Models {
     ///
     /// # Errors
     /// [`RegistryError`] for a name that means nothing.
-    pub fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
+    pub(super) fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
         let reference = match reference {
             Some(reference) => reference.clone(),
             None => self.default_ref()?,
@@ -181,7 +181,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub async fn manifest(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
+    pub(super) async fn manifest(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
         if let Some(known) = lock(&self.shared.manifests).get(version) {
             return Ok(Arc::clone(known));
         }
@@ -195,7 +195,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, its weights are damaged, or the device refuses it.
-    pub async fn ready(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
+    pub(super) async fn ready(&self, version: &VersionName) -> Result<Arc<VersionRecord>, AppError> {
         let manifest = self.manifest(version).await?;
         let name = version.to_string();
         if self.shared.serving.state(&name) == LoadState::Loaded {
@@ -365,7 +365,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, or it has no layer that can be compared.
-    pub async fn first_space(&self, version: &VersionName) -> Result<String, AppError> {
+    pub(super) async fn first_space(&self, version: &VersionName) -> Result<String, AppError> {
         let manifest = self.manifest(version).await?;
         match manifest.embedding_layers.first() {
             Some(layer) => Ok(format!("{version}#{}", layer.layer)),
@@ -399,7 +399,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, or it has no such layer.
-    pub async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
+    pub(super) async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
         let version = &space.version;
         let layers = &self.manifest(version).await?.embedding_layers;
         if let Some(known) = layers.iter().find(|known| known.layer == *space.layer) {
@@ -417,7 +417,7 @@ impl Models {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub async fn refresh(&self) -> Result<(), AppError> {
+    pub(super) async fn refresh(&self) -> Result<(), AppError> {
         let models = self.clone();
         blocking(move || models.refresh_now()).await
     }
@@ -449,7 +449,7 @@ impl Models {
 
     /// The aliases that point at a version now.
     #[must_use]
-    pub fn aliases_of(&self, version: &VersionName) -> Vec<String> {
+    pub(super) fn aliases_of(&self, version: &VersionName) -> Vec<String> {
         let aliases = self.shared.aliases.load();
         let of_model = aliases.get(&version.model);
         of_model
@@ -527,7 +527,7 @@ impl Models {
 
     /// What a version is, for callers.
     #[must_use]
-    pub fn version_to_proto(&self, record: &VersionRecord) -> v1::ModelVersion {
+    pub(super) fn version_to_proto(&self, record: &VersionRecord) -> v1::ModelVersion {
         let version = name_of(record);
         let name = version.to_string();
         v1::ModelVersion {

@@ -175,6 +175,22 @@ fn the_edge_knows_no_stored_records() {
 }
 
 #[test]
+fn every_use_case_takes_the_call() {
+    // These assemble the application and keep it alive.
+    let is_life = |file: &str| ["app/mod.rs", "app/health.rs"].contains(&file);
+    let mut wrong = Vec::new();
+    for (file, text) in sources().into_iter().filter(|(file, _)| file.starts_with("app/") && !is_life(file)) {
+        for signature in text.split("pub async fn ").skip(1) {
+            let arguments = signature.split(" -> ").next().unwrap();
+            if !arguments.contains("&Call") {
+                wrong.push(format!("{file}: {arguments}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "use cases that know not who calls:\n{}", wrong.join("\n"));
+}
+
+#[test]
 fn crates_are_named_only_where_they_belong() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {

@@ -123,7 +123,7 @@ impl Photos {
     /// Reads photos with `models` on `serving`, whose queues have room for `queue_capacity` pictures, with the work on
     /// pixels done by `pixels`.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         models: Models,
         pixels: PixelPool,
         serving: ServingPool,
@@ -140,7 +140,7 @@ impl Photos {
     ///
     /// # Errors
     /// When there is no such version.
-    pub async fn manifest(&self, reference: Option<&ModelRef>) -> Result<Arc<VersionRecord>, AppError> {
+    pub(super) async fn manifest(&self, reference: Option<&ModelRef>) -> Result<Arc<VersionRecord>, AppError> {
         self.models.manifest(&self.models.resolve(reference)?).await
     }
 
