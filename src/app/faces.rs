@@ -86,7 +86,7 @@ pub enum Wanted {
 impl Faces {
     /// The collections of `index`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pin = |(id, space): (CollectionId, EmbeddingSpace)| {
             let pin = models.hold_for_collection(&space.version, id.to_string());

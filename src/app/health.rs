@@ -49,11 +49,11 @@ impl App {
 
     /// Keeps [`App::health`] true until the server stops.
     pub async fn keep_health(&self) {
-        let (mut versions, mut aliases) = (self.serving.changes(), self.models.moves());
+        let (mut device, mut models) = (self.serving.changes(), self.models.changes());
         let mut changed = async || {
             tokio::select! {
-                changed = versions.changed() => changed.is_ok(),
-                moved = aliases.changed() => moved.is_ok(),
+                changed = device.changed() => changed.is_ok(),
+                changed = models.changed() => changed.is_ok(),
             }
         };
         while self.stopping.run_until_cancelled(changed()).await.unwrap_or(false) {
@@ -63,7 +63,9 @@ impl App {
 
     fn update_health(&self) {
         let now = Health::of(&self.models, &self.serving);
-        self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+        if self.health.send_if_modified(|health| std::mem::replace(health, now) != now) {
+            tracing::info!(?now, "health has changed");
+        }
     }
 }
 

@@ -30,12 +30,11 @@ impl Reporter {
     pub(super) async fn report(&mut self, health: Option<Health>) {
         for (name, needs) in reported() {
             let is_well = serves(health, needs);
-            if is_well == serves(self.last, needs) {
-                continue;
+            // Watchers are sent every report, also one that changes nothing.
+            if is_well != serves(self.last, needs) {
+                let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
+                self.reporter.set_service_status(name, status).await;
             }
-            let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
-            tracing::info!(service = name, %status, "health has changed");
-            self.reporter.set_service_status(name, status).await;
         }
         self.last = health;
     }

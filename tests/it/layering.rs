@@ -114,12 +114,12 @@ fn code(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The modules of this crate that a text names through `crate::`, also inside a braced import.
-fn named_modules(text: &str) -> BTreeSet<String> {
+/// The modules that a text names directly behind a path such as `crate::`, also inside a braced import.
+fn named_behind(path: &str, text: &str) -> BTreeSet<String> {
     let ident = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = BTreeSet::new();
-    for (at, _) in text.match_indices("crate::") {
-        let rest = &text[at + "crate::".len()..];
+    for (at, _) in text.match_indices(path) {
+        let rest = &text[at + path.len()..];
         if !rest.starts_with('{') {
             found.insert(ident(rest));
             continue;
@@ -160,7 +160,7 @@ fn arrows_point_one_way() {
             continue;
         }
         let allowed = ARROWS.iter().find(|(m, _)| *m == module).unwrap_or_else(|| panic!("no rule for {module}")).1;
-        for named in named_modules(&text) {
+        for named in named_behind("crate::", &text) {
             let is_module = ARROWS.iter().any(|(m, _)| *m == named);
             if is_module && named != module && !allowed.contains(&named.as_str()) {
                 wrong.push(format!("{file} names crate::{named}"));
@@ -168,6 +168,30 @@ fn arrows_point_one_way() {
         }
     }
     assert!(wrong.is_empty(), "arrows against the design:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_edge_knows_no_stored_records() {
+    let edge = sources().into_iter().filter(|(file, _)| file.starts_with("grpc/"));
+    let wrong = edge.filter(|(_, text)| named_behind("proto::", text).contains("store"));
+    let files: Vec<_> = wrong.map(|(file, _)| file).collect();
+    assert!(files.is_empty(), "stored records at the edge: {files:?}");
+}
+
+#[test]
+fn every_use_case_takes_the_call() {
+    // These assemble the application and keep it alive.
+    let is_life = |file: &str| ["app/mod.rs", "app/health.rs"].contains(&file);
+    let mut wrong = Vec::new();
+    for (file, text) in sources().into_iter().filter(|(file, _)| file.starts_with("app/") && !is_life(file)) {
+        for signature in text.split("pub async fn ").skip(1) {
+            let arguments = signature.split(" -> ").next().unwrap();
+            if !arguments.contains("&Call") {
+                wrong.push(format!("{file}: {arguments}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "use cases that know not who calls:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -187,8 +211,9 @@ fn crates_are_named_only_where_they_belong() {
 fn the_check_sees_what_it_should() {
     let text =
         "use crate::{\n    proto::{store::RunRecord, v1},\n    registry::Registry,\n};\nlet x = crate::grpc::run();";
-    let named: Vec<_> = named_modules(text).into_iter().collect();
+    let named: Vec<_> = named_behind("crate::", text).into_iter().collect();
     assert_eq!(named, ["grpc", "proto", "registry"]);
+    assert!(named_behind("proto::", text).contains("store"));
     assert!(names_crate("use tch::Tensor;", "tch"));
     assert!(!names_crate("use batch::Tensor; crate::tch::x", "tch"));
 }

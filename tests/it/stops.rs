@@ -137,6 +137,24 @@ async fn whoever_only_listens_does_not_hold_a_stop_up() {
 }
 
 #[tokio::test]
+async fn whoever_listens_to_a_server_that_opens_does_not_hold_a_stop_up() {
+    let home = home();
+    let (mut child, _output, url) = start(&home, "127.0.0.1:0");
+    let channel = tonic::transport::Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut heard = vec![states.message().await.unwrap().unwrap().status];
+    signal(&child, libc::SIGTERM);
+    let end = loop {
+        match states.message().await {
+            Ok(Some(state)) => heard.push(state.status),
+            end => break end,
+        }
+    };
+    assert_eq!((heard.last(), end.unwrap_err().code()), (Some(&2), tonic::Code::Unavailable));
+    tokio::task::spawn_blocking(move || assert_orderly(&home, &mut child, "while it opened")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stop_while_a_run_trains_is_orderly() {
     let home = Home::trained(&format!("\n[server]\ndrain_timeout_s = {}\n", DRAIN.as_secs())).await;
     for wait_ms in [0, 400, 1_500] {

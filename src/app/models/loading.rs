@@ -245,6 +245,7 @@ impl Models {
             let mut dependencies = Vec::new();
             let loaded = self.load_with(name, &mut dependencies).await;
             self.shared.loading.tried(name, loaded.as_ref().err());
+            self.changed();
             match loaded {
                 Ok(version) => {
                     self.shared.loading.loaded(version, dependencies);

@@ -49,8 +49,8 @@ struct Shared {
     refreshing: Mutex<()>,
     pins: Arc<Pins>,
     loading: Loading,
-    /// Rises whenever an alias moves.
-    moves: watch::Sender<u64>,
+    /// Rises whenever an alias moves or a load ends.
+    changes: watch::Sender<u64>,
 }
 
 /// A version that a call works with, and the pin that keeps it loaded.
@@ -83,7 +83,7 @@ impl Models {
             refreshing: Mutex::default(),
             pins,
             loading: Loading::default(),
-            moves: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
         });
         loading::unload_what_is_free(&shared, freed);
         Ok(Self { shared })
@@ -340,7 +340,7 @@ impl Models {
         let _refreshing = shared.refreshing.lock();
         let aliases = read_aliases(&shared.registry, &shared.aliases.load(), &shared.pins)?;
         shared.aliases.store(Arc::new(aliases));
-        shared.moves.send_modify(|n_moves| *n_moves = n_moves.wrapping_add(1));
+        self.changed();
         Ok(())
     }
 
@@ -352,10 +352,14 @@ impl Models {
         of_model.filter(|(_, pin)| pin.version() == version).map(|(alias, _)| alias.to_string()).collect()
     }
 
-    /// Rises whenever an alias moves.
+    /// Rises whenever an alias moves or a load ends.
     #[must_use]
-    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
-        self.shared.moves.subscribe()
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.shared.changes.send_modify(|n_changes| *n_changes = n_changes.wrapping_add(1));
     }
 }
 

@@ -102,7 +102,7 @@ impl Runs {
     ///
     /// # Errors
     /// When the store cannot be read or written.
-    pub fn open(
+    pub(super) fn open(
         store: Arc<dyn Store>,
         models: Models,
         launcher: Arc<dyn Launcher>,
@@ -359,7 +359,7 @@ impl Runs {
     }
 
     /// Stops every run and waits until each has written its end.
-    pub async fn stop(&self) {
+    pub(super) async fn stop(&self) {
         self.shared.tasks.close();
         self.shared.stopping.cancel();
         self.shared.tasks.wait().await;
