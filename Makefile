@@ -22,6 +22,14 @@ export PYTHON
 # Begins a recipe that compiles: LIBTORCH is the machine's own or the fetched one.
 WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
 
+# Begins a recipe that compiles the tests: by clippy, so that lint and test share one build, with assertions in our own code
+# and the dependencies of the release binary. The binary itself stays what `make build` made.
+CHECKED = export RUSTC_WORKSPACE_WRAPPER=clippy-driver CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+  CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true; \
+  kept="$$(mktemp -d)"; mkdir -p target/release; [ ! -e $(BINARY) ] || cp -p $(BINARY) "$$kept/visage"; \
+  trap '[ ! -e "$$kept/visage" ] || mv -f "$$kept/visage" $(BINARY); rmdir "$$kept"' EXIT
+TESTS = --release --workspace --all-targets --locked
+
 # Begins a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
 WITH_WEIGHTS = VISAGE_WEIGHTS="$$($(PYTHON) deploy/fetch_weights.py)"; export VISAGE_WEIGHTS
 
@@ -54,12 +62,13 @@ test: tools ## Run every test
 	@$(PYTHON) -m unittest discover -s deploy/tests
 	@VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt)"; export VISAGE_PYTHON; \
 	$$VISAGE_PYTHON -m unittest discover -s clients/python/tests; \
-	$(WITH_WEIGHTS); $(WITH_LIBTORCH); cargo test --workspace --all-targets --locked $(ARGS)
+	$(WITH_WEIGHTS); $(WITH_LIBTORCH); $(CHECKED); cargo test $(TESTS) $(ARGS)
 
 lint: tools ## Check format, clippy, documentation, dependencies and Python types
 	@cargo fmt --all --check
-	@$(WITH_LIBTORCH); cargo clippy --workspace --all-targets --locked -- -D warnings
-	@$(WITH_LIBTORCH); RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@$(WITH_LIBTORCH); $(CHECKED); cargo test $(TESTS) --no-run --color=always 2>&1 | tee target/lint.log; \
+	if grep -q 'generated .* warning' target/lint.log; then echo 'lint: the warnings above are errors here' >&2; exit 1; fi
+	@$(WITH_LIBTORCH); $(CHECKED); RUSTDOC="$$PWD/deploy/rustdoc.sh" cargo test --release --workspace --doc --locked
 	@$(PYTHON) docs/check.py
 	@python="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt deploy/lint-requirements.txt)"; \
 	MYPYPATH="$$($$python clients/python/generate.py)" $$python -m mypy --config-file clients/python/pyproject.toml \

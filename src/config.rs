@@ -16,7 +16,7 @@ use figment::{
 use serde::{Deserialize, Serialize};
 
 /// The documented file with every default, as `visage config --default` prints it.
-pub const DOCUMENTED_DEFAULTS: &str = include_str!("../deploy/visage.toml");
+pub(crate) const DOCUMENTED_DEFAULTS: &str = include_str!("../deploy/visage.toml");
 
 /// The environment's prefix.
 const ENV_PREFIX: &str = "VISAGE_";
@@ -24,7 +24,7 @@ const ENV_PREFIX: &str = "VISAGE_";
 /// Every setting of a server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// The gRPC server.
@@ -70,7 +70,7 @@ impl Default for Config {
 /// The gRPC server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ServerConfig {
+pub(crate) struct ServerConfig {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The largest message that is read, in bytes.
@@ -110,7 +110,7 @@ impl Default for ServerConfig {
 /// Reading pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ImagesConfig {
+pub(crate) struct ImagesConfig {
     /// Width times height that are decoded at most.
     pub max_pixels: u64,
     /// Decoding threads; 0: the number of cores.
@@ -128,7 +128,7 @@ impl Default for ImagesConfig {
 /// Reading faces: how many of a photo, and what a request may make of a version's thresholds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct FacesConfig {
+pub(crate) struct FacesConfig {
     /// Faces of one photo that are read at most, the largest.
     pub max_faces: usize,
     /// The least and the most that a request may ask for, as of every key below.
@@ -180,7 +180,7 @@ impl Default for FacesConfig {
 /// Published models.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ModelsConfig {
+pub(crate) struct ModelsConfig {
     /// A folder of published weights that are registered at the start where they are not yet; empty: none.
     pub published_dir: PathBuf,
 }
@@ -188,7 +188,7 @@ pub struct ModelsConfig {
 /// Running networks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ServingConfig {
+pub(crate) struct ServingConfig {
     /// auto, cpu or cuda:N.
     pub device: String,
     /// Threads of a forward pass; 0: the number of cores.
@@ -222,7 +222,7 @@ impl Default for ServingConfig {
 /// Training runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct TrainingConfig {
+pub(crate) struct TrainingConfig {
     /// Folders below which training data and weights may lie; empty: none may be named.
     pub roots: Vec<PathBuf>,
     /// Runs that train at once.
@@ -242,7 +242,7 @@ impl Default for TrainingConfig {
 /// Collections of faces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct SimilarityConfig {
+pub(crate) struct SimilarityConfig {
     /// The largest `k` of a search.
     pub max_k: usize,
     /// Collections up to this many faces are searched exactly.
@@ -258,7 +258,7 @@ impl Default for SimilarityConfig {
 /// The store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct StoreConfig {
+pub(crate) struct StoreConfig {
     /// Of the engine's page cache, in bytes; the engine treats it as a wish.
     pub cache_bytes: u64,
 }
@@ -272,7 +272,7 @@ impl Default for StoreConfig {
 /// Lists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PagesConfig {
+pub(crate) struct PagesConfig {
     /// Entries when the caller does not say.
     pub default_size: usize,
     /// The most entries on a page.
@@ -288,7 +288,7 @@ impl Default for PagesConfig {
 /// Logs, on standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     /// One line an event: text or json.
     pub format: LogFormat,
     /// What is logged, in the syntax of `tracing`: a level, or target=level pairs.
@@ -304,7 +304,7 @@ impl Default for LogConfig {
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// For machines.
@@ -313,7 +313,7 @@ pub enum LogFormat {
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file is not there or cannot be read.
     #[error("{}", path.display())]
     File {
@@ -351,7 +351,7 @@ fn without_profile(error: &figment::Error) -> String {
 
 /// One setting and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Setting {
+pub(crate) struct Setting {
     /// Such as `server.listen`.
     pub key: String,
     /// As it would stand in the file.
@@ -362,7 +362,7 @@ pub struct Setting {
 
 /// Flags that were given, by key: `server.listen` to its value.
 #[derive(Clone, Debug, Default)]
-pub struct Flags {
+pub(crate) struct Flags {
     values: Vec<(String, Value)>,
     /// The first path that is no text, and the key for which it was given.
     not_utf8: Option<(String, PathBuf)>,
@@ -371,21 +371,21 @@ pub struct Flags {
 impl Flags {
     /// Adds a flag's value, if the flag was given.
     #[must_use]
-    pub fn with<T: Into<Value>>(mut self, key: &str, value: Option<T>) -> Self {
+    pub(crate) fn with<T: Into<Value>>(mut self, key: &str, value: Option<T>) -> Self {
         self.values.extend(value.map(|value| (key.to_owned(), value.into())));
         self
     }
 
     /// As [`Flags::with`], of a path; one that is no UTF-8 is refused when the configuration is loaded.
     #[must_use]
-    pub fn with_path(mut self, key: &str, path: Option<&Path>) -> Self {
+    pub(crate) fn with_path(mut self, key: &str, path: Option<&Path>) -> Self {
         let text = path.and_then(|path| self.text(key, path));
         self.with(key, text)
     }
 
     /// As [`Flags::with_path`], of a list; none is a flag that was not given.
     #[must_use]
-    pub fn with_paths(mut self, key: &str, paths: &[PathBuf]) -> Self {
+    pub(crate) fn with_paths(mut self, key: &str, paths: &[PathBuf]) -> Self {
         let texts: Vec<String> = paths.iter().filter_map(|path| self.text(key, path)).collect();
         self.with(key, (!texts.is_empty()).then_some(texts))
     }
@@ -425,7 +425,7 @@ impl Provider for Flag {
 }
 
 /// A configuration together with what it was made from.
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The effective values.
     pub config: Config,
     figment: Figment,
@@ -436,7 +436,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`] naming the key, and where it stands.
-    pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+    pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
         // What is no text would be taken for the nearest text, which is another name.
         let variable = || {
             std::env::vars_os()
@@ -515,7 +515,7 @@ impl Loaded {
     ///
     /// # Errors
     /// When a value cannot be shown, a defect.
-    pub fn sources(&self) -> Result<Vec<Setting>, ConfigError> {
+    pub(crate) fn sources(&self) -> Result<Vec<Setting>, ConfigError> {
         let values: Dict = self.figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
         let mut settings = Vec::new();
         self.walk("", &values, &mut settings);

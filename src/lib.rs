@@ -7,19 +7,19 @@
 
 pub mod proto;
 
-pub mod app;
+pub(crate) mod app;
 pub mod cli;
-pub mod config;
+pub(crate) mod config;
 pub(crate) mod digest;
 pub mod error;
-pub mod grpc;
+pub(crate) mod grpc;
 pub(crate) mod mapped;
-pub mod names;
+pub(crate) mod names;
 pub mod nn;
-pub mod registry;
-pub mod serving;
-pub mod similarity;
-pub mod store;
-pub mod telemetry;
-pub mod training;
+pub(crate) mod registry;
+pub(crate) mod serving;
+pub(crate) mod similarity;
+pub(crate) mod store;
+pub(crate) mod telemetry;
+pub(crate) mod training;
 pub mod vision;

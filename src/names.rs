@@ -13,7 +13,7 @@ const ID_RULE: &str = "must be 1 to 63 lower-case letters, digits and hyphens, s
 /// A text that is no name of its kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value:?} {rule}")]
-pub struct InvalidName {
+pub(crate) struct InvalidName {
     /// The request's field.
     pub field: String,
     /// The text as it was given.
@@ -38,14 +38,14 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(Arc<str>);
+        pub(crate) struct $name(Arc<str>);
 
         impl $name {
             /// Checks an id; `field` is where a request gave it.
             ///
             /// # Errors
             /// [`InvalidName`] for any other text.
-            pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+            pub(crate) fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
                 parse_id(field, text).map(Self)
             }
 
@@ -82,7 +82,7 @@ impl ModelId {
 impl AliasName {
     /// The alias that is meant where none is named.
     #[must_use]
-    pub fn champion() -> Self {
+    pub(crate) fn champion() -> Self {
         Self("champion".into())
     }
 }
@@ -92,12 +92,12 @@ const MAX_RUN_ID_BYTES: usize = 64;
 
 /// A training run's id: the `0193a5` of `trainingRuns/0193a5`, and of `operations/0193a5`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RunId(Arc<str>);
+pub(crate) struct RunId(Arc<str>);
 
 impl RunId {
     /// Reads an id; none from a text that is no run's.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let ok = !text.is_empty()
             && text.len() <= MAX_RUN_ID_BYTES
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
@@ -117,7 +117,7 @@ impl fmt::Display for RunId {
 
 /// `models/{model}/versions/{n}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VersionName {
+pub(crate) struct VersionName {
     /// The model.
     pub model: ModelId,
     /// 1 and up.
@@ -129,7 +129,7 @@ impl VersionName {
     ///
     /// # Errors
     /// [`InvalidName`] for any other text, an alias included.
-    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
         match ModelRef::parse(field, text)? {
             ModelRef::Version(version) => Ok(version),
             ModelRef::Alias { .. } => Err(InvalidName {
@@ -149,7 +149,7 @@ impl fmt::Display for VersionName {
 
 /// What a caller calls a version: by number, or through an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelRef {
+pub(crate) enum ModelRef {
     /// `models/{model}/versions/{n}`.
     Version(VersionName),
     /// `models/{model}@{alias}`; `models/{model}` is its champion.
@@ -166,7 +166,7 @@ impl ModelRef {
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.
-    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
         let invalid = || InvalidName {
             field: field.to_owned(),
             value: text.to_owned(),
@@ -189,7 +189,7 @@ impl ModelRef {
     ///
     /// # Errors
     /// As [`ModelRef::parse`].
-    pub fn parse_optional(field: &str, text: &str) -> Result<Option<Self>, InvalidName> {
+    pub(crate) fn parse_optional(field: &str, text: &str) -> Result<Option<Self>, InvalidName> {
         if text.is_empty() { Ok(None) } else { Self::parse(field, text).map(Some) }
     }
 }
@@ -205,7 +205,7 @@ impl fmt::Display for ModelRef {
 
 /// The name of a space in which embeddings can be compared: `models/{model}/versions/{n}#{layer}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EmbeddingSpace {
+pub(crate) struct EmbeddingSpace {
     /// The version that makes the embeddings.
     pub version: VersionName,
     /// The layer of its network.
@@ -217,7 +217,7 @@ impl EmbeddingSpace {
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.
-    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
         let invalid = || InvalidName {
             field: field.to_owned(),
             value: text.to_owned(),
@@ -237,7 +237,7 @@ impl fmt::Display for EmbeddingSpace {
 
 /// What a caller calls an embedding space: a version's own, a version's layer, or nothing for the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpaceRef {
+pub(crate) struct SpaceRef {
     /// The version; none: the default model's champion.
     pub version: Option<ModelRef>,
     /// The layer; none: the one that the version is paired with, or its first.
@@ -249,7 +249,7 @@ impl SpaceRef {
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.
-    pub fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, InvalidName> {
         let (version, layer) = match text.split_once('#') {
             Some((_, "")) => {
                 return Err(InvalidName {

@@ -12,13 +12,13 @@ use crate::config::{LogConfig, LogFormat};
 /// A filter that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("log.filter {filter:?}: {detail}")]
-pub struct BadFilter {
+pub(crate) struct BadFilter {
     filter: String,
     detail: String,
 }
 
 /// Keeps panics that become errors of the store from being printed, in a process that does not log.
-pub fn quiet_guarded_panics() {
+pub(crate) fn quiet_guarded_panics() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         if !crate::store::panic_is_guarded() {
@@ -31,7 +31,7 @@ pub fn quiet_guarded_panics() {
 ///
 /// # Errors
 /// [`BadFilter`] for a filter that cannot be read.
-pub fn init(config: &LogConfig) -> Result<(), BadFilter> {
+pub(crate) fn init(config: &LogConfig) -> Result<(), BadFilter> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|e| BadFilter { filter: config.filter.clone(), detail: e.to_string() })?;
     let registry = tracing_subscriber::registry().with(filter);

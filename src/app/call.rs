@@ -6,7 +6,7 @@ use crate::serving::Priority;
 
 /// Who calls. What a caller may do, and for which tenant, belongs here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The caller's name, as the edge established it.
     pub id: String,
 }
@@ -14,7 +14,7 @@ pub struct Caller {
 impl Caller {
     /// A caller that showed no credentials.
     #[must_use]
-    pub fn anonymous() -> Self {
+    pub(crate) fn anonymous() -> Self {
         Self { id: "anonymous".to_owned() }
     }
 }
@@ -22,7 +22,7 @@ impl Caller {
 /// A call: who calls, which call it is, until when it must be answered and how urgent it is. Every use case takes one
 /// first, also one that only reads.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// Who calls.
     pub caller: Caller,
     /// Names this call in logs; the caller's `x-request-id`, or made at the edge.
@@ -53,7 +53,7 @@ impl Call {
 
     /// The same call, for an item of its stream that arrives now.
     #[must_use]
-    pub fn item(&self) -> Self {
+    pub(crate) fn item(&self) -> Self {
         let arrived = Instant::now();
         let due = arrived + self.item_timeout;
         Self { arrived, deadline: Some(self.deadline.map_or(due, |deadline| deadline.min(due))), ..self.clone() }
@@ -61,7 +61,7 @@ impl Call {
 
     /// Time left, or `None` without a deadline; zero when it has passed.
     #[must_use]
-    pub fn time_left(&self) -> Option<Duration> {
+    pub(crate) fn time_left(&self) -> Option<Duration> {
         self.deadline.map(|d| d.saturating_duration_since(Instant::now()))
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 
 /// Two photos to compare.
 #[derive(Clone, Debug)]
-pub struct Comparison {
+pub(crate) struct Comparison {
     /// One.
     pub first: Bytes,
     /// The other.
@@ -33,7 +33,11 @@ impl App {
     ///
     /// # Errors
     /// When there is no such space, a photo is no readable image, or there is no room or time for it.
-    pub async fn compare_faces(&self, call: &Call, request: Comparison) -> Result<v1::CompareFacesResponse, AppError> {
+    pub(crate) async fn compare_faces(
+        &self,
+        call: &Call,
+        request: Comparison,
+    ) -> Result<v1::CompareFacesResponse, AppError> {
         for (field, image) in [("first_image", &request.first), ("second_image", &request.second)] {
             check_photo(field, image)?;
         }

@@ -16,17 +16,17 @@ use crate::{
 };
 
 /// Whose the reasons of errors are, as `google.rpc.ErrorInfo` has it.
-pub const ERROR_DOMAIN: &str = "visage";
+pub(crate) const ERROR_DOMAIN: &str = "visage";
 
 /// A reason as it travels: without the enum's prefix.
 #[must_use]
-pub fn reason_name(reason: ErrorReason) -> &'static str {
+pub(crate) fn reason_name(reason: ErrorReason) -> &'static str {
     reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
 
 /// An error of a use case: its own, or a layer's.
 #[derive(Debug, thiserror::Error)]
-pub enum AppError {
+pub(crate) enum AppError {
     /// A request field is missing, malformed or out of range.
     #[error("{field}: {description}")]
     FieldInvalid {
@@ -167,13 +167,13 @@ impl AppError {
     }
 
     /// A wrong request field.
-    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+    pub(crate) fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::FieldInvalid { field: field.into(), description: description.into() }
     }
 
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::FieldInvalid { .. } | Self::PageTokenInvalid { .. } | Self::FaceUnusable { .. } | Self::Name(_) => {
                 Kind::Invalid

@@ -31,7 +31,7 @@ use crate::{
 
 /// The collections of a server.
 #[derive(Clone)]
-pub struct Faces {
+pub(crate) struct Faces {
     store: Arc<dyn Store>,
     index: Arc<SimilarityIndex>,
     models: Models,
@@ -47,7 +47,7 @@ const MAX_DISPLAY_NAME_BYTES: usize = 256;
 
 /// What a face is found or enrolled by.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// An encoded photo, and which of its faces.
     Image(Bytes, FaceSelection),
     /// A vector, and the space it claims to be of (empty: the collection's).
@@ -61,7 +61,7 @@ pub enum Source {
 
 /// A face to enrol.
 #[derive(Clone, Debug)]
-pub struct Enrolment {
+pub(crate) struct Enrolment {
     /// The collection.
     pub collection: CollectionId,
     /// Chosen by the caller, or made by the server.
@@ -76,7 +76,7 @@ pub struct Enrolment {
 
 /// What to look for.
 #[derive(Clone, Debug)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// Faces like this photo or vector.
     Like(Source),
     /// Faces like this enrolled one.
@@ -100,7 +100,7 @@ impl Faces {
     ///
     /// # Errors
     /// When the id is taken, or there is no such version or layer.
-    pub async fn create_collection(
+    pub(crate) async fn create_collection(
         &self,
         _: &Call,
         id: CollectionId,
@@ -138,7 +138,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn get_collection(&self, _: &Call, id: &CollectionId) -> Result<v1::Collection, AppError> {
+    pub(crate) async fn get_collection(&self, _: &Call, id: &CollectionId) -> Result<v1::Collection, AppError> {
         // All of it is in memory.
         let (record, n_faces) = self.index.get_collection(id)?;
         Ok(collection_to_proto(&record, n_faces))
@@ -148,7 +148,7 @@ impl Faces {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list_collections(&self, _: &Call, page: Page) -> Result<Paged<v1::Collection>, AppError> {
+    pub(crate) async fn list_collections(&self, _: &Call, page: Page) -> Result<Paged<v1::Collection>, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || {
             let rows = index.list_collections(page.after.as_deref(), page.limit())?;
@@ -162,7 +162,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn delete_collection(&self, _: &Call, id: CollectionId) -> Result<(), AppError> {
+    pub(crate) async fn delete_collection(&self, _: &Call, id: CollectionId) -> Result<(), AppError> {
         let (index, pins) = (Arc::clone(&self.index), Arc::clone(&self.pins));
         blocking(move || {
             let pin = {
@@ -180,7 +180,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection, the id is taken, or the photo or vector cannot be used.
-    pub async fn enroll(&self, call: &Call, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
+    pub(crate) async fn enroll(&self, call: &Call, new: Enrolment, once: Idempotent) -> Result<v1::Face, AppError> {
         let Enrolment { collection, face, source, subject, labels } = new;
         let prepare = self.embed(call, &collection, source);
         let (index, id) = (Arc::clone(&self.index), collection.clone());
@@ -206,7 +206,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection or face.
-    pub async fn get(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<v1::Face, AppError> {
+    pub(crate) async fn get(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<v1::Face, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || Ok(face_to_proto(&collection, &index.get_face(&collection, &face)?))).await
     }
@@ -215,7 +215,12 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection.
-    pub async fn list(&self, _: &Call, collection: CollectionId, page: Page) -> Result<Paged<v1::Face>, AppError> {
+    pub(crate) async fn list(
+        &self,
+        _: &Call,
+        collection: CollectionId,
+        page: Page,
+    ) -> Result<Paged<v1::Face>, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || {
             let rows = index.list_faces(&collection, page.after.as_deref(), page.limit())?;
@@ -229,7 +234,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection or face.
-    pub async fn delete(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<(), AppError> {
+    pub(crate) async fn delete(&self, _: &Call, collection: CollectionId, face: FaceId) -> Result<(), AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || Ok(index.delete_face(&collection, &face)?)).await
     }
@@ -238,7 +243,7 @@ impl Faces {
     ///
     /// # Errors
     /// When there is no such collection or face, the photo or vector cannot be used, or `k` is out of range.
-    pub async fn find_similar(
+    pub(crate) async fn find_similar(
         &self,
         call: &Call,
         collection: CollectionId,

@@ -7,7 +7,7 @@ use crate::serving::ServingPool;
 
 /// What the server can do now. Overload and users' errors change nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Health {
+pub(crate) struct Health {
     /// The default model's champion answers, or there is none.
     pub predictions: bool,
     /// The version that some collection compares with answers, or there is no collection.
@@ -36,19 +36,19 @@ impl Health {
 
 impl App {
     /// Loads what aliases and collections need, as far as it can be loaded.
-    pub async fn load_needed(&self) {
+    pub(crate) async fn load_needed(&self) {
         self.models.load_needed().await;
         self.update_health();
     }
 
     /// Follows what the server can do.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<Health> {
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
     /// Keeps [`App::health`] true until the server stops.
-    pub async fn keep_health(&self) {
+    pub(crate) async fn keep_health(&self) {
         let (mut device, mut models) = (self.serving.changes(), self.models.changes());
         let mut changed = async || {
             tokio::select! {

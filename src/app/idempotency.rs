@@ -49,7 +49,7 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// A request that changes something, with its caller's key if it has one.
 #[derive(Debug)]
-pub struct Idempotent(Option<Key>);
+pub(crate) struct Idempotent(Option<Key>);
 
 struct Key {
     request_id: String,
@@ -93,7 +93,7 @@ impl Idempotent {
     ///
     /// # Errors
     /// [`AppError::FieldInvalid`] for an id that is too long.
-    pub fn new<M>(call: &Call, method: &str, request_id: &str, request: &M) -> Result<Self, AppError>
+    pub(crate) fn new<M>(call: &Call, method: &str, request_id: &str, request: &M) -> Result<Self, AppError>
     where
         M: Message + Clone + 'static,
     {

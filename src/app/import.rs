@@ -21,7 +21,7 @@ const MAX_TEXT_BYTES: usize = 1024;
 
 /// Weights to register as a version.
 #[derive(Clone, Debug)]
-pub struct Import {
+pub(crate) struct Import {
     /// The model that gets the version; made if it does not exist.
     pub model: ModelId,
     /// The file or folder, under a configured root.
@@ -47,7 +47,7 @@ impl App {
     ///
     /// # Errors
     /// When the path leads outside the roots, there are no weights or they do not fit the heads.
-    pub async fn import_version(
+    pub(crate) async fn import_version(
         &self,
         _: &Call,
         request: Import,

@@ -27,19 +27,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use call::{Call, Caller};
-pub use compare::Comparison;
-pub use error::{AppError, ERROR_DOMAIN, reason_name};
-pub use faces::{Enrolment, Faces, Source, Wanted};
-pub use health::Health;
-pub use idempotency::Idempotent;
-pub use import::Import;
-pub use models::Models;
-pub use paging::{Page, PageLimits, PageRequest, Paged};
-pub use photos::{Photos, Wants};
-pub use predict::predict;
-pub use runs::{NewRun, RunOperation, RunSettings, Runs};
-pub use thresholds::signals_of;
+pub(crate) use call::{Call, Caller};
+pub(crate) use compare::Comparison;
+pub(crate) use error::{AppError, ERROR_DOMAIN, reason_name};
+pub(crate) use faces::{Enrolment, Faces, Source, Wanted};
+pub(crate) use health::Health;
+pub(crate) use idempotency::Idempotent;
+pub(crate) use import::Import;
+pub(crate) use models::Models;
+pub(crate) use paging::{Page, PageLimits, PageRequest, Paged};
+pub(crate) use photos::{Photos, Wants};
+pub(crate) use predict::predict;
+pub(crate) use runs::{NewRun, RunOperation, RunSettings, Runs};
+pub(crate) use thresholds::signals_of;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -57,7 +57,7 @@ use crate::{
 };
 
 /// Everything a server is, apart from its transport.
-pub struct App {
+pub(crate) struct App {
     /// Models, versions, aliases.
     pub models: Models,
     /// Photos through the pipeline.
@@ -82,7 +82,7 @@ pub struct App {
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 /// What an [`App`] runs on; tests bring others.
-pub struct Backends {
+pub(crate) struct Backends {
     /// Makes engines of versions.
     pub engines: Arc<dyn EngineLoader>,
     /// Starts training processes.
@@ -95,7 +95,7 @@ impl App {
     /// # Errors
     /// When the store, the device or a root cannot be opened; the message says what to do. [`AppError::Stopping`] when
     /// `stopping`, which is the application's own from then on, was cancelled meanwhile.
-    pub async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
+    pub(crate) async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
         let backends = Backends {
             engines: Arc::new(TorchEngineLoader::new(&config.serving.device)?),
             launcher: Arc::new(ProcessLauncher::this_binary()?),
@@ -107,7 +107,11 @@ impl App {
     ///
     /// # Errors
     /// As [`App::open`].
-    pub async fn open_with(config: &Config, backends: Backends, stopping: CancellationToken) -> Result<Self, AppError> {
+    pub(crate) async fn open_with(
+        config: &Config,
+        backends: Backends,
+        stopping: CancellationToken,
+    ) -> Result<Self, AppError> {
         let published_dir = config.models.published_dir.clone();
         let config = config.clone();
         // Opening reads and verifies the whole store.
@@ -193,7 +197,7 @@ impl App {
     }
 
     /// Forgets the answers of old request ids, now and every hour, until the server stops.
-    pub async fn forget_old_requests(&self) {
+    pub(crate) async fn forget_old_requests(&self) {
         let mut hours = tokio::time::interval(FORGET_EVERY);
         while self.stopping.run_until_cancelled(hours.tick()).await.is_some() {
             let store = Arc::clone(&self.store);
@@ -206,13 +210,13 @@ impl App {
     }
 
     /// Ends the runs and writes their ends. No run begins afterwards.
-    pub async fn stop_runs(&self) {
+    pub(crate) async fn stop_runs(&self) {
         self.runs.stop().await;
     }
 
     /// Ends the runs, writes their ends, and waits for the device's work in hand, all until `deadline`; says whether
     /// everything ended by then. What did not is cut with the process.
-    pub async fn close(&self, deadline: Instant) -> bool {
+    pub(crate) async fn close(&self, deadline: Instant) -> bool {
         self.stopping.cancel();
         let runs_ended = tokio::time::timeout_at(deadline.into(), self.stop_runs()).await.is_ok();
         if !runs_ended {

@@ -9,7 +9,7 @@ use super::AppError;
 
 /// Which page a caller asks for.
 #[derive(Clone, Copy, Debug)]
-pub struct PageRequest<'a> {
+pub(crate) struct PageRequest<'a> {
     /// As sent: 0 for the default.
     pub size: i32,
     /// As sent: empty for the first page.
@@ -18,7 +18,7 @@ pub struct PageRequest<'a> {
 
 /// The bounds of a page.
 #[derive(Clone, Copy, Debug)]
-pub struct PageLimits {
+pub(crate) struct PageLimits {
     /// Entries when the caller does not say.
     pub default_size: usize,
     /// The most entries on a page.
@@ -27,7 +27,7 @@ pub struct PageLimits {
 
 /// A checked request: how many entries of which list, and after which key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub(crate) struct Page {
     /// The list's name, its parent and its filter included.
     pub list: String,
     /// Entries wanted, 1 or more.
@@ -38,7 +38,7 @@ pub struct Page {
 
 /// A page's entries and the token of the next, empty at the end.
 #[derive(Clone, Debug)]
-pub struct Paged<T> {
+pub(crate) struct Paged<T> {
     /// At most the page's size.
     pub items: Vec<T>,
     /// Empty on the last page.
@@ -47,7 +47,7 @@ pub struct Paged<T> {
 
 impl<T> Paged<T> {
     /// The same page in another form.
-    pub fn map<U>(self, f: impl FnMut(T) -> U) -> Paged<U> {
+    pub(crate) fn map<U>(self, f: impl FnMut(T) -> U) -> Paged<U> {
         Paged { items: self.items.into_iter().map(f).collect(), next_page_token: self.next_page_token }
     }
 }
@@ -57,7 +57,7 @@ impl Page {
     ///
     /// # Errors
     /// [`AppError::FieldInvalid`] for a negative size, [`AppError::PageTokenInvalid`] for a token of no such list.
-    pub fn parse(request: PageRequest<'_>, limits: PageLimits, list: String) -> Result<Self, AppError> {
+    pub(crate) fn parse(request: PageRequest<'_>, limits: PageLimits, list: String) -> Result<Self, AppError> {
         let size = match usize::try_from(request.size) {
             Err(_) => return Err(AppError::field("page_size", "must not be negative")),
             Ok(0) => limits.default_size,
@@ -69,12 +69,12 @@ impl Page {
 
     /// One entry more than the page holds, to learn whether another page follows.
     #[must_use]
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.size + 1
     }
 
     /// Cuts what [`Page::limit`] entries gave down to the page.
-    pub fn finish<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> Vec<u8>) -> Paged<T> {
+    pub(crate) fn finish<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> Vec<u8>) -> Paged<T> {
         let more = items.len() > self.size;
         items.truncate(self.size);
         let next_page_token = match items.last() {

@@ -20,7 +20,7 @@ use crate::{
 /// # Errors
 /// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
 /// room or time for it.
-pub async fn predict(
+pub(crate) async fn predict(
     call: &Call,
     photos: &Photos,
     reference: Option<&ModelRef>,

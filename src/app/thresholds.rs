@@ -61,7 +61,7 @@ pub(super) const SPREAD: &str = "spread";
 
 /// The signals that tell whether a face is not answered for this reason; none for a reason that no signal tells.
 #[must_use]
-pub fn signals_of(reason: AbstentionReason) -> Vec<&'static str> {
+pub(crate) fn signals_of(reason: AbstentionReason) -> Vec<&'static str> {
     let mut signals: Vec<_> = THRESHOLDS.iter().filter(|t| t.reason == reason).map(|t| t.signal).collect();
     signals.dedup();
     signals

@@ -53,7 +53,7 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeFailure {
+pub(crate) enum ServeFailure {
     /// The application could not be opened.
     #[error(transparent)]
     App(#[from] AppError),
@@ -73,7 +73,7 @@ pub enum ServeFailure {
 ///
 /// # Errors
 /// When the store cannot be opened, or the transport fails.
-pub async fn run(
+pub(crate) async fn run(
     config: Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,

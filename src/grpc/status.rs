@@ -303,7 +303,6 @@ fn serve_row(error: &ServeError) -> Row {
                 .with("needed_ms", needed.as_millis())
                 .with("left_ms", left.as_millis())
         }
-        ServeError::Cancelled => Row::new(Code::Cancelled, Reason::Cancelled, error),
         ServeError::NotLoaded { version } => {
             Row::new(Code::Unavailable, Reason::Unavailable, error).with("version", version).retry(RETRY_SOON)
         }

@@ -8,7 +8,7 @@ use crate::{
 
 /// An error of the registry.
 #[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
+pub(crate) enum RegistryError {
     /// A name that no resource can have.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -80,7 +80,7 @@ fn shown(number: Option<u64>) -> String {
 impl RegistryError {
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Name(_) => Kind::Invalid,
             Self::ModelNotFound { .. } | Self::VersionNotFound { .. } | Self::AliasNotFound { .. } => Kind::NotFound,

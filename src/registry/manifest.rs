@@ -20,7 +20,7 @@ use crate::{
 
 /// What becomes a version.
 #[derive(Clone, Debug)]
-pub struct NewVersion {
+pub(crate) struct NewVersion {
     /// The model; made if it does not exist.
     pub model: ModelId,
     /// The kind of network.
@@ -49,7 +49,7 @@ pub struct NewVersion {
 
 /// Where a version comes from; what does not apply is empty.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// trainingRuns/{id}.
     pub training_run: String,
     /// How it was trained.
@@ -88,7 +88,7 @@ impl NewVersion {
     ///
     /// # Errors
     /// [`RegistryError::UnsupportedVersion`] when its parts do not fit together.
-    pub fn unregistered(&self) -> Result<Version, RegistryError> {
+    pub(crate) fn unregistered(&self) -> Result<Version, RegistryError> {
         let record = self.record(0, Vec::new());
         Version::parse(VersionName { model: self.model.clone(), number: 0 }, record)
     }

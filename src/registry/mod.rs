@@ -13,10 +13,10 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 
-pub use error::RegistryError;
-pub use manifest::{NewVersion, Origin};
-pub use reads::{Normalised, Reads};
-pub use version::{AnswerKind, EmbeddingLayer, Head, Interval, Version};
+pub(crate) use error::RegistryError;
+pub(crate) use manifest::{NewVersion, Origin};
+pub(crate) use reads::{Normalised, Reads};
+pub(crate) use version::{AnswerKind, Head, Interval, Version};
 
 use crate::{
     names::{AliasName, ModelId, VersionName},
@@ -29,7 +29,7 @@ use crate::{
 
 /// A model with its aliases.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Model {
+pub(crate) struct Model {
     /// Its id.
     pub id: ModelId,
     /// The version number that each alias points at.
@@ -40,7 +40,7 @@ pub struct Model {
 impl Model {
     /// Its description in the contract's form.
     #[must_use]
-    pub fn describe(&self) -> v1::Model {
+    pub(crate) fn describe(&self) -> v1::Model {
         let name = format!("models/{}", self.id);
         v1::Model {
             create_time: self.record.create_time,
@@ -56,7 +56,7 @@ impl Model {
 }
 
 /// The registry of a store. Its calls block.
-pub struct Registry {
+pub(crate) struct Registry {
     store: Arc<dyn Store>,
     blobs: Arc<dyn Blobs>,
     /// Read while blobs are written for a manifest to come, written while a sweep looks for those without one.
@@ -68,13 +68,13 @@ pub struct Registry {
 impl Registry {
     /// The registry of `store`, with its tensors in `blobs`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>) -> Self {
         Self { store, blobs, sweeping: RwLock::new(()), changing: Mutex::new(()) }
     }
 
     /// The store underneath.
     #[must_use]
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
@@ -82,7 +82,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
-    pub fn get_model(&self, model: &ModelId) -> Result<Model, RegistryError> {
+    pub(crate) fn get_model(&self, model: &ModelId) -> Result<Model, RegistryError> {
         let record = self
             .store
             .get_record::<ModelRecord>(Table::Models, model.as_bytes())?
@@ -105,7 +105,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn list_models(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Model>, RegistryError> {
+    pub(crate) fn list_models(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Model>, RegistryError> {
         let range = Range { after: after.map(<[u8]>::to_vec), ..Range::default() };
         let rows = self.store.scan_records::<ModelRecord>(Table::Models, &range, limit)?;
         rows.into_iter().map(|(_, record)| self.view(record)).collect()
@@ -119,7 +119,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::AliasMoved`] when it points elsewhere; `NotFound` for model, version or, when it should be
     /// removed, alias.
-    pub fn set_alias(
+    pub(crate) fn set_alias(
         &self,
         model: &ModelId,
         alias: &AliasName,

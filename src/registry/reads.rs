@@ -8,7 +8,7 @@ use crate::{
 
 /// What a version reads.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Reads {
+pub(crate) enum Reads {
     /// Whole photos, cut to a square.
     Photos {
         /// The square's side in pixels.
@@ -35,7 +35,7 @@ pub enum Reads {
 
 /// The mean and standard deviation of RGB in 0..1 that pixels are normalised with.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Normalised {
+pub(crate) struct Normalised {
     /// Of red, green and blue.
     pub mean: [f32; 3],
     /// Likewise, above 0.
@@ -47,7 +47,7 @@ impl Reads {
     ///
     /// # Errors
     /// When it describes what this program does not know.
-    pub fn parse(stored: Option<&Preprocessing>) -> Result<Self, String> {
+    pub(crate) fn parse(stored: Option<&Preprocessing>) -> Result<Self, String> {
         let stored = stored.ok_or("it does not say what it reads")?;
         match (&stored.detection, &stored.face_chip) {
             (Some(_), Some(_)) => Err("it both finds faces and reads them".to_owned()),
@@ -63,7 +63,7 @@ impl Reads {
 
     /// The stored form.
     #[must_use]
-    pub fn to_stored(&self) -> Preprocessing {
+    pub(crate) fn to_stored(&self) -> Preprocessing {
         let normalised = |side_px: u32, normalisation: &Normalised| Preprocessing {
             image_size_px: side_px,
             mean: normalisation.mean.to_vec(),

@@ -13,7 +13,7 @@ use crate::{
 
 /// An immutable version. Everything that makes its answer is here or named here.
 #[derive(Clone, Debug)]
-pub struct Version {
+pub(crate) struct Version {
     /// Its name.
     pub name: VersionName,
     /// What it reads.
@@ -37,7 +37,7 @@ pub struct Version {
 
 /// One answer of a version.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Head {
+pub(crate) struct Head {
     /// Its name, such as "age".
     pub name: String,
     /// What it answers with.
@@ -46,7 +46,7 @@ pub struct Head {
 
 /// What a head answers with.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AnswerKind {
+pub(crate) enum AnswerKind {
     /// A number.
     Regression {
         /// Its unit, such as "years"; may be empty.
@@ -63,7 +63,7 @@ pub enum AnswerKind {
 
 /// The interval around an estimate: split conformal on absolute residuals.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// The share of true values that it covers, above 0 and below 1.
     pub coverage: f64,
     /// Half its width, in the head's unit.
@@ -74,7 +74,7 @@ pub struct Interval {
 
 /// A layer whose output is an embedding.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmbeddingLayer {
+pub(crate) struct EmbeddingLayer {
     /// Its name, such as "embedding512".
     pub name: String,
     /// Numbers of an embedding.
@@ -116,7 +116,7 @@ impl Version {
     /// The versions that must be loaded for this one to answer: the detector that finds its faces, the version whose
     /// embedding its answers are paired with.
     #[must_use]
-    pub fn dependencies(&self) -> Vec<VersionName> {
+    pub(crate) fn dependencies(&self) -> Vec<VersionName> {
         match &self.reads {
             Reads::Faces { detector, space, .. } => {
                 std::iter::once(detector.clone()).chain(space.as_ref().map(|space| space.version.clone())).collect()
@@ -127,14 +127,14 @@ impl Version {
 
     /// The space of its first layer, if it has layers.
     #[must_use]
-    pub fn first_space(&self) -> Option<EmbeddingSpace> {
+    pub(crate) fn first_space(&self) -> Option<EmbeddingSpace> {
         let layer = self.embedding_layers.first()?;
         Some(EmbeddingSpace { version: self.name.clone(), layer: layer.name.as_str().into() })
     }
 
     /// The space that embeddings of its photos lie in: the one that it is paired with, or its own first.
     #[must_use]
-    pub fn usual_space(&self) -> Option<EmbeddingSpace> {
+    pub(crate) fn usual_space(&self) -> Option<EmbeddingSpace> {
         match &self.reads {
             Reads::Faces { space: Some(space), .. } => Some(space.clone()),
             _ => self.first_space(),
@@ -143,30 +143,30 @@ impl Version {
 
     /// Its architecture.
     #[must_use]
-    pub fn architecture(&self) -> v1::Architecture {
+    pub(crate) fn architecture(&self) -> v1::Architecture {
         self.record.architecture()
     }
 
     /// Whether another version answers the same: its tensors and what it reads are equal.
     #[must_use]
-    pub fn has_same_network(&self, other: &Self) -> bool {
+    pub(crate) fn has_same_network(&self, other: &Self) -> bool {
         self.record.tensors == other.record.tensors && self.reads == other.reads
     }
 
     /// The intervals of its heads, as they are stored.
     #[must_use]
-    pub fn calibrations(&self) -> &[HeadCalibration] {
+    pub(crate) fn calibrations(&self) -> &[HeadCalibration] {
         &self.record.calibrations
     }
 
     /// The names of its tensors.
-    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.record.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
     /// Its description in the contract's form; load state and aliases are not part of the version.
     #[must_use]
-    pub fn describe(&self) -> v1::ModelVersion {
+    pub(crate) fn describe(&self) -> v1::ModelVersion {
         describe(&self.name, &self.record)
     }
 }

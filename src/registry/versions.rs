@@ -23,7 +23,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::VersionNotFound`] when a version that it depends on is gone, and when the store fails; nothing is
     /// registered then.
-    pub fn register(
+    pub(crate) fn register(
         &self,
         new: NewVersion,
         mut extra: impl FnMut(&Version) -> Batch,
@@ -59,7 +59,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`],
     /// [`RegistryError::UnsupportedVersion`].
-    pub fn get_version(&self, version: &VersionName) -> Result<Version, RegistryError> {
+    pub(crate) fn get_version(&self, version: &VersionName) -> Result<Version, RegistryError> {
         let corrupt = |detail: String| RegistryError::CorruptVersion { version: version.clone(), detail };
         let bytes = self.version_bytes(version)?;
         let key = version_key(version);
@@ -76,7 +76,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`].
-    pub fn describe_version(&self, version: &VersionName) -> Result<v1::ModelVersion, RegistryError> {
+    pub(crate) fn describe_version(&self, version: &VersionName) -> Result<v1::ModelVersion, RegistryError> {
         match self.get_version(version) {
             Ok(version) => Ok(version.describe()),
             Err(RegistryError::UnsupportedVersion { .. }) => {
@@ -101,7 +101,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
-    pub fn list_versions(
+    pub(crate) fn list_versions(
         &self,
         model: &ModelId,
         before: Option<u64>,
@@ -119,7 +119,11 @@ impl Registry {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn find_published(&self, model: &ModelId, published_as: &str) -> Result<Option<VersionName>, RegistryError> {
+    pub(crate) fn find_published(
+        &self,
+        model: &ModelId,
+        published_as: &str,
+    ) -> Result<Option<VersionName>, RegistryError> {
         let range = Range { prefix: join_key(&[model.as_bytes(), b""]), descending: true, ..Range::default() };
         for row in self.store.records::<VersionRecord>(Table::Versions, range) {
             let (_, record) = row?;
@@ -147,7 +151,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
-    pub fn load_tensors(&self, version: &Version) -> Result<Vec<TensorData>, RegistryError> {
+    pub(crate) fn load_tensors(&self, version: &Version) -> Result<Vec<TensorData>, RegistryError> {
         let (record, version) = (&version.record, &version.name);
         let load = |tensor: &crate::proto::store::TensorRef| {
             let corrupt = |why: String| RegistryError::CorruptVersion {
@@ -173,7 +177,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it or another version depends on it.
-    pub fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
+    pub(crate) fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
         let changing = self.changing.lock();
         // No version that depends on it is registered between the look and the commit.
         let no_register = self.sweeping.write();
@@ -238,7 +242,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the store fails, or a manifest is damaged: then nothing is removed, for it may have named anything.
-    pub fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
+    pub(crate) fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write();
         let mut live = HashSet::new();
         self.each_version(|record| {

@@ -12,7 +12,7 @@ use crate::{
 
 /// What a network says about one image.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ImageOutput {
+pub(crate) struct ImageOutput {
     /// One vector a head, in the version's order: the number of a regression, or the probabilities of a
     /// classification (they sum to one).
     pub heads: Vec<Vec<f32>>,
@@ -28,14 +28,14 @@ pub struct ImageOutput {
 impl ImageOutput {
     /// The answers of heads and embeddings, with nothing else.
     #[must_use]
-    pub fn new(heads: Vec<Vec<f32>>, embeddings: BTreeMap<String, Vec<f32>>) -> Self {
+    pub(crate) fn new(heads: Vec<Vec<f32>>, embeddings: BTreeMap<String, Vec<f32>>) -> Self {
         Self { heads, embeddings, spreads: Vec::new(), faces: Vec::new() }
     }
 }
 
 /// What a network reads.
 #[derive(Clone, Debug, PartialEq)]
-pub enum InputKind {
+pub(crate) enum InputKind {
     /// A whole photo or a face, cut to a square.
     Square {
         /// The square's side in pixels.
@@ -47,7 +47,7 @@ pub enum InputKind {
 
 /// An image for a network.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// A whole photo or a face, cut to the network's side.
     Square(Pixels),
     /// A photo in which faces are to be found.
@@ -68,7 +68,7 @@ impl Input {
 
     /// What its pixels hold of memory.
     #[must_use]
-    pub fn n_bytes(&self) -> usize {
+    pub(crate) fn n_bytes(&self) -> usize {
         match self {
             Self::Square(pixels) => pixels.rgb.len(),
             Self::Photo(pyramid) => pyramid.n_bytes(),
@@ -99,7 +99,7 @@ impl Input {
 }
 
 /// A loaded network, owned by one thread at a time.
-pub trait Engine: Send {
+pub(crate) trait Engine: Send {
     /// Answers a batch; all inputs are of the version's kind and side.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ pub trait Engine: Send {
 }
 
 /// Builds engines. Called on the loader thread only.
-pub trait EngineLoader: Send + Sync {
+pub(crate) trait EngineLoader: Send + Sync {
     /// Builds a version's engine on the device.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ pub trait EngineLoader: Send + Sync {
 
 /// All that makes a version's engine. Free of any handle to the store, so that it can be dropped once it is built.
 #[derive(Clone, Debug)]
-pub struct EngineSource {
+pub(crate) struct EngineSource {
     /// The version.
     pub version: VersionName,
     /// Its network.
@@ -157,7 +157,7 @@ pub struct EngineSource {
 
 /// Why an engine did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum EngineError {
+pub(crate) enum EngineError {
     /// No memory on the device for a batch of this size.
     #[error("no device memory: {0}")]
     OutOfMemory(String),

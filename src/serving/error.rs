@@ -6,7 +6,7 @@ use crate::{error::Kind, names::VersionName};
 
 /// Where a photo waits and is worked on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// In the pixel pool, which decodes photos and cuts faces out.
     Pixels,
     /// In the queue of a version.
@@ -30,7 +30,7 @@ impl fmt::Display for Stage {
 
 /// An error of the serving layer.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ServeError {
+pub(crate) enum ServeError {
     /// The queue is full, in images or in their bytes.
     #[error("{stage} has {n_waiting} images waiting and no room for another")]
     Overloaded {
@@ -57,9 +57,6 @@ pub enum ServeError {
         /// Time to the deadline.
         left: Duration,
     },
-    /// The caller went away.
-    #[error("the caller cancelled")]
-    Cancelled,
     /// The version is not loaded, or has been unloaded meanwhile.
     #[error("{version} is not loaded")]
     NotLoaded {
@@ -114,10 +111,10 @@ pub enum ServeError {
 impl ServeError {
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Overloaded { .. } | Self::DeviceMemory { .. } | Self::Stopping => Kind::Overloaded,
-            Self::DeadlineExceeded { .. } | Self::DeadlineUnmeetable { .. } | Self::Cancelled => Kind::Cancelled,
+            Self::DeadlineExceeded { .. } | Self::DeadlineUnmeetable { .. } => Kind::Cancelled,
             Self::NotLoaded { .. } => Kind::Conflict,
             Self::GoldenMismatch { .. } | Self::WeightsMismatch { .. } => Kind::Corrupt,
             Self::EngineFailed { .. } | Self::NoThread { .. } => Kind::Internal,

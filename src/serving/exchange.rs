@@ -8,7 +8,7 @@ use super::{Engine, EngineSource, ImageOutput, Input, ServeError, scheduler::Bat
 
 /// What a version is on this device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LoadState {
+pub(crate) enum LoadState {
     /// Not there, or on its way out: what waits for it is still answered, and nothing more is taken.
     #[default]
     Unloaded,
@@ -22,7 +22,7 @@ pub enum LoadState {
 
 /// What a pool is made with.
 #[derive(Clone, Debug)]
-pub struct ServingSettings {
+pub(crate) struct ServingSettings {
     /// The device's name, `cpu` or `cuda:N`, for the threads' names; the loader decides where engines live.
     pub device: String,
     /// Cores that one forward pass may use; 0: all.
@@ -53,7 +53,7 @@ impl Default for ServingSettings {
 
 /// An answer and where its time went.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Served {
+pub(crate) struct Served {
     /// What the network says.
     pub output: ImageOutput,
     /// From the call until the batch began.

@@ -29,10 +29,10 @@ pub(crate) mod testing;
 mod tests;
 
 use engine::panic_message;
-pub use engine::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput, Input, InputKind};
-pub use engines::TorchEngineLoader;
-pub use error::{ServeError, Stage};
-pub use exchange::{LoadState, Served, ServingSettings};
-pub use pixel_pool::{PixelError, PixelPool, PixelPoolSettings};
-pub use pool::ServingPool;
-pub use scheduler::Priority;
+pub(crate) use engine::{Engine, EngineError, EngineLoader, EngineSource, ImageOutput, Input, InputKind};
+pub(crate) use engines::TorchEngineLoader;
+pub(crate) use error::{ServeError, Stage};
+pub(crate) use exchange::{LoadState, Served, ServingSettings};
+pub(crate) use pixel_pool::{PixelError, PixelPool, PixelPoolSettings};
+pub(crate) use pool::ServingPool;
+pub(crate) use scheduler::Priority;

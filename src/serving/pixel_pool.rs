@@ -20,7 +20,7 @@ use crate::vision::{DecodeLimits, ImageError};
 
 /// What a pool is made with.
 #[derive(Clone, Copy, Debug)]
-pub struct PixelPoolSettings {
+pub(crate) struct PixelPoolSettings {
     /// Threads; 0: as many as cores.
     pub n_threads: usize,
     /// Pieces of work that may wait.
@@ -38,7 +38,7 @@ impl Default for PixelPoolSettings {
 
 /// Why the work was not done.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum PixelError {
+pub(crate) enum PixelError {
     /// The photo cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -47,20 +47,9 @@ pub enum PixelError {
     Serve(#[from] ServeError),
 }
 
-impl PixelError {
-    /// Who must act.
-    #[must_use]
-    pub fn kind(&self) -> crate::error::Kind {
-        match self {
-            Self::Image(error) => error.kind(),
-            Self::Serve(error) => error.kind(),
-        }
-    }
-}
-
 /// The threads. A cheap handle: clones share the pool, and dropping the last one stops it.
 #[derive(Clone)]
-pub struct PixelPool {
+pub(crate) struct PixelPool {
     inner: Arc<Inner>,
 }
 
@@ -95,7 +84,7 @@ impl PixelPool {
     ///
     /// # Errors
     /// [`ServeError::NoThread`] when the system gives no thread.
-    pub fn start(settings: PixelPoolSettings) -> Result<Self, ServeError> {
+    pub(crate) fn start(settings: PixelPoolSettings) -> Result<Self, ServeError> {
         let n_threads = match settings.n_threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -122,7 +111,7 @@ impl PixelPool {
     /// # Errors
     /// Those of `work`; as [`PixelError::Serve`]: [`ServeError::Overloaded`] at once when the queue is full,
     /// [`ServeError::DeadlineExceeded`], [`ServeError::Stopping`], [`ServeError::EngineFailed`] for a panic.
-    pub async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
         work: impl FnOnce(&DecodeLimits) -> Result<T, ImageError> + Send + 'static,
@@ -141,7 +130,8 @@ impl PixelPool {
 
     /// Stops: what waits is answered with [`ServeError::Stopping`], and the threads are joined. Blocks for as long as
     /// the work in hand takes.
-    pub fn shutdown(&self) {
+    #[cfg(test)]
+    fn shutdown(&self) {
         self.inner.shutdown();
     }
 }

@@ -20,7 +20,7 @@ use crate::names::VersionName;
 /// A cheap handle: clones share the pool. When the last one is dropped the pool stops, and what waits is answered with
 /// [`ServeError::Stopping`]. Its futures need no particular runtime.
 #[derive(Clone)]
-pub struct ServingPool {
+pub(crate) struct ServingPool {
     inner: Arc<Inner>,
 }
 
@@ -34,7 +34,7 @@ impl ServingPool {
     ///
     /// # Errors
     /// [`ServeError::NoThread`] when the system gives no thread.
-    pub fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
+    pub(crate) fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
         let device = Arc::new(Device::new(settings));
         let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });
         for (name, body) in [("exec", executor::run as fn(&Device, &dyn EngineLoader)), ("load", loader::run)] {
@@ -64,7 +64,7 @@ impl ServingPool {
     /// [`ServeError::GoldenMismatch`], [`ServeError::DeviceMemory`] (also when over the budget),
     /// [`ServeError::EngineFailed`], [`ServeError::Overloaded`] when too many wait to be loaded,
     /// [`ServeError::Stopping`].
-    pub async fn load(&self, mut source: EngineSource) -> Result<(), ServeError> {
+    pub(crate) async fn load(&self, mut source: EngineSource) -> Result<(), ServeError> {
         loop {
             match self.inner.device.load(source)? {
                 None => return Ok(()),
@@ -81,7 +81,7 @@ impl ServingPool {
 
     /// Unloads a version: new images are refused, those that wait are answered, then its memory is given back. One that
     /// is not there is unloaded already; one that is being loaded is waited for. Dropping the future does not stop it.
-    pub async fn unload(&self, version: &VersionName) {
+    pub(crate) async fn unload(&self, version: &VersionName) {
         while let Some(change) = self.inner.device.unload(version) {
             match change {
                 // However the load ended: the next round sees what there is to unload.
@@ -98,20 +98,20 @@ impl ServingPool {
     /// # Errors
     /// [`ServeError::EngineFailed`], [`ServeError::DeviceMemory`], [`ServeError::Overloaded`] when too many wait to be
     /// loaded, [`ServeError::Stopping`].
-    pub async fn probe(&self, source: EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
+    pub(crate) async fn probe(&self, source: EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
         let answer = self.inner.device.probe(source, seed)?;
         answer.await.unwrap_or(Err(ServeError::Stopping))
     }
 
     /// What the version is on this device.
     #[must_use]
-    pub fn state(&self, version: &VersionName) -> LoadState {
+    pub(crate) fn state(&self, version: &VersionName) -> LoadState {
         self.inner.device.state(version)
     }
 
     /// A counter that rises whenever a version's state changes, or the executor ends.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.device.changes()
     }
 
@@ -125,7 +125,7 @@ impl ServingPool {
     /// [`ServeError::NotLoaded`]; [`ServeError::Overloaded`] and [`ServeError::DeadlineUnmeetable`] at once;
     /// [`ServeError::DeadlineExceeded`]; [`ServeError::EngineFailed`] and [`ServeError::DeviceMemory`] when the network
     /// fails on this image alone; [`ServeError::Stopping`].
-    pub async fn run(
+    pub(crate) async fn run(
         &self,
         version: &VersionName,
         image: Arc<Input>,
@@ -146,7 +146,7 @@ impl ServingPool {
 
     /// Whether images and loads are taken: the pool is not stopping, and its threads live.
     #[must_use]
-    pub fn is_taking(&self) -> bool {
+    pub(crate) fn is_taking(&self) -> bool {
         self.inner.device.is_taking()
     }
 
@@ -159,7 +159,7 @@ impl ServingPool {
     /// Takes nothing more, and serves what waits for at most `timeout`, then answers the rest with
     /// [`ServeError::Stopping`]; says how many these were. A batch that is running then is waited for. The pool cannot
     /// be used afterwards.
-    pub async fn drain(&self, timeout: Duration) -> usize {
+    pub(crate) async fn drain(&self, timeout: Duration) -> usize {
         let now = Instant::now();
         match self.inner.device.stop(now.checked_add(timeout).unwrap_or(now)) {
             Some(end) => end.await.unwrap_or(0),
@@ -169,7 +169,7 @@ impl ServingPool {
 
     /// Stops at once, answering what waits with [`ServeError::Stopping`], and joins the threads. Blocks for as long as
     /// the batch or the load in flight takes.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.inner.shutdown();
     }
 }

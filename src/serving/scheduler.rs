@@ -27,8 +27,9 @@ fn bucket_for(n_images: usize) -> usize {
 
 /// Which images go first when more wait than the device can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Priority {
+pub(crate) enum Priority {
     /// Before everything else.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no caller has a right to it yet"))]
     High,
     /// The ordinary.
     #[default]

@@ -4,14 +4,14 @@ use super::SimilarityError;
 
 /// A vector of length one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Embedding(Vec<f32>);
+pub(crate) struct Embedding(Vec<f32>);
 
 impl Embedding {
     /// Checks and normalises a vector; `field` is where a request gave it.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`] for another length, a number that is not finite, or a vector without direction.
-    pub fn new(field: &str, values: Vec<f32>, dimensions: usize) -> Result<Self, SimilarityError> {
+    pub(crate) fn new(field: &str, values: Vec<f32>, dimensions: usize) -> Result<Self, SimilarityError> {
         if values.len() != dimensions {
             let rule = format!("has {} numbers, the embedding space has {dimensions}", values.len());
             return Err(SimilarityError::invalid(field, rule));
@@ -29,7 +29,7 @@ impl Embedding {
 
     /// Its numbers.
     #[must_use]
-    pub fn values(&self) -> &[f32] {
+    pub(crate) fn values(&self) -> &[f32] {
         &self.0
     }
 
@@ -47,12 +47,12 @@ impl Embedding {
 
 /// A cosine similarity, -1 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct Score(f32);
+pub(crate) struct Score(f32);
 
 impl Score {
     /// Of two vectors of length one; rounding beyond the range is cut off.
     #[must_use]
-    pub fn of(a: &[f32], b: &[f32]) -> Self {
+    pub(crate) fn of(a: &[f32], b: &[f32]) -> Self {
         Self(dot(a, b).clamp(-1.0, 1.0))
     }
 
@@ -62,7 +62,7 @@ impl Score {
 
     /// The number.
     #[must_use]
-    pub fn value(self) -> f32 {
+    pub(crate) fn value(self) -> f32 {
         self.0
     }
 }

@@ -4,7 +4,7 @@ use crate::{error::Kind, store::StoreError};
 
 /// An error of the similarity layer.
 #[derive(Debug, thiserror::Error)]
-pub enum SimilarityError {
+pub(crate) enum SimilarityError {
     /// A field that cannot be used.
     #[error("{field}: {rule}")]
     Invalid {
@@ -51,7 +51,7 @@ impl SimilarityError {
 
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Invalid { .. } => Kind::Invalid,
             Self::CollectionNotFound { .. } | Self::FaceNotFound { .. } => Kind::NotFound,

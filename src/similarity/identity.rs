@@ -8,7 +8,7 @@ use crate::proto::v1::{FalseMatchRate, IdentityCalibration, IdentityEvidence};
 /// weight. The false-match rate is read from a table that was counted, from the highest score in it that this one
 /// reaches: so it is never lower than what was counted at this score.
 #[must_use]
-pub fn identity_evidence(calibration: &IdentityCalibration, score: f32) -> IdentityEvidence {
+pub(crate) fn identity_evidence(calibration: &IdentityCalibration, score: f32) -> IdentityEvidence {
     let score = f64::from(score);
     let log_odds = calibration.intercept + calibration.slope * score;
     IdentityEvidence {

@@ -21,7 +21,7 @@ const PAGE: usize = 512;
 
 /// A collection to make.
 #[derive(Clone, Debug)]
-pub struct NewCollection {
+pub(crate) struct NewCollection {
     /// Its id.
     pub id: CollectionId,
     /// The only space in which it compares.
@@ -34,7 +34,7 @@ pub struct NewCollection {
 
 /// A face to enrol.
 #[derive(Clone, Debug)]
-pub struct NewFace {
+pub(crate) struct NewFace {
     /// Chosen by the caller, or made here.
     pub id: Option<FaceId>,
     /// The caller's key of the person.
@@ -45,7 +45,7 @@ pub struct NewFace {
 
 /// What to look for.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// Faces near a vector.
     Vector(Embedding),
     /// Faces near an enrolled one, without itself.
@@ -54,7 +54,7 @@ pub enum Target {
 
 /// A search.
 #[derive(Clone, Debug)]
-pub struct Query {
+pub(crate) struct Query {
     /// What to look for.
     pub target: Target,
     /// The most matches, 1 to the settings' limit.
@@ -67,7 +67,7 @@ pub struct Query {
 
 /// What a search found.
 #[derive(Clone, Debug)]
-pub struct SearchResult {
+pub(crate) struct SearchResult {
     /// Best first.
     pub matches: Vec<(FaceRecord, Score)>,
     /// Whether every face was compared.
@@ -119,7 +119,7 @@ struct Work {
 }
 
 /// The collections of a store. Its calls block.
-pub struct SimilarityIndex {
+pub(crate) struct SimilarityIndex {
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
 }
@@ -137,7 +137,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::Store`] naming the first record that is damaged.
-    pub fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
+    pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
         let mut collections = HashMap::new();
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
         for (key, bytes) in rows {
@@ -185,7 +185,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::AlreadyExists`].
-    pub fn create_collection(
+    pub(crate) fn create_collection(
         &self,
         new: NewCollection,
         extra: impl FnOnce(&CollectionRecord) -> Batch,
@@ -220,7 +220,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
-    pub fn space_of(&self, id: &CollectionId) -> Result<EmbeddingSpace, SimilarityError> {
+    pub(crate) fn space_of(&self, id: &CollectionId) -> Result<EmbeddingSpace, SimilarityError> {
         Ok(self.collection(id)?.space.clone())
     }
 
@@ -228,7 +228,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
-    pub fn get_collection(&self, id: &CollectionId) -> Result<(CollectionRecord, usize), SimilarityError> {
+    pub(crate) fn get_collection(&self, id: &CollectionId) -> Result<(CollectionRecord, usize), SimilarityError> {
         let collection = self.collection(id)?;
         Ok((collection.record.clone(), collection.faces.len()))
     }
@@ -237,7 +237,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn list_collections(
+    pub(crate) fn list_collections(
         &self,
         after: Option<&[u8]>,
         limit: usize,
@@ -257,7 +257,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
-    pub fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
+    pub(crate) fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
         let _turn = self.shared.changing.lock();
         let collection = self.collection(id)?;
         let key = id.as_str().as_bytes();
@@ -270,7 +270,7 @@ impl SimilarityIndex {
 
     /// The collections, each with the space in which it compares.
     #[must_use]
-    pub fn spaces(&self) -> Vec<(CollectionId, EmbeddingSpace)> {
+    pub(crate) fn spaces(&self) -> Vec<(CollectionId, EmbeddingSpace)> {
         let collections = self.shared.collections.read();
         collections.iter().map(|(id, collection)| (id.clone(), collection.space.clone())).collect()
     }
@@ -280,7 +280,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::AlreadyExists`] for a taken id, [`SimilarityError::SpaceMismatch`].
-    pub fn enroll(
+    pub(crate) fn enroll(
         &self,
         id: &CollectionId,
         new: NewFace,
@@ -335,7 +335,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
-    pub fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceRecord, SimilarityError> {
+    pub(crate) fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceRecord, SimilarityError> {
         self.collection(id)?;
         let record = self.shared.store.get_record(Table::Faces, &face_key(id, face.as_str()))?;
         record.ok_or_else(|| not_found(id, face))
@@ -345,7 +345,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
-    pub fn list_faces(
+    pub(crate) fn list_faces(
         &self,
         id: &CollectionId,
         after: Option<&[u8]>,
@@ -363,7 +363,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
-    pub fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
+    pub(crate) fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
         let collection = self.collection(id)?;
         let key = face_key(id, face.as_str());
         let _turn = collection.turns.take(face);
@@ -395,7 +395,7 @@ impl SimilarityIndex {
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range.
-    pub fn check_query(&self, k: usize, min_score: Option<f32>) -> Result<(), SimilarityError> {
+    pub(crate) fn check_query(&self, k: usize, min_score: Option<f32>) -> Result<(), SimilarityError> {
         let max_k = self.shared.settings.max_k;
         if !(1..=max_k).contains(&k) {
             return Err(SimilarityError::invalid("k", format!("must be 1 to {max_k}, not {k}")));
@@ -411,7 +411,7 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range, [`SimilarityError::CollectionNotFound`],
     /// [`SimilarityError::FaceNotFound`].
-    pub fn search(&self, id: &CollectionId, query: &Query) -> Result<SearchResult, SimilarityError> {
+    pub(crate) fn search(&self, id: &CollectionId, query: &Query) -> Result<SearchResult, SimilarityError> {
         self.check_query(query.k, query.min_score)?;
         let settings = &self.shared.settings;
         let collection = self.collection(id)?;
@@ -435,7 +435,8 @@ impl SimilarityIndex {
     }
 
     /// Waits until the background has nothing left to do.
-    pub fn settle(&self) {
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
         loop {
             let idle = !self.shared.work.lock().waiting;
             if idle {

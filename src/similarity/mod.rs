@@ -13,15 +13,15 @@ mod index;
 mod names;
 mod segment;
 
-pub use embedding::{Embedding, Score};
-pub use error::SimilarityError;
-pub use identity::identity_evidence;
-pub use index::{NewCollection, NewFace, Query, SearchResult, SimilarityIndex, Target};
-pub use names::{CollectionId, FaceId, FaceName};
+pub(crate) use embedding::{Embedding, Score};
+pub(crate) use error::SimilarityError;
+pub(crate) use identity::identity_evidence;
+pub(crate) use index::{NewCollection, NewFace, Query, SimilarityIndex, Target};
+pub(crate) use names::{CollectionId, FaceId, FaceName};
 
 /// The bounds of collections and searches.
 #[derive(Clone, Debug)]
-pub struct SimilaritySettings {
+pub(crate) struct SimilaritySettings {
     /// The largest `k`.
     pub max_k: usize,
     /// Collections up to this many faces are compared whole.

@@ -6,14 +6,14 @@ use super::SimilarityError;
 
 /// A collection's id: the `policies` of `collections/policies`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CollectionId(String);
+pub(crate) struct CollectionId(String);
 
 impl CollectionId {
     /// Checks an id; `field` is where a request gave it.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].
-    pub fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
         let ok = (1..=63).contains(&text.len())
             && !text.starts_with('-')
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -42,14 +42,14 @@ impl fmt::Display for CollectionId {
 
 /// A face's id: the `p-17` of `collections/policies/faces/p-17`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FaceId(String);
+pub(crate) struct FaceId(String);
 
 impl FaceId {
     /// Checks an id; `field` is where a request gave it.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].
-    pub fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
             return Ok(Self(text.to_owned()));
@@ -76,7 +76,7 @@ impl fmt::Display for FaceId {
 
 /// `collections/{c}/faces/{f}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct FaceName {
+pub(crate) struct FaceName {
     /// The collection.
     pub collection: CollectionId,
     /// The face in it.
@@ -88,7 +88,7 @@ impl FaceName {
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].
-    pub fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
+    pub(crate) fn parse(field: &str, text: &str) -> Result<Self, SimilarityError> {
         let parts = text.strip_prefix("collections/").and_then(|rest| rest.split_once("/faces/"));
         let (collection, face) = parts.ok_or_else(|| {
             SimilarityError::invalid(field, format!("must be collections/{{c}}/faces/{{f}}, not {text:?}"))

@@ -22,7 +22,7 @@ const CRC_BYTES: usize = 4;
 
 /// What a sweep removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SweepReport {
+pub(crate) struct SweepReport {
     /// Blobs that nothing names.
     pub n_blobs: usize,
     /// Chunks, those of blobs that were never finished included.
@@ -35,7 +35,7 @@ pub struct SweepReport {
 /// one that keeps files in front of another. An object store is to be a third, with the digest as the object's name: a
 /// `put` that returns has been acknowledged by it, and `sweep` lists the bucket. Where several servers share the blobs,
 /// such a `sweep` must spare what is younger than a registration can last, for its caller knows of its own only.
-pub trait Blobs: Send + Sync + 'static {
+pub(crate) trait Blobs: Send + Sync + 'static {
     /// Keeps bytes under their digest; when it returns, they survive a kill. Bytes that are there already are not
     /// written again.
     ///
@@ -66,14 +66,14 @@ pub trait Blobs: Send + Sync + 'static {
 
 /// The blobs of a store, in chunks.
 #[derive(Clone)]
-pub struct StoreBlobs {
+pub(crate) struct StoreBlobs {
     store: Arc<dyn Store>,
 }
 
 impl StoreBlobs {
     /// The blobs of `store`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
     }
 }

@@ -27,7 +27,7 @@ const MIN_BYTES: usize = 64 << 10;
 const UNFINISHED_PREFIX: &str = "unfinished-";
 
 /// Blobs with a folder of mapped files in front.
-pub struct CachedBlobs<B> {
+pub(crate) struct CachedBlobs<B> {
     blobs: B,
     dir: PathBuf,
     /// The blobs whose files were mapped or made since the start.
@@ -39,7 +39,7 @@ pub struct CachedBlobs<B> {
 impl<B: Blobs> CachedBlobs<B> {
     /// Keeps files of `blobs` in a folder, made if absent, that no other process uses. Without such a folder
     /// the blobs themselves serve.
-    pub fn open(dir: PathBuf, blobs: B) -> Self {
+    pub(crate) fn open(dir: PathBuf, blobs: B) -> Self {
         let cached = Self { blobs, dir, made: Mutex::default(), is_failing: AtomicBool::new(false) };
         let is_unfinished = |name: &str| name.starts_with(UNFINISHED_PREFIX);
         if let Err(error) = cached.make_dir().and_then(|()| cached.remove(is_unfinished)) {

@@ -15,7 +15,7 @@ use crate::proto::store::{
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// Which record, blob or reference.
     pub what: String,
     /// What that means for whom.
@@ -24,7 +24,7 @@ pub struct Finding {
 
 /// What a doctor found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DoctorReport {
+pub(crate) struct DoctorReport {
     /// Entries by table.
     pub entries: BTreeMap<String, u64>,
     /// Blobs whose every byte was verified.
@@ -40,7 +40,7 @@ impl DoctorReport {
 }
 
 /// Verifies every record, blob and reference; `progress` is told what is done and what there is, in entries.
-pub fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> DoctorReport {
+pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> DoctorReport {
     let mut report = DoctorReport::default();
     let mut seen = Seen::default();
     let mut done = 0;

@@ -7,7 +7,7 @@ use crate::error::Kind;
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// Another process has the store open.
     #[error("the store at {} is open in another process; stop that server first", path.display())]
     Locked {
@@ -60,7 +60,7 @@ pub enum StoreError {
 impl StoreError {
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Conflict { .. } | Self::Locked { .. } | Self::NotEmpty => Kind::Conflict,
             Self::NewerFormat { .. } | Self::BadExport(_) => Kind::Invalid,

@@ -60,7 +60,7 @@ fn bad(why: String) -> StoreError {
 ///
 /// # Errors
 /// When the store cannot be read, or the stream cannot be written.
-pub fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
+pub(crate) fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     let io = |source| StoreError::Io { path: "the export".into(), source };
     let mut to = Hashed { inner: to, hasher: Sha256::new() };
     to.put(MAGIC).map_err(io)?;
@@ -87,7 +87,7 @@ pub fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnMut(u64)
 ///
 /// # Errors
 /// [`StoreError::BadExport`], [`StoreError::NewerFormat`].
-pub fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
+pub(crate) fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     read(from, |_, n| {
         progress(n);
         Ok(())
@@ -100,7 +100,7 @@ pub fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> Result<u
 ///
 /// # Errors
 /// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an export that is not whole.
-pub fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
+pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     for table in Table::ALL {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
             return Err(StoreError::NotEmpty);

@@ -11,14 +11,14 @@ type Rows = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 
 /// A store that ends with its process.
 #[derive(Debug, Default)]
-pub struct MemoryStore {
+pub(crate) struct MemoryStore {
     tables: RwLock<Rows>,
 }
 
 impl MemoryStore {
     /// An empty one.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 }

@@ -24,13 +24,13 @@ const MIGRATIONS: &[Migration] = &[m0001_initial::MIGRATION];
 
 /// The newest format that this program knows.
 #[must_use]
-pub fn newest_format() -> u32 {
+pub(crate) fn newest_format() -> u32 {
     MIGRATIONS.last().map_or(0, |m| m.format)
 }
 
 /// What a migration run did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Migrated {
+pub(crate) struct Migrated {
     /// The format found; 0 for an empty store.
     pub from: u32,
     /// The format now.
@@ -45,7 +45,7 @@ pub(super) const STORE_KEY: &[u8] = b"store";
 ///
 /// # Errors
 /// [`StoreError::NewerFormat`] for a store that a newer program wrote; nothing is changed then.
-pub fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
+pub(crate) fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
     run(store, MIGRATIONS)
 }
 
@@ -53,7 +53,7 @@ pub fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::NewerFormat`] for a store that a newer program wrote.
-pub fn format(store: &dyn Store) -> Result<u32, StoreError> {
+pub(crate) fn format(store: &dyn Store) -> Result<u32, StoreError> {
     let found = identity(store)?.format;
     let supported = newest_format();
     if found > supported { Err(StoreError::NewerFormat { found, supported }) } else { Ok(found) }

@@ -12,6 +12,7 @@ mod doctor;
 mod error;
 mod export;
 mod leftovers;
+#[cfg(test)]
 mod memory;
 mod migrate;
 mod records;
@@ -22,26 +23,29 @@ mod tally;
 
 use std::{ops::Bound, path::Path, sync::Arc};
 
-pub use blobs::{Blobs, StoreBlobs, SweepReport};
-pub use cached::CachedBlobs;
+pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
+pub(crate) use cached::CachedBlobs;
 
-pub use self::sled::{SledSettings, SledStore, panic_is_guarded};
-pub use doctor::{DoctorReport, Finding, examine};
-pub use error::StoreError;
-pub use export::{export, import, verify_export};
-pub use memory::MemoryStore;
-pub use migrate::{Migrated, format, migrate, newest_format};
-pub use records::{StoreExt, decode_record, encode_record, join_key, printable, record_payload};
-pub use table::Table;
+pub(crate) use self::sled::{SledSettings, SledStore, panic_is_guarded};
+pub(crate) use doctor::{Finding, examine};
+pub(crate) use error::StoreError;
+pub(crate) use export::{export, import, verify_export};
+#[cfg(test)]
+pub(crate) use memory::MemoryStore;
+#[cfg(test)]
+pub(crate) use migrate::newest_format;
+pub(crate) use migrate::{format, migrate};
+pub(crate) use records::{StoreExt, decode_record, encode_record, join_key, printable, record_payload};
+pub(crate) use table::Table;
 
-pub use crate::digest::{Digest, NotADigest};
+pub(crate) use crate::digest::Digest;
 
 /// A key and its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
+pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 
 /// Which keys a scan visits, in key order.
 #[derive(Clone, Debug, Default)]
-pub struct Range {
+pub(crate) struct Range {
     /// Only keys that start with this.
     pub prefix: Vec<u8>,
     /// Only keys beyond this one, in the direction of the scan.
@@ -87,7 +91,7 @@ fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// What must hold for a batch to be applied.
 #[derive(Clone, Debug)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// The key has no value.
     Absent(Table, Vec<u8>),
     /// The key has exactly this value.
@@ -96,7 +100,7 @@ pub enum Condition {
 
 /// One change.
 #[derive(Clone, Debug)]
-pub enum Write {
+pub(crate) enum Write {
     /// Sets the key's value.
     Put(Table, Vec<u8>, Vec<u8>),
     /// Removes the key, if it is there.
@@ -105,7 +109,7 @@ pub enum Write {
 
 /// Changes that are applied together or not at all.
 #[derive(Clone, Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Checked first, together with the writes' application.
     pub conditions: Vec<Condition>,
     /// Applied in order.
@@ -115,7 +119,7 @@ pub struct Batch {
 /// Ordered tables of bytes.
 ///
 /// Calls block and belong on blocking threads.
-pub trait Store: Send + Sync + 'static {
+pub(crate) trait Store: Send + Sync + 'static {
     /// The key's value.
     ///
     /// # Errors
@@ -144,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`StoreError::Locked`], [`StoreError::NewerFormat`], or [`StoreError::Corrupt`] naming what is damaged.
-pub fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>, StoreError> {
+pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>, StoreError> {
     let store: Arc<dyn Store> = Arc::new(SledStore::open(dir, settings)?);
     migrate(&store)?;
     Ok(store)

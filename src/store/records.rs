@@ -13,7 +13,7 @@ const HEADER_BYTES: usize = 5;
 
 /// A message in its envelope: format, CRC-32 of the payload (big endian), payload.
 #[must_use]
-pub fn encode_record<M: Message>(message: &M) -> Vec<u8> {
+pub(crate) fn encode_record<M: Message>(message: &M) -> Vec<u8> {
     let payload = message.encode_to_vec();
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.push(FORMAT);
@@ -26,7 +26,7 @@ pub fn encode_record<M: Message>(message: &M) -> Vec<u8> {
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming the record.
-pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, StoreError> {
+pub(crate) fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, StoreError> {
     let payload = record_payload(table, key, value)?;
     M::decode(payload).map_err(|_| damaged(table, key, "it is no such message"))
 }
@@ -35,7 +35,7 @@ pub fn decode_record<M: Message + Default>(table: Table, key: &[u8], value: &[u8
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming the record.
-pub fn record_payload<'a>(table: Table, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(crate) fn record_payload<'a>(table: Table, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], StoreError> {
     let corrupt = |why: &str| damaged(table, key, why);
     let (header, payload) = value.split_at_checked(HEADER_BYTES).ok_or_else(|| corrupt("too short"))?;
     if header[0] != FORMAT {
@@ -56,7 +56,7 @@ fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
 
 /// A key as people read it: zero bytes separate its parts, and bytes that are no text are in hex.
 #[must_use]
-pub fn printable(key: &[u8]) -> String {
+pub(crate) fn printable(key: &[u8]) -> String {
     let part = |part: &[u8]| match std::str::from_utf8(part) {
         Ok(text) if !text.is_empty() && !text.contains(char::is_control) => text.to_owned(),
         _ => Hex(part).to_string(),
@@ -70,7 +70,7 @@ pub fn printable(key: &[u8]) -> String {
 
 /// The parts of a key, separated by zero bytes; no part but the last may hold one.
 #[must_use]
-pub fn join_key(parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn join_key(parts: &[&[u8]]) -> Vec<u8> {
     parts.join(&0)
 }
 
@@ -78,7 +78,7 @@ pub fn join_key(parts: &[&[u8]]) -> Vec<u8> {
 const PAGE: usize = 256;
 
 /// Whole ranges, and records, of a store.
-pub trait StoreExt: Store {
+pub(crate) trait StoreExt: Store {
     /// The entries of a range in pages, none of them empty; ends with the first error.
     fn pages(&self, table: Table, mut range: Range) -> impl Iterator<Item = Result<Vec<Entry>, StoreError>> {
         let mut has_ended = false;
@@ -137,31 +137,31 @@ impl<S: Store + ?Sized> StoreExt for S {}
 
 impl Batch {
     /// Sets a record.
-    pub fn put_record<M: Message>(&mut self, table: Table, key: &[u8], record: &M) -> &mut Self {
+    pub(crate) fn put_record<M: Message>(&mut self, table: Table, key: &[u8], record: &M) -> &mut Self {
         self.writes.push(Write::Put(table, key.to_vec(), encode_record(record)));
         self
     }
 
     /// Removes a key.
-    pub fn delete(&mut self, table: Table, key: &[u8]) -> &mut Self {
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> &mut Self {
         self.writes.push(Write::Delete(table, key.to_vec()));
         self
     }
 
     /// Demands that the key has no value.
-    pub fn require_absent(&mut self, table: Table, key: &[u8]) -> &mut Self {
+    pub(crate) fn require_absent(&mut self, table: Table, key: &[u8]) -> &mut Self {
         self.conditions.push(Condition::Absent(table, key.to_vec()));
         self
     }
 
     /// Demands that the key has exactly this value, as [`Store::get`] gave it.
-    pub fn require_equals(&mut self, table: Table, key: &[u8], value: Vec<u8>) -> &mut Self {
+    pub(crate) fn require_equals(&mut self, table: Table, key: &[u8], value: Vec<u8>) -> &mut Self {
         self.conditions.push(Condition::Equals(table, key.to_vec(), value));
         self
     }
 
     /// Adds another batch's conditions and writes.
-    pub fn extend(&mut self, other: Self) -> &mut Self {
+    pub(crate) fn extend(&mut self, other: Self) -> &mut Self {
         self.conditions.extend(other.conditions);
         self.writes.extend(other.writes);
         self

@@ -59,13 +59,13 @@ thread_local! {
 
 /// Whether this thread's panic is caught and becomes an error; a panic hook asks this before it prints.
 #[must_use]
-pub fn panic_is_guarded() -> bool {
+pub(crate) fn panic_is_guarded() -> bool {
     GUARDED.get()
 }
 
 /// How sled is run.
 #[derive(Clone, Debug)]
-pub struct SledSettings {
+pub(crate) struct SledSettings {
     /// Of the page cache, in bytes; sled treats it as a wish.
     pub cache_bytes: u64,
 }
@@ -77,7 +77,7 @@ impl Default for SledSettings {
 }
 
 /// A store in a folder, open in this process alone.
-pub struct SledStore {
+pub(crate) struct SledStore {
     db: sled::Db,
     dir: PathBuf,
     queue: Option<SyncSender<Commit>>,
@@ -96,7 +96,7 @@ impl SledStore {
     ///
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
-    pub fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let sidecar = open_sidecar(dir)?;
         let acknowledged = sidecar.read()?.unwrap_or(0);
         let (mut store, tally) = open_past_leftovers(dir, settings, acknowledged)?;
@@ -114,7 +114,7 @@ impl SledStore {
     ///
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] where the engine finds nothing that it could read.
-    pub fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+    pub(crate) fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let sidecar = open_sidecar(dir)?;
         let acknowledged = sidecar.read()?.unwrap_or(0);
         let mut store = match open_past_leftovers(dir, settings, acknowledged) {

@@ -15,13 +15,13 @@ macro_rules! tables {
         /// The tables. The number is part of the stored key: never reuse one.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
-        pub enum Table {
+        pub(crate) enum Table {
             $($(#[$doc])* $name = $number,)+
         }
 
         impl Table {
             /// Every table, in the order of an export: chunks before the blobs that need them.
-            pub const ALL: [Self; [$($number),+].len()] = [$(Self::$name),+];
+            pub(crate) const ALL: [Self; [$($number),+].len()] = [$(Self::$name),+];
 
             /// When it is held against the tally.
             pub(super) const fn verified(self) -> Verified {

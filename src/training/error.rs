@@ -13,7 +13,7 @@ const MAX_MESSAGE_CHARS: usize = 4_000;
 
 /// An error of the training layer.
 #[derive(Debug, thiserror::Error)]
-pub enum TrainingError {
+pub(crate) enum TrainingError {
     /// A field of the request is missing or out of range.
     #[error("{field}: {detail}")]
     FieldInvalid {
@@ -116,7 +116,7 @@ impl TrainingError {
 
     /// Who must act.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::FieldInvalid { .. }
             | Self::PathOutsideRoots { .. }
@@ -132,7 +132,7 @@ impl TrainingError {
 
     /// What the worker tells its parent of it.
     #[must_use]
-    pub fn to_failed(&self) -> worker::Failed {
+    pub(crate) fn to_failed(&self) -> worker::Failed {
         let kind = match self {
             Self::FieldInvalid { .. } => worker::FailureKind::BadRecipe,
             Self::PathOutsideRoots { .. } | Self::FileNotFound { .. } | Self::BadData { .. } => {

@@ -14,15 +14,9 @@ mod error;
 mod learn;
 mod process;
 
-pub use asked::{
-    Head, Recipe, Roots, Source, Stage, Target, WarmStart, architecture, architecture_to_proto, network_spec,
-};
-pub use data::{
-    BatchPlan, DataRequest, Dataset, ImageSet, LabelledBatch, LoadWatch, Loader, LoaderOptions, Order, Rest, Sides,
-    Split,
-};
-pub use error::TrainingError;
-pub use process::{Launcher, ProcessLauncher, RunningWorker, WorkerExit, worker_main};
+pub(crate) use asked::{Head, Recipe, Roots, Source};
+pub(crate) use error::TrainingError;
+pub(crate) use process::{Launcher, ProcessLauncher, RunningWorker, worker_main};
 
 /// A count as the messages carry it; one that is too large for them is their largest.
 fn count(n: impl TryInto<i32>) -> i32 {

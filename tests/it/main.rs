@@ -18,4 +18,3 @@ mod stops;
 mod support;
 mod system;
 mod tours;
-mod training_data;

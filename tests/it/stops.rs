@@ -143,7 +143,7 @@ async fn whoever_listens_to_a_server_that_opens_does_not_hold_a_stop_up() {
     let channel = tonic::transport::Channel::from_shared(url).unwrap().connect().await.unwrap();
     let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let mut heard = vec![states.message().await.unwrap().unwrap().status];
-    signal(&child, libc::SIGTERM);
+    signal(&child, Signal::TERM);
     let end = loop {
         match states.message().await {
             Ok(Some(state)) => heard.push(state.status),

@@ -200,7 +200,7 @@ impl Models {
 
     /// Loads every version that an alias or a collection holds. A version that cannot be loaded is logged and left out:
     /// the others answer.
-    pub async fn load_needed(&self) {
+    pub(crate) async fn load_needed(&self) {
         let mut needed = self.shared.pins.needed();
         needed.sort();
         for version in needed {
@@ -296,7 +296,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, its weights are damaged, or the device refuses it.
-    pub async fn load_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub(crate) async fn load_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         let held = self.hold(Some(reference)).await?;
         let (models, name) = (self.clone(), held.version.name.clone());
         detached(async move {
@@ -312,7 +312,7 @@ impl Models {
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version that is loaded
     /// depends on it.
-    pub async fn unload_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub(crate) async fn unload_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         let version = self.version(&self.resolve(Some(reference))?).await?;
         let (models, name) = (self.clone(), version.name.clone());
         detached(async move {
@@ -327,7 +327,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
-    pub async fn delete_version(&self, _: &Call, version: VersionName) -> Result<(), AppError> {
+    pub(crate) async fn delete_version(&self, _: &Call, version: VersionName) -> Result<(), AppError> {
         let models = self.clone();
         detached(async move {
             let _lifecycle = models.lock_lifecycle(&version).await;

@@ -36,7 +36,7 @@ const USUAL_MODEL: &str = "face";
 
 /// The models of a server.
 #[derive(Clone)]
-pub struct Models {
+pub(crate) struct Models {
     shared: Arc<Shared>,
 }
 
@@ -67,7 +67,7 @@ impl Models {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub fn open(
+    pub(crate) fn open(
         registry: Arc<Registry>,
         serving: ServingPool,
         default_model: Option<ModelRef>,
@@ -99,7 +99,7 @@ impl Models {
     ///
     /// # Errors
     /// [`RegistryError`] for a model or alias that is not there.
-    pub fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
+    pub(crate) fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
         Ok(self.resolve_alias(reference)?.0)
     }
 
@@ -180,7 +180,7 @@ impl Models {
     /// # Errors
     /// [`RegistryError::AliasMoved`] when the alias is not where the caller expected it; the errors of a load, before
     /// anything has changed.
-    pub async fn set_alias(
+    pub(crate) async fn set_alias(
         &self,
         _: &Call,
         model: ModelId,
@@ -217,7 +217,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn get(&self, _: &Call, model: ModelId) -> Result<v1::Model, AppError> {
+    pub(crate) async fn get(&self, _: &Call, model: ModelId) -> Result<v1::Model, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || Ok(registry.get_model(&model)?.describe())).await
     }
@@ -226,7 +226,7 @@ impl Models {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(&self, _: &Call, page: Page) -> Result<Paged<v1::Model>, AppError> {
+    pub(crate) async fn list(&self, _: &Call, page: Page) -> Result<Paged<v1::Model>, AppError> {
         let registry = Arc::clone(&self.shared.registry);
         blocking(move || {
             let rows = registry.list_models(page.after.as_deref(), page.limit())?;
@@ -240,7 +240,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such model.
-    pub async fn list_versions(
+    pub(crate) async fn list_versions(
         &self,
         _: &Call,
         model: ModelId,
@@ -265,7 +265,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub async fn get_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
+    pub(crate) async fn get_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         self.describe(self.resolve(Some(reference))?).await
     }
 

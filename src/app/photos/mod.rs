@@ -31,7 +31,7 @@ use crate::{
 
 /// Reads photos with the registry's versions.
 #[derive(Clone)]
-pub struct Photos {
+pub(crate) struct Photos {
     models: Models,
     pixels: PixelPool,
     serving: ServingPool,
@@ -45,7 +45,7 @@ pub struct Photos {
 
 /// What a caller wants of a photo.
 #[derive(Clone, Debug, Default)]
-pub struct Wants {
+pub(crate) struct Wants {
     /// The heads that are to be answered; empty: all.
     pub heads: Vec<String>,
     /// The faces that are to be read.
@@ -123,7 +123,7 @@ impl Photos {
     /// Reads photos with `models` on `serving`, whose queues have room for `queue_capacity` pictures, with the work on
     /// pixels done by `pixels`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         models: Models,
         pixels: PixelPool,
         serving: ServingPool,

@@ -13,7 +13,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use feed::{Event, Feed, Watch};
 use futures::stream::BoxStream;
-pub use operations::RunOperation;
+pub(crate) use operations::RunOperation;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::Semaphore;
@@ -42,7 +42,7 @@ const MAX_END_CHARS: usize = 2_000;
 
 /// The bounds of training on this server.
 #[derive(Clone, Debug)]
-pub struct RunSettings {
+pub(crate) struct RunSettings {
     /// Runs that train at once; more wait.
     pub max_concurrent: usize,
     /// Runs that may wait.
@@ -59,7 +59,7 @@ pub struct RunSettings {
 
 /// The training runs of a server.
 #[derive(Clone)]
-pub struct Runs {
+pub(crate) struct Runs {
     shared: Arc<Shared>,
 }
 
@@ -88,7 +88,7 @@ struct Active {
 
 /// What to train.
 #[derive(Clone, Debug)]
-pub struct NewRun {
+pub(crate) struct NewRun {
     /// The model that gets a version; made if it does not exist.
     pub model: ModelId,
     /// As the caller sent it.
@@ -179,7 +179,7 @@ impl Runs {
     ///
     /// # Errors
     /// When the recipe or a source is wrong, a path leads outside the roots, or too many runs wait.
-    pub async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
+    pub(crate) async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
         let (runs, call) = (self.clone(), call.clone());
         detached(async move {
             let queueing = runs.clone();
@@ -278,7 +278,7 @@ impl Runs {
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
-    pub async fn get(&self, _: &Call, id: RunId) -> Result<v1::TrainingRun, AppError> {
+    pub(crate) async fn get(&self, _: &Call, id: RunId) -> Result<v1::TrainingRun, AppError> {
         Ok(self.shown(&self.record(id).await?))
     }
 
@@ -306,7 +306,12 @@ impl Runs {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(&self, _: &Call, page: Page, model: Option<ModelId>) -> Result<Paged<v1::TrainingRun>, AppError> {
+    pub(crate) async fn list(
+        &self,
+        _: &Call,
+        page: Page,
+        model: Option<ModelId>,
+    ) -> Result<Paged<v1::TrainingRun>, AppError> {
         let is_of_model =
             move |record: &RunRecord| model.as_ref().is_none_or(|model| model.as_bytes() == record.model.as_bytes());
         self.page(page, is_of_model).await
@@ -334,7 +339,7 @@ impl Runs {
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
-    pub async fn watch(&self, _: &Call, id: RunId, after: i64) -> Result<BoxStream<'static, Event>, AppError> {
+    pub(crate) async fn watch(&self, _: &Call, id: RunId, after: i64) -> Result<BoxStream<'static, Event>, AppError> {
         Ok(self.watched(id, after).await?.events())
     }
 

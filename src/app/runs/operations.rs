@@ -15,7 +15,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// A run and what came of it.
 #[derive(Clone, Debug)]
-pub struct RunOperation {
+pub(crate) struct RunOperation {
     /// The run as it stands.
     pub run: v1::TrainingRun,
     /// The version that it made, or why it made none; nothing until it has ended.
@@ -27,7 +27,7 @@ impl Runs {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list_operations(&self, _: &Call, page: Page) -> Result<Paged<RunOperation>, AppError> {
+    pub(crate) async fn list_operations(&self, _: &Call, page: Page) -> Result<Paged<RunOperation>, AppError> {
         let Paged { items, next_page_token } = self.page(page, |record| !record.operation_deleted).await?;
         let mut operations = Vec::with_capacity(items.len());
         for run in items {
@@ -40,7 +40,7 @@ impl Runs {
     ///
     /// # Errors
     /// [`AppError::OperationNotFound`] when there is no such run, or its operation was deleted.
-    pub async fn operation(&self, _: &Call, id: RunId) -> Result<RunOperation, AppError> {
+    pub(crate) async fn operation(&self, _: &Call, id: RunId) -> Result<RunOperation, AppError> {
         let record = self.operation_record(id).await?;
         Ok(self.as_operation(self.shown(&record)).await)
     }
@@ -50,7 +50,12 @@ impl Runs {
     ///
     /// # Errors
     /// As [`Runs::operation`]; [`AppError::Stopping`] when the server stops meanwhile.
-    pub async fn wait(&self, call: &Call, id: RunId, timeout: Option<Duration>) -> Result<RunOperation, AppError> {
+    pub(crate) async fn wait(
+        &self,
+        call: &Call,
+        id: RunId,
+        timeout: Option<Duration>,
+    ) -> Result<RunOperation, AppError> {
         self.operation_record(id.clone()).await?;
         let until = Instant::now() + timeout.map_or(LONGEST_WAIT, |timeout| timeout.min(LONGEST_WAIT));
         let until = call.deadline.map_or(until, |deadline| deadline.min(until));
@@ -67,7 +72,7 @@ impl Runs {
     ///
     /// # Errors
     /// As [`Runs::operation`]; [`AppError::RunFinal`].
-    pub async fn cancel_operation(&self, _: &Call, id: RunId) -> Result<(), AppError> {
+    pub(crate) async fn cancel_operation(&self, _: &Call, id: RunId) -> Result<(), AppError> {
         let record = self.operation_record(id).await?;
         match self.shared.active.lock().get(&record.id) {
             Some(active) => {
@@ -85,7 +90,7 @@ impl Runs {
     ///
     /// # Errors
     /// As [`Runs::operation`]; [`AppError::OperationRunning`].
-    pub async fn delete_operation(&self, _: &Call, id: RunId) -> Result<(), AppError> {
+    pub(crate) async fn delete_operation(&self, _: &Call, id: RunId) -> Result<(), AppError> {
         let name = operation_name(&id);
         if self.shared.active.lock().contains_key(id.as_str()) {
             return Err(AppError::OperationRunning { name });

@@ -14,7 +14,7 @@ use crate::nn::{self, Device, NetworkKind, NnError, PublishedNetwork};
 
 /// Builds versions' networks on one device.
 #[derive(Clone, Debug)]
-pub struct TorchEngineLoader {
+pub(crate) struct TorchEngineLoader {
     device: Device,
 }
 
@@ -23,7 +23,7 @@ impl TorchEngineLoader {
     ///
     /// # Errors
     /// [`NnError::DeviceUnavailable`] when there is no such device; there is no fallback to another.
-    pub fn new(device: &str) -> Result<Self, NnError> {
+    pub(crate) fn new(device: &str) -> Result<Self, NnError> {
         Ok(Self { device: Device::resolve(device)? })
     }
 }

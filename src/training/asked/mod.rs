@@ -7,9 +7,9 @@ mod recipe;
 mod roots;
 mod source;
 
-pub use recipe::{Head, Recipe, Stage, Target, WarmStart, architecture, architecture_to_proto, network_spec};
+pub(crate) use recipe::{Head, Recipe, Stage, Target, network_spec};
 pub(super) use recipe::{MAX_LABELS, MAX_TEXT_BYTES};
 pub(super) use roots::Refusal;
-pub use roots::Roots;
+pub(crate) use roots::Roots;
 pub(super) use source::CsvSource;
-pub use source::Source;
+pub(crate) use source::Source;

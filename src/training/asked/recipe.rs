@@ -25,7 +25,7 @@ pub(crate) const MAX_TEXT_BYTES: usize = 256;
 
 /// How a version is trained.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// The body.
     pub architecture: Architecture,
     /// What to predict, in the order of the outputs; one or more, with different names.
@@ -61,7 +61,7 @@ pub struct Recipe {
 
 /// One thing to predict.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Head {
+pub(crate) struct Head {
     /// Lower-case letters, digits and underscores, beginning with a letter.
     pub name: String,
     /// What its output means.
@@ -74,7 +74,7 @@ pub struct Head {
 
 /// What a head's output means.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Target {
+pub(crate) enum Target {
     /// A number, learnt with Smooth L1.
     Regression {
         /// Such as "years"; may be empty.
@@ -89,7 +89,7 @@ pub enum Target {
 
 /// A one-cycle run over the data at one size.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stage {
+pub(crate) struct Stage {
     /// Passes over the training part, 1 to 10,000.
     pub epochs: usize,
     /// Side of the square network input in pixels, 32 to 512, a multiple of 32.
@@ -102,7 +102,7 @@ pub struct Stage {
 
 /// Where the weights start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WarmStart {
+pub(crate) enum WarmStart {
     /// Drawn from the seed.
     Random,
     /// `models/{model}/versions/{n}` or `models/{model}@{alias}`, not yet looked up.
@@ -116,7 +116,7 @@ impl Recipe {
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] with the path of the first field that is missing or out of range.
-    pub fn from_proto(recipe: &v1::Recipe) -> Result<Self, TrainingError> {
+    pub(crate) fn from_proto(recipe: &v1::Recipe) -> Result<Self, TrainingError> {
         let heads = Head::parse_all("recipe.heads", &recipe.heads)?;
         n_items("recipe.stages", recipe.stages.len(), 1..=MAX_STAGES)?;
         let stages = recipe
@@ -148,7 +148,7 @@ impl Recipe {
 
     /// The contract's form with nothing left to default; [`Recipe::from_proto`] gives this recipe back.
     #[must_use]
-    pub fn to_proto(&self) -> v1::Recipe {
+    pub(crate) fn to_proto(&self) -> v1::Recipe {
         v1::Recipe {
             architecture: architecture_to_proto(self.architecture).into(),
             heads: self.heads.iter().map(Head::to_proto).collect(),
@@ -178,7 +178,7 @@ impl Head {
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] with a path below `field`.
-    pub fn parse_all(field: &str, heads: &[v1::Head]) -> Result<Vec<Self>, TrainingError> {
+    pub(crate) fn parse_all(field: &str, heads: &[v1::Head]) -> Result<Vec<Self>, TrainingError> {
         n_items(field, heads.len(), 1..=MAX_HEADS)?;
         let mut names = BTreeSet::new();
         let mut checked = Vec::with_capacity(heads.len());
@@ -215,7 +215,7 @@ impl Head {
 
     /// The contract's form.
     #[must_use]
-    pub fn to_proto(&self) -> v1::Head {
+    pub(crate) fn to_proto(&self) -> v1::Head {
         let kind = match &self.target {
             Target::Regression { unit } => v1::head::Kind::Regression(v1::RegressionHead { unit: unit.clone() }),
             Target::Classification { labels } => {
@@ -232,13 +232,13 @@ impl Head {
 
     /// Whether its labels are still to be found in the data.
     #[must_use]
-    pub fn has_open_labels(&self) -> bool {
+    pub(crate) fn has_open_labels(&self) -> bool {
         matches!(&self.target, Target::Classification { labels } if labels.is_empty())
     }
 
     /// The network's kind of head; its labels must be resolved.
     #[must_use]
-    pub fn kind(&self) -> HeadKind {
+    pub(crate) fn kind(&self) -> HeadKind {
         match &self.target {
             Target::Regression { .. } => HeadKind::Regression,
             Target::Classification { labels } => HeadKind::Classification { n_labels: labels.len() },
@@ -325,7 +325,7 @@ impl WarmStart {
 
 /// The network of these heads, whose labels must be resolved.
 #[must_use]
-pub fn network_spec(architecture: Architecture, heads: &[Head], dropout: f64) -> NetworkSpec {
+pub(crate) fn network_spec(architecture: Architecture, heads: &[Head], dropout: f64) -> NetworkSpec {
     NetworkSpec { architecture, heads: heads.iter().map(|head| (head.name.clone(), head.kind())).collect(), dropout }
 }
 
@@ -333,7 +333,7 @@ pub fn network_spec(architecture: Architecture, heads: &[Head], dropout: f64) ->
 ///
 /// # Errors
 /// [`TrainingError::FieldInvalid`] for a number that this version does not know.
-pub fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Architecture, TrainingError> {
+pub(crate) fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Architecture, TrainingError> {
     let architecture = architecture.into();
     match v1::Architecture::try_from(architecture) {
         Ok(v1::Architecture::Resnet18) => Ok(Architecture::ResNet18),
@@ -348,7 +348,7 @@ pub fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Archite
 
 /// The contract's name of a body.
 #[must_use]
-pub fn architecture_to_proto(architecture: Architecture) -> v1::Architecture {
+pub(crate) fn architecture_to_proto(architecture: Architecture) -> v1::Architecture {
     match architecture {
         Architecture::ResNet18 => v1::Architecture::Resnet18,
         Architecture::ResNet34 => v1::Architecture::Resnet34,

@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 40;
 
 /// The configured folders, checked to exist.
 #[derive(Clone, Debug)]
-pub struct Roots {
+pub(crate) struct Roots {
     roots: Vec<Root>,
 }
 
@@ -38,7 +38,7 @@ impl Roots {
     ///
     /// # Errors
     /// [`TrainingError::RootUnusable`] naming the first that is not.
-    pub fn new(folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, TrainingError> {
+    pub(crate) fn new(folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, TrainingError> {
         let roots = folders
             .into_iter()
             .map(Into::into)
@@ -49,7 +49,7 @@ impl Roots {
 
     /// The folders without links, for a process that shall use the same ones.
     #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.roots.iter().map(|root| root.canonical.clone()).collect()
     }
 
@@ -60,7 +60,7 @@ impl Roots {
     /// [`TrainingError::PathOutsideRoots`] when it leads outside every root, whether or not anything is there,
     /// [`TrainingError::FileNotFound`] when nothing is there inside, and [`TrainingError::FieldInvalid`] when it is
     /// empty.
-    pub fn resolve(&self, field: &str, path: &str) -> Result<PathBuf, TrainingError> {
+    pub(crate) fn resolve(&self, field: &str, path: &str) -> Result<PathBuf, TrainingError> {
         if path.is_empty() {
             return Err(TrainingError::field(field, "must be given"));
         }

@@ -7,7 +7,7 @@ use crate::{proto::v1, training::TrainingError};
 
 /// A set of photos with labels; its paths lie below a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// Photos whose names carry the labels.
     UtkFace {
         /// Searched with its sub-folders.
@@ -32,7 +32,7 @@ impl Source {
 
 /// A table with a header line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CsvSource {
+pub(crate) struct CsvSource {
     /// The file.
     pub table: PathBuf,
     /// The column of image paths.
@@ -48,7 +48,7 @@ impl Source {
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] naming the field, or what [`Roots::resolve`] says of a path.
-    pub fn all_from_proto(sources: &[v1::DataSource], roots: &Roots) -> Result<Vec<Self>, TrainingError> {
+    pub(crate) fn all_from_proto(sources: &[v1::DataSource], roots: &Roots) -> Result<Vec<Self>, TrainingError> {
         if sources.is_empty() || sources.len() > 64 {
             return Err(TrainingError::field("sources", format!("must have 1 to 64 entries, got {}", sources.len())));
         }
@@ -91,7 +91,7 @@ impl Source {
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] for a path that is not UTF-8, which the contract cannot carry.
-    pub fn to_proto(&self) -> Result<v1::DataSource, TrainingError> {
+    pub(crate) fn to_proto(&self) -> Result<v1::DataSource, TrainingError> {
         let source = match self {
             Self::UtkFace { folder } => v1::data_source::Source::Utkface(v1::UtkFaceFolder { path: utf8(folder)? }),
             Self::Csv(source) => v1::data_source::Source::Csv(v1::CsvTable {

@@ -31,7 +31,7 @@ use crate::{
 
 /// What is read, and how it is split.
 #[derive(Clone, Copy, Debug)]
-pub struct DataRequest<'a> {
+pub(crate) struct DataRequest<'a> {
     /// Joined in this order.
     pub sources: &'a [Source],
     /// Gives heads, fractions, seed and the share of bad rows.
@@ -42,7 +42,7 @@ pub struct DataRequest<'a> {
 
 /// How far the reading is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadProgress {
+pub(crate) struct LoadProgress {
     /// What is being done.
     pub phase: LoadPhase,
     /// Rows done.
@@ -53,7 +53,7 @@ pub struct LoadProgress {
 
 /// A part of the reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoadPhase {
+pub(crate) enum LoadPhase {
     /// Tables and folders are listed.
     Listing,
     /// Image files are read and hashed.
@@ -63,11 +63,11 @@ pub enum LoadPhase {
 }
 
 /// Called for every row, from several threads; `Break` ends the reading with [`TrainingError::Cancelled`].
-pub type LoadWatch<'a> = dyn Fn(LoadProgress) -> ControlFlow<()> + Sync + 'a;
+pub(crate) type LoadWatch<'a> = dyn Fn(LoadProgress) -> ControlFlow<()> + Sync + 'a;
 
 /// A row that can be used.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Example {
+pub(crate) struct Example {
     /// The image as its source names it: relative to its folder, or as the table says.
     pub name: String,
     /// The image's file.
@@ -82,7 +82,7 @@ pub struct Example {
 
 /// What a training learns from.
 #[derive(Debug)]
-pub struct Dataset {
+pub(crate) struct Dataset {
     heads: Vec<Head>,
     examples: Vec<Example>,
     rejections: Rejections,
@@ -96,7 +96,7 @@ impl Dataset {
     /// # Errors
     /// [`TrainingError::BadData`] when too many rows are unusable, or those that are left cannot be trained on;
     /// [`TrainingError::Io`] when a table or folder cannot be read; [`TrainingError::Cancelled`].
-    pub fn load(
+    pub(crate) fn load(
         request: &DataRequest<'_>,
         pool: &rayon::ThreadPool,
         watch: &LoadWatch<'_>,
@@ -141,24 +141,24 @@ impl Dataset {
 
     /// The recipe's heads, with the labels of every classification.
     #[must_use]
-    pub fn heads(&self) -> &[Head] {
+    pub(crate) fn heads(&self) -> &[Head] {
         &self.heads
     }
 
     /// Every usable row, in the sources' order.
     #[must_use]
-    pub fn examples(&self) -> &[Example] {
+    pub(crate) fn examples(&self) -> &[Example] {
         &self.examples
     }
 
     /// How many rows a part has.
     #[must_use]
-    pub fn n_examples(&self, split: Split) -> usize {
+    pub(crate) fn n_examples(&self, split: Split) -> usize {
         self.examples.iter().filter(|example| example.split == split).count()
     }
 
     /// A head's labels in a part, without the missing ones.
-    pub fn labels(&self, split: Split, head_idx: usize) -> impl Iterator<Item = f32> + '_ {
+    pub(crate) fn labels(&self, split: Split, head_idx: usize) -> impl Iterator<Item = f32> + '_ {
         self.examples
             .iter()
             .filter(move |example| example.split == split)
@@ -168,7 +168,7 @@ impl Dataset {
 
     /// What was found; complete once the images were decoded.
     #[must_use]
-    pub fn report(&self) -> v1::DataReport {
+    pub(crate) fn report(&self) -> v1::DataReport {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let n_rejected = i64::try_from(self.rejections.total()).unwrap_or(i64::MAX);
         v1::DataReport {
@@ -185,7 +185,7 @@ impl Dataset {
     /// SHA-256 in hex over what the usable rows hold: names, parts, labels and images. The same data gives the same
     /// fingerprint wherever it lies and in whatever order it is listed.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let mut rows: Vec<_> = self.examples.iter().map(|example| self.row_digest(example)).collect();
         rows.sort_unstable();
         let mut all = Sha256::new_with_prefix(b"visage data 1\n");

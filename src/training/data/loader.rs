@@ -27,7 +27,7 @@ use crate::{training::TrainingError, vision::Pixels};
 
 /// What loading may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoaderOptions {
+pub(crate) struct LoaderOptions {
     /// Threads that decode; 0: as many as cores.
     pub n_threads: usize,
     /// Pixel cap of an image.
@@ -41,14 +41,14 @@ pub struct LoaderOptions {
 impl LoaderOptions {
     /// All cores, a quarter of the memory that is free now, four batches ahead.
     #[must_use]
-    pub fn with_max_pixels(max_pixels: u64) -> Self {
+    pub(crate) fn with_max_pixels(max_pixels: u64) -> Self {
         Self { n_threads: 0, max_pixels, memory_budget_bytes: free_memory_bytes() / 4, n_prefetch: 4 }
     }
 }
 
 /// The sizes at which parts are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sides {
+pub(crate) struct Sides {
     /// Of training pictures: larger than the network's input by what a crop may cut off.
     pub train_px: u32,
     /// Of the other parts: the network's input, as in serving.
@@ -58,7 +58,7 @@ pub struct Sides {
 impl Sides {
     /// For a network input of `image_size_px` and random crops of at most `crop_fraction` (0 to 0.5) of each side.
     #[must_use]
-    pub fn new(image_size_px: u32, crop_fraction: f64) -> Self {
+    pub(crate) fn new(image_size_px: u32, crop_fraction: f64) -> Self {
         let train_px = (f64::from(image_size_px) / (1.0 - crop_fraction.clamp(0.0, 0.5))).ceil();
         // At most twice the input.
         Self { train_px: train_px as u32, eval_px: image_size_px }
@@ -74,7 +74,7 @@ impl Sides {
 
 /// Decodes a dataset's pictures.
 #[derive(Debug)]
-pub struct Loader {
+pub(crate) struct Loader {
     options: LoaderOptions,
     pool: Arc<rayon::ThreadPool>,
 }
@@ -84,7 +84,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`TrainingError::Internal`] when the system gives none.
-    pub fn new(options: LoaderOptions) -> Result<Self, TrainingError> {
+    pub(crate) fn new(options: LoaderOptions) -> Result<Self, TrainingError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.n_threads)
             .thread_name(|thread_idx| format!("decode-{thread_idx}"))
@@ -95,7 +95,7 @@ impl Loader {
 
     /// The threads, which [`Dataset::load`] uses too.
     #[must_use]
-    pub fn pool(&self) -> &rayon::ThreadPool {
+    pub(crate) fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
     }
 
@@ -104,7 +104,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`TrainingError::BadData`] when too many pictures are unreadable, [`TrainingError::Cancelled`].
-    pub fn prepare(
+    pub(crate) fn prepare(
         &self,
         dataset: &mut Dataset,
         sides: Sides,
@@ -169,7 +169,7 @@ impl Loader {
 
 /// The parts, decoded for a stage.
 #[derive(Clone, Debug)]
-pub struct StageImages {
+pub(crate) struct StageImages {
     /// At [`Sides::train_px`].
     pub train: ImageSet,
     /// At [`Sides::eval_px`].
@@ -180,7 +180,7 @@ pub struct StageImages {
 
 /// A part's pictures and labels. Clones share them.
 #[derive(Clone, Debug)]
-pub struct ImageSet(Arc<Images>);
+pub(crate) struct ImageSet(Arc<Images>);
 
 #[derive(Debug)]
 struct Images {
@@ -206,7 +206,7 @@ enum Slot {
 
 /// Pictures that go through the network together.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LabelledBatch {
+pub(crate) struct LabelledBatch {
     /// All of the set's side.
     pub pixels: Vec<Arc<Pixels>>,
     /// For each head one number a picture, as [`super::dataset::Example::labels`] has them; NaN: no label.
@@ -215,7 +215,7 @@ pub struct LabelledBatch {
 
 /// How a pass goes over a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchPlan {
+pub(crate) struct BatchPlan {
     /// At least 1.
     pub batch_size: usize,
     /// The order.
@@ -226,7 +226,7 @@ pub struct BatchPlan {
 
 /// The order of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// The dataset's.
     Listed,
     /// Drawn from the seed; give each epoch its own.
@@ -238,7 +238,7 @@ pub enum Order {
 
 /// What becomes of the pictures that do not fill a last batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
+pub(crate) enum Rest {
     /// They are a smaller batch.
     Kept,
     /// They are left out of this pass, unless there is no other batch.
@@ -248,25 +248,25 @@ pub enum Rest {
 impl ImageSet {
     /// How many pictures there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.pictures.len()
     }
 
     /// Whether there is none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.pictures.is_empty()
     }
 
     /// The side of every picture in pixels.
     #[must_use]
-    pub fn side_px(&self) -> u32 {
+    pub(crate) fn side_px(&self) -> u32 {
         self.0.side_px
     }
 
     /// Batches in a pass.
     #[must_use]
-    pub fn n_batches(&self, plan: BatchPlan) -> usize {
+    pub(crate) fn n_batches(&self, plan: BatchPlan) -> usize {
         let batch_size = plan.batch_size.max(1);
         match plan.rest {
             Rest::Kept => self.len().div_ceil(batch_size),
@@ -277,7 +277,7 @@ impl ImageSet {
     /// A pass over the set. An item is an error when a file that could be read before cannot be any more; it is the
     /// last one then.
     #[must_use]
-    pub fn batches(&self, plan: BatchPlan) -> Batches {
+    pub(crate) fn batches(&self, plan: BatchPlan) -> Batches {
         let mut order: Vec<_> = (0..self.len()).collect();
         if let Order::Shuffled { seed } = plan.order {
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -338,7 +338,7 @@ fn changed(path: &Path, detail: String) -> TrainingError {
 
 /// The batches of a pass. Dropping it ends the reading ahead.
 #[derive(Debug)]
-pub struct Batches(Pass);
+pub(crate) struct Batches(Pass);
 
 #[derive(Debug)]
 enum Pass {

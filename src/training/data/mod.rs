@@ -15,8 +15,11 @@ mod split;
 mod utkface;
 
 pub(super) use augment::Augmentation;
-pub use dataset::{DataRequest, Dataset, LoadWatch};
+pub(crate) use dataset::{DataRequest, Dataset};
 pub(super) use dataset::{LoadPhase, LoadProgress};
 pub(super) use loader::StageImages;
-pub use loader::{BatchPlan, ImageSet, LabelledBatch, Loader, LoaderOptions, Order, Rest, Sides};
-pub use split::Split;
+pub(crate) use loader::{BatchPlan, ImageSet, LabelledBatch, Loader, LoaderOptions, Order, Rest, Sides};
+pub(crate) use split::Split;
+
+#[cfg(test)]
+mod tests;

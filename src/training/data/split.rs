@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Split {
+pub(crate) enum Split {
     /// Learnt from.
     Train,
     /// Measured on, never learnt from.
@@ -20,11 +20,12 @@ pub enum Split {
 
 impl Split {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Train, Self::Valid, Self::Calibration];
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 3] = [Self::Train, Self::Valid, Self::Calibration];
 
     /// The split that a table's field names.
     #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "train" => Some(Self::Train),
             "valid" | "val" | "validation" => Some(Self::Valid),
@@ -35,7 +36,7 @@ impl Split {
 
     /// Its name in tables.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
             Self::Valid => "valid",

@@ -9,5 +9,5 @@ mod launcher;
 mod priority;
 mod worker;
 
-pub use launcher::{Launcher, ProcessLauncher, RunningWorker, WorkerExit};
-pub use worker::main as worker_main;
+pub(crate) use launcher::{Launcher, ProcessLauncher, RunningWorker};
+pub(crate) use worker::main as worker_main;

@@ -44,7 +44,7 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the process. Call it before the process has a second thread.
 #[must_use]
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let refused = priority::step_back();
     let output = match claim_stdout() {
         Ok(output) => output,

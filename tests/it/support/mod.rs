@@ -1,5 +1,6 @@
 //! What the tests share: servers, clients, generated faces.
 
+#[allow(dead_code, reason = "the tests of training data use more of it")]
 pub(crate) mod faces;
 pub(crate) mod server;
 

@@ -13,7 +13,7 @@ mod supervisor;
 
 use std::{ffi::OsString, path::PathBuf, process::Command, time::Duration};
 
-pub use running::{RunningWorker, WorkerExit};
+pub(crate) use running::RunningWorker;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{proto::worker::Job, training::TrainingError};
@@ -22,7 +22,7 @@ use crate::{proto::worker::Job, training::TrainingError};
 const MAX_WAITING_EVENTS: usize = 64;
 
 /// Starts training processes.
-pub trait Launcher: Send + Sync + 'static {
+pub(crate) trait Launcher: Send + Sync + 'static {
     /// Starts one on a job. Returns as soon as the process exists; blocks for that long.
     ///
     /// # Errors
@@ -32,7 +32,7 @@ pub trait Launcher: Send + Sync + 'static {
 
 /// Starts a program as the training process.
 #[derive(Clone, Debug)]
-pub struct ProcessLauncher {
+pub(crate) struct ProcessLauncher {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
@@ -46,7 +46,7 @@ pub struct ProcessLauncher {
 impl ProcessLauncher {
     /// `program worker`, with ten seconds to stop.
     #[must_use]
-    pub fn new(program: PathBuf) -> Self {
+    pub(crate) fn new(program: PathBuf) -> Self {
         Self { program, args: vec!["worker".into()], env: Vec::new(), stop_grace: Duration::from_secs(10) }
     }
 
@@ -54,7 +54,7 @@ impl ProcessLauncher {
     ///
     /// # Errors
     /// [`TrainingError::Launch`] when the system does not say where it is.
-    pub fn this_binary() -> Result<Self, TrainingError> {
+    pub(crate) fn this_binary() -> Result<Self, TrainingError> {
         match std::env::current_exe() {
             Ok(program) => Ok(Self::new(program)),
             Err(source) => Err(TrainingError::Launch { program: PathBuf::from("visage"), source }),

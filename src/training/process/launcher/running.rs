@@ -8,7 +8,7 @@ use crate::proto::worker::{self, WorkerEvent};
 
 /// What can be asked of a training process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerOrder {
+pub(crate) enum WorkerOrder {
     /// Stop soon, and say that you were cancelled.
     Cancel,
     /// End now.
@@ -17,21 +17,21 @@ pub enum WorkerOrder {
 
 /// Gives orders to a training process, from anywhere.
 #[derive(Clone)]
-pub struct WorkerControl(Arc<dyn Fn(WorkerOrder) + Send + Sync>);
+pub(crate) struct WorkerControl(Arc<dyn Fn(WorkerOrder) + Send + Sync>);
 
 impl WorkerControl {
     /// Hands orders to `give`, which must not block and ignores those that come too late.
-    pub fn new(give: impl Fn(WorkerOrder) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(give: impl Fn(WorkerOrder) + Send + Sync + 'static) -> Self {
         Self(Arc::new(give))
     }
 
     /// Asks it to stop. It is killed when it does not in time.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         (self.0)(WorkerOrder::Cancel);
     }
 
     /// Ends it now.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         (self.0)(WorkerOrder::Kill);
     }
 }
@@ -44,7 +44,7 @@ impl fmt::Debug for WorkerControl {
 
 /// A training process. Dropping it kills the process.
 #[derive(Debug)]
-pub struct RunningWorker {
+pub(crate) struct RunningWorker {
     /// What it says, in order; the last is always its end, in its own words or, where it had none, in those of its
     /// [`WorkerExit`]. A process whose events are not taken is made to wait.
     pub events: mpsc::Receiver<WorkerEvent>,
@@ -56,7 +56,7 @@ pub struct RunningWorker {
 impl RunningWorker {
     /// Puts one together, for a launcher of another kind.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         events: mpsc::Receiver<WorkerEvent>,
         control: WorkerControl,
         exit: oneshot::Receiver<WorkerExit>,
@@ -64,24 +64,19 @@ impl RunningWorker {
         Self { events, control, exit, ended: None }
     }
 
-    /// Gives orders from elsewhere.
-    #[must_use]
-    pub fn control(&self) -> WorkerControl {
-        self.control.clone()
-    }
-
     /// Asks it to stop. It is killed when it does not in time.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.control.cancel();
     }
 
     /// Ends it now.
-    pub fn kill(&self) {
+    #[cfg(test)]
+    pub(super) fn kill(&self) {
         self.control.kill();
     }
 
     /// How it ended, once it has and is reaped. Events that were not taken are lost. May be given up and called again.
-    pub async fn wait(&mut self) -> WorkerExit {
+    pub(crate) async fn wait(&mut self) -> WorkerExit {
         while self.events.recv().await.is_some() {}
         if let Some(exit) = &self.ended {
             return exit.clone();
@@ -105,7 +100,7 @@ impl Drop for RunningWorker {
 
 /// How a training process ended.
 #[derive(Clone, Debug, PartialEq)]
-pub struct WorkerExit {
+pub(crate) struct WorkerExit {
     /// What it made; or why it made nothing, in its own words or, where it had none, from the way it died.
     pub result: Result<Box<worker::Finished>, worker::Failed>,
     /// The end of what it wrote to standard error, at most 2 KB, for the log.

@@ -7,6 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
+use super::running::WorkerExit;
 use super::*;
 use crate::{
     proto::{
@@ -162,7 +163,7 @@ async fn a_cancelled_process_has_the_last_word() {
     let script = format!("head -c {n_bytes} > /dev/null; head -c 1 > /dev/null; cat \"$OUT\"");
     let shell = Shell::new(&script, [failed(FailureKind::Cancelled)]);
     let mut running = shell.start();
-    running.control().cancel();
+    running.cancel();
     let failed = running.wait().await.result.unwrap_err();
     assert_eq!((failed.message.as_str(), failed.kind()), ("its own words", FailureKind::Cancelled));
 }

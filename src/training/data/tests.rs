@@ -2,16 +2,18 @@
 
 use std::{fs, ops::ControlFlow, path::Path};
 
-use image::ImageFormat;
-use visage::{
+use super::{BatchPlan, DataRequest, Dataset, Loader, LoaderOptions, Order, Rest, Sides, Split, dataset::LoadWatch};
+use crate::{
     proto::v1,
-    training::{
-        BatchPlan, DataRequest, Dataset, LoadWatch, Loader, LoaderOptions, Order, Recipe, Rest, Roots, Sides, Source,
-        Split,
-    },
+    training::{Recipe, Roots, Source},
 };
+use image::ImageFormat;
 
-use crate::support::faces::{Person, write_bad_files, write_table, write_utkface};
+#[allow(dead_code, reason = "the whole-system tests use more of it")]
+#[path = "../../../tests/it/support/faces.rs"]
+mod faces;
+
+use faces::{Person, write_bad_files, write_table, write_utkface};
 
 const GO_ON: &LoadWatch<'static> = &|_| ControlFlow::Continue(());
 
