@@ -26,8 +26,8 @@ WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTOR
 # and the dependencies of the release binary. The binary itself stays what `make build` made.
 CHECKED = export RUSTC_WORKSPACE_WRAPPER=clippy-driver CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true; \
-  kept="$$(mktemp -d)"; mkdir -p target/release; [ ! -e $(BINARY) ] || cp -p $(BINARY) "$$kept/visage"; \
-  trap '[ ! -e "$$kept/visage" ] || mv -f "$$kept/visage" $(BINARY); rmdir "$$kept"' EXIT
+  mkdir -p target/release; [ ! -e $(BINARY) ] || ln -f $(BINARY) $(KEPT); trap '[ ! -e $(KEPT) ] || mv -f $(KEPT) $(BINARY)' EXIT
+KEPT := target/release/visage.kept
 TESTS = --release --workspace --all-targets --locked
 
 # Begins a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
