@@ -182,16 +182,25 @@ fn the_edge_knows_no_stored_records() {
 fn every_use_case_takes_the_call() {
     // These assemble the application and keep it alive.
     let is_life = |file: &str| ["app/mod.rs", "app/health.rs"].contains(&file);
-    let mut wrong = Vec::new();
+    let (mut n_found, mut wrong) = (0, Vec::new());
     for (file, text) in sources().into_iter().filter(|(file, _)| file.starts_with("app/") && !is_life(file)) {
-        for signature in text.split("pub async fn ").skip(1) {
-            let arguments = signature.split(" -> ").next().unwrap();
-            if !arguments.contains("&Call") {
-                wrong.push(format!("{file}: {arguments}"));
+        for signature in use_cases(&text) {
+            n_found += 1;
+            if !signature.contains("&Call") {
+                wrong.push(format!("{file}: {signature}"));
             }
         }
     }
-    assert!(wrong.is_empty(), "use cases that know not who calls:\n{}", wrong.join("\n"));
+    assert!(n_found > 20, "only {n_found} use cases were found");
+    assert!(wrong.is_empty(), "use cases that do not know who calls:\n{}", wrong.join("\n"));
+}
+
+/// The names and arguments of the functions that the edge can call.
+fn use_cases(text: &str) -> impl Iterator<Item = &str> {
+    ["pub async fn ", "pub(crate) async fn "]
+        .into_iter()
+        .flat_map(|start| text.split(start).skip(1))
+        .map(|rest| rest.split(" -> ").next().unwrap_or_default())
 }
 
 #[test]
@@ -216,4 +225,7 @@ fn the_check_sees_what_it_should() {
     assert!(named_behind("proto::", text).contains("store"));
     assert!(names_crate("use tch::Tensor;", "tch"));
     assert!(!names_crate("use batch::Tensor; crate::tch::x", "tch"));
+    let text =
+        "pub(crate) async fn get(&self, _: &Call) -> A {} pub async fn list(&self) -> B {} async fn own() -> C {}";
+    assert_eq!(use_cases(text).collect::<Vec<_>>(), ["list(&self)", "get(&self, _: &Call)"]);
 }

@@ -1,13 +1,12 @@
 //! The alias map: which version each alias points at, with the pin that it holds.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::pins::{Holder, Pin, Pins};
 use crate::{
     app::AppError,
     names::{AliasName, ModelId, VersionName},
-    registry::Registry,
+    registry::{Registry, RegistryError},
 };
 
 /// Models read at once.
@@ -49,10 +48,13 @@ pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pin
                 (alias.clone(), pin)
             };
             let of_model: BTreeMap<_, _> = model.aliases.iter().map(pin).collect();
-            // A damaged champion is named when it is asked for.
-            let answers = of_model
-                .get(&AliasName::champion())
-                .is_some_and(|pin| registry.get_version(pin.version()).is_ok_and(|version| !version.heads.is_empty()));
+            let answers = of_model.get(&AliasName::champion()).is_some_and(|pin| {
+                match registry.get_version(pin.version()) {
+                    Ok(version) => !version.heads.is_empty(),
+                    // Its caller gets an error that names it, not another model's answer.
+                    Err(error) => matches!(error, RegistryError::CorruptVersion { .. }),
+                }
+            });
             aliases.insert(model.id, Known { aliases: of_model, answers });
         }
     }

@@ -161,8 +161,9 @@ pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedRece
             // Its own task: an unload waits for a batch in work, and another version need not wait for that.
             tokio::spawn(async move {
                 let _lifecycle = models.lock_lifecycle(&version).await;
+                let was_there = models.shared.serving.state(&version) != LoadState::Unloaded;
                 // It may be needed again by now.
-                if models.unload_now(&version).await.is_ok() {
+                if models.unload_now(&version).await.is_ok() && was_there {
                     tracing::info!(%version, "unloaded: nothing needs it");
                 }
             });
@@ -185,7 +186,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub(crate) async fn version(&self, name: &VersionName) -> Result<Arc<Version>, AppError> {
+    pub(in crate::app) async fn version(&self, name: &VersionName) -> Result<Arc<Version>, AppError> {
         let known = self.shared.loading.entries.lock().get(name).and_then(|entry| entry.version.clone());
         if let Some(known) = known {
             return Ok(known);
@@ -200,7 +201,7 @@ impl Models {
 
     /// Loads every version that an alias or a collection holds. A version that cannot be loaded is logged and left out:
     /// the others answer.
-    pub(crate) async fn load_needed(&self) {
+    pub(in crate::app) async fn load_needed(&self) {
         let mut needed = self.shared.pins.needed();
         needed.sort();
         for version in needed {
@@ -215,7 +216,7 @@ impl Models {
     /// # Errors
     /// When there is no such version, its weights are damaged, or the device refuses it; [`AppError::VersionFailed`] when
     /// that was found a moment ago.
-    pub(crate) async fn ensure_loaded(&self, version: &VersionName) -> Result<(), AppError> {
+    pub(in crate::app) async fn ensure_loaded(&self, version: &VersionName) -> Result<(), AppError> {
         if self.shared.serving.state(version) == LoadState::Loaded {
             return Ok(());
         }

@@ -156,7 +156,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub(crate) async fn hold(&self, reference: Option<&ModelRef>) -> Result<Resolved, AppError> {
+    pub(in crate::app) async fn hold(&self, reference: Option<&ModelRef>) -> Result<Resolved, AppError> {
         let (name, pin) = self.resolve_alias(reference)?;
         let pin = match pin {
             Some(pin) => pin,
@@ -273,7 +273,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
-    pub(crate) async fn describe(&self, name: VersionName) -> Result<v1::ModelVersion, AppError> {
+    pub(in crate::app) async fn describe(&self, name: VersionName) -> Result<v1::ModelVersion, AppError> {
         let (registry, of_version) = (Arc::clone(&self.shared.registry), name.clone());
         let description = blocking(move || Ok(registry.describe_version(&of_version)?)).await?;
         Ok(self.with_state(&name, description))
@@ -295,7 +295,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version or layer.
-    pub(crate) async fn resolve_space(&self, reference: &SpaceRef) -> Result<EmbeddingSpace, AppError> {
+    pub(in crate::app) async fn resolve_space(&self, reference: &SpaceRef) -> Result<EmbeddingSpace, AppError> {
         let version = self.version(&self.resolve(reference.version.as_ref())?).await?;
         let space = match &reference.layer {
             Some(layer) => EmbeddingSpace { version: version.name.clone(), layer: Arc::clone(layer) },
@@ -309,7 +309,7 @@ impl Models {
     ///
     /// # Errors
     /// When there is no such version, or it has no such layer.
-    pub(crate) async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
+    pub(in crate::app) async fn dimensions(&self, space: &EmbeddingSpace) -> Result<usize, AppError> {
         let layers = &self.version(&space.version).await?.embedding_layers;
         if let Some(known) = layers.iter().find(|known| known.name == *space.layer) {
             return Ok(known.dimensions);
@@ -326,7 +326,7 @@ impl Models {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub(crate) async fn refresh(&self) -> Result<(), AppError> {
+    pub(in crate::app) async fn refresh(&self) -> Result<(), AppError> {
         let models = self.clone();
         blocking(move || models.refresh_now()).await
     }

@@ -94,7 +94,7 @@ impl Pins {
     }
 
     /// Holds a version; waits for the end of an unload.
-    pub(crate) async fn hold(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
+    pub(super) async fn hold(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
         loop {
             let closing = {
                 let mut slots = self.slots.lock();
@@ -178,7 +178,7 @@ impl Pins {
 
 impl Closing {
     /// Waits until the calls in work have let go of the version.
-    pub(crate) async fn drained(&self) {
+    pub(super) async fn drained(&self) {
         loop {
             let changed = self.changed.notified();
             if !self.pins.is_held(&self.version) {

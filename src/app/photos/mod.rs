@@ -172,7 +172,7 @@ impl Photos {
     ///
     /// # Errors
     /// When the bytes are no readable image, or there is no room or time for it.
-    pub(crate) async fn read(&self, plan: &Plan, photo: Bytes) -> Result<Reading, AppError> {
+    pub(super) async fn read(&self, plan: &Plan, photo: Bytes) -> Result<Reading, AppError> {
         check_photo("image", &photo)?;
         let version = plan.version().name.clone();
         let facts = Facts {
