@@ -11,7 +11,7 @@ mod cascade;
 mod pyramid;
 mod recheck;
 
-pub use boxes::{BoundingBox, DetectedFace, Point};
+pub use boxes::{BoundingBox, DetectedFace};
 pub use cascade::{CROP_SIDES_PX, Proposals, SURE, StageOutput, rotated_crops};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
 pub use recheck::{DetectionView, FaceCrop, FacePart};
