@@ -1,6 +1,6 @@
 //! Cutting a face out of a photo, upright and always in the same place: a chip.
 
-use super::{DecodedImage, Pixels, Point};
+use super::{DecodedImage, Pixels, Point, geometry::Similarity};
 
 /// What a network's chips look like; part of its version's manifest.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,53 +22,6 @@ pub struct FaceChip {
     pub visible: f32,
     /// How far the landmarks lie from the template, root mean square, in shares of the unit square's side.
     pub misfit: f32,
-}
-
-/// A turn, a stretch and a shift: `x' = a x - b y + shift.x`, `y' = b x + a y + shift.y`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::vision) struct Similarity {
-    a: f64,
-    b: f64,
-    shift: (f64, f64),
-}
-
-impl Similarity {
-    /// The one that brings `from` nearest to `to`, by least squares (Umeyama 1991, in the plane).
-    pub(in crate::vision) fn fit(from: &[Point; 5], to: &[Point; 5]) -> Self {
-        let mean = |points: &[Point; 5]| {
-            let sum = points.iter().fold((0.0, 0.0), |(x, y), p| (x + f64::from(p.x), y + f64::from(p.y)));
-            (sum.0 / 5.0, sum.1 / 5.0)
-        };
-        let (from_mean, to_mean) = (mean(from), mean(to));
-        let (mut a, mut b, mut spread) = (0.0, 0.0, 0.0);
-        for (from, to) in from.iter().zip(to) {
-            let (x, y) = (f64::from(from.x) - from_mean.0, f64::from(from.y) - from_mean.1);
-            let (u, v) = (f64::from(to.x) - to_mean.0, f64::from(to.y) - to_mean.1);
-            a += x * u + y * v;
-            b += x * v - y * u;
-            spread += x * x + y * y;
-        }
-        // Five points on one spot have no direction and no size.
-        let spread = if spread > 0.0 { spread } else { 1.0 };
-        let (a, b) = (a / spread, b / spread);
-        let shift = (to_mean.0 - a * from_mean.0 + b * from_mean.1, to_mean.1 - b * from_mean.0 - a * from_mean.1);
-        Self { a, b, shift }
-    }
-
-    /// Where a point goes.
-    pub(in crate::vision) fn apply(&self, x: f64, y: f64) -> (f64, f64) {
-        (self.a * x - self.b * y + self.shift.0, self.b * x + self.a * y + self.shift.1)
-    }
-
-    /// Where a way goes, wherever it begins.
-    pub(in crate::vision) fn apply_direction(&self, x: f64, y: f64) -> (f64, f64) {
-        (self.a * x - self.b * y, self.b * x + self.a * y)
-    }
-
-    /// How many times as long things become.
-    pub(in crate::vision) fn scale(&self) -> f64 {
-        self.a.hypot(self.b)
-    }
 }
 
 /// Cuts out the face with these landmarks, in pixels of `photo`.

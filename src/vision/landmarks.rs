@@ -6,7 +6,7 @@
 //! lie between pixels, where dlib rounds them. Brightness is a whole number, so thresholds are rounded down to one,
 //! which changes no comparison.
 
-use super::{BoundingBox, DecodedImage, Point, align::Similarity};
+use super::{BoundingBox, DecodedImage, Point, geometry::Similarity};
 
 /// The most pixels that a cascade compares.
 const MAX_PIXELS: usize = 1 << 16;

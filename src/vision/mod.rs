@@ -18,6 +18,7 @@ pub mod detect;
 mod error;
 mod faces;
 mod foreign;
+mod geometry;
 mod jpeg;
 mod landmarks;
 mod note;
@@ -36,11 +37,12 @@ pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
 pub use decoded::DecodedImage;
 pub use detect::{
-    AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectionView, DetectorSettings, FaceCrop, Point,
-    Pyramid, points,
+    AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectionView, DetectorSettings, FaceCrop, Pyramid,
+    points,
 };
 pub use error::ImageError;
 pub use faces::{CutFace, FacePipeline};
+pub use geometry::Point;
 pub use landmarks::{ShapeParts, ShapePredictor};
 pub use note::PhotoNote;
 pub use preprocess::{SquarePhoto, decode_square, to_pixels};

@@ -1,8 +1,13 @@
 //! The main job, whole: train, watch, predict, enrol, search, promote under load, restart.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tokio_stream::StreamExt;
@@ -13,7 +18,7 @@ use visage::proto::{
 
 use crate::support::{
     Clients, faces, quick_recipe, reason,
-    server::{Home, Server},
+    server::{Home, Server, VISAGE},
     utkface,
 };
 
@@ -297,4 +302,23 @@ async fn progressed(c: &mut Clients, operation: &str) {
         }
     }
     panic!("no progress");
+}
+
+#[test]
+fn a_training_process_steps_back_behind_everything_else() {
+    let mut worker = Command::new(VISAGE).arg("worker").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let of_worker = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", worker.id())).unwrap();
+    let started = Instant::now();
+    // Its last step.
+    while of_worker("oom_score_adj").trim() != "1000" {
+        assert!(started.elapsed() < Duration::from_secs(60), "it does not step back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let stat = of_worker("stat");
+    let after_name: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let (nice, policy) = (after_name[16], after_name[38]);
+    const SCHED_IDLE: &str = "5";
+    assert_eq!((nice, policy), ("19", SCHED_IDLE));
+    drop(worker.stdin.take());
+    worker.wait().unwrap();
 }

@@ -210,8 +210,8 @@ async fn register(
     let model = ModelId::parse("model", &record.model)?;
     let recipe = record.recipe.clone().unwrap_or_default();
     let parent_version = match &recipe.warm_start {
-        Some(v1::recipe::WarmStart::Version(name)) => name.clone(),
-        _ => String::new(),
+        Some(v1::recipe::WarmStart::Version(name)) => Some(VersionName::parse("recipe.version", name)?),
+        _ => None,
     };
     let new = NewVersion {
         model: model.clone(),

@@ -1,15 +1,6 @@
 //! Boxes, and which of those that overlap is kept.
 
-use crate::vision::align::Similarity;
-
-/// A place in a photo, in pixels from its upper left corner.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Point {
-    /// To the right.
-    pub x: f32,
-    /// Downwards.
-    pub y: f32,
-}
+use crate::vision::geometry::{Point, Similarity};
 
 /// A box in a photo, in pixels; it may reach beyond the photo's edges.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,10 +1,10 @@
 //! From proposals to faces: what each network's answer does to the boxes before the next looks.
 
 use super::{
-    boxes::{BoundingBox, DetectedFace, Overlap, Point, suppress},
+    boxes::{BoundingBox, DetectedFace, Overlap, suppress},
     pyramid::{CascadeSettings, ProposalMap, Pyramid},
 };
-use crate::vision::area::area_resize;
+use crate::vision::{area::area_resize, geometry::Point};
 
 /// The side of the crops that the second and the third network see, in pixels.
 pub const CROP_SIDES_PX: [u32; 2] = [24, 48];

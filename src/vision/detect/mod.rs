@@ -12,7 +12,7 @@ mod pyramid;
 mod recheck;
 mod settings;
 
-pub use boxes::{BoundingBox, DetectedFace, Point};
+pub use boxes::{BoundingBox, DetectedFace};
 pub use cascade::{CROP_SIDES_PX, Proposals, SURE, StageOutput, rotated_crops};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
 pub use recheck::{DetectionView, FaceCrop, FacePart};

@@ -1,6 +1,7 @@
 //! How a detector looks for faces, and where the points lie that faces are cut out by.
 
-use super::{boxes::Point, pyramid::CascadeSettings};
+use super::pyramid::CascadeSettings;
+use crate::vision::Point;
 
 /// The settings of a detector.
 #[derive(Clone, Debug, Default, PartialEq)]

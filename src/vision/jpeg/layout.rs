@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Huffman, Setback, idct::last_needed, progressive, samples::Samples, scan::Plane, sequential};
+use super::{Huffman, Setback, idct::last_needed};
 
 /// A channel of the picture.
 pub(super) struct Component {
@@ -63,7 +63,7 @@ pub(in super::super) struct Layout<'a> {
     pub(in super::super) claims_profile: bool,
 }
 
-impl<'a> Layout<'a> {
+impl Layout<'_> {
     /// Whether it is read here even when all its pixels are wanted: `image` has no notion of inks, and of channels at a
     /// quarter of the resolution it makes wrong colours.
     pub(in super::super) fn is_for_here(&self) -> bool {
@@ -100,41 +100,6 @@ impl<'a> Layout<'a> {
         }
         let all = low_bits[..self.frame.components.len()].iter().flatten().all(|&bit| bit == 0);
         if all { Ok(()) } else { Err("its last scans are missing") }
-    }
-
-    /// An upper bound of the bytes that [`Self::decode`] holds.
-    pub(in super::super) fn alloc_bytes(&self, divisor: u32) -> u64 {
-        let frame = &self.frame;
-        let held = |(idx, component): (usize, &Component)| {
-            let (side, _, _) = frame.plane_shape(idx, divisor);
-            let n_blocks = frame.groups_w * component.h * frame.groups_h * component.v;
-            let kept = if frame.progressive { progressive::bytes_per_block(self, idx, divisor) } else { 0 };
-            n_blocks as u64 * (side * side + kept) as u64
-        };
-        let blocks: u64 = frame.components.iter().enumerate().map(held).sum();
-        let pixels = (frame.width.div_ceil(divisor as usize) * frame.height.div_ceil(divisor as usize)) as u64;
-        let data = self.scans.iter().map(|scan| scan.data.len()).max().unwrap_or(0);
-        blocks + pixels * frame.components.len() as u64 + data as u64
-    }
-
-    /// The picture, each side divided by 1, 2, 4 or 8 and rounded up.
-    pub(in super::super) fn decode(&self, divisor: u32) -> Result<Samples, Setback> {
-        let shapes = self.frame.components.iter().enumerate();
-        let mut planes: Vec<Plane> = shapes
-            .map(|(idx, component)| {
-                let (side, h_repeat, v_repeat) = self.frame.plane_shape(idx, divisor);
-                let (width, height) =
-                    (self.frame.groups_w * component.h * side, self.frame.groups_h * component.v * side);
-                Plane { side, h_repeat, v_repeat, stride: width, samples: vec![0; width * height] }
-            })
-            .collect();
-        if self.frame.progressive {
-            progressive::decode(self, divisor, &mut planes)?;
-        } else {
-            sequential::decode(self, &mut planes)?;
-        }
-        let side = |full: usize| full.div_ceil(divisor as usize);
-        Samples::join(&planes, side(self.frame.width), side(self.frame.height), self.adobe_transform)
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A photo of twelve megapixels holds far more than a network's input shows. Of each block of 8 x 8 pixels only the low
 //! frequencies are turned into 4 x 4, 2 x 2 or 1 pixels, and what is not needed is stepped over, not computed. The way:
-//! `segments` are followed to a `layout`, `scan` walks the blocks, `sequential` and `progressive` read their coefficients
-//! with `bits` and `huffman`, `idct` makes pixels of them, `samples` puts the channels together.
+//! `segments` are followed to a `layout`, of which `picture` makes pixels: `scan` walks the blocks, `sequential` and
+//! `progressive` read their coefficients with `bits` and `huffman`, `idct` makes pixels of them, `samples` puts the
+//! channels together.
 //!
 //! Reads what cameras and editors write: baseline, extended and progressive Huffman coding, 8 bits, one, three or four
 //! channels, sampling factors of 1, 2 and 4, restart marks. Anything else, and anything damaged, is a [`Setback`] and
@@ -14,6 +15,7 @@ mod bits;
 mod huffman;
 mod idct;
 mod layout;
+mod picture;
 mod progressive;
 mod samples;
 mod scan;
