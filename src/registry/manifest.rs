@@ -59,7 +59,7 @@ pub(crate) struct Origin {
     /// The file it was imported from.
     pub imported_from: String,
     /// The version it started from.
-    pub parent_version: String,
+    pub parent_version: Option<VersionName>,
     /// An SPDX expression.
     pub licence: String,
     /// Where the weights were published.
