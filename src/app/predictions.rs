@@ -1,4 +1,4 @@
-//! From a network's output to the contract's typed predictions.
+//! Converts a network's output to the contract's typed predictions.
 
 use super::AppError;
 use crate::{
@@ -7,14 +7,14 @@ use crate::{
     serving::{ImageOutput, ServeError},
 };
 
-/// One prediction a head, in the version's order.
+/// Returns one prediction per head, in the version's order.
 ///
-/// A regression gets its interval from the head's calibration: the value, plus and minus the calibrated half width,
-/// which may grow with the spread of the head's own distribution; a head without a calibration has none. A
-/// classification lists every label, most probable first; of equal ones, in the version's order.
+/// A regression's interval is the value plus and minus the calibrated half width, which may grow with the spread of the
+/// head's own distribution. Without a calibration, a head has no interval. A classification lists every label, most
+/// probable first; equal ones keep the version's order.
 ///
 /// # Errors
-/// [`ServeError::EngineFailed`] when the output does not fit the version's heads, or is no finite number.
+/// [`ServeError::EngineFailed`] when the output does not fit the version's heads, or is not finite.
 pub(super) fn predictions(version: &Version, output: &ImageOutput) -> Result<Vec<Prediction>, AppError> {
     if output.heads.len() != version.heads.len() {
         let detail = format!("{} heads answered, the version has {}", output.heads.len(), version.heads.len());
