@@ -327,7 +327,7 @@ pub(crate) enum ConfigError {
     #[error("the configuration is refused: {}", without_profile(.0))]
     Refused(Box<figment::Error>),
     /// A path is not UTF-8. Stored as text, it would name another path.
-    #[error("{given_as}: {} is not UTF-8; rename it, or name it by a link whose name is", path.display())]
+    #[error("{given_as}: {} is not UTF-8; rename it, or use a link with a UTF-8 name", path.display())]
     NotUtf8 {
         /// The key or the environment variable.
         given_as: String,
@@ -501,7 +501,8 @@ impl Config {
             ("faces.max_misfit", faces.max_misfit),
             ("faces.max_spread", faces.max_spread),
         ];
-        let ordered = |(key, [least, most]): (_, [f64; 2])| (key, least <= most, "must be the least and then the most");
+        let ordered =
+            |(key, [least, most]): (_, [f64; 2])| (key, least <= most, "must be the lowest, then the highest value");
         let rules = rules.into_iter().chain(bounds.into_iter().map(ordered));
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((key, _, rule)) => Err(ConfigError::OutOfRange { key, rule }),

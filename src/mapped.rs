@@ -44,7 +44,7 @@ pub(crate) fn map(file: &File) -> io::Result<Bytes> {
             let length = content.len();
             Ok(Bytes::from_owner(mapping).slice(..length))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is cut short")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is truncated")),
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn init(config: &LogConfig) -> Result<(), BadFilter> {
         if crate::store::panic_is_guarded() {
             return;
         }
-        let message = info.payload_as_str().unwrap_or("a panic without words");
+        let message = info.payload_as_str().unwrap_or("a panic without a message");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(%place, thread = std::thread::current().name().unwrap_or("?"), "panic: {message}");
     }));

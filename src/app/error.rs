@@ -36,7 +36,7 @@ pub(crate) enum AppError {
         description: String,
     },
     /// The page token is not one of this list.
-    #[error("the page token was not given out by the list {list}; start again with an empty token")]
+    #[error("the page token is not one of the list {list}; start again with an empty token")]
     PageTokenInvalid {
         /// The list's name.
         list: String,
@@ -118,7 +118,7 @@ pub(crate) enum AppError {
         during: &'static str,
     },
     /// The server is stopping.
-    #[error("the server is stopping; another one, or the same in a moment, will answer")]
+    #[error("the server is stopping; try another server, or this one again in a moment")]
     Stopping,
     /// A bug in the server.
     #[error("{0}")]
@@ -205,11 +205,11 @@ fn unusable(reasons: &[AbstentionReason]) -> String {
         AbstentionReason::NoFace => "no face is found in the photo",
         AbstentionReason::FaceTooSmall => "the face is too small",
         AbstentionReason::Blurred => "the face is blurred",
-        AbstentionReason::OutOfRange => "the face is too unlike those that the model knows",
-        AbstentionReason::BadlyExposed => "the face is too dark, too bright or too even",
+        AbstentionReason::OutOfRange => "the face is too different from the training data",
+        AbstentionReason::BadlyExposed => "the face is too dark, too bright or too uniform",
         AbstentionReason::TurnedAway => "the face is turned away",
         AbstentionReason::Occluded => "the face is covered or cut off",
-        AbstentionReason::SeveralFaces => "the photo shows several faces, and a single one was asked for",
+        AbstentionReason::SeveralFaces => "the photo shows several faces, and the request wants a single one",
     });
     words.collect::<Vec<_>>().join("; ")
 }

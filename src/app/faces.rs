@@ -337,8 +337,7 @@ pub(super) fn embedding_of(field: &'static str, read: Reading, space: &Embedding
     let mut output = match read.outcome {
         Outcome::Answered(output) => output,
         Outcome::TooSmall { width, height, min_side_px } => {
-            let rule =
-                format!("{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}");
+            let rule = format!("{width}x{height} pixels are too few to compare; the shorter side needs {min_side_px}");
             return Err(AppError::field(field, rule));
         }
         Outcome::Faces(found) => {
@@ -354,7 +353,7 @@ pub(super) fn embedding_of(field: &'static str, read: Reading, space: &Embedding
     };
     output.embeddings.remove(&*space.layer).ok_or_else(|| AppError::UnsupportedByModel {
         version: read.facts.version.to_string(),
-        what: format!("gave no embedding {}", space.layer),
+        what: format!("returned no embedding {}", space.layer),
     })
 }
 

@@ -153,7 +153,7 @@ impl App {
         let embedder = self.models.resolve(Some(reference))?;
         let version = self.models.version(&embedder).await?;
         let Reads::Faces { detector: its_detector, .. } = &version.reads else {
-            return Err(AppError::field("embedder", format!("{embedder} embeds no faces that a detector finds")));
+            return Err(AppError::field("embedder", format!("{embedder} does not embed faces found by a detector")));
         };
         if detector != Some(its_detector) {
             let rule = format!("{embedder} depends on {its_detector}, and so must this version");

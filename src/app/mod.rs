@@ -129,7 +129,7 @@ impl App {
         let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
         let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         let swept = registry.sweep_orphans()?;
-        tracing::info!(?swept, "swept the blobs that no version names");
+        tracing::info!(?swept, "deleted the blobs that no version names");
         let roots = Roots::new(config.training.roots.clone())?;
         let serving = ServingPool::start(
             ServingSettings {
@@ -147,7 +147,7 @@ impl App {
             queue_capacity: config.images.decode_queue,
             limits: DecodeLimits { max_pixels: config.images.max_pixels, ..DecodeLimits::default() },
         })
-        .map_err(|e| AppError::Internal(format!("starting the threads for pixels: {e}")))?;
+        .map_err(|e| AppError::Internal(format!("starting the threads of the pixel pool: {e}")))?;
         let default_model = match config.serving.default_model.as_str() {
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
@@ -202,8 +202,8 @@ impl App {
             let store = Arc::clone(&self.store);
             match blocking(move || idempotency::forget_old(&*store, SystemTime::now())).await {
                 Ok(0) => {}
-                Ok(n_forgotten) => tracing::info!(n_forgotten, "forgot the answers of old request ids"),
-                Err(error) => tracing::error!(%error, "cannot forget the answers of old request ids"),
+                Ok(n_forgotten) => tracing::info!(n_forgotten, "deleted the answers of old request ids"),
+                Err(error) => tracing::error!(%error, "cannot delete the answers of old request ids"),
             }
         }
     }
@@ -243,7 +243,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, AppError> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's blocking work ended early: {e}"))))
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("the blocking work of a use case failed: {e}"))))
 }
 
 /// Runs a change to its end even if its caller leaves, so that store and memory stay consistent.
@@ -252,5 +252,5 @@ pub(crate) async fn detached<T: Send + 'static>(
 ) -> Result<T, AppError> {
     tokio::spawn(change)
         .await
-        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's change ended early: {e}"))))
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("the change of a use case failed: {e}"))))
 }

@@ -261,16 +261,14 @@ impl Published {
             let registered = models.version(&version).await?;
             if let Some(field) = entry.differs(&registered, network, faces)? {
                 // The entry changed without a new revision, or an entry that it depends on has a new one.
-                tracing::error!(%version, field, "differs from its published entry and keeps what it was registered with");
+                tracing::error!(%version, field, "differs from its published entry, and keeps its registered values");
             }
             return Ok(version);
         }
         let place = folder.join(&entry.folder);
         let weights = blocking(move || read_files(network, |name| Ok(place.join(name)))).await.map_err(|error| {
             // A missing file has usually not been fetched.
-            AppError::PublishedWeights {
-                detail: format!("{error}; deploy/fetch_weights.py fetches what belongs there"),
-            }
+            AppError::PublishedWeights { detail: format!("{error}; fetch the weights with deploy/fetch_weights.py") }
         })?;
         if !entry.is_of(&weights.digests) {
             let detail = format!(

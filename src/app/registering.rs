@@ -103,7 +103,7 @@ pub(super) async fn verified(serving: &ServingPool, mut new: NewVersion) -> Resu
     })?;
     if let Some(at) = outputs.iter().position(|output| !output.is_finite()) {
         // Such a version would answer nothing, and later look like damaged data.
-        let detail = format!("they answer {} where a number should be (output {at} of a test picture)", outputs[at]);
+        let detail = format!("output {at} for a test image is {}, not a finite number", outputs[at]);
         return Err(AppError::Nn(NnError::WeightsMismatch { detail }));
     }
     new.golden = Some(Golden::new(outputs));

@@ -29,13 +29,13 @@ pub(super) fn collection_name(field: &str, name: &str) -> Result<CollectionId, A
 /// Parses an enum number of the contract.
 pub(super) fn face_selection(number: i32) -> Result<v1::FaceSelection, AppError> {
     v1::FaceSelection::try_from(number)
-        .map_err(|_| AppError::field("face_selection", format!("{number} is no selection that this server has")))
+        .map_err(|_| AppError::field("face_selection", format!("{number} is not known to this server")))
 }
 
 /// Parses an enum number of the contract.
 pub(super) fn architecture(number: i32) -> Result<v1::Architecture, AppError> {
     v1::Architecture::try_from(number)
-        .map_err(|_| AppError::field("architecture", format!("{number} is no architecture that this server has")))
+        .map_err(|_| AppError::field("architecture", format!("{number} is not known to this server")))
 }
 
 /// Parses a face's name, which must be of this collection.

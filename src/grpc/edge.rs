@@ -281,7 +281,7 @@ fn name_timeout(response: Response<Body>, allowed: Duration, header: &str, most:
         Some(late) if late.code() == Code::DeadlineExceeded => {
             let mut more = format!("the caller allowed {} ({GRPC_TIMEOUT}: {header})", format_duration(allowed));
             if allowed > most {
-                more.push_str(&format!(", of which the server allows {}", format_duration(most)));
+                more.push_str(&format!(", the server allows at most {}", format_duration(most)));
             }
             status::with_more(&late, &more).into_http()
         }

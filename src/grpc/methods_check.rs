@@ -46,8 +46,10 @@ pub(super) fn differences<'a>(
             }
         }
     }
-    wrong.extend(rpcs.keys().filter(|path| !seen.contains(*path)).map(|path| {
-        format!("{path}: an RPC without a row; add one, which says what the call costs and who may make it")
-    }));
+    wrong.extend(
+        rpcs.keys()
+            .filter(|path| !seen.contains(*path))
+            .map(|path| format!("{path}: an RPC without a row; add one with its costs and permitted callers")),
+    );
     wrong
 }

@@ -146,7 +146,7 @@ pub(crate) async fn run(
     let deadline = if draining.is_cancelled() { stop.await.ok() } else { None };
     let deadline = deadline.unwrap_or_else(|| Instant::now() + drain_timeout);
     if !app.close(deadline).await {
-        tracing::info!("work was still in hand at the end of the drain; it is cut");
+        tracing::info!("work was still in progress at the end of the drain; it is aborted");
     }
     lifecycle.abort();
     // They end when the application closes; a panic in them does not matter now.
@@ -178,7 +178,7 @@ async fn open(
         None => {
             tracing::info!(
                 ?drain_timeout,
-                "the start was not over at the end of the drain; it is cut, nothing is lost"
+                "the start was not finished at the end of the drain; it is aborted, nothing is lost"
             );
             Ok(None)
         }
@@ -231,7 +231,7 @@ async fn serve_until_drained(
         // Do not wait for idle connections: their clients may be gone without closing them.
         () = answered => Ok(()),
         () = bound => {
-            tracing::warn!(?drain_timeout, "calls were still in work at the end of the drain; they are cut");
+            tracing::warn!(?drain_timeout, "calls were still in progress at the end of the drain; they are aborted");
             Ok(())
         }
     }

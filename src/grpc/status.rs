@@ -144,7 +144,7 @@ fn app_row(error: &AppError) -> Row {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, description)
         }
         AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
-            .field("page_token", "was not given out by this list")
+            .field("page_token", "is not a token of this list")
             .with("list", list),
         AppError::RequestIdReused { request_id } => {
             Row::new(Code::AlreadyExists, Reason::RequestIdReused, error).with("request_id", request_id)
@@ -169,7 +169,7 @@ fn app_row(error: &AppError) -> Row {
             let names: Vec<_> =
                 reasons.iter().map(|r| r.as_str_name().trim_start_matches("ABSTENTION_REASON_")).collect();
             Row::new(Code::InvalidArgument, Reason::FaceUnusable, error)
-                .field(field, "shows no face that can be used")
+                .field(field, "has no usable face")
                 .with("abstention_reasons", names.join(", "))
         }
         AppError::UnsupportedByModel { version, .. } => {
@@ -270,7 +270,7 @@ fn training_row(error: &TrainingError) -> Row {
         }
         TrainingError::PathOutsideRoots { field, path } => {
             Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
-                .field(field, "must lie below a configured root")
+                .field(field, "must be under a configured root")
                 .with("path", path)
         }
         TrainingError::FileNotFound { field, path } => {
@@ -349,13 +349,13 @@ pub(super) fn message_too_large(detail: &str) -> Status {
 
 /// The transport's error for bytes that are not a message of the method's type.
 pub(super) fn message_malformed(detail: &str) -> Status {
-    let message = format!("the request is no message of this method: {detail}");
+    let message = format!("the request is not a valid message of this method: {detail}");
     Row::new(Code::InvalidArgument, Reason::FieldInvalid, &message).field("request", detail).into_status()
 }
 
 /// The error of a server at its limit of calls.
 pub(super) fn server_overloaded() -> Status {
-    Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server has as many calls in work as it takes")
+    Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server is at its limit of calls in progress")
         .retry(RETRY_SOON)
         .into_status()
 }
@@ -371,9 +371,8 @@ const MAX_HEADER_CHARS: usize = 32;
 /// The error of an invalid timeout header.
 pub(super) fn timeout_malformed(header: &str) -> Status {
     let header: String = header.chars().take(MAX_HEADER_CHARS).collect();
-    let detail = format!(
-        "{header:?} is no timeout: it has one to eight digits and then H, M, S, m, u or n; 500m is half a second"
-    );
+    let detail =
+        format!("{header:?} is not a timeout; use one to eight digits and H, M, S, m, u or n: 500m is half a second");
     Row::new(Code::InvalidArgument, Reason::FieldInvalid, &format!("grpc-timeout: {detail}"))
         .field("grpc-timeout", detail)
         .into_status()
@@ -387,7 +386,7 @@ pub(super) fn with_more(status: &Status, more: &str) -> Status {
 
 /// The error of a server that is still opening.
 pub(super) fn opening() -> Status {
-    let message = "the server is still opening its store; another one, or the same in a moment, will answer";
+    let message = "the server is still opening its store; try another server, or this one again in a moment";
     Row::new(Code::Unavailable, Reason::Unavailable, &message).retry(Duration::from_secs(1)).into_status()
 }
 
@@ -402,7 +401,7 @@ pub(super) fn internal(call_id: &str) -> Status {
 }
 
 fn internal_row(call_id: &str) -> Row {
-    Row::new(Code::Internal, Reason::Internal, &format!("an internal error; the server's log has it under {call_id}"))
+    Row::new(Code::Internal, Reason::Internal, &format!("internal error; search the server's log for {call_id}"))
         .with("call_id", call_id)
 }
 

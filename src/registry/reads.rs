@@ -48,7 +48,7 @@ impl Reads {
     /// # Errors
     /// When the stored form has features unknown to this program.
     pub(crate) fn parse(stored: Option<&Preprocessing>) -> Result<Self, String> {
-        let stored = stored.ok_or("it does not say what it reads")?;
+        let stored = stored.ok_or("it has no preprocessing")?;
         match (&stored.detection, &stored.face_chip) {
             (Some(_), Some(_)) => Err("it both finds faces and reads them".to_owned()),
             (Some(detection), None) => Ok(Self::Finds(parse_detection(detection)?)),
@@ -119,11 +119,11 @@ fn parse_faces(stored: &Preprocessing, chip: &FaceChip) -> Result<Reads, String>
 
 fn parse_detection(detection: &Detection) -> Result<DetectorSettings, String> {
     let thresholds = <[f32; 3]>::try_from(detection.thresholds.as_slice())
-        .map_err(|_| format!("it has {} thresholds of detection, not 3", detection.thresholds.len()))?;
+        .map_err(|_| format!("it has {} thresholds for detection, not 3", detection.thresholds.len()))?;
     let is_share = detection.factor > 0.0 && detection.factor < 1.0;
     if !is_share || detection.min_face_px.is_nan() {
         return Err(format!(
-            "it looks for faces from {} pixels in steps of {}, which cannot be done",
+            "it cannot detect faces from {} pixels in steps of {}",
             detection.min_face_px, detection.factor
         ));
     }
@@ -137,7 +137,7 @@ fn parse_detection(detection: &Detection) -> Result<DetectorSettings, String> {
     let alignment_box = match (detection.alignment_box.as_slice(), landmarks) {
         ([], _) => None,
         (&[x, y, side], Some(landmarks)) => Some(AlignmentBox { landmarks, centre: Point { x, y }, side }),
-        (numbers, _) => return Err(format!("its box of alignment {numbers:?} has no landmarks or not 3 numbers")),
+        (numbers, _) => return Err(format!("its alignment box {numbers:?} needs landmarks and 3 numbers")),
     };
     Ok(DetectorSettings { cascade, landmarks, alignment_box })
 }

@@ -258,6 +258,6 @@ fn network(architecture: i32, heads: &[Head], reads: &Reads) -> Result<NetworkKi
             Ok(NetworkKind::Published(PublishedNetwork::DlibFaceDescriptor))
         }
         (v1::Architecture::Unspecified, ..) => Err(format!("its architecture {architecture} is not known")),
-        (known, ..) => Err(format!("a {} does not read that", known.as_str_name())),
+        (known, ..) => Err(format!("a {} cannot read its input", known.as_str_name())),
     }
 }

@@ -367,7 +367,7 @@ impl Models {
 
 /// The error for a version without an embedding to compare.
 pub(crate) fn no_embedding(version: &VersionName) -> AppError {
-    let what = "has no embedding to compare by; name a version that has or is paired with one".to_owned();
+    let what = "has no embedding to compare with; use a version that has one or is paired with one".to_owned();
     AppError::UnsupportedByModel { version: version.to_string(), what }
 }
 

@@ -92,7 +92,7 @@ impl Photos {
         }
         let n_places = u32::try_from(n_faces).unwrap_or(u32::MAX).min(self.n_crowd_places);
         let place = Arc::clone(&self.crowds).acquire_many_owned(n_places);
-        let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos of many faces" };
+        let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos with several faces" };
         let place = match plan.deadline {
             Some(deadline) => timeout_at(deadline.into(), place).await.map_err(late)?,
             None => place.await,

@@ -73,7 +73,7 @@ impl Plan {
         };
         let stages = match &reader.version.reads {
             Reads::Finds(_) => {
-                return Err(unsupported("finds faces and answers nothing about them; ask a version that reads them"));
+                return Err(unsupported("only finds faces; use a version that reads them"));
             }
             Reads::Photos { .. } if wants.embedding => {
                 return Err(unsupported("reads whole photos and is paired with no embedding; enrol the photo instead"));

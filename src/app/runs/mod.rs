@@ -188,7 +188,7 @@ impl Runs {
                 Answer::New(id) => id,
                 Answer::Stored(started) => started.name.trim_start_matches("trainingRuns/").to_owned(),
             };
-            let id = RunId::parse(&id).ok_or_else(|| AppError::Internal(format!("{id:?} is no id of a run")))?;
+            let id = RunId::parse(&id).ok_or_else(|| AppError::Internal(format!("{id:?} is not the id of a run")))?;
             let run = runs.get(&call, id).await?;
             Ok(runs.as_operation(run).await)
         })
@@ -211,7 +211,7 @@ impl Runs {
                 recipe.set_architecture(parent.architecture());
             } else if recipe.architecture() != parent.architecture() {
                 let rule =
-                    format!("{version} is a {}; leave it out, or name that", parent.architecture().as_str_name());
+                    format!("{version} is a {}; use that, or leave the field out", parent.architecture().as_str_name());
                 return Err(AppError::field("recipe.architecture", rule));
             }
             recipe.warm_start = Some(v1::recipe::WarmStart::Version(version.to_string()));

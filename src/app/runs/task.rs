@@ -219,7 +219,7 @@ async fn register(
         architecture: recipe.architecture(),
         heads: finished.heads,
         reads: Reads::parse(finished.preprocessing.as_ref())
-            .map_err(|detail| AppError::Internal(format!("what the training process made: {detail}")))?,
+            .map_err(|detail| AppError::Internal(format!("the training process made an invalid version: {detail}")))?,
         tensors,
         calibrations: finished.calibrations,
         embedding_layers: crate::app::embedding_layers(),
@@ -258,7 +258,7 @@ async fn register(
     .await?;
     if let Err(error) = runs.shared.models.refresh().await {
         // The version is stored and the run has ended; the next change of an alias reads the aliases again.
-        tracing::error!(%version, %error, "the aliases cannot be read anew");
+        tracing::error!(%version, %error, "cannot read the aliases again");
     }
     if !runs.shared.models.aliases_of(&version).is_empty() {
         // A model's first version becomes its champion at once. If the load fails, callers get its error.
