@@ -79,7 +79,7 @@ pub(crate) struct ServerConfig {
     pub max_concurrent_requests: usize,
     /// The deadline of unary calls that bring none, in milliseconds.
     pub default_deadline_ms: u64,
-    /// Longer deadlines are cut to this, in milliseconds.
+    /// The longest deadline, in milliseconds; longer ones are shortened to it.
     pub max_deadline_ms: u64,
     /// Maximum number of requests of one stream in progress.
     pub stream_window: usize,

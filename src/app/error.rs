@@ -32,7 +32,7 @@ pub(crate) enum AppError {
     FieldInvalid {
         /// The field's path in the request.
         field: String,
-        /// What is wrong, and what is allowed.
+        /// The error and the allowed values.
         description: String,
     },
     /// The page token is not one of this list.
@@ -198,7 +198,7 @@ impl AppError {
     }
 }
 
-/// Describes the reasons in words.
+/// Lists the reasons as text.
 fn unusable(reasons: &[AbstentionReason]) -> String {
     let words = reasons.iter().map(|reason| match reason {
         AbstentionReason::Unspecified => "the photo cannot be used",

@@ -238,7 +238,7 @@ mod tests {
         Face { name: name.to_owned(), ..Face::default() }
     }
 
-    /// Carries out a change that stores this name.
+    /// Enrols a face by storing this name.
     async fn enroll(store: &Arc<dyn Store>, asked: Idempotent, name: &'static str) -> Result<Answer<Face>, AppError> {
         let kept = Arc::clone(store);
         asked
@@ -278,7 +278,7 @@ mod tests {
         for is_refused in [false, true] {
             let store = store();
             let (kept, winning) = (Arc::clone(&store), Arc::clone(&store));
-            // The winner comes between the look for its answer and the loser's commit.
+            // The winner commits between the loser's check for an answer and its commit.
             let prepare = async move {
                 enroll(&winning, asked("a", "x"), "winner").await?;
                 Ok(named("loser"))
@@ -303,7 +303,7 @@ mod tests {
             labels: (0..9).map(|i| (format!("k{i}"), "v".repeat(i * 50))).collect(),
             ..EnrollFaceRequest::default()
         };
-        // The digests of requests that a server has answered stand in its store.
+        // Servers have stored the digests of answered requests, so the hash must not change.
         assert_eq!(digest(&request), Sha256::digest(request.encode_to_vec()).to_vec());
         let known = "fbc601aefa01f8692f1ee4ca767d28f0ee54083d0bbee08bcee1f2bb3b75e3b7";
         assert_eq!(

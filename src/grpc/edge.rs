@@ -46,7 +46,7 @@ pub(super) struct EdgeSettings {
     pub(super) max_concurrent_calls: usize,
     /// The deadline of calls that bring none, except long ones.
     pub(super) default_deadline: Duration,
-    /// Longer deadlines are cut to this.
+    /// The longest deadline; longer ones are shortened to it.
     pub(super) max_deadline: Duration,
     /// Cancelled when the server drains. This ends calls that would wait for the server's end.
     pub(super) draining: CancellationToken,

@@ -80,7 +80,7 @@ impl Loading {
         Some(failure.refusal(version, now))
     }
 
-    /// Returns the lock of a version's lifecycle. Also removes entries without information whose versions nobody holds.
+    /// Returns the lock of a version's lifecycle. Also removes entries without information or holders.
     fn lifecycle(&self, version: &VersionName, pins: &Pins) -> Arc<tokio::sync::Mutex<()>> {
         let mut entries = self.entries.lock();
         if !entries.contains_key(version) {

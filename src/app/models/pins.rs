@@ -1,4 +1,4 @@
-//! What keeps versions loaded.
+//! Pins keep versions loaded.
 //!
 //! A version stays loaded while a [`Pin`] on it exists. Its holder is an alias, a collection, a version that depends on
 //! it, or a call in progress. A call that names an alias holds the alias's own pin, so its version cannot be unloaded
