@@ -1,5 +1,5 @@
-//! Compiles the protos without a system `protoc`, checks that the table of methods covers the contract, and writes
-//! libtorch's folder into the binaries' rpath.
+//! Compiles the protos without a system `protoc`, checks the table of methods against the contract, and adds libtorch's
+//! folder to the binaries' rpath.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let descriptors = protox::compile(PROTOS, ["proto"])?;
-    // The public contract alone is what reflection shows.
+    // Reflection shows only the public contract.
     let mut public = descriptors.clone();
     public.file.retain(|f| !matches!(f.package(), "visage.store.v1" | "visage.worker.v1"));
     fs::write(out.join("visage_v1.bin"), public.encode_to_vec())?;
@@ -42,9 +42,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("the table of methods and the contract under proto/ differ".into());
     }
     let mut config = prost_build::Config::new();
-    // A message that knows its name has a JSON form.
+    // Only a message with a type name has a JSON form.
     config.enable_type_names();
-    // The table of published models and the command line name its fields.
+    // `published.toml` and the command line use the field names.
     config.type_attribute(
         ".visage.v1.QualityThresholds",
         "#[derive(serde::Serialize, serde::Deserialize)] #[serde(deny_unknown_fields, default)]",

@@ -1,7 +1,7 @@
-//! Every setting of a server, from one documented file, the environment and flags, later ones winning.
+//! The settings of a server. They come from one documented file, the environment and flags; later ones win.
 //!
-//! A key that is not here is an error that says where it stands. [`Loaded::sources`] tells where each value came from.
-//! The environment's names are `VISAGE_` and the key with `__` between its levels: `VISAGE_SERVER__LISTEN`.
+//! An unknown key is an error that names its place. [`Loaded::sources`] reports where each value came from. The name of
+//! an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use figment::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The documented file with every default, as `visage config --default` prints it.
+/// The documented file with every default; `visage config --default` prints it.
 pub(crate) const DOCUMENTED_DEFAULTS: &str = include_str!("../deploy/visage.toml");
 
 /// The environment's prefix.
@@ -25,17 +25,17 @@ const ENV_PREFIX: &str = "VISAGE_";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// Where everything is kept.
+    /// The folder of all data.
     pub data_dir: PathBuf,
     /// The gRPC server.
     pub server: ServerConfig,
-    /// Reading pictures.
+    /// Image decoding.
     pub images: ImagesConfig,
-    /// Reading faces.
+    /// Face reading.
     pub faces: FacesConfig,
     /// Published models.
     pub models: ModelsConfig,
-    /// Running networks.
+    /// Inference.
     pub serving: ServingConfig,
     /// Training runs.
     pub training: TrainingConfig,
@@ -43,7 +43,7 @@ pub(crate) struct Config {
     pub similarity: SimilarityConfig,
     /// The store.
     pub store: StoreConfig,
-    /// Lists.
+    /// List pages.
     pub pages: PagesConfig,
     /// Logs.
     pub log: LogConfig,
@@ -73,21 +73,21 @@ impl Default for Config {
 pub(crate) struct ServerConfig {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The largest message that is read, in bytes.
+    /// The largest accepted message, in bytes.
     pub max_message_bytes: usize,
-    /// Unary calls in work at once, and as many streams.
+    /// Maximum number of calls in progress of each kind: unary calls, request streams, watches.
     pub max_concurrent_requests: usize,
-    /// For unary calls that bring no deadline, in milliseconds.
+    /// The deadline of unary calls that bring none, in milliseconds.
     pub default_deadline_ms: u64,
-    /// Longer deadlines are cut to this, in milliseconds.
+    /// The longest deadline, in milliseconds; longer ones are shortened to it.
     pub max_deadline_ms: u64,
-    /// Requests of one stream in work at once.
+    /// Maximum number of requests of one stream in progress.
     pub stream_window: usize,
-    /// Between HTTP/2 pings, in seconds.
+    /// The time between HTTP/2 pings, in seconds.
     pub keepalive_s: u64,
-    /// Connections are closed in peace after this, in seconds, so that load balancers can rebalance.
+    /// The age at which a connection is closed gracefully, in seconds, so that load balancers can rebalance.
     pub max_connection_age_s: u64,
-    /// For calls in work when the server is told to stop, in seconds.
+    /// How long a stopping server waits for calls in progress, in seconds.
     pub drain_timeout_s: u64,
 }
 
@@ -107,15 +107,15 @@ impl Default for ServerConfig {
     }
 }
 
-/// Reading pictures.
+/// Image decoding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ImagesConfig {
-    /// Width times height that are decoded at most.
+    /// The most pixels (width times height) of an image that is decoded.
     pub max_pixels: u64,
     /// Decoding threads; 0: the number of cores.
     pub decode_threads: usize,
-    /// Pictures that may wait for a decoding thread.
+    /// Maximum number of photos waiting for a decoding thread.
     pub decode_queue: usize,
 }
 
@@ -125,23 +125,23 @@ impl Default for ImagesConfig {
     }
 }
 
-/// Reading faces: how many of a photo, and what a request may make of a version's thresholds.
+/// Face reading: how many faces of a photo, and the bounds of the thresholds that a request may set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FacesConfig {
-    /// Faces of one photo that are read at most, the largest.
+    /// Maximum number of faces read per photo; the largest are read.
     pub max_faces: usize,
-    /// The least and the most that a request may ask for, as of every key below.
+    /// The lowest and highest threshold that a request may set; the same for every key below. In pixels.
     pub min_face_px: [f64; 2],
     /// A probability.
     pub min_detection: [f64; 2],
     /// A ratio of variances.
     pub min_sharpness: [f64; 2],
-    /// Of 0 to 1.
+    /// From 0 to 1.
     pub min_brightness: [f64; 2],
-    /// Of 0 to 1.
+    /// From 0 to 1.
     pub max_brightness: [f64; 2],
-    /// Of 0 to 0.5.
+    /// From 0 to 0.5.
     pub min_contrast: [f64; 2],
     /// In degrees.
     pub max_yaw_degrees: [f64; 2],
@@ -149,11 +149,11 @@ pub(crate) struct FacesConfig {
     pub max_pitch_degrees: [f64; 2],
     /// A correlation.
     pub min_symmetry: [f64; 2],
-    /// A share.
+    /// A fraction.
     pub min_visible: [f64; 2],
-    /// In shares of a face's side.
+    /// As a fraction of the face's side.
     pub max_misfit: [f64; 2],
-    /// In the unit of the head.
+    /// In the head's unit.
     pub max_spread: [f64; 2],
 }
 
@@ -181,11 +181,11 @@ impl Default for FacesConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelsConfig {
-    /// A folder of published weights that are registered at the start where they are not yet; empty: none.
+    /// A folder of published weights. Models not yet in the store are registered at start-up. Empty: none.
     pub published_dir: PathBuf,
 }
 
-/// Running networks.
+/// Inference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ServingConfig {
@@ -193,15 +193,15 @@ pub(crate) struct ServingConfig {
     pub device: String,
     /// Threads of a forward pass; 0: the number of cores.
     pub threads: usize,
-    /// Pictures that may wait for a version.
+    /// Maximum number of images waiting for a version.
     pub queue_capacity: usize,
-    /// What the pictures that wait for a version may hold of memory together, in bytes.
+    /// Maximum memory of the images waiting for a version, in bytes.
     pub queue_bytes: usize,
-    /// Pictures that go through a network together, 1 to 32.
+    /// Maximum number of images in one forward pass, 1 to 32.
     pub max_batch: usize,
-    /// Weights that may be loaded at once, in bytes.
+    /// Maximum memory of loaded weights, in bytes.
     pub memory_budget_bytes: u64,
-    /// The model of calls that name none, such as models/face; empty: the only one with answers.
+    /// The model of calls that name none; empty: models/face, or the only model whose champion has heads.
     pub default_model: String,
 }
 
@@ -223,11 +223,11 @@ impl Default for ServingConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TrainingConfig {
-    /// Folders below which training data and weights may lie; empty: none may be named.
+    /// The folders that may contain training data and weights; empty: calls may name no path.
     pub roots: Vec<PathBuf>,
-    /// Runs that train at once.
+    /// Maximum number of runs that train at once.
     pub max_concurrent_runs: usize,
-    /// Runs that may wait.
+    /// Maximum number of runs that wait.
     pub max_queued_runs: usize,
     /// Threads of a training process; 0: the number of cores.
     pub threads: u32,
@@ -243,9 +243,9 @@ impl Default for TrainingConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SimilarityConfig {
-    /// The largest `k` of a search.
+    /// The largest `k` of a query.
     pub max_k: usize,
-    /// Collections up to this many faces are searched exactly.
+    /// Collections with up to this many faces are searched exactly.
     pub exact_up_to: usize,
 }
 
@@ -259,7 +259,7 @@ impl Default for SimilarityConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct StoreConfig {
-    /// Of the engine's page cache, in bytes; the engine treats it as a wish.
+    /// The size of the engine's page cache, in bytes; the engine may exceed it.
     pub cache_bytes: u64,
 }
 
@@ -269,13 +269,13 @@ impl Default for StoreConfig {
     }
 }
 
-/// Lists.
+/// List pages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct PagesConfig {
-    /// Entries when the caller does not say.
+    /// The page size if the caller sends none.
     pub default_size: usize,
-    /// The most entries on a page.
+    /// The largest page size.
     pub max_size: usize,
 }
 
@@ -285,13 +285,13 @@ impl Default for PagesConfig {
     }
 }
 
-/// Logs, on standard error.
+/// Logging, to standard error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LogConfig {
-    /// One line an event: text or json.
+    /// The format of a line: text or json.
     pub format: LogFormat,
-    /// What is logged, in the syntax of `tracing`: a level, or target=level pairs.
+    /// The events to log, in the syntax of `tracing`: a level, or target=level pairs.
     pub filter: String,
 }
 
@@ -301,7 +301,7 @@ impl Default for LogConfig {
     }
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
@@ -314,24 +314,24 @@ pub(crate) enum LogFormat {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// The file is not there or cannot be read.
+    /// The file is missing or cannot be read.
     #[error("{}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Its reason.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// A key is unknown or a value has the wrong type; the text says which and where.
+    /// A key is unknown or a value has the wrong type; the text names the key and its place.
     #[error("the configuration is refused: {}", without_profile(.0))]
     Refused(Box<figment::Error>),
-    /// A path that is no text: it would be another path wherever it is written down.
-    #[error("{given_as}: {} is not UTF-8; rename it, or name it by a link whose name is", path.display())]
+    /// A path is not UTF-8. Stored as text, it would name another path.
+    #[error("{given_as}: {} is not UTF-8; rename it, or use a link with a UTF-8 name", path.display())]
     NotUtf8 {
-        /// The key or the variable.
+        /// The key or the environment variable.
         given_as: String,
-        /// As it was given; what is no text is shown by signs in its place.
+        /// The path as given.
         path: PathBuf,
     },
     /// A value is out of its range.
@@ -344,27 +344,27 @@ pub(crate) enum ConfigError {
     },
 }
 
-/// figment's words, without its profile, which is in no file.
+/// figment's message without its profile, because no file contains one.
 fn without_profile(error: &figment::Error) -> String {
     error.to_string().replace("\"default.", "\"")
 }
 
-/// One setting and where it came from.
+/// A setting and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Setting {
-    /// Such as `server.listen`.
+    /// The key, such as `server.listen`.
     pub key: String,
-    /// As it would stand in the file.
+    /// The value in the file's syntax.
     pub value: String,
     /// `default`, the file's path, the variable's name, or `flag`.
     pub source: String,
 }
 
-/// Flags that were given, by key: `server.listen` to its value.
+/// The given flags: keys such as `server.listen`, and their values.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     values: Vec<(String, Value)>,
-    /// The first path that is no text, and the key for which it was given.
+    /// The first path that is not UTF-8, with its key.
     not_utf8: Option<(String, PathBuf)>,
 }
 
@@ -376,14 +376,14 @@ impl Flags {
         self
     }
 
-    /// As [`Flags::with`], of a path; one that is no UTF-8 is refused when the configuration is loaded.
+    /// As [`Flags::with`], for a path. If it is not UTF-8, loading the configuration fails.
     #[must_use]
     pub(crate) fn with_path(mut self, key: &str, path: Option<&Path>) -> Self {
         let text = path.and_then(|path| self.text(key, path));
         self.with(key, text)
     }
 
-    /// As [`Flags::with_path`], of a list; none is a flag that was not given.
+    /// As [`Flags::with_path`], for a list; an empty list means that the flag was not given.
     #[must_use]
     pub(crate) fn with_paths(mut self, key: &str, paths: &[PathBuf]) -> Self {
         let texts: Vec<String> = paths.iter().filter_map(|path| self.text(key, path)).collect();
@@ -398,19 +398,19 @@ impl Flags {
     }
 }
 
-/// Whether a variable's name without the prefix sets something here, a key of a section or the data folder: those of the
-/// program's tools and tests begin alike.
+/// Returns true if a variable (its name without the prefix) sets a key of a section or the data folder. Variables of
+/// the program's tools and tests have the same prefix.
 fn is_setting(key: &str) -> bool {
     key.contains("__") || key.eq_ignore_ascii_case("data_dir")
 }
 
-/// A variable's name without the prefix, which is read in either case.
+/// Strips the prefix, in either case, from a variable's name.
 fn without_prefix(variable: &str) -> Option<&str> {
     let (prefix, key) = variable.split_at_checked(ENV_PREFIX.len())?;
     prefix.eq_ignore_ascii_case(ENV_PREFIX).then_some(key)
 }
 
-/// One flag as a source of configuration.
+/// A flag as a source of configuration.
 struct Flag(String, Value);
 
 impl Provider for Flag {
@@ -424,7 +424,7 @@ impl Provider for Flag {
     }
 }
 
-/// A configuration together with what it was made from.
+/// A configuration and its sources.
 pub(crate) struct Loaded {
     /// The effective values.
     pub config: Config,
@@ -432,12 +432,12 @@ pub(crate) struct Loaded {
 }
 
 impl Config {
-    /// Reads the file, the environment and the flags, later ones winning, and checks every value.
+    /// Reads the file, the environment and the flags (later ones win), and checks every value.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key, and where it stands.
+    /// [`ConfigError`], which names the key and its place.
     pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
-        // What is no text would be taken for the nearest text, which is another name.
+        // figment would replace the invalid bytes, and so name another path.
         let variable = || {
             std::env::vars_os()
                 .find(|(name, value)| {
@@ -450,7 +450,7 @@ impl Config {
         }
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
-            // figment takes a missing file for an empty one; a caller who names a file means it.
+            // figment treats a missing file as empty; but a file that the caller named must exist.
             std::fs::metadata(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::file_exact(path));
         }
@@ -501,7 +501,8 @@ impl Config {
             ("faces.max_misfit", faces.max_misfit),
             ("faces.max_spread", faces.max_spread),
         ];
-        let ordered = |(key, [least, most]): (_, [f64; 2])| (key, least <= most, "must be the least and then the most");
+        let ordered =
+            |(key, [least, most]): (_, [f64; 2])| (key, least <= most, "must be the lowest, then the highest value");
         let rules = rules.into_iter().chain(bounds.into_iter().map(ordered));
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((key, _, rule)) => Err(ConfigError::OutOfRange { key, rule }),
@@ -511,10 +512,10 @@ impl Config {
 }
 
 impl Loaded {
-    /// Every setting with its effective value and where that came from.
+    /// Returns every setting with its effective value and its source.
     ///
     /// # Errors
-    /// When a value cannot be shown, a defect.
+    /// When a value cannot be shown, which is a bug.
     pub(crate) fn sources(&self) -> Result<Vec<Setting>, ConfigError> {
         let values: Dict = self.figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
         let mut settings = Vec::new();

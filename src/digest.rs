@@ -1,21 +1,21 @@
-//! SHA-256, and bytes as people read them.
+//! SHA-256 digests, and bytes shown in hexadecimal.
 
 use std::{fmt, str::FromStr};
 
 use sha2::{Digest as _, Sha256};
 
-/// A SHA-256: a blob's name.
+/// A SHA-256 digest; it is the name of a blob.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Hashes these bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Its bytes.
+    /// Returns the 32 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -34,7 +34,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Bytes in hexadecimal digits.
+/// Shows bytes as hexadecimal digits.
 pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Hex<'_> {
@@ -43,7 +43,7 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// Bytes or text that are no SHA-256.
+/// An error for bytes or text that are not a SHA-256.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a SHA-256: {0}")]
 pub struct NotADigest(String);

@@ -1,7 +1,7 @@
-//! What every layer's error can say of itself: who must act; and the message of a caught panic.
+//! What all layers' errors have in common: who must act on them. Also reads the message of a caught panic.
 //!
-//! Each layer has an error enum of its own (`StoreError`, `ImageError`, …). [`Kind`] is the common axis by which logs
-//! and transports sort them; the table from errors to gRPC codes and reasons is `grpc::status`.
+//! Each layer has its own error enum (`StoreError`, `ImageError`, …). Logs and transports classify them by [`Kind`];
+//! `grpc::status` maps them to gRPC codes and reasons.
 
 use std::any::Any;
 
@@ -10,21 +10,21 @@ use std::any::Any;
 pub enum Kind {
     /// The caller: the request is wrong.
     Invalid,
-    /// The caller: what was named does not exist.
+    /// The caller: the named thing does not exist.
     NotFound,
-    /// The caller: the world has moved, look again.
+    /// The caller: the state has changed; read it again.
     Conflict,
-    /// The caller, later: there is no room now.
+    /// The caller, later: the server is at a limit.
     Overloaded,
-    /// Nobody: the caller went away or ran out of time.
+    /// Nobody: the call was cancelled or its deadline passed.
     Cancelled,
     /// An operator: stored data is damaged.
     Corrupt,
-    /// An engineer: a defect.
+    /// An engineer: it is a bug.
     Internal,
 }
 
-/// The message of a caught panic, if it has one.
+/// Returns the message of a caught panic, if it has one.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())
 }

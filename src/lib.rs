@@ -1,9 +1,9 @@
-//! Visage serves and trains models that read a photo, for insurance back ends.
+//! Visage serves and trains models that read photos, for insurance back ends.
 //!
-//! The modules, in the order data flows: a call enters at [`grpc`] (or [`cli`]), is a use case in [`app`], which joins
-//! [`serving`], [`training`] and [`similarity`] over the [`registry`]; pixels are made in [`vision`], tensors in
-//! [`nn`], and everything that must survive lies in the [`store`]. Arrows point that way only; `tests/it/layering.rs`
-//! holds the code to it. `ARCHITECTURE.md` has the picture.
+//! The modules, in the order data flows: a call enters at [`grpc`] (or [`cli`]) and runs a use case in [`app`]. That
+//! uses [`serving`], [`training`] and [`similarity`] on top of the [`registry`]. [`vision`] makes pixels, [`nn`] makes
+//! tensors, and the [`store`] keeps all durable data. Dependencies point only that way; `tests/it/layering.rs` checks
+//! it. `ARCHITECTURE.md` has the diagram.
 
 pub mod proto;
 

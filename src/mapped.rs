@@ -1,16 +1,17 @@
-//! Files mapped into memory, and what a reader finds when one of them is cut.
+//! Maps files into memory, safely even if a file is truncated while mapped.
 //!
-//! A page of a mapped file that the kernel cannot fill, because the file was cut or the disk failed, cannot be read:
-//! the kernel sends SIGBUS, which ends the process. No file may do this to a server. So every mapping made here is
-//! listed, and a handler of that signal looks its address up in the list. The pages of a listed mapping are replaced by
-//! zeros, all of them, and the reader goes on. Any other address gets what it would have got without this module.
+//! If a mapped file is truncated or the disk fails, the kernel cannot fill its pages. Reading them raises SIGBUS, which
+//! kills the process. A server must survive that. So this module lists its mappings, and its signal handler looks the
+//! faulting address up in the list. It replaces all pages of a listed mapping by zeros, and the reader continues. For
+//! any other address, the earlier signal action applies.
 //!
-//! The reader asks [`is_intact`] once it has read. Every file ends with the byte [`END`], and a mapping is intact as
-//! long as that byte is. A file that lost only a part of its last page raises no signal, and is found the same way.
-//! Not found is somebody who writes into the file without cutting it; files belong into a private folder.
+//! After reading, callers check [`is_intact`]. Every file ends with the byte [`END`]; a mapping is intact while that
+//! byte is. This also detects a file that lost only part of its last page, which raises no signal. It does not detect
+//! writes that leave the length unchanged, so keep the files in a private folder.
 //!
-//! libwayland and the journal of systemd handle this signal alike. The handler is not registered with
-//! `signal-hook-registry`: that calls the handler of Rust's standard library first, which then removes all of them.
+//! libwayland and systemd's journal handle this signal the same way. The handler is not registered with
+//! `signal-hook-registry`, because that first calls the handler of Rust's standard library, which then removes all
+//! handlers.
 
 use std::{
     fs::File,
@@ -28,14 +29,14 @@ use parking_lot::Mutex;
 /// The last byte of every file that is mapped here.
 pub(crate) const END: u8 = b'.';
 
-/// Maps a file. Gives its bytes without the last one, which must be [`END`].
+/// Maps a file. Returns its bytes without the last one, which must be [`END`].
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] for a file without that end; whatever else the system says.
+/// [`io::ErrorKind::InvalidData`] for a file without that last byte; any error of the system.
 pub(crate) fn map(file: &File) -> io::Result<Bytes> {
     handle_bus_errors()?;
-    // SAFETY: the mapping is only read, as bytes that may have any value. The file may be cut meanwhile: the entry,
-    // which is made before the first byte is read, has zeros put in the place of its pages then.
+    // SAFETY: the mapping is only read, as bytes, for which any value is valid. If the file is truncated, the handler
+    // puts zeros in place of its pages. For that the entry is listed before the first byte is read.
     let map = unsafe { Mmap::map(file)? };
     let mapping = Mapping { entry: Entry::claim(&map)?, map };
     match mapping.map.split_last() {
@@ -43,11 +44,11 @@ pub(crate) fn map(file: &File) -> io::Result<Bytes> {
             let length = content.len();
             Ok(Bytes::from_owner(mapping).slice(..length))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is cut short")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it is truncated")),
     }
 }
 
-/// Returns true if these bytes are what their file held. Bytes that lie in no mapping always are.
+/// Returns true if these bytes are still the file's content. Always true for bytes outside all mappings.
 pub(crate) fn is_intact(bytes: &[u8]) -> bool {
     let address = bytes.as_ptr().addr();
     entries().find(|entry| entry.pages().contains(address)).is_none_or(|entry| {
@@ -72,25 +73,25 @@ impl AsRef<[u8]> for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // Before the pages are given back, which another mapping may get at once.
+        // First, because another mapping may get these pages as soon as they are unmapped.
         self.entry.pages.store(Pages::NONE.0, SeqCst);
     }
 }
 
-/// Where a mapping lies: the number of its first page above, how many there are in the lower bits. One number, so that
-/// the handler never reads the half of another.
+/// The place of a mapping: the number of its first page in the upper bits, the number of pages in the lower bits.
+/// Packed into one atomic, so that the handler never reads a half-written value.
 #[derive(Clone, Copy)]
 struct Pages(u64);
 
 impl Pages {
     const NONE: Self = Self(0);
 
-    /// The unit of start and length. The system's pages are as large or a multiple of it.
+    /// The unit of start and length. The system's page size is this or a multiple of it.
     const BYTES: usize = 4096;
 
     const COUNT_BITS: u32 = 28;
 
-    /// None beyond 48 bits of address or a terabyte of length, where no system maps a file of its own accord.
+    /// Returns `None` beyond 48 bits of address or a terabyte of length, where systems map nothing unless told to.
     fn of(bytes: &[u8]) -> Option<Self> {
         let (first, n) = (bytes.as_ptr().addr() / Self::BYTES, bytes.len().div_ceil(Self::BYTES));
         let fits = first >> (u64::BITS - Self::COUNT_BITS) == 0 && n >> Self::COUNT_BITS == 0;
@@ -110,7 +111,7 @@ impl Pages {
     }
 }
 
-/// A place in the list, used by one mapping after another and never freed.
+/// A slot in the list. Mappings reuse it; it is never freed.
 struct Entry {
     /// [`Pages`] of the mapping.
     pages: AtomicU64,
@@ -147,10 +148,10 @@ impl Entry {
     }
 }
 
-/// What SIGBUS did before.
+/// The action for SIGBUS before ours.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Has [`on_bus_error`] called from now on.
+/// Installs [`on_bus_error`] as the handler, once.
 fn handle_bus_errors() -> io::Result<()> {
     static IS_DONE: Mutex<bool> = Mutex::new(false);
     let mut is_done = IS_DONE.lock();
@@ -158,15 +159,15 @@ fn handle_bus_errors() -> io::Result<()> {
         return Ok(());
     }
     let checked = |result| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    // SAFETY: `sigaction` is plain numbers, for which zeros are valid; both pointers are to live values of it. The
-    // handler has the signature that SA_SIGINFO asks for, and does only what a handler may: see there.
+    // SAFETY: `sigaction` holds plain numbers, for which zeros are valid; both pointers refer to live values. The
+    // handler has the signature that SA_SIGINFO requires, and is signal-safe: see there.
     unsafe {
         let mut before: libc::sigaction = mem::zeroed();
         checked(libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before))?;
         BEFORE.get_or_init(|| before);
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = on_bus_error as *const () as usize;
-        // On a thread's own stack for signals, as the standard library's handler of this signal is.
+        // Use the thread's signal stack, as the standard library's handler does.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         checked(libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()))?;
     }
@@ -174,24 +175,25 @@ fn handle_bus_errors() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs in the midst of whatever reads the page, so it takes no lock and allocates nothing: it loads atomics and makes
-/// system calls.
+/// The signal handler. It may interrupt any code, so it takes no lock and allocates nothing: it only loads atomics and
+/// makes system calls.
 extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the system hands over a valid `siginfo_t`.
+    // SAFETY: the system passes a valid `siginfo_t`.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
-    // Other codes are those of signals that a process sent; they have no address.
+    // Other codes mean that a process sent the signal; then there is no address.
     let is_fault = code > 0;
     if let Some(pages) = entries().map(Entry::pages).find(|pages| is_fault && pages.contains(address)) {
         let start = ptr::without_provenance_mut(pages.start());
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: these are the pages of one mapping of this module, all of them. It lives, because the fault came from
-        // a reader of it. Whoever reads them gets other bytes and no more, as `map` allows for.
+        // SAFETY: these are all pages of one mapping of this module. It is alive, because one of its readers faulted.
+        // Readers then see other bytes, which `map` allows for.
         if unsafe { libc::mmap(start, pages.n_bytes(), libc::PROT_READ, flags, -1, 0) } != libc::MAP_FAILED {
             return;
         }
     }
     if let Some(before) = BEFORE.get() {
-        // SAFETY: `before` is what the system gave. A fault is raised again by its instruction, a signal is sent again.
+        // SAFETY: the system returned `before`. A fault recurs by itself when its instruction reruns; a sent signal is
+        // raised again.
         unsafe {
             libc::sigaction(libc::SIGBUS, before, ptr::null_mut());
             if !is_fault {
@@ -216,7 +218,7 @@ mod tests {
     const IS_CHILD: &str = "VISAGE_TEST_CHILD";
     const N_BYTES: usize = 3 << 20;
 
-    /// Runs one of these tests again, in a process of its own; `None` in that process.
+    /// Runs one of these tests again in its own process; returns `None` in that process.
     fn child(test: &str) -> Option<ExitStatus> {
         if env::var_os(IS_CHILD).is_some() {
             return None;
@@ -261,19 +263,19 @@ mod tests {
         let files: Vec<_> = paths.iter().map(|path| write(path)).collect();
         thread::scope(|scope| {
             for _ in 0..4 {
-                // Each reads until it meets what the cut left.
+                // Each reads until it finds the zeros of the cut.
                 scope.spawn(|| while hint::black_box(&files[0]).iter().all(|byte| *byte == 7) {});
             }
             cut(&paths[0], N_BYTES / 3);
         });
-        // The handler is still there, for another file and for a page that no reader has met.
+        // The handler still works: for another file, and for a page not read before.
         cut(&paths[1], 0);
         cut(&paths[2], N_BYTES);
         assert_eq!(files[1][N_BYTES - 1], 0);
         assert!(files[2] == [7; N_BYTES][..], "a cut that raises no signal");
         assert_eq!(files.iter().map(|bytes| is_intact(bytes)).collect::<Vec<_>>(), [false, false, false, true]);
         assert!(files[3] == [7; N_BYTES][..]);
-        // New files get the places of the old ones, and nothing of what was wrong with them.
+        // New files reuse the slots of the old ones, and start intact.
         drop(files);
         assert!(paths.iter().all(|path| is_intact(&write(path))));
     }
@@ -288,7 +290,7 @@ mod tests {
         let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
         let _ours = write(&ours);
         drop(write(&other));
-        // SAFETY: reading it ends this process, as the test wants.
+        // SAFETY: reading it kills this process, as the test expects.
         let other_map = unsafe { Mmap::map(&File::open(&other).unwrap()).unwrap() };
         cut(&other, 0);
         panic!("read {}", other_map[0]);

@@ -1,22 +1,22 @@
 //! The names of models, versions, aliases and embedding spaces.
 //!
-//! Every layer that must say which version it means uses these types, from the executor's queues to the edge. A name is
-//! parsed once, where it enters; below that it is never a string. Knows nothing else of the crate.
+//! Every layer, from the executor's queues to the edge, names a version by these types. A name is parsed once, where it
+//! enters; below that it is never a string. Depends on nothing else in the crate.
 
 use std::{fmt, sync::Arc};
 
-/// The longest model id or alias, as DNS labels have it.
+/// The longest model id or alias: the limit of a DNS label.
 const MAX_ID_BYTES: usize = 63;
 
 const ID_RULE: &str = "must be 1 to 63 lower-case letters, digits and hyphens, starting with a letter or digit";
 
-/// A text that is no name of its kind.
+/// A text that is not a valid name of its kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value:?} {rule}")]
 pub(crate) struct InvalidName {
     /// The request's field.
     pub field: String,
-    /// The text as it was given.
+    /// The text as received.
     pub value: String,
     /// What is allowed.
     pub rule: &'static str,
@@ -41,7 +41,7 @@ macro_rules! id {
         pub(crate) struct $name(Arc<str>);
 
         impl $name {
-            /// Checks an id; `field` is where a request gave it.
+            /// Parses an id; `field` is the request field, for the error.
             ///
             /// # Errors
             /// [`InvalidName`] for any other text.
@@ -73,14 +73,14 @@ id! {
 }
 
 impl ModelId {
-    /// An id that was checked before it was stored.
+    /// Wraps an id that was checked before it was stored.
     pub(crate) fn stored(text: &str) -> Self {
         Self(text.into())
     }
 }
 
 impl AliasName {
-    /// The alias that is meant where none is named.
+    /// Returns the alias used when a reference names none.
     #[must_use]
     pub(crate) fn champion() -> Self {
         Self("champion".into())
@@ -95,7 +95,7 @@ const MAX_RUN_ID_BYTES: usize = 64;
 pub(crate) struct RunId(Arc<str>);
 
 impl RunId {
-    /// Reads an id; none from a text that is no run's.
+    /// Parses a run id; returns `None` for an invalid one.
     #[must_use]
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let ok = !text.is_empty()
@@ -115,17 +115,17 @@ impl fmt::Display for RunId {
     }
 }
 
-/// `models/{model}/versions/{n}`.
+/// A version's name: `models/{model}/versions/{n}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct VersionName {
     /// The model.
     pub model: ModelId,
-    /// 1 and up.
+    /// The version's number, from 1.
     pub number: u64,
 }
 
 impl VersionName {
-    /// Reads `models/{model}/versions/{n}`; `field` is where a request gave it.
+    /// Parses `models/{model}/versions/{n}`; `field` is the request field, for the error.
     ///
     /// # Errors
     /// [`InvalidName`] for any other text, an alias included.
@@ -147,12 +147,12 @@ impl fmt::Display for VersionName {
     }
 }
 
-/// What a caller calls a version: by number, or through an alias.
+/// A reference to a version: its number, or an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ModelRef {
     /// `models/{model}/versions/{n}`.
     Version(VersionName),
-    /// `models/{model}@{alias}`; `models/{model}` is its champion.
+    /// `models/{model}@{alias}`; `models/{model}` means the alias `champion`.
     Alias {
         /// The model.
         model: ModelId,
@@ -162,7 +162,7 @@ pub(crate) enum ModelRef {
 }
 
 impl ModelRef {
-    /// Reads a reference; `field` is where a request gave it.
+    /// Parses a reference; `field` is the request field, for the error.
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.
@@ -185,7 +185,7 @@ impl ModelRef {
         Ok(Self::Alias { model: ModelId::parse(field, model)?, alias })
     }
 
-    /// Reads a reference, or none from an empty text.
+    /// Parses a reference; returns `None` for an empty text.
     ///
     /// # Errors
     /// As [`ModelRef::parse`].
@@ -203,17 +203,17 @@ impl fmt::Display for ModelRef {
     }
 }
 
-/// The name of a space in which embeddings can be compared: `models/{model}/versions/{n}#{layer}`.
+/// The name of an embedding space: `models/{model}/versions/{n}#{layer}`. Only embeddings of one space can be compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EmbeddingSpace {
-    /// The version that makes the embeddings.
+    /// The version that computes the embeddings.
     pub version: VersionName,
-    /// The layer of its network.
+    /// The layer of its network that outputs them.
     pub layer: Arc<str>,
 }
 
 impl EmbeddingSpace {
-    /// Reads `models/{model}/versions/{n}#{layer}`; `field` is where a request gave it.
+    /// Parses `models/{model}/versions/{n}#{layer}`; `field` is the request field, for the error.
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.
@@ -235,17 +235,18 @@ impl fmt::Display for EmbeddingSpace {
     }
 }
 
-/// What a caller calls an embedding space: a version's own, a version's layer, or nothing for the default.
+/// A reference to an embedding space; version and layer have defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SpaceRef {
-    /// The version; none: the default model's champion.
+    /// The version; `None` means the default model's champion.
     pub version: Option<ModelRef>,
-    /// The layer; none: the one that the version is paired with, or its first.
+    /// The layer; `None` means the space that the version is paired with, or else its own first layer.
     pub layer: Option<Arc<str>>,
 }
 
 impl SpaceRef {
-    /// Reads `{version}#{layer}`, `{version}`, `#{layer}` or an empty text; `field` is where a request gave it.
+    /// Parses `{version}#{layer}`, `{version}`, `#{layer}` or an empty text; `field` is the request field, for the
+    /// error.
     ///
     /// # Errors
     /// [`InvalidName`] for any other text.

@@ -1,7 +1,7 @@
-//! The generated messages and services: the public contract ([`v1`]), the stored records ([`store`]), what a
-//! server and its training process say to each other ([`worker`]), and long-running operations ([`longrunning`]).
+//! The generated messages and services: the public contract ([`v1`]), the stored records ([`store`]), the messages
+//! between a server and its training process ([`worker`]), and long-running operations ([`longrunning`]).
 //!
-//! Holds no logic. The sources, with their documentation, are under `proto/`.
+//! Holds no logic. The documented sources are under `proto/`.
 
 pub use google::longrunning;
 pub use visage::{store::v1 as store, v1, worker::v1 as worker};
@@ -39,14 +39,14 @@ pub mod visage {
 }
 
 impl v1::Head {
-    /// Makes a head that predicts a number, in a unit that may be empty.
+    /// Makes a head that predicts a number; `unit` may be empty.
     #[must_use]
     pub fn regression(name: &str, unit: &str) -> Self {
         let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: unit.to_owned() });
         Self { name: name.to_owned(), kind: Some(kind), ..Self::default() }
     }
 
-    /// Makes a head that predicts one of the labels; without labels, training takes those of the data.
+    /// Makes a head that predicts one of the labels; if there are none, training takes them from the data.
     #[must_use]
     pub fn classification(name: &str, labels: Vec<String>) -> Self {
         let kind = v1::head::Kind::Classification(v1::ClassificationHead { labels });

@@ -4,41 +4,41 @@ use std::time::{Duration, Instant};
 
 use crate::serving::Priority;
 
-/// Who calls. What a caller may do, and for which tenant, belongs here.
+/// The caller. Permissions and tenant will belong here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// The caller's name, as the edge established it.
+    /// The caller's name, set by the edge.
     pub id: String,
 }
 
 impl Caller {
-    /// A caller that showed no credentials.
+    /// Returns the caller of a call without credentials.
     #[must_use]
     pub(crate) fn anonymous() -> Self {
         Self { id: "anonymous".to_owned() }
     }
 }
 
-/// A call: who calls, which call it is, until when it must be answered and how urgent it is. Every use case takes one
-/// first, also one that only reads.
+/// A call: its caller, id, deadline and priority. It is the first parameter of every use case, even one that only
+/// reads.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// Who calls.
+    /// The caller.
     pub caller: Caller,
-    /// Names this call in logs; the caller's `x-request-id`, or made at the edge.
+    /// The call's id in logs: the caller's `x-request-id`, or one made by the edge.
     pub call_id: String,
     /// When the call arrived.
     pub arrived: Instant,
-    /// When the answer is worthless.
+    /// The time after which the caller no longer wants the answer.
     pub deadline: Option<Instant>,
-    /// How long one item of a stream may take; the stream's own deadline holds too.
+    /// The time limit of one item of a stream; the stream's own deadline also holds.
     pub item_timeout: Duration,
-    /// How urgent its work on a device is.
+    /// The priority of its work on the device.
     pub priority: Priority,
 }
 
 impl Call {
-    /// A call without a deadline.
+    /// Makes a call without a deadline.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Call {
         }
     }
 
-    /// The same call, for an item of its stream that arrives now.
+    /// Returns the call for an item of its stream that arrives now.
     #[must_use]
     pub(crate) fn item(&self) -> Self {
         let arrived = Instant::now();
@@ -59,7 +59,7 @@ impl Call {
         Self { arrived, deadline: Some(self.deadline.map_or(due, |deadline| deadline.min(due))), ..self.clone() }
     }
 
-    /// Time left, or `None` without a deadline; zero when it has passed.
+    /// Returns the time left: `None` without a deadline, zero after it.
     #[must_use]
     pub(crate) fn time_left(&self) -> Option<Duration> {
         self.deadline.map(|d| d.saturating_duration_since(Instant::now()))

@@ -1,4 +1,4 @@
-//! CompareFaces: whether two photos show the same person. Nothing is stored.
+//! CompareFaces: do two photos show the same person? Stores nothing.
 
 use bytes::Bytes;
 use futures::future::try_join;
@@ -18,13 +18,13 @@ use crate::{
 /// Two photos to compare.
 #[derive(Clone, Debug)]
 pub(crate) struct Comparison {
-    /// One.
+    /// The first photo.
     pub first: Bytes,
-    /// The other.
+    /// The second photo.
     pub second: Bytes,
-    /// The embedding space, as a collection's is named.
+    /// The embedding space, named as for a collection.
     pub space: SpaceRef,
-    /// Which face of each.
+    /// Which face of each photo to compare.
     pub selection: FaceSelection,
 }
 
@@ -32,7 +32,7 @@ impl App {
     /// Compares the faces of two photos.
     ///
     /// # Errors
-    /// When there is no such space, a photo is no readable image, or there is no room or time for it.
+    /// When there is no such space, a photo cannot be decoded, or a limit or the deadline is reached.
     pub(crate) async fn compare_faces(
         &self,
         call: &Call,

@@ -1,4 +1,4 @@
-//! Every way a use case can fail.
+//! The errors of use cases.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::{
     vision::ImageError,
 };
 
-/// Whose the reasons of errors are, as `google.rpc.ErrorInfo` has it.
+/// The domain of all error reasons, in `google.rpc.ErrorInfo`.
 pub(crate) const ERROR_DOMAIN: &str = "visage";
 
-/// A reason as it travels: without the enum's prefix.
+/// Returns a reason's name on the wire: without the enum's prefix.
 #[must_use]
 pub(crate) fn reason_name(reason: ErrorReason) -> &'static str {
     reason.as_str_name().trim_start_matches("ERROR_REASON_")
 }
 
-/// An error of a use case: its own, or a layer's.
+/// An error of a use case or of a layer below it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
     /// A request field is missing, malformed or out of range.
@@ -32,16 +32,16 @@ pub(crate) enum AppError {
     FieldInvalid {
         /// The field's path in the request.
         field: String,
-        /// What is wrong, and what is allowed.
+        /// The error and the allowed values.
         description: String,
     },
-    /// A page token that this list did not give out.
-    #[error("the page token was not given out by the list {list}; start again with an empty token")]
+    /// The page token is not one of this list.
+    #[error("the page token is not one of the list {list}; start again with an empty token")]
     PageTokenInvalid {
         /// The list's name.
         list: String,
     },
-    /// The request id was used with another body.
+    /// The request id was used with another request body.
     #[error("request_id {request_id:?} was used with another request; choose a new one")]
     RequestIdReused {
         /// The id.
@@ -50,13 +50,13 @@ pub(crate) enum AppError {
     /// No such training run.
     #[error("there is no training run {name}")]
     RunNotFound {
-        /// As asked for.
+        /// The requested name.
         name: String,
     },
     /// No such operation.
     #[error("there is no operation {name}")]
     OperationNotFound {
-        /// As asked for.
+        /// The requested name.
         name: String,
     },
     /// The run has already ended.
@@ -73,92 +73,92 @@ pub(crate) enum AppError {
         /// The operation's name.
         name: String,
     },
-    /// As many runs wait as may wait.
+    /// The queue of training runs is full.
     #[error("{n_waiting} training runs are waiting, the limit; try again when one has started")]
     TrainingQueueFull {
-        /// Runs that wait.
+        /// The number of waiting runs.
         n_waiting: usize,
     },
-    /// The version could not be loaded, and is not tried again yet.
+    /// The version could not be loaded; the next attempt is not due yet.
     #[error("{version} could not be loaded: {source}")]
     VersionFailed {
         /// The version.
         version: VersionName,
-        /// Why.
+        /// The error of the last attempt.
         source: Arc<AppError>,
-        /// When it is tried again.
+        /// The time until the next attempt.
         retry_after: Duration,
     },
-    /// The version cannot do what was asked of it.
+    /// The version does not support the request.
     #[error("{version} {what}")]
     UnsupportedByModel {
         /// The version's name.
         version: String,
-        /// What it lacks.
+        /// What it does not support.
         what: String,
     },
-    /// A photo has no face that can be enrolled, looked for or compared.
+    /// A photo has no face that can be enrolled, searched for or compared.
     #[error("{field}: {}", unusable(reasons))]
     FaceUnusable {
-        /// Where the photo stood in the request.
+        /// The photo's request field.
         field: &'static str,
-        /// Why.
+        /// The reasons.
         reasons: Vec<AbstentionReason>,
     },
-    /// The published weights that the configuration names cannot be used.
+    /// The published weights in the configured folder cannot be used.
     #[error("models.published_dir: {detail}")]
     PublishedWeights {
-        /// What is wrong with them, and what to do.
+        /// What is wrong, and what to do.
         detail: String,
     },
-    /// The call's deadline passed outside the device's queue.
+    /// The call's deadline passed, but not in the device's queue.
     #[error("the deadline passed during {during}")]
     DeadlineExceeded {
-        /// What was going on.
+        /// The stage at that time.
         during: &'static str,
     },
     /// The server is stopping.
-    #[error("the server is stopping; another one, or the same in a moment, will answer")]
+    #[error("the server is stopping; try another server, or this one again in a moment")]
     Stopping,
-    /// A defect of the server.
+    /// A bug in the server.
     #[error("{0}")]
     Internal(String),
-    /// A name that no resource can have.
+    /// An invalid resource name.
     #[error(transparent)]
     Name(#[from] InvalidName),
-    /// Of the registry.
+    /// An error of the registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// Of the serving layer.
+    /// An error of the serving layer.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// Of the picture.
+    /// An error about the call's photo.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// Of one of a request's pictures.
+    /// An error about one of several photos of a request.
     #[error("{field}: {source}")]
     ImageOf {
-        /// Where it stands in the request.
+        /// The photo's request field.
         field: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the photo.
         source: ImageError,
     },
-    /// Of the similarity layer.
+    /// An error of the similarity layer.
     #[error(transparent)]
     Similarity(#[from] SimilarityError),
-    /// Of the training layer.
+    /// An error of the training layer.
     #[error(transparent)]
     Training(#[from] TrainingError),
-    /// Of networks and weights.
+    /// An error of networks and weights.
     #[error(transparent)]
     Nn(#[from] NnError),
-    /// Of the store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl AppError {
-    /// The same error, told of a field where it is of a picture.
+    /// Adds the request field's name to an error about an image.
     pub(super) fn of_image(self, field: &'static str) -> Self {
         match self {
             Self::Image(source) => Self::ImageOf { field, source },
@@ -166,12 +166,12 @@ impl AppError {
         }
     }
 
-    /// A wrong request field.
+    /// Makes an error about a request field.
     pub(crate) fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::FieldInvalid { field: field.into(), description: description.into() }
     }
 
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {
@@ -198,18 +198,18 @@ impl AppError {
     }
 }
 
-/// What is wrong with a photo, in words.
+/// Lists the reasons as text.
 fn unusable(reasons: &[AbstentionReason]) -> String {
     let words = reasons.iter().map(|reason| match reason {
         AbstentionReason::Unspecified => "the photo cannot be used",
         AbstentionReason::NoFace => "no face is found in the photo",
         AbstentionReason::FaceTooSmall => "the face is too small",
         AbstentionReason::Blurred => "the face is blurred",
-        AbstentionReason::OutOfRange => "the face is too unlike those that the model knows",
-        AbstentionReason::BadlyExposed => "the face is too dark, too bright or too even",
+        AbstentionReason::OutOfRange => "the face is too different from the training data",
+        AbstentionReason::BadlyExposed => "the face is too dark, too bright or too uniform",
         AbstentionReason::TurnedAway => "the face is turned away",
         AbstentionReason::Occluded => "the face is covered or cut off",
-        AbstentionReason::SeveralFaces => "the photo shows several faces, and a single one was asked for",
+        AbstentionReason::SeveralFaces => "the photo shows several faces, and the request wants a single one",
     });
     words.collect::<Vec<_>>().join("; ")
 }

@@ -1,4 +1,4 @@
-//! Collections and enrolled faces, and the search among them.
+//! Collections and enrolled faces, and the search in them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,23 +36,23 @@ pub(crate) struct Faces {
     index: Arc<SimilarityIndex>,
     models: Models,
     photos: Photos,
-    /// Searches at once, as many as there are cores: more would only fight over them.
+    /// Limits concurrent searches to the number of cores; more would only compete for them.
     searches: Arc<Semaphore>,
-    /// Keeps the versions loaded in whose spaces the collections compare.
+    /// Keeps the versions of the collections' spaces loaded.
     pins: Arc<Mutex<HashMap<CollectionId, Pin>>>,
 }
 
 /// The longest display name of a collection, in bytes.
 const MAX_DISPLAY_NAME_BYTES: usize = 256;
 
-/// What a face is found or enrolled by.
+/// The photo or vector that identifies a face.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// An encoded photo, and which of its faces.
+    /// An encoded photo, and which of its faces to use.
     Image(Bytes, FaceSelection),
-    /// A vector, and the space it claims to be of (empty: the collection's).
+    /// A vector, and the space it claims to be from (empty: the collection's).
     Vector {
-        /// One number a dimension.
+        /// The components, one per dimension.
         values: Vec<f32>,
         /// The space's name, or empty.
         space: String,
@@ -64,27 +64,27 @@ pub(crate) enum Source {
 pub(crate) struct Enrolment {
     /// The collection.
     pub collection: CollectionId,
-    /// Chosen by the caller, or made by the server.
+    /// The face's id; the server makes one if absent.
     pub face: Option<FaceId>,
     /// The photo or vector.
     pub source: Source,
-    /// The caller's key of the person.
+    /// The caller's key for the person.
     pub subject: String,
-    /// Small facts to find it by.
+    /// Short key-value pairs from the caller.
     pub labels: BTreeMap<String, String>,
 }
 
-/// What to look for.
+/// The target of a search.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    /// Faces like this photo or vector.
+    /// Faces similar to this photo or vector.
     Like(Source),
-    /// Faces like this enrolled one.
+    /// Faces similar to this enrolled one.
     LikeFace(FaceId),
 }
 
 impl Faces {
-    /// The collections of `index`.
+    /// Serves the collections of `index`.
     #[must_use]
     pub(super) fn new(store: Arc<dyn Store>, index: Arc<SimilarityIndex>, models: Models, photos: Photos) -> Self {
         let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -96,7 +96,7 @@ impl Faces {
         Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)), pins }
     }
 
-    /// Makes a collection that compares in the space that `space` means now.
+    /// Creates a collection in the space that `space` resolves to now.
     ///
     /// # Errors
     /// When the id is taken, or there is no such version or layer.
@@ -114,7 +114,7 @@ impl Faces {
         }
         let prepare = async {
             let space = self.models.resolve_space(&space).await?;
-            // Loaded before anybody searches the collection, and from then on for its sake.
+            // The version is loaded before the first search, and the collection keeps it loaded.
             let held = self.models.hold(Some(&ModelRef::Version(space.version.clone()))).await?;
             self.models.ensure_loaded(&space.version).await?;
             let dimensions = self.models.dimensions(&space).await?;
@@ -124,27 +124,27 @@ impl Faces {
         let index = Arc::clone(&self.index);
         let commit = move |(new, _held): (NewCollection, _), once: &Idempotent| {
             let (id, version) = (new.id.clone(), new.space.version.clone());
-            // Locked over both, so that a deletion of the same collection comes before or after.
+            // Locked around both, so that a concurrent deletion of this collection comes before or after.
             let mut pins = pins.lock();
             let record = index.create_collection(new, |record| once.remember(&collection_to_proto(record, 0)))?;
-            // The call's own pin keeps the version until then.
+            // Until then, the call's own pin keeps the version loaded.
             pins.insert(id.clone(), models.hold_for_collection(&version, id.to_string()));
             Ok(collection_to_proto(&record, 0))
         };
         Ok(once.run(&self.store, prepare, commit).await?.into_inner())
     }
 
-    /// A collection and how many faces it has.
+    /// Returns a collection with its number of faces.
     ///
     /// # Errors
     /// When there is no such collection.
     pub(crate) async fn get_collection(&self, _: &Call, id: &CollectionId) -> Result<v1::Collection, AppError> {
-        // All of it is in memory.
+        // All of it is in memory, so this needs no blocking thread.
         let (record, n_faces) = self.index.get_collection(id)?;
         Ok(collection_to_proto(&record, n_faces))
     }
 
-    /// A page of the collections, by id.
+    /// Returns a page of the collections, by id.
     ///
     /// # Errors
     /// When the store fails.
@@ -158,7 +158,7 @@ impl Faces {
         .await
     }
 
-    /// Forgets a collection with its faces.
+    /// Deletes a collection and its faces.
     ///
     /// # Errors
     /// When there is no such collection.
@@ -176,7 +176,7 @@ impl Faces {
         .await
     }
 
-    /// Stores a face; acknowledged means found after any crash.
+    /// Stores a face. Once acknowledged, it survives any crash.
     ///
     /// # Errors
     /// When there is no such collection, the id is taken, or the photo or vector cannot be used.
@@ -187,7 +187,7 @@ impl Faces {
         let commit = move |(embedding, space, _), once: &Idempotent| {
             let new = NewFace { id: face, subject, labels };
             let record = index.enroll(&id, new, &embedding, &space, |record| {
-                // The name alone: what is deleted with the face shall not be kept by its request.
+                // Only the name is kept, because deleting the face must delete its data.
                 let name = face_to_proto(&id, record).name;
                 once.remember(&v1::Face { name, ..v1::Face::default() })
             })?;
@@ -202,7 +202,7 @@ impl Faces {
         }
     }
 
-    /// An enrolled face.
+    /// Returns an enrolled face.
     ///
     /// # Errors
     /// When there is no such collection or face.
@@ -211,7 +211,7 @@ impl Faces {
         blocking(move || Ok(face_to_proto(&collection, &index.get_face(&collection, &face)?))).await
     }
 
-    /// A page of a collection's faces, by id.
+    /// Returns a page of a collection's faces, by id.
     ///
     /// # Errors
     /// When there is no such collection.
@@ -230,7 +230,7 @@ impl Faces {
         .await
     }
 
-    /// Forgets a face; acknowledged means never returned again.
+    /// Deletes a face. Once acknowledged, it is never returned again.
     ///
     /// # Errors
     /// When there is no such collection or face.
@@ -239,7 +239,7 @@ impl Faces {
         blocking(move || Ok(index.delete_face(&collection, &face)?)).await
     }
 
-    /// The faces of a collection nearest to what is wanted.
+    /// Returns the faces of a collection nearest to the target.
     ///
     /// # Errors
     /// When there is no such collection or face, the photo or vector cannot be used, or `k` is out of range.
@@ -292,7 +292,8 @@ impl Faces {
         })
     }
 
-    /// A photo's or vector's embedding in the collection's space, and what was odd about the photo's file.
+    /// Computes the embedding of a photo or vector in the collection's space; also returns the notes on the photo's
+    /// file.
     async fn embed(
         &self,
         call: &Call,
@@ -320,7 +321,7 @@ impl Faces {
     }
 }
 
-/// What is wanted of a photo of which one face counts.
+/// Returns the options for reading a single face of a photo.
 pub(super) fn single_face(field: &str, selection: FaceSelection) -> Result<Wants, AppError> {
     match selection {
         FaceSelection::All => Err(AppError::field(field, "must be LARGEST or SINGLE: only one face can be compared")),
@@ -328,7 +329,7 @@ pub(super) fn single_face(field: &str, selection: FaceSelection) -> Result<Wants
     }
 }
 
-/// The embedding of the one face of a photo, or of a whole photo where the space's version reads those.
+/// Returns the embedding of a photo's one face, or of the whole photo if the space's version reads whole photos.
 ///
 /// # Errors
 /// [`AppError::FaceUnusable`]; a field error for a photo that is too small.
@@ -336,8 +337,7 @@ pub(super) fn embedding_of(field: &'static str, read: Reading, space: &Embedding
     let mut output = match read.outcome {
         Outcome::Answered(output) => output,
         Outcome::TooSmall { width, height, min_side_px } => {
-            let rule =
-                format!("{width}x{height} pixels are too few to compare; the shorter side must have {min_side_px}");
+            let rule = format!("{width}x{height} pixels are too few to compare; the shorter side needs {min_side_px}");
             return Err(AppError::field(field, rule));
         }
         Outcome::Faces(found) => {
@@ -353,7 +353,7 @@ pub(super) fn embedding_of(field: &'static str, read: Reading, space: &Embedding
     };
     output.embeddings.remove(&*space.layer).ok_or_else(|| AppError::UnsupportedByModel {
         version: read.facts.version.to_string(),
-        what: format!("gave no embedding {}", space.layer),
+        what: format!("returned no embedding {}", space.layer),
     })
 }
 

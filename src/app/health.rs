@@ -1,25 +1,25 @@
-//! What the server can do now, as health checks report it.
+//! The server's health, as health checks report it.
 
 use tokio::sync::watch;
 
 use super::{App, Models};
 use crate::serving::ServingPool;
 
-/// What the server can do now. Overload and users' errors change nothing of it.
+/// What works now. Overload and invalid requests do not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Health {
-    /// The default model's champion answers, or there is none.
+    /// The default model's champion works, or there is none.
     pub predictions: bool,
-    /// The version that some collection compares with answers, or there is no collection.
+    /// At least one version that collections compare with works, or there is no collection.
     pub faces: bool,
 }
 
 impl Health {
-    /// One that nothing is known against.
+    /// The health before any failure is known.
     pub(super) const WELL: Self = Self { predictions: true, faces: true };
 
-    /// A version counts as broken when it could not be loaded, or fails every photo. One that is not loaded yet is
-    /// not: the first call that needs it loads it.
+    /// A version is broken if it could not be loaded or fails every photo. A version that is not loaded yet is not
+    /// broken: the first call loads it.
     fn of(models: &Models, serving: &ServingPool) -> Self {
         if !serving.is_taking() {
             return Self { predictions: false, faces: false };
@@ -28,26 +28,26 @@ impl Health {
         let compared = models.compared();
         Self {
             predictions: champion.is_none_or(|version| !models.is_broken(&version)),
-            // One collection's broken version must not take the others away.
+            // One collection's broken version must not disable the others.
             faces: compared.is_empty() || compared.iter().any(|version| !models.is_broken(version)),
         }
     }
 }
 
 impl App {
-    /// Loads what aliases and collections need, as far as it can be loaded.
+    /// Loads the versions of aliases and collections. Those that cannot be loaded are skipped.
     pub(crate) async fn load_needed(&self) {
         self.models.load_needed().await;
         self.update_health();
     }
 
-    /// Follows what the server can do.
+    /// Returns a receiver of the server's health.
     #[must_use]
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
-    /// Keeps [`App::health`] true until the server stops.
+    /// Keeps [`App::health`] up to date until the server stops.
     pub(crate) async fn keep_health(&self) {
         let (mut device, mut models) = (self.serving.changes(), self.models.changes());
         let mut changed = async || {
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(*health.borrow(), Health::WELL);
 
         engines.panic_always(true);
-        // Once more than an engine may fail: then it is loaded again, which fails, too.
+        // One more than an engine's allowed failures: the engine is then loaded again, which also fails.
         for _ in 0..4 {
             assert!(!ask(&app).await);
         }

@@ -1,6 +1,6 @@
-//! Request ids (AIP-155): the same id and body answer the same, the same id with another body is refused.
+//! Request ids (AIP-155). The same id and body get the same answer; the same id with another body is refused.
 //!
-//! The answer is stored in the very commit that makes the change, so that a crash between the two is impossible.
+//! The answer is stored in the commit that makes the change, so no crash can separate them.
 
 use std::{
     fmt,
@@ -18,10 +18,10 @@ use crate::{
     store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
-/// How long an answered request id is remembered.
+/// How long an answer is kept.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Forgets the answers that were given more than [`KEPT_FOR`] before `now`; says how many these were.
+/// Deletes answers older than [`KEPT_FOR`] at `now`; returns how many.
 ///
 /// # Errors
 /// When the store fails.
@@ -44,17 +44,17 @@ pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, Ap
     Ok(n_forgotten)
 }
 
-/// The longest request id in bytes.
+/// The longest request id, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// A request that changes something, with its caller's key if it has one.
+/// A change, with its request id if it has one.
 #[derive(Debug)]
 pub(crate) struct Idempotent(Option<Key>);
 
 struct Key {
     request_id: String,
     table_key: Vec<u8>,
-    /// Hashed where it is first needed, which is on a blocking thread.
+    /// Hashed lazily, on a blocking thread.
     body_digest: LazyLock<Vec<u8>, Box<dyn FnOnce() -> Vec<u8> + Send>>,
 }
 
@@ -64,17 +64,17 @@ impl fmt::Debug for Key {
     }
 }
 
-/// What a request is answered.
+/// The answer to a request.
 #[derive(Debug, PartialEq)]
 pub(super) enum Answer<T, M = T> {
-    /// The change was carried out.
+    /// The change was made.
     New(T),
-    /// An equal request was answered before; this was remembered of its answer.
+    /// An equal request was answered before; this is what was stored of its answer.
     Stored(M),
 }
 
 impl<T> Answer<T> {
-    /// The answer, where all of it was remembered.
+    /// Returns the answer, if all of it is stored.
     pub(super) fn into_inner(self) -> T {
         match self {
             Self::New(answer) | Self::Stored(answer) => answer,
@@ -83,13 +83,13 @@ impl<T> Answer<T> {
 }
 
 impl Idempotent {
-    /// A change that nobody asks for twice.
+    /// A change without a request id.
     #[must_use]
     pub(super) fn never() -> Self {
         Self(None)
     }
 
-    /// A change that `request` asks for through `method`; without a `request_id` it is never the same as another.
+    /// A change by `request` of `method`. Without a `request_id`, it never equals another.
     ///
     /// # Errors
     /// [`AppError::FieldInvalid`] for an id that is too long.
@@ -106,7 +106,7 @@ impl Idempotent {
                 format!("must be at most {MAX_REQUEST_ID_BYTES} bytes, without a zero byte"),
             ));
         }
-        // A clone shares the bytes of a photo.
+        // This clone shares the photo's bytes.
         let request = request.clone();
         Ok(Self(Some(Key {
             request_id: request_id.to_owned(),
@@ -115,11 +115,11 @@ impl Idempotent {
         })))
     }
 
-    /// Gives the answer of an earlier, equal request; or prepares the change and carries it out by `commit`, which adds
-    /// [`Idempotent::remember`] to its own commit and runs on a blocking thread.
+    /// Returns the stored answer of an earlier, equal request. Otherwise runs `prepare`, then `commit` on a blocking
+    /// thread. `commit` must add [`Idempotent::remember`] to its own batch.
     ///
-    /// When an equal request wins the race, its answer is given. A caller that leaves ends the preparation, but not the
-    /// commit.
+    /// If an equal request commits first, its answer is returned. If the caller leaves, `prepare` is dropped, but not
+    /// `commit`.
     ///
     /// # Errors
     /// Those of `prepare` and `commit`, and [`AppError::RequestIdReused`] when the body differs.
@@ -146,7 +146,7 @@ impl Idempotent {
         let store = Arc::clone(store);
         blocking(move || match commit(prepared, &self) {
             Ok(answer) => Ok(Answer::New(answer)),
-            // Whatever it met, an equal request may have been there first.
+            // Whatever the error, an equal request may have committed first.
             Err(error) => self.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
         })
         .await
@@ -160,7 +160,7 @@ impl Idempotent {
         if record.body_digest != *key.body_digest {
             return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
-        // What a read sees may still wait for its flush; an empty commit ends after that.
+        // The record read may not be flushed yet; an empty commit waits for that flush.
         store.commit(Batch::default())?;
         M::decode(record.response.as_slice()).map(Some).map_err(|e| {
             AppError::Store(StoreError::Corrupt {
@@ -170,7 +170,7 @@ impl Idempotent {
         })
     }
 
-    /// The writes that remember `answer`, for the change's own commit.
+    /// Returns the writes that store `answer`, for the change's own commit.
     #[must_use]
     pub(super) fn remember(&self, answer: &impl Message) -> Batch {
         let Some(key) = &self.0 else { return Batch::default() };
@@ -186,22 +186,22 @@ impl Idempotent {
     }
 }
 
-/// The SHA-256 of an encoded message, hashed piece by piece as it is encoded: a photo is never copied whole.
+/// Hashes an encoded message in pieces while encoding it, so a photo is never copied whole.
 fn digest(message: &impl Message) -> Vec<u8> {
     let mut sink = HashSink { hasher: Sha256::new(), piece: [0; 4096] };
-    // It fails only without room, and there always is.
+    // It fails only when the sink is full, and this one never is.
     let _ = message.encode(&mut sink);
     sink.hasher.finalize().to_vec()
 }
 
-/// Hashes what is written to it.
+/// A sink that hashes what is written to it.
 struct HashSink {
     hasher: Sha256,
-    /// What is written next; always initialised.
+    /// The buffer for the next piece; always initialised.
     piece: [u8; 4096],
 }
 
-// SAFETY: `chunk_mut` gives initialised memory of the value's own, and `advance_mut` stays within it or panics.
+// SAFETY: `chunk_mut` returns this value's own initialised buffer; `advance_mut` stays within it or panics.
 unsafe impl BufMut for HashSink {
     fn remaining_mut(&self) -> usize {
         usize::MAX
@@ -238,7 +238,7 @@ mod tests {
         Face { name: name.to_owned(), ..Face::default() }
     }
 
-    /// Carries out a change that stores this name.
+    /// Enrols a face by storing this name.
     async fn enroll(store: &Arc<dyn Store>, asked: Idempotent, name: &'static str) -> Result<Answer<Face>, AppError> {
         let kept = Arc::clone(store);
         asked
@@ -278,7 +278,7 @@ mod tests {
         for is_refused in [false, true] {
             let store = store();
             let (kept, winning) = (Arc::clone(&store), Arc::clone(&store));
-            // The winner comes between the look for its answer and the loser's commit.
+            // The winner commits between the loser's check for an answer and its commit.
             let prepare = async move {
                 enroll(&winning, asked("a", "x"), "winner").await?;
                 Ok(named("loser"))
@@ -303,7 +303,7 @@ mod tests {
             labels: (0..9).map(|i| (format!("k{i}"), "v".repeat(i * 50))).collect(),
             ..EnrollFaceRequest::default()
         };
-        // The digests of requests that a server has answered stand in its store.
+        // Servers have stored the digests of answered requests, so the hash must not change.
         assert_eq!(digest(&request), Sha256::digest(request.encode_to_vec()).to_vec());
         let known = "fbc601aefa01f8692f1ee4ca767d28f0ee54083d0bbee08bcee1f2bb3b75e3b7";
         assert_eq!(

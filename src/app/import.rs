@@ -1,4 +1,4 @@
-//! ImportModelVersion: registers weights files that a caller names.
+//! ImportModelVersion: registers weights files under the roots as a version.
 
 use std::sync::Arc;
 
@@ -16,37 +16,38 @@ use crate::{
     training::{Head, Roots},
 };
 
-/// The longest licence and source that are kept, in bytes.
+/// The longest licence and the longest source, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
 
 /// Weights to register as a version.
 #[derive(Clone, Debug)]
 pub(crate) struct Import {
-    /// The model that gets the version; made if it does not exist.
+    /// The model that gets the version; created if it does not exist.
     pub model: ModelId,
     /// The file or folder, under a configured root.
     pub weights_path: String,
     /// The network.
     pub architecture: v1::Architecture,
-    /// In the order of the weights; only for ResNets.
+    /// The heads, in the order of the weights; only for ResNets.
     pub heads: Vec<v1::Head>,
-    /// The side of the picture that the network reads; only for ResNets, 0 for others.
+    /// The side of the image that the network reads; only for ResNets, 0 for others.
     pub image_size_px: i32,
-    /// The version that finds faces, for networks that read those.
+    /// The detector, for networks that read faces.
     pub detector: Option<ModelRef>,
-    /// The version whose embedding goes with the answers.
+    /// The version whose embedding is paired with the answers.
     pub embedder: Option<ModelRef>,
-    /// An SPDX expression.
+    /// The licence, as an SPDX expression.
     pub licence: String,
     /// Where the weights come from.
     pub source: String,
 }
 
 impl App {
-    /// Registers the weights of a file or folder under the roots; refuses tensors that do not fit the network, by name.
+    /// Registers the weights in a file or folder under the roots. Tensors that do not fit the network are refused by
+    /// name.
     ///
     /// # Errors
-    /// When the path leads outside the roots, there are no weights or they do not fit the heads.
+    /// When the path is outside the roots, there are no weights, or they do not fit the heads.
     pub(crate) async fn import_version(
         &self,
         _: &Call,
@@ -69,7 +70,7 @@ impl App {
         register(&self.models, once, prepare).await
     }
 
-    /// A ResNet with the caller's heads.
+    /// Prepares a ResNet with the caller's heads.
     async fn residual_network(&self, request: &Import) -> Result<NewVersion, AppError> {
         for (field, reference) in [("detector", &request.detector), ("embedder", &request.embedder)] {
             if reference.is_some() {
@@ -86,7 +87,7 @@ impl App {
             .ok_or_else(|| AppError::field("image_size_px", "must be 32 to 512 and a multiple of 32"))?;
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let tensors = self.one_import(move || Ok(read_weights(&roots.resolve("weights_path", &path)?)?)).await?;
-        // Residual networks start from ImageNet's statistics.
+        // ResNets use the statistics of ImageNet.
         let normalisation = Normalised { mean: IMAGENET_MEAN, std: IMAGENET_STD };
         let reads = Reads::Photos { side_px: image_size_px, min_side_px: MIN_SIDE_PX, normalisation };
         Ok(NewVersion {
@@ -96,7 +97,7 @@ impl App {
         })
     }
 
-    /// A network that comes published, with the heads and the preprocessing that belong to it.
+    /// Prepares a published network with its own heads and preprocessing.
     async fn published_network(&self, network: PublishedNetwork, request: &Import) -> Result<NewVersion, AppError> {
         if !request.heads.is_empty() || request.image_size_px != 0 {
             let field = if request.heads.is_empty() { "image_size_px" } else { "heads" };
@@ -136,14 +137,14 @@ impl App {
         };
         let (roots, path) = (self.roots.clone(), request.weights_path.clone());
         let weights = self.one_import(move || read_from_roots(&roots, &path, network)).await?;
-        // What was measured holds for these files behind that detector, and for nothing else.
+        // The measured values hold only for exactly these files behind exactly that detector.
         let pinned = published.entry(network).filter(|entry| is_as_measured && entry.is_of(&weights.digests));
         let faces = detector.map(|detector| FacesFrom { detector, space });
         published.version(request.model.clone(), network, pinned, weights.tensors, faces, origin(request))
     }
 
-    /// The space of an embedder whose faces are found as this version's are: cut out by another detector, vectors of
-    /// the same name could not be compared.
+    /// Resolves the embedder's space. It must use the same detector: embeddings of faces cut out with different
+    /// detectors cannot be compared.
     async fn embedder_space(
         &self,
         reference: &ModelRef,
@@ -152,7 +153,7 @@ impl App {
         let embedder = self.models.resolve(Some(reference))?;
         let version = self.models.version(&embedder).await?;
         let Reads::Faces { detector: its_detector, .. } = &version.reads else {
-            return Err(AppError::field("embedder", format!("{embedder} embeds no faces that a detector finds")));
+            return Err(AppError::field("embedder", format!("{embedder} does not embed faces found by a detector")));
         };
         if detector != Some(its_detector) {
             let rule = format!("{embedder} depends on {its_detector}, and so must this version");
@@ -161,7 +162,7 @@ impl App {
         version.first_space().ok_or_else(|| no_embedding(&embedder))
     }
 
-    /// One at a time: a file is held in memory whole, and more than once while it is read.
+    /// Runs one import at a time, because each holds whole files in memory, more than once.
     async fn one_import<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, AppError> + Send + 'static,
@@ -177,7 +178,8 @@ impl App {
 
 fn read_from_roots(roots: &Roots, path: &str, network: PublishedNetwork) -> Result<PublishedWeights, AppError> {
     let place = roots.resolve("weights_path", path)?;
-    // One file may be named itself. Within a folder every file is looked up anew: a link may lead out of the roots.
+    // A single file may be named itself. In a folder every file is resolved on its own, because a link may point
+    // outside the roots.
     let is_file = place.is_file() && network.files().len() == 1;
     read_files(network, |name| {
         if is_file { Ok(place.clone()) } else { Ok(roots.resolve("weights_path", &format!("{path}/{name}"))?) }

@@ -1,9 +1,8 @@
-//! Use cases: each joins the domains for one thing that callers want. Knows no transport.
+//! Use cases: each combines the layers below for one kind of call. Depends on no transport.
 //!
-//! [`App`] is the assembly: the store is opened, and everything else stands on it. Handlers call [`predict`],
-//! [`Faces`], [`Models`], [`Runs`]. Every use case takes the [`Call`] first, which says who calls and until when, then
-//! parsed names, and gives messages of the contract. A change whose request may be repeated goes through
-//! [`Idempotent`].
+//! [`App`] assembles everything on top of the opened store. Handlers call [`predict`], [`Faces`], [`Models`], [`Runs`].
+//! Every use case takes the [`Call`] first, then parsed names, and returns messages of the contract. A change that may
+//! be retried goes through [`Idempotent`].
 
 mod call;
 mod compare;
@@ -56,17 +55,17 @@ use crate::{
     vision::DecodeLimits,
 };
 
-/// Everything a server is, apart from its transport.
+/// A whole server, apart from its transport.
 pub(crate) struct App {
     /// Models, versions, aliases.
     pub models: Models,
-    /// Photos through the pipeline.
+    /// Reads photos.
     pub photos: Photos,
     /// Collections and faces.
     pub faces: Faces,
     /// Training runs.
     pub runs: Runs,
-    /// The bounds of every list.
+    /// The page sizes of every list.
     pub page_limits: PageLimits,
     /// Cancelled when the server begins to stop.
     pub stopping: CancellationToken,
@@ -74,27 +73,27 @@ pub(crate) struct App {
     serving: ServingPool,
     health: watch::Sender<Health>,
     store: Arc<dyn Store>,
-    /// Weights files are read one at a time.
+    /// Allows one import at a time.
     imports: Arc<Semaphore>,
 }
 
-/// How often old answers of request ids are looked for.
+/// The interval between deletions of old answers.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
-/// What an [`App`] runs on; tests bring others.
+/// The parts of an [`App`] that tests replace.
 pub(crate) struct Backends {
-    /// Makes engines of versions.
+    /// Makes engines for versions.
     pub engines: Arc<dyn EngineLoader>,
     /// Starts training processes.
     pub launcher: Arc<dyn Launcher>,
 }
 
 impl App {
-    /// Opens the configured data folder, with libtorch for engines and child processes for training.
+    /// Opens the configured data folder. Engines use libtorch; training runs in child processes.
     ///
     /// # Errors
     /// When the store, the device or a root cannot be opened; the message says what to do. [`AppError::Stopping`] when
-    /// `stopping`, which is the application's own from then on, was cancelled meanwhile.
+    /// `stopping` is cancelled meanwhile; the application owns that token from then on.
     pub(crate) async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
         let backends = Backends {
             engines: Arc::new(TorchEngineLoader::new(&config.serving.device)?),
@@ -103,7 +102,7 @@ impl App {
         Self::open_with(config, backends, stopping).await
     }
 
-    /// Opens the configured data folder on these backends.
+    /// Opens the configured data folder with these backends.
     ///
     /// # Errors
     /// As [`App::open`].
@@ -114,7 +113,7 @@ impl App {
     ) -> Result<Self, AppError> {
         let published_dir = config.models.published_dir.clone();
         let config = config.clone();
-        // Opening reads and verifies the whole store.
+        // Blocking, because it reads and verifies the whole store.
         let app = blocking(move || Self::open_blocking(&config, backends, stopping)).await?;
         if !published_dir.as_os_str().is_empty() {
             let registered = published::register_published(&app.models, &app.serving, &published_dir);
@@ -130,7 +129,7 @@ impl App {
         let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
         let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         let swept = registry.sweep_orphans()?;
-        tracing::info!(?swept, "swept the blobs that no version names");
+        tracing::info!(?swept, "deleted the blobs that no version names");
         let roots = Roots::new(config.training.roots.clone())?;
         let serving = ServingPool::start(
             ServingSettings {
@@ -148,7 +147,7 @@ impl App {
             queue_capacity: config.images.decode_queue,
             limits: DecodeLimits { max_pixels: config.images.max_pixels, ..DecodeLimits::default() },
         })
-        .map_err(|e| AppError::Internal(format!("starting the threads for pixels: {e}")))?;
+        .map_err(|e| AppError::Internal(format!("starting the threads of the pixel pool: {e}")))?;
         let default_model = match config.serving.default_model.as_str() {
             "" => None,
             name => Some(ModelRef::parse("serving.default_model", name)?),
@@ -196,26 +195,26 @@ impl App {
         })
     }
 
-    /// Forgets the answers of old request ids, now and every hour, until the server stops.
+    /// Deletes the answers of old request ids, now and every hour, until the server stops.
     pub(crate) async fn forget_old_requests(&self) {
         let mut hours = tokio::time::interval(FORGET_EVERY);
         while self.stopping.run_until_cancelled(hours.tick()).await.is_some() {
             let store = Arc::clone(&self.store);
             match blocking(move || idempotency::forget_old(&*store, SystemTime::now())).await {
                 Ok(0) => {}
-                Ok(n_forgotten) => tracing::info!(n_forgotten, "forgot the answers of old request ids"),
-                Err(error) => tracing::error!(%error, "cannot forget the answers of old request ids"),
+                Ok(n_forgotten) => tracing::info!(n_forgotten, "deleted the answers of old request ids"),
+                Err(error) => tracing::error!(%error, "cannot delete the answers of old request ids"),
             }
         }
     }
 
-    /// Ends the runs and writes their ends. No run begins afterwards.
+    /// Ends the runs and stores their ends. No run starts afterwards.
     pub(crate) async fn stop_runs(&self) {
         self.runs.stop().await;
     }
 
-    /// Ends the runs, writes their ends, and waits for the device's work in hand, all until `deadline`; says whether
-    /// everything ended by then. What did not is cut with the process.
+    /// Ends the runs, stores their ends, and waits for the device's work in progress, until `deadline`. Returns true if
+    /// all ended by then. The process's exit ends the rest.
     pub(crate) async fn close(&self, deadline: Instant) -> bool {
         self.stopping.cancel();
         let runs_ended = tokio::time::timeout_at(deadline.into(), self.stop_runs()).await.is_ok();
@@ -225,33 +224,33 @@ impl App {
         let serving = self.serving.clone();
         let ended = async {
             serving.drain(deadline.saturating_duration_since(Instant::now())).await;
-            // Joins threads that may still be in a kernel, which nothing can end.
+            // Joins threads that may be inside a kernel, which cannot be interrupted.
             tokio::task::spawn_blocking(move || serving.shutdown()).await
         };
         runs_ended && tokio::time::timeout_at(deadline.into(), ended).await.is_ok()
     }
 }
 
-/// The layers of every network here that can be compared.
+/// Returns the layers of the ResNets whose outputs can be compared.
 fn embedding_layers() -> Vec<EmbeddingLayer> {
     let layer = |(layer, dimensions): (&str, u32)| EmbeddingLayer { layer: layer.to_owned(), dimensions };
     nn::embedding_layers().into_iter().map(layer).collect()
 }
 
-/// Runs blocking work away from the async threads.
+/// Runs blocking work off the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AppError> + Send + 'static,
 ) -> Result<T, AppError> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's blocking work ended early: {e}"))))
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("the blocking work of a use case failed: {e}"))))
 }
 
-/// Runs a change to its end, even when its caller leaves half-way: what is stored and what is in memory stay one.
+/// Runs a change to its end even if its caller leaves, so that store and memory stay consistent.
 pub(crate) async fn detached<T: Send + 'static>(
     change: impl Future<Output = Result<T, AppError>> + Send + 'static,
 ) -> Result<T, AppError> {
     tokio::spawn(change)
         .await
-        .unwrap_or_else(|e| Err(AppError::Internal(format!("a use case's change ended early: {e}"))))
+        .unwrap_or_else(|e| Err(AppError::Internal(format!("the change of a use case failed: {e}"))))
 }

@@ -1,62 +1,62 @@
 //! Page sizes and page tokens (AIP-158).
 //!
-//! A token is the last key of a page, bound to its list by a checksum, so that a made-up token or another list's is
-//! refused instead of answering something else.
+//! A token is the last key of a page with a checksum over key and list. So a made-up token, or one of another list, is
+//! refused.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::AppError;
 
-/// Which page a caller asks for.
+/// The page that a caller requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageRequest<'a> {
-    /// As sent: 0 for the default.
+    /// The requested size; 0 means the default.
     pub size: i32,
-    /// As sent: empty for the first page.
+    /// The requested token; empty means the first page.
     pub token: &'a str,
 }
 
 /// The bounds of a page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageLimits {
-    /// Entries when the caller does not say.
+    /// The page size if the caller sends none.
     pub default_size: usize,
-    /// The most entries on a page.
+    /// The largest page size.
     pub max_size: usize,
 }
 
-/// A checked request: how many entries of which list, and after which key.
+/// A checked request: the list, the page's size and the key before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Page {
-    /// The list's name, its parent and its filter included.
+    /// The list's name, including its parent and filter.
     pub list: String,
-    /// Entries wanted, 1 or more.
+    /// The page's size, 1 or more.
     pub size: usize,
-    /// The last key of the page before.
+    /// The last key of the previous page.
     pub after: Option<Vec<u8>>,
 }
 
-/// A page's entries and the token of the next, empty at the end.
+/// A page of entries and the next page's token.
 #[derive(Clone, Debug)]
 pub(crate) struct Paged<T> {
-    /// At most the page's size.
+    /// The entries, at most the page's size.
     pub items: Vec<T>,
-    /// Empty on the last page.
+    /// The token; empty on the last page.
     pub next_page_token: String,
 }
 
 impl<T> Paged<T> {
-    /// The same page in another form.
+    /// Converts the entries.
     pub(crate) fn map<U>(self, f: impl FnMut(T) -> U) -> Paged<U> {
         Paged { items: self.items.into_iter().map(f).collect(), next_page_token: self.next_page_token }
     }
 }
 
 impl Page {
-    /// Checks size and token; `list` names the list, its parent and its filter included.
+    /// Checks size and token; `list` is the list's name, including its parent and filter.
     ///
     /// # Errors
-    /// [`AppError::FieldInvalid`] for a negative size, [`AppError::PageTokenInvalid`] for a token of no such list.
+    /// [`AppError::FieldInvalid`] for a negative size, [`AppError::PageTokenInvalid`] for a token not of this list.
     pub(crate) fn parse(request: PageRequest<'_>, limits: PageLimits, list: String) -> Result<Self, AppError> {
         let size = match usize::try_from(request.size) {
             Err(_) => return Err(AppError::field("page_size", "must not be negative")),
@@ -67,13 +67,13 @@ impl Page {
         Ok(Self { list, size, after })
     }
 
-    /// One entry more than the page holds, to learn whether another page follows.
+    /// The number of entries to read: one more than the page holds, which shows whether another page follows.
     #[must_use]
     pub(crate) fn limit(&self) -> usize {
         self.size + 1
     }
 
-    /// Cuts what [`Page::limit`] entries gave down to the page.
+    /// Cuts the entries, read with [`Page::limit`], down to the page.
     pub(crate) fn finish<T>(&self, mut items: Vec<T>, key: impl Fn(&T) -> Vec<u8>) -> Paged<T> {
         let more = items.len() > self.size;
         items.truncate(self.size);
@@ -132,7 +132,7 @@ mod tests {
 
         #[test]
         fn made_up_tokens_are_refused(token in "[a-zA-Z0-9_-]{1,40}") {
-            // One in 2^32 guesses would pass; none of these does.
+            // A guess passes with probability 1 in 2^32; none of these does.
             prop_assert!(decode_token(&token, "faces/a").is_err());
         }
     }

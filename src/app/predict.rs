@@ -1,4 +1,4 @@
-//! Predict: a photo to typed answers, each with its interval.
+//! Predict: turns a photo into typed predictions with intervals.
 
 use bytes::Bytes;
 
@@ -14,12 +14,12 @@ use crate::{
     vision::Point,
 };
 
-/// Answers one photo with the version that `reference` means (`None`: the default model's champion), or says why it
-/// cannot be used.
+/// Predicts from one photo with the version that `reference` means (`None`: the default model's champion), or abstains
+/// with reasons.
 ///
 /// # Errors
-/// When there is no such version or head, the bytes are no readable image, a threshold is out of bounds, or there is no
-/// room or time for it.
+/// When there is no such version or head, the bytes cannot be decoded, a threshold is out of bounds, or a limit or the
+/// deadline is reached.
 pub(crate) async fn predict(
     call: &Call,
     photos: &Photos,
@@ -71,7 +71,7 @@ fn reading(version: &Version, face: &FaceRead, heads: &[String]) -> Result<FaceR
     Ok(FaceReading { predictions, embedding, ..found_face(face) })
 }
 
-/// A face as it was found and judged, without what networks said of it.
+/// Converts a face's position and quality, without the networks' outputs.
 pub(super) fn found_face(face: &FaceRead) -> FaceReading {
     let bounds = face.face.bounds;
     let point = |p: Point| v1::Point { x: p.x.into(), y: p.y.into() };

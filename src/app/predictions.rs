@@ -1,4 +1,4 @@
-//! From a network's output to the contract's typed predictions.
+//! Converts a network's output to the contract's typed predictions.
 
 use super::AppError;
 use crate::{
@@ -7,17 +7,17 @@ use crate::{
     serving::{ImageOutput, ServeError},
 };
 
-/// One prediction a head, in the version's order.
+/// Returns one prediction per head, in the version's order.
 ///
-/// A regression gets its interval from the head's calibration: the value, plus and minus the calibrated half width,
-/// which may grow with the spread of the head's own distribution; a head without a calibration has none. A
-/// classification lists every label, most probable first; of equal ones, in the version's order.
+/// A regression's interval is the value plus and minus the calibrated half width, which may grow with the spread of the
+/// head's own distribution. Without a calibration, a head has no interval. A classification lists every label, most
+/// probable first; equal ones keep the version's order.
 ///
 /// # Errors
-/// [`ServeError::EngineFailed`] when the output does not fit the version's heads, or is no finite number.
+/// [`ServeError::EngineFailed`] when the output does not fit the version's heads, or is not finite.
 pub(super) fn predictions(version: &Version, output: &ImageOutput) -> Result<Vec<Prediction>, AppError> {
     if output.heads.len() != version.heads.len() {
-        let detail = format!("{} heads answered, the version has {}", output.heads.len(), version.heads.len());
+        let detail = format!("the output has {} heads, the version has {}", output.heads.len(), version.heads.len());
         return Err(failed(version, detail));
     }
     let spread = |head_idx: usize| output.spreads.get(head_idx).copied().flatten();
@@ -29,7 +29,7 @@ pub(super) fn predictions(version: &Version, output: &ImageOutput) -> Result<Vec
 
 fn prediction(head: &Head, values: &[f32], spread: Option<f32>) -> Result<Prediction, String> {
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(format!("head {} answered with no finite number", head.name));
+        return Err(format!("the output of head {} is not finite", head.name));
     }
     let result = match (&head.kind, values) {
         (AnswerKind::Regression { unit, interval }, [value]) => {
@@ -38,7 +38,7 @@ fn prediction(head: &Head, values: &[f32], spread: Option<f32>) -> Result<Predic
         (AnswerKind::Classification { labels }, [_, ..]) if labels.len() == values.len() => {
             prediction::Result::Classification(classification(labels, values))
         }
-        _ => return Err(format!("head {} answered with {} values", head.name, values.len())),
+        _ => return Err(format!("the output of head {} has {} values", head.name, values.len())),
     };
     Ok(Prediction { head: head.name.clone(), result: Some(result) })
 }

@@ -1,8 +1,8 @@
-//! The models that a fresh server has: published weights, with what was measured of them.
+//! The models of a fresh server: published weights and the values measured with them.
 //!
-//! `deploy/published.toml` says which they are, pins their files, and holds the thresholds, intervals and identity
-//! calibrations that belong to exactly these files. At the start those that the store does not have are registered as
-//! ordinary versions; a changed entry has a new revision, and is registered beside the old.
+//! `deploy/published.toml` lists them, pins their files, and holds the thresholds, intervals and identity calibrations
+//! for exactly these files. At start-up, entries missing from the store are registered as ordinary versions. A changed
+//! entry has a new revision, and is registered beside the old one.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -24,11 +24,11 @@ use crate::{
     vision::{AlignmentBox, CascadeSettings, ChipSettings, DetectorSettings, Point, points},
 };
 
-/// The entries, as they are compiled into the program.
+/// The entries, compiled into the program.
 const ENTRIES: &str = include_str!("../../deploy/published.toml");
 
-/// Where the alignment points of an average face lie in the unit square: those of dlib's `get_face_chip_details`, by
-/// which its networks' chips were cut. The corners of one eye, of the other, and the base of the nose.
+/// The alignment points of an average face in the unit square: the corners of one eye, of the other, and the base of
+/// the nose. From dlib's `get_face_chip_details`, which cut the training chips of its networks.
 const DLIB_TEMPLATE: [f32; 10] = [
     0.859_567_5,
     0.213_498_15,
@@ -42,39 +42,39 @@ const DLIB_TEMPLATE: [f32; 10] = [
     0.627_797_5,
 ];
 
-/// Where the cascade's landmarks lie in the same square: the means over 1,431 development photos of the training part,
-/// with a margin around each, so that no box reaches beyond the photo.
+/// The cascade's landmarks in the same square: the means over 1,431 development photos of the training part, with a
+/// margin around each, so that no box extends beyond the photo.
 const LANDMARK_TEMPLATE: [f32; 10] = [0.2247, 0.2066, 0.7666, 0.206, 0.4919, 0.5259, 0.2514, 0.7632, 0.7398, 0.7633];
 
-/// Where the box lies that dlib's frontal detector draws around a face, for which its predictor was trained: the medians
-/// over 1,469 of them.
+/// The box that dlib's frontal detector draws around a face, in the same square: its centre and side, the medians over
+/// 1,469 boxes. dlib's shape predictor was trained for it.
 const ALIGNMENT_BOX: (Point, f32) = (Point { x: 0.5311, y: 0.5153 }, 1.2357);
 
 /// The descriptor's only layer.
 const DESCRIPTOR_LAYER: &str = "descriptor128";
 
-/// Everything that comes published.
+/// All published models.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Published {
     models: Vec<Entry>,
 }
 
-/// One model.
+/// A published model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
-    /// Its id, and the folder of its files.
+    /// The model's id; `folder` holds its files.
     model: String,
     folder: String,
     architecture: String,
-    /// Raised with every change of this entry.
+    /// Increased with every change of this entry.
     revision: u32,
     licence: String,
     source: String,
-    /// SHA-256 by file name.
+    /// The files' SHA-256 digests by name.
     files: BTreeMap<String, String>,
-    /// Those that are not here ask nothing.
+    /// A threshold that is absent requires nothing.
     #[serde(default)]
     thresholds: v1::QualityThresholds,
     #[serde(default)]
@@ -92,7 +92,7 @@ struct Interval {
     n_examples: u64,
 }
 
-/// As [`v1::IdentityCalibration`].
+/// The same fields as [`v1::IdentityCalibration`].
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Identity {
@@ -106,21 +106,21 @@ struct Identity {
     n_false_match_photos: i64,
     n_false_match_pairs: i64,
     sample: String,
-    /// Score, rate, and its bounds.
+    /// Each point: score, rate, lower and upper bound of the rate.
     false_matches: Vec<[f64; 4]>,
 }
 
 impl Published {
-    /// The entries.
+    /// Reads the entries.
     ///
     /// # Errors
-    /// [`AppError::Internal`] when the program was built with a broken file; a test reads it.
+    /// [`AppError::Internal`] when the program was built with a broken file; a test checks it.
     pub(super) fn read() -> Result<Self, AppError> {
         toml::from_str(ENTRIES).map_err(|e| AppError::Internal(format!("published.toml: {e}")))
     }
 
-    /// Whether a detector is the one that the measurements of these entries were made with: registered of its entry, or
-    /// with the very tensors and settings of the version that was.
+    /// Returns true if the entries were measured with this detector: it was registered from the detector's entry, or
+    /// has the tensors and settings of the version that was.
     pub(super) async fn finds_as_measured(&self, models: &Models, detector: &Version) -> Result<bool, AppError> {
         let Some(entry) = self.entry(PublishedNetwork::Mtcnn) else { return Ok(false) };
         if detector.origin.published_as == entry.published_as() {
@@ -130,12 +130,12 @@ impl Published {
         Ok(models.version(&measured).await?.has_same_network(detector))
     }
 
-    /// The entry of a network.
+    /// Returns the entry of a network.
     pub(super) fn entry(&self, network: PublishedNetwork) -> Option<&Entry> {
         self.models.iter().find(|entry| entry.network() == Some(network))
     }
 
-    /// A version of a published network: with what was measured, where the files are the very `pinned` ones.
+    /// Builds a version of a published network. It gets the measured values if its files are exactly the `pinned` ones.
     pub(super) fn version(
         &self,
         model: ModelId,
@@ -156,7 +156,7 @@ impl Published {
             heads: heads(network),
             embedding_layers: embedding_layers(network),
             calibrations: pinned.map(Entry::calibrations).unwrap_or_default(),
-            // What a photo must be does not hang on the weights.
+            // The thresholds on photos do not depend on the weights.
             thresholds: self.entry(network).map(|entry| entry.thresholds),
             identity: pinned.and_then(|entry| entry.identity.as_ref()).map(Into::into),
             ..new
@@ -169,24 +169,24 @@ impl Entry {
         published_network(v1::Architecture::from_str_name(&format!("ARCHITECTURE_{}", self.architecture))?)
     }
 
-    /// Whether files of these digests are the pinned ones.
+    /// Returns true if the files with these digests are the pinned ones.
     pub(super) fn is_of(&self, digests: &BTreeMap<String, String>) -> bool {
         self.files == *digests
     }
 
-    /// What a version that was made of this entry is known by.
+    /// Returns the name stored with versions made from this entry.
     fn published_as(&self) -> String {
         format!("{} revision {}", self.folder, self.revision)
     }
 
-    /// The version that was made of this entry, if there is one.
+    /// Returns the version made from this entry, if there is one.
     async fn registered(&self, models: &Models) -> Result<Option<VersionName>, AppError> {
         let (registry, published_as) = (Arc::clone(models.registry()), self.published_as());
         let model = ModelId::parse("model", &self.model)?;
         blocking(move || Ok(registry.find_published(&model, &published_as)?)).await
     }
 
-    /// What of a version would be another if it were registered now.
+    /// Returns the first field in which a version differs from this entry.
     ///
     /// # Errors
     /// As [`reads`].
@@ -220,14 +220,14 @@ impl Entry {
     }
 }
 
-/// Registers the published models of `folder` that the store does not have.
+/// Registers the published models in `folder` that are not in the store.
 ///
 /// # Errors
-/// When a file is not there or not the pinned one, or the store fails.
+/// When a file is missing or not the pinned one, or the store fails.
 pub(super) async fn register_published(models: &Models, serving: &ServingPool, folder: &Path) -> Result<(), AppError> {
     let published = Published::read()?;
     let (mut detector, mut space) = (None, None);
-    // The order of use: a version names those that it depends on.
+    // The entries are in dependency order.
     for entry in &published.models {
         let unknown = || AppError::Internal(format!("published.toml: there is no architecture {}", entry.architecture));
         let network = entry.network().ok_or_else(unknown)?;
@@ -246,7 +246,7 @@ pub(super) async fn register_published(models: &Models, serving: &ServingPool, f
 }
 
 impl Published {
-    /// The version of an entry: the one that is there, or a new one.
+    /// Returns the version of an entry, registering it if necessary.
     async fn registered(
         &self,
         models: &Models,
@@ -260,17 +260,15 @@ impl Published {
         if let Some(version) = entry.registered(models).await? {
             let registered = models.version(&version).await?;
             if let Some(field) = entry.differs(&registered, network, faces)? {
-                // Somebody changed the entry and forgot its revision, or it depends on one that has a new one.
-                tracing::error!(%version, field, "differs from its published entry and keeps what it was registered with");
+                // The entry changed without a new revision, or an entry that it depends on has a new one.
+                tracing::error!(%version, field, "differs from its published entry, and keeps its registered values");
             }
             return Ok(version);
         }
         let place = folder.join(&entry.folder);
         let weights = blocking(move || read_files(network, |name| Ok(place.join(name)))).await.map_err(|error| {
-            // What is not there has not been fetched.
-            AppError::PublishedWeights {
-                detail: format!("{error}; deploy/fetch_weights.py fetches what belongs there"),
-            }
+            // A missing file has usually not been fetched.
+            AppError::PublishedWeights { detail: format!("{error}; fetch the weights with deploy/fetch_weights.py") }
         })?;
         if !entry.is_of(&weights.digests) {
             let detail = format!(
@@ -317,10 +315,10 @@ fn embedding_layers(network: PublishedNetwork) -> Vec<EmbeddingLayer> {
     }
 }
 
-/// What a network reads.
+/// Returns what a network reads.
 ///
 /// # Errors
-/// [`AppError::Internal`] for a reader of faces without a detector.
+/// [`AppError::Internal`] for a network that reads faces, but has no detector.
 fn reads(network: PublishedNetwork, faces: Option<FacesFrom>, has_predictor: bool) -> Result<Reads, AppError> {
     let (side_px, padding) = match network {
         PublishedNetwork::Mtcnn => {
@@ -388,8 +386,8 @@ mod tests {
         }
     }
 
-    /// What is registered of an entry is never looked at again, so a change without a new revision reaches nobody who
-    /// has it. When this fails: raise the entry's revision, and write down both here.
+    /// A registered entry is never updated, so a change without a new revision does not reach existing servers. If this
+    /// fails: increase the entry's revision, and copy both new values here.
     #[test]
     fn a_changed_entry_has_a_new_revision() {
         use sha2::{Digest, Sha256};

@@ -1,4 +1,4 @@
-//! Registers a version: its weights are read, its network is run once, and what it answered is kept with it.
+//! Registers a version: reads its weights, runs its network once, and stores the outputs with it.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -13,22 +13,22 @@ use crate::{
     training::TrainingError,
 };
 
-/// Where the faces of a network that reads faces come from, and what its answers are paired with.
+/// The versions that a network reading faces depends on.
 #[derive(Clone, Debug)]
 pub(super) struct FacesFrom {
-    /// The detector that finds the faces.
+    /// The detector.
     pub(super) detector: VersionName,
-    /// The space of the embedding that its answers are paired with.
+    /// The space of the embedding paired with its answers.
     pub(super) space: Option<EmbeddingSpace>,
 }
 
-/// The tensors of a published network's files, and the files' SHA-256 by name.
+/// The tensors of a published network's files, and the files' SHA-256 digests by name.
 pub(super) struct PublishedWeights {
     pub(super) tensors: Vec<TensorData>,
     pub(super) digests: BTreeMap<String, String>,
 }
 
-/// The published network that an architecture names.
+/// Returns the published network of an architecture.
 pub(super) fn published_network(architecture: v1::Architecture) -> Option<PublishedNetwork> {
     match architecture {
         v1::Architecture::Mtcnn => Some(PublishedNetwork::Mtcnn),
@@ -41,10 +41,10 @@ pub(super) fn published_network(architecture: v1::Architecture) -> Option<Publis
     }
 }
 
-/// The weights of a network's files, each where `place` says.
+/// Reads the weights of a network's files; `place` returns the path of each.
 ///
 /// # Errors
-/// When one that is needed is not there, or is no weights file.
+/// When a required file is missing, or is not a weights file.
 pub(super) fn read_files(
     network: PublishedNetwork,
     place: impl Fn(&str) -> Result<PathBuf, AppError>,
@@ -58,7 +58,7 @@ pub(super) fn read_files(
         if file.is_optional && !path.exists() {
             continue;
         }
-        // Read once: what is registered are the bytes whose digest is known.
+        // Read only once, so that the registered bytes are those of the digest.
         let bytes = read_file(&path)?;
         weights.digests.insert(file.name.to_owned(), Digest::of(&bytes).to_string());
         let tensors = parse_weights(&path, &bytes)?;
@@ -68,7 +68,7 @@ pub(super) fn read_files(
     Ok(weights)
 }
 
-/// A version with nothing but what every one has.
+/// Makes a version with only the required parts.
 pub(super) fn new_version(
     model: ModelId,
     architecture: v1::Architecture,
@@ -92,25 +92,25 @@ pub(super) fn new_version(
     }
 }
 
-/// Runs a version once, so that its golden outputs are known.
+/// Runs a version once and stores its golden outputs in it.
 pub(super) async fn verified(serving: &ServingPool, mut new: NewVersion) -> Result<NewVersion, AppError> {
     let source = engine_source(&new.unregistered()?, new.tensors.clone());
     let probed = serving.probe(source, GOLDEN_SEED).await;
     let outputs = probed.map_err(|error| match error {
-        // Of a file that its caller named, not of a version that is stored.
+        // The caller named this file; the error is not about a stored version.
         ServeError::WeightsMismatch { detail, .. } => AppError::Nn(NnError::WeightsMismatch { detail }),
         other => other.into(),
     })?;
     if let Some(at) = outputs.iter().position(|output| !output.is_finite()) {
-        // It would answer nothing, and could not be distinguished from damage later.
-        let detail = format!("they answer {} where a number should be (output {at} of a test picture)", outputs[at]);
+        // Such a version would answer nothing, and later look like damaged data.
+        let detail = format!("output {at} for a test image is {}, not a finite number", outputs[at]);
         return Err(AppError::Nn(NnError::WeightsMismatch { detail }));
     }
     new.golden = Some(Golden::new(outputs));
     Ok(new)
 }
 
-/// Registers a version.
+/// Prepares a version and registers it.
 pub(super) async fn register(
     models: &Models,
     once: Idempotent,
@@ -120,7 +120,7 @@ pub(super) async fn register(
     let commit = move |new: NewVersion, once: &Idempotent| {
         let describe = |version: &Version| committing.with_state(&version.name, version.describe());
         let version = committing.registry().register(new, |version| once.remember(&describe(version)))?;
-        // Within the commit: a caller that leaves must not come between the two.
+        // Within the commit, so that a caller that leaves cannot separate the two.
         committing.refresh_now()?;
         Ok(describe(&version))
     };

@@ -1,4 +1,4 @@
-//! What a face's picture must reach to be answered.
+//! The quality thresholds of faces.
 
 use super::AppError;
 use crate::{
@@ -6,8 +6,8 @@ use crate::{
     proto::v1::{AbstentionReason, QualityThresholds},
 };
 
-/// One threshold: its field, the signal that it is held against, what is wrong when that is beyond it, and what a
-/// request may ask for.
+/// A threshold: its field, the signal compared with it, the reason reported if the signal is beyond it, and the bounds
+/// of a request's value.
 struct Threshold {
     name: &'static str,
     signal: &'static str,
@@ -20,9 +20,9 @@ struct Threshold {
 
 #[derive(Clone, Copy)]
 enum Side {
-    /// The signal must not be below it.
+    /// The signal must not be below the threshold.
     Least,
-    /// The signal must not be above it, whatever its sign.
+    /// The signal's absolute value must not be above the threshold.
     Most,
 }
 
@@ -40,7 +40,7 @@ macro_rules! threshold {
     };
 }
 
-/// All there are; those of one reason stand together, and reasons are told in this order.
+/// All thresholds. Those of one reason are adjacent; reasons are reported in this order.
 const THRESHOLDS: [Threshold; 12] = [
     threshold!(min_face_px, Least, "face_px", FaceTooSmall),
     threshold!(min_sharpness, Least, "sharpness", Blurred),
@@ -56,10 +56,10 @@ const THRESHOLDS: [Threshold; 12] = [
     threshold!(max_spread, Most, SPREAD, OutOfRange),
 ];
 
-/// The signal that only the network's answer has: the widest standard deviation that a head gives.
+/// The signal known only from the network's output: the largest standard deviation of a head.
 pub(super) const SPREAD: &str = "spread";
 
-/// The signals that tell whether a face is not answered for this reason; none for a reason that no signal tells.
+/// Returns the signals that can cause this reason; some reasons have none.
 #[must_use]
 pub(crate) fn signals_of(reason: AbstentionReason) -> Vec<&'static str> {
     let mut signals: Vec<_> = THRESHOLDS.iter().filter(|t| t.reason == reason).map(|t| t.signal).collect();
@@ -67,10 +67,10 @@ pub(crate) fn signals_of(reason: AbstentionReason) -> Vec<&'static str> {
     signals
 }
 
-/// The version's thresholds, with those that the request names instead.
+/// Returns the version's thresholds, overridden by the request's.
 ///
 /// # Errors
-/// [`AppError::FieldInvalid`] for one outside the bounds of the configuration.
+/// [`AppError::FieldInvalid`] for a value outside the configured bounds.
 pub(super) fn effective(
     versions: Option<&QualityThresholds>,
     requested: &QualityThresholds,
@@ -80,7 +80,7 @@ pub(super) fn effective(
     for threshold in &THRESHOLDS {
         let Some(value) = (threshold.of)(requested) else { continue };
         let [least, most] = (threshold.bounds)(config);
-        // Nothing compares with what is no number.
+        // This form also refuses NaN.
         if !(least..=most).contains(&value) {
             return Err(AppError::field(
                 format!("thresholds.{}", threshold.name),
@@ -95,7 +95,7 @@ pub(super) fn effective(
     Ok(thresholds)
 }
 
-/// What is wrong with a face, by these of its signals; nothing when they are all within the thresholds.
+/// Compares the signals with the thresholds and returns the reasons to abstain; empty if all are within them.
 pub(super) fn judge(signals: &[(&str, f64)], thresholds: &QualityThresholds) -> Vec<AbstentionReason> {
     let is_beyond = |threshold: &&Threshold| {
         let signal = signals.iter().find(|(name, _)| *name == threshold.signal);

@@ -1,4 +1,4 @@
-//! Names and views that several services share.
+//! Name parsing and message conversions that several services share.
 
 use prost::Message;
 use prost_types::Any;
@@ -10,7 +10,7 @@ use crate::{
     similarity::{CollectionId, FaceId, FaceName},
 };
 
-/// `models/{model}`, without version or alias.
+/// Parses `models/{model}`, without version or alias.
 pub(super) fn model_name(field: &str, name: &str) -> Result<ModelId, AppError> {
     let id = name
         .strip_prefix("models/")
@@ -18,7 +18,7 @@ pub(super) fn model_name(field: &str, name: &str) -> Result<ModelId, AppError> {
     Ok(ModelId::parse(field, id)?)
 }
 
-/// `collections/{c}`.
+/// Parses `collections/{c}`.
 pub(super) fn collection_name(field: &str, name: &str) -> Result<CollectionId, AppError> {
     let id = name
         .strip_prefix("collections/")
@@ -26,19 +26,19 @@ pub(super) fn collection_name(field: &str, name: &str) -> Result<CollectionId, A
     Ok(CollectionId::parse(field, id)?)
 }
 
-/// A number that the contract knows.
+/// Parses an enum number of the contract.
 pub(super) fn face_selection(number: i32) -> Result<v1::FaceSelection, AppError> {
     v1::FaceSelection::try_from(number)
-        .map_err(|_| AppError::field("face_selection", format!("{number} is no selection that this server has")))
+        .map_err(|_| AppError::field("face_selection", format!("{number} is not known to this server")))
 }
 
-/// A number that the contract knows.
+/// Parses an enum number of the contract.
 pub(super) fn architecture(number: i32) -> Result<v1::Architecture, AppError> {
     v1::Architecture::try_from(number)
-        .map_err(|_| AppError::field("architecture", format!("{number} is no architecture that this server has")))
+        .map_err(|_| AppError::field("architecture", format!("{number} is not known to this server")))
 }
 
-/// A face that must be of this collection.
+/// Parses a face's name, which must be of this collection.
 pub(super) fn face_of(field: &str, name: &str, collection: &CollectionId) -> Result<FaceId, AppError> {
     let name = FaceName::parse(field, name)?;
     if name.collection != *collection {
@@ -47,19 +47,19 @@ pub(super) fn face_of(field: &str, name: &str, collection: &CollectionId) -> Res
     Ok(name.face)
 }
 
-/// The id behind `prefix`, such as `trainingRuns/`.
+/// Parses the id after `prefix`, such as `trainingRuns/`.
 pub(super) fn run_id(field: &str, prefix: &str, name: &str) -> Result<RunId, AppError> {
     name.strip_prefix(prefix)
         .and_then(RunId::parse)
         .ok_or_else(|| AppError::field(field, format!("must be {prefix}{{id}}, not {name:?}")))
 }
 
-/// A request's page of a list, which is named with its parent and its filter.
+/// Parses a request's page of a list; `list` includes parent and filter.
 pub(super) fn page(app: &App, size: i32, token: &str, list: impl Into<String>) -> Result<Page, AppError> {
     Page::parse(PageRequest { size, token }, app.page_limits, list.into())
 }
 
-/// A run as a long-running operation of the same id.
+/// Converts a run to a long-running operation with the same id.
 pub(super) fn operation(operation: RunOperation) -> longrunning::Operation {
     let RunOperation { run, outcome } = operation;
     let result = outcome.map(|outcome| match outcome {

@@ -1,8 +1,8 @@
-//! What every call passes before its handler: identity, deadline, a place among the calls in work, a span, and the
-//! mending of answers that the transport makes by itself. What differs between methods stands in their table.
+//! The steps before every handler: identity, deadline, a place among the calls in progress, a span. Afterwards, the
+//! transport's own errors are converted to the contract's. Differences between methods are in their table.
 //!
-//! A call with a deadline is answered a moment before it, so that the caller gets the typed error and not its own
-//! timer. A handler that panics costs its caller an `INTERNAL`, and nobody else anything.
+//! Deadlines are enforced slightly early, so that the caller gets the typed error before its own timer fires. If a
+//! handler panics, its caller gets `INTERNAL`; no other call is affected.
 
 use std::{
     future::Future,
@@ -39,18 +39,18 @@ use crate::{
 const REQUEST_ID: &str = "x-request-id";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// The bounds that the edge keeps.
+/// The limits that the edge enforces.
 #[derive(Clone, Debug)]
 pub(super) struct EdgeSettings {
-    /// Places of each kind.
+    /// The number of places of each kind.
     pub(super) max_concurrent_calls: usize,
-    /// For calls that bring no deadline, apart from long ones.
+    /// The deadline of calls that bring none, except long ones.
     pub(super) default_deadline: Duration,
-    /// Longer deadlines are cut to this.
+    /// The longest deadline; longer ones are shortened to it.
     pub(super) max_deadline: Duration,
-    /// Cancelled when the server drains: calls that would wait for its end are over then.
+    /// Cancelled when the server drains. This ends calls that would wait for the server's end.
     pub(super) draining: CancellationToken,
-    /// Has a token of every call until its answer has ended.
+    /// Holds a token for every call until its answer has ended.
     pub(super) in_work: TaskTracker,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct EdgeLayer {
 }
 
 impl EdgeLayer {
-    /// An edge with these bounds.
+    /// Creates an edge with these limits.
     #[must_use]
     pub(super) fn new(settings: EdgeSettings) -> Self {
         let places = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
@@ -80,7 +80,7 @@ impl<S> Layer<S> for EdgeLayer {
     }
 }
 
-/// The edge around a service.
+/// A service with the edge around it.
 #[derive(Clone)]
 pub(super) struct Edge<S> {
     inner: S,
@@ -102,7 +102,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // The service that was polled ready is the one to use; its clone takes the next call.
+        // tower requires calling the service that was polled ready; its clone serves the next call.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let edge = self.edge.clone();
@@ -162,7 +162,7 @@ where
 }
 
 impl EdgeLayer {
-    /// Takes a place for a call, if its method takes any.
+    /// Takes a place for a call, if its method needs one.
     fn place(&self, method: &Method) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
         let places = match method.place {
             Place::None => return Ok(None),
@@ -197,7 +197,7 @@ impl EdgeLayer {
     }
 }
 
-/// How long before the caller's own timer the server answers.
+/// Returns how long before the caller's timer the server answers.
 fn answer_margin(timeout: Duration) -> Duration {
     (timeout / 10).min(Duration::from_millis(10))
 }
@@ -209,7 +209,7 @@ async fn with_deadline<F: Future>(work: F, deadline: Option<Instant>) -> Option<
     }
 }
 
-/// Keeps what a call holds until its answer has ended or its caller has gone.
+/// Keeps a call's permits until its answer has ended or its caller has left.
 fn hold(response: Response<Body>, held: (TaskTrackerToken, Option<OwnedSemaphorePermit>)) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
@@ -219,8 +219,8 @@ fn hold(response: Response<Body>, held: (TaskTrackerToken, Option<OwnedSemaphore
     })
 }
 
-/// Ends a stream with `UNAVAILABLE` when the server drains, after one thing more that it has to say, if it has: that the
-/// server does not serve any more.
+/// Ends a stream with `UNAVAILABLE` when the server drains. First sends one more frame if it is ready: the report that
+/// the server no longer serves.
 fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body> {
     response.map(|body| {
         let frames = futures::stream::unfold(Some((BodyStream::new(body), false)), move |state| {
@@ -241,7 +241,7 @@ fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body
                     Some(frame) => Some((frame?, Some((frames, is_draining)))),
                     None => {
                         let mut trailers = HeaderMap::new();
-                        // Its message and details are written in a form that headers take.
+                        // This cannot fail: tonic encodes message and details for headers.
                         let _ = status::stopping().add_header(&mut trailers);
                         Some((Ok(Frame::trailers(trailers)), None))
                     }
@@ -252,7 +252,7 @@ fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body
     })
 }
 
-/// Gives the transport's own refusals the code and the details of the contract.
+/// Converts the transport's own errors to the code and details of the contract.
 fn mend(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()).and_then(|status| mended(&status)) {
         Some(status) => status.into_http(),
@@ -260,28 +260,28 @@ fn mend(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// As [`mend`], for a message of a request stream.
+/// As [`mend`], for the messages of a request stream.
 pub(super) fn mend_inbound(status: Status) -> Status {
     mended(&status).unwrap_or(status)
 }
 
 fn mended(status: &Status) -> Option<Status> {
     match status.code() {
-        // The one place where it arises is the decoder's limit on a message's size.
+        // Only the decoder's size limit causes this code.
         Code::OutOfRange => Some(status::message_too_large(status.message())),
-        // The handlers' own have details; without any it is the decoder's, for bytes that are no such message.
+        // A handler's errors have details. Without details, the decoder could not parse the bytes.
         Code::Internal if status.details().is_empty() => Some(status::message_malformed(status.message())),
         _ => None,
     }
 }
 
-/// Says in a refusal for lateness what the caller had allowed: a timeout in the wrong unit explains itself.
+/// Adds the caller's timeout to a deadline error, so that a timeout in the wrong unit is obvious.
 fn name_timeout(response: Response<Body>, allowed: Duration, header: &str, most: Duration) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(late) if late.code() == Code::DeadlineExceeded => {
             let mut more = format!("the caller allowed {} ({GRPC_TIMEOUT}: {header})", format_duration(allowed));
             if allowed > most {
-                more.push_str(&format!(", of which the server allows {}", format_duration(most)));
+                more.push_str(&format!(", the server allows at most {}", format_duration(most)));
             }
             status::with_more(&late, &more).into_http()
         }
@@ -289,7 +289,7 @@ fn name_timeout(response: Response<Body>, allowed: Duration, header: &str, most:
     }
 }
 
-/// The gRPC wire form of a timeout: up to eight digits and a unit.
+/// Parses gRPC's wire form of a timeout: up to eight digits and a unit.
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {

@@ -20,10 +20,10 @@ use crate::{
     similarity::{CollectionId, FaceId, FaceName},
 };
 
-/// The service over its use cases.
+/// The service, on top of its use cases.
 pub(super) struct FaceService {
     pub(super) app: Arc<App>,
-    /// Requests of one stream that are in work at once.
+    /// Maximum number of requests of one stream in progress.
     pub(super) stream_window: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Health as callers see it: by service, from what the application says that it can do.
+//! Health by service, from the application's state.
 
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, pb::health_server, server::HealthReporter};
@@ -6,18 +6,18 @@ use tonic_health::{ServingStatus, pb::health_server, server::HealthReporter};
 use super::methods::{METHODS, Needs};
 use crate::app::Health;
 
-/// The name under which the health of the whole server is asked.
+/// The health protocol's name for the whole server.
 const WHOLE: &str = "";
 
-/// Reports the health of every service that has one, and of the whole.
+/// Reports the health of every service that has one, and of the whole server.
 pub(super) struct Reporter {
     reporter: HealthReporter,
-    /// None: the server is not open, or drains.
+    /// The last report; `None` while the server is opening or draining.
     last: Option<Health>,
 }
 
 impl Reporter {
-    /// A reporter that says `NOT_SERVING` of everything, and the service that answers with what it reports.
+    /// Creates a reporter with everything `NOT_SERVING`, and the service that publishes its reports.
     pub(super) async fn new() -> (Self, health_server::HealthServer<impl health_server::Health>) {
         let (reporter, service) = tonic_health::server::health_reporter();
         for (name, _) in reported() {
@@ -26,11 +26,11 @@ impl Reporter {
         (Self { reporter, last: None }, service)
     }
 
-    /// Reports what has changed; `None` while the server is not open, or drains.
+    /// Reports the changes; `None` while the server is opening or draining.
     pub(super) async fn report(&mut self, health: Option<Health>) {
         for (name, needs) in reported() {
             let is_well = serves(health, needs);
-            // Watchers are sent every report, also one that changes nothing.
+            // Watchers would receive every report, even an unchanged one.
             if is_well != serves(self.last, needs) {
                 let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
                 self.reporter.set_service_status(name, status).await;
@@ -39,7 +39,7 @@ impl Reporter {
         self.last = health;
     }
 
-    /// Reports every change, for as long as the application gives news.
+    /// Reports every change until the application closes the channel.
     pub(super) async fn follow(&mut self, mut news: watch::Receiver<Health>) {
         loop {
             let health = *news.borrow_and_update();
@@ -51,7 +51,7 @@ impl Reporter {
     }
 }
 
-/// What is reported, each with what it needs; the whole needs everything.
+/// Returns what is reported and what each needs; the whole server needs everything.
 fn reported() -> impl Iterator<Item = (&'static str, Option<Needs>)> {
     let services = METHODS.iter().filter(|service| service.needs.is_some());
     services.map(|service| (service.name, service.needs)).chain([(WHOLE, None)])

@@ -1,36 +1,36 @@
-//! The one table of methods: what the edge must know of a call before its handler runs.
+//! The table of methods: what the edge must know about a call before its handler runs.
 //!
-//! `build.rs` reads this file, too, and refuses to build when the table and the public contract differ (see
-//! `methods_check.rs`). So it uses nothing of the crate.
+//! `build.rs` also reads this file, and fails if the table and the public contract differ (see `methods_check.rs`). So
+//! it uses nothing else of the crate.
 
-/// Who sends more than one message.
+/// Which sides send a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Nobody: one request, one answer.
+    /// Neither: one request, one answer.
     Unary,
-    /// Both sides: a stream of requests, answered by a stream.
+    /// Both: a stream of requests and a stream of answers.
     RequestStream,
     /// The server: one request, a stream of answers.
     ResponseStream,
 }
 
-/// The place that a call takes while it is in work. The server has a fixed number of each.
+/// The kind of place that a call takes while in progress. The server has a fixed number of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// None: also a busy server answers, and one that is still opening its store.
+    /// None: the call is answered even while the server is at its limits or opening its store.
     None,
-    /// Of a call that is answered soon.
+    /// A place for a short call.
     Call,
-    /// Of a stream of requests.
+    /// A place for a stream of requests.
     Stream,
-    /// Of a call that mostly waits for events.
+    /// A place for a call that mostly waits for events.
     Watch,
 }
 
-/// The slowest thing that a call may wait for.
+/// The slowest resource that a call may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// Nothing: what it needs is in memory.
+    /// Nothing: all it needs is in memory.
     Nothing,
     /// The disk.
     Store,
@@ -38,25 +38,25 @@ pub(super) enum Waits {
     Device,
     /// The events of a training run.
     Run,
-    /// The end of the server: the call goes on for as long as its caller wants.
+    /// The server's end: the call lasts as long as its caller wants.
     ServerEnd,
 }
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Who {
-    /// Every caller, also one that shows no credentials.
+    /// Every caller, even without credentials.
     Anyone,
 }
 
-/// What must be well for an open server to report a service as `SERVING`.
+/// The state required of an open server to report a service as `SERVING`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// Nothing: these services replace what is broken.
+    /// Nothing: these services repair what is broken.
     Nothing,
     /// The default model's champion.
     Predictions,
-    /// The versions that collections compare with.
+    /// At least one version that collections compare with, or no collection.
     Faces,
 }
 
@@ -71,8 +71,8 @@ pub(super) struct Method {
 }
 
 impl Method {
-    /// Returns true if the handler keeps the deadline and the call holds its place until its answer has ended. Of all
-    /// other calls the edge keeps the deadline, and there always is one.
+    /// Returns true if the handler enforces the deadline, and the call keeps its place until its answer has ended. For
+    /// all other calls the edge enforces the deadline, and they always have one.
     pub(super) const fn is_long(&self) -> bool {
         !matches!(self.kind, Kind::Unary) || matches!(self.waits, Waits::Run)
     }
@@ -82,7 +82,7 @@ impl Method {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Service {
     pub(super) name: &'static str,
-    /// None for services of the protocol itself: they have no health, and their crates bring their descriptors.
+    /// `None` for services of gRPC itself: they have no health, and other crates provide their descriptors.
     pub(super) needs: Option<Needs>,
     pub(super) methods: &'static [Method],
 }
@@ -90,7 +90,7 @@ pub(super) struct Service {
 use Kind::{RequestStream, ResponseStream, Unary};
 use Who::Anyone;
 
-/// Every method that the server has.
+/// All methods of the server.
 pub(super) const METHODS: &[Service] = &[
     Service {
         name: "visage.v1.VisageService",
@@ -173,14 +173,14 @@ pub(super) const METHODS: &[Service] = &[
     },
 ];
 
-/// Stands for every path that the server does not have; the router answers such calls with `UNIMPLEMENTED`.
+/// The row of unknown paths; the router answers them with `UNIMPLEMENTED`.
 const UNKNOWN: Method = method("", Unary, Place::Call, Waits::Nothing, Anyone);
 
 const fn method(name: &'static str, kind: Kind, place: Place, waits: Waits, who: Who) -> Method {
     Method { name, kind, place, waits, who }
 }
 
-/// Returns the row of the method at a request's path.
+/// Returns the row of a request's path.
 pub(super) fn find(path: &str) -> &'static Method {
     let names = path.strip_prefix('/').and_then(|path| path.split_once('/'));
     let row = names.and_then(|(service, name)| {

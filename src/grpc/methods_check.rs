@@ -1,4 +1,4 @@
-//! Compares the table of methods with descriptors: for `build.rs` and for tests, not part of the program.
+//! Compares the table of methods with descriptors. Used by `build.rs` and tests only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use prost_types::FileDescriptorSet;
 
 use super::methods::{Kind, Service};
 
-/// Returns every difference between the rows and the RPCs of the descriptors, each with what to do about it.
+/// Returns every difference between the rows and the RPCs of the descriptors, each with its remedy.
 pub(super) fn differences<'a>(
     table: impl IntoIterator<Item = &'a Service>,
     descriptors: &FileDescriptorSet,
@@ -46,8 +46,10 @@ pub(super) fn differences<'a>(
             }
         }
     }
-    wrong.extend(rpcs.keys().filter(|path| !seen.contains(*path)).map(|path| {
-        format!("{path}: an RPC without a row; add one, which says what the call costs and who may make it")
-    }));
+    wrong.extend(
+        rpcs.keys()
+            .filter(|path| !seen.contains(*path))
+            .map(|path| format!("{path}: an RPC without a row; add one with its costs and permitted callers")),
+    );
     wrong
 }

@@ -1,4 +1,4 @@
-//! The table of methods against the descriptors, and the check of that against tables that are wrong.
+//! Compares the table of methods with the descriptors, and tests that comparison with wrong tables.
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::proto;
 
-/// What the server serves, the protocol's own services included.
+/// Returns the descriptors of all services, including gRPC's own.
 fn served() -> FileDescriptorSet {
     let sets = [
         proto::FILE_DESCRIPTOR_SET,
@@ -21,7 +21,7 @@ fn served() -> FileDescriptorSet {
     FileDescriptorSet { file }
 }
 
-/// The differences of a table whose first service has these methods.
+/// Returns the differences of a table whose first service has these methods.
 fn with_first(methods: &'static [Method]) -> Vec<String> {
     let first = Service { methods, ..METHODS[0] };
     differences([first].iter().chain(&METHODS[1..]), &served())

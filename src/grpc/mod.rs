@@ -1,9 +1,8 @@
-//! The edge: one file per service, the one error table, the one table of methods, and the server's life.
+//! The edge: one file per service, the table of errors, the table of methods, and the server's life cycle.
 //!
-//! Handlers take a request apart, call one use case, and give its answer the contract's form; `serve.rs` has the shapes
-//! that they share. `edge.rs` is what every call passes first, by what `methods.rs` says of its method; `status.rs` is
-//! the table from errors to gRPC, `health.rs` tells who asks what the server can do. Nothing here decides anything about
-//! models, faces or runs.
+//! Handlers parse a request, run one use case, and convert its answer; `serve.rs` has their common forms. `edge.rs`
+//! runs before every handler, according to the method's row in `methods.rs`. `status.rs` maps errors to gRPC;
+//! `health.rs` reports health. Nothing here decides anything about models, faces or runs.
 
 mod convert;
 mod edge;
@@ -41,17 +40,18 @@ use crate::{
     config::{Config, ServerConfig},
 };
 
-/// HTTP/2 streams of one connection at once, calls and streams alike; a client beyond waits.
+/// Maximum number of concurrent calls on one connection; the client queues more.
 const MAX_STREAMS_OF_A_CONNECTION: u32 = 256;
 
-/// Calls of one connection that were given up before the server came to them. Beyond, the connection is closed with all
-/// its calls, so a burst of cancelled calls must fit; without any bound, giving up would be a cheap attack.
+/// Maximum number of calls on one connection that are reset before the server accepts them. Beyond it, the connection
+/// and all its calls are closed, so it must allow for a burst of cancelled calls. Without a limit, resets would be a
+/// cheap attack.
 const MAX_RESETS_OF_A_CONNECTION: usize = 1024;
 
-/// How long a connection may take to send the end of what has been answered.
+/// How long a connection may take to send the last bytes of its answers.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// Why a server could not start or go on.
+/// Why a server could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeFailure {
     /// The application could not be opened.
@@ -60,16 +60,16 @@ pub(crate) enum ServeFailure {
     /// The transport failed.
     #[error("the gRPC transport: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// The reflection service's descriptors are wrong, a defect.
+    /// The reflection service's descriptors are wrong, which is a bug.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves on `listener` until `shutdown` ends, then drains within the configured bound. `ready` is called once, when
-/// the models that aliases point at are loaded, as far as they can be.
+/// Serves on `listener` until `shutdown` completes, then drains within the configured time. Calls `ready` once, after
+/// loading the needed versions; those that fail are skipped.
 ///
-/// Health is answered from the beginning: `NOT_SERVING` until then, the truth by service afterwards, and `NOT_SERVING`
-/// while draining. Everything else is refused until the store is open.
+/// Health is answered from the start: `NOT_SERVING` until ready, then the health by service, and `NOT_SERVING` while
+/// draining. Other calls are refused until the store is open.
 ///
 /// # Errors
 /// When the store cannot be opened, or the transport fails.
@@ -96,7 +96,7 @@ pub(crate) async fn run(
     let mut serving = pin!(serve_until_drained(&config.server, listener, routes.clone(), draining.clone()));
 
     let opened = tokio::select! {
-        // Before a drain only a failure ends it.
+        // Before a drain, it ends only by an error.
         served = &mut serving => return served,
         opened = open(&config, &stopping, drain_timeout) => opened?,
     };
@@ -128,14 +128,15 @@ pub(crate) async fn run(
                 ready();
                 health.follow(news).await;
             };
-            // A stop that was asked for before goes before, too.
+            // `biased`: an earlier stop takes precedence.
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => {}
                 () = living => stopping.cancelled().await,
             }
             health.report(None).await;
-            // Calls that wait for the server's end are over here; those in work are answered. Runs end meanwhile.
+            // This ends calls that wait for the server's end; other calls in progress are answered. Runs are ended
+            // meanwhile.
             draining.cancel();
             app.stop_runs().await;
         }
@@ -145,23 +146,23 @@ pub(crate) async fn run(
     let deadline = if draining.is_cancelled() { stop.await.ok() } else { None };
     let deadline = deadline.unwrap_or_else(|| Instant::now() + drain_timeout);
     if !app.close(deadline).await {
-        tracing::info!("work was still in hand at the end of the drain; it is cut");
+        tracing::info!("work was still in progress at the end of the drain; it is aborted");
     }
     lifecycle.abort();
-    // They end with the closing; were they to panic, nothing would depend on it.
+    // They end when the application closes; a panic in them does not matter now.
     drop(tokio::time::timeout_at(deadline.into(), futures::future::join(forgetting, keeping_health)).await);
-    // The last owner waits for the store's last write and for the graph that is being built.
+    // Dropping the last owner waits for the store's last write and the graph being built.
     drop(tokio::time::timeout_at(deadline.into(), tokio::task::spawn_blocking(move || drop(app))).await);
     served
 }
 
-/// Opens the application; none when the server was stopped meanwhile.
+/// Opens the application; returns `None` if the server was stopped meanwhile.
 async fn open(
     config: &Config,
     stopping: &CancellationToken,
     drain_timeout: Duration,
 ) -> Result<Option<App>, ServeFailure> {
-    // A task of its own, so that a stop need not wait for it.
+    // In its own task, so that a stop need not wait for it.
     let mut opening = tokio::spawn({
         let (config, stopping) = (config.clone(), stopping.clone());
         async move { App::open(&config, stopping).await }
@@ -177,14 +178,14 @@ async fn open(
         None => {
             tracing::info!(
                 ?drain_timeout,
-                "the start was not over at the end of the drain; it is cut, nothing is lost"
+                "the start was not finished at the end of the drain; it is aborted, nothing is lost"
             );
             Ok(None)
         }
     }
 }
 
-/// Answers calls until the drain is over: what was in work is answered then, or its time is up.
+/// Answers calls until the drain ends: calls in progress have been answered, or the drain time is over.
 async fn serve_until_drained(
     config: &ServerConfig,
     listener: TcpListener,
@@ -200,7 +201,7 @@ async fn serve_until_drained(
         draining: draining.clone(),
         in_work: in_work.clone(),
     });
-    // An answer of two small packets must not wait for the caller's delayed acknowledgement of the first.
+    // Without it, an answer of two small packets waits for the caller's delayed acknowledgement.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(config.keepalive_s)))
@@ -212,7 +213,7 @@ async fn serve_until_drained(
     let answered = async {
         draining.cancelled().await;
         in_work.close();
-        // Until the last bytes are on their way, too.
+        // The last bytes may still be in transit.
         loop {
             in_work.wait().await;
             tokio::time::sleep(LAST_BYTES).await;
@@ -227,10 +228,10 @@ async fn serve_until_drained(
     };
     tokio::select! {
         served = serving => Ok(served?),
-        // A connection on which nothing is asked may be that of a client which hears nothing any more.
+        // Do not wait for idle connections: their clients may be gone without closing them.
         () = answered => Ok(()),
         () = bound => {
-            tracing::warn!(?drain_timeout, "calls were still in work at the end of the drain; they are cut");
+            tracing::warn!(?drain_timeout, "calls were still in progress at the end of the drain; they are aborted");
             Ok(())
         }
     }

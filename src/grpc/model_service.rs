@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The service over its use cases.
+/// The service, on top of its use cases.
 pub(super) struct ModelService {
     pub(super) app: Arc<App>,
 }

@@ -1,4 +1,4 @@
-//! `google.longrunning.Operations`: every training run is one.
+//! `google.longrunning.Operations`: every training run is an operation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
 
 const PREFIX: &str = "operations/";
 
-/// The service over its use cases.
+/// The service, on top of its use cases.
 pub(super) struct OperationsService {
     pub(super) app: Arc<App>,
 }

@@ -1,4 +1,4 @@
-//! Which service answers a path: all of them once the application is open, health already before.
+//! Routes: health from the start, all other services once the application is open.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// The services of a server. Clones share when it opens.
+/// The services of a server. Opening one clone opens all.
 #[derive(Clone)]
 pub(super) struct LateRoutes {
     health: Routes,
@@ -38,15 +38,15 @@ pub(super) struct LateRoutes {
 }
 
 impl LateRoutes {
-    /// A server that answers health and refuses everything else.
+    /// Creates routes that answer health and refuse everything else.
     pub(super) fn new(health: Routes) -> Self {
         Self { health: health.prepare(), all: Arc::default() }
     }
 
-    /// Answers everything from now on.
+    /// Opens all services.
     ///
     /// # Errors
-    /// When the descriptors for reflection are wrong, a defect.
+    /// When the descriptors for reflection are wrong, which is a bug.
     pub(super) fn open(&self, config: &ServerConfig, app: &Arc<App>) -> Result<(), ServeFailure> {
         let all = routes(self.health.clone(), config, app)?.prepare();
         self.all.get_or_init(|| all);
@@ -60,7 +60,7 @@ impl Service<Request<Body>> for LateRoutes {
     type Future = Either<<Routes as Service<Request<Body>>>::Future, Ready<Result<Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Routes always are.
+        // `Routes` is always ready.
         Poll::Ready(Ok(()))
     }
 

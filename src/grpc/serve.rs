@@ -1,7 +1,7 @@
-//! The three shapes of a handler: one answer, a stream of requests, a stream of events.
+//! The three forms of a handler: unary, a stream of requests, a stream of events.
 //!
-//! Each takes the call that the edge left with the request, runs a use case, and gives its error the form of the one
-//! table. What is left to a handler is taking its request apart.
+//! Each takes the call that the edge attached to the request, runs a use case, and converts its error. Handlers only
+//! parse their requests.
 
 use std::{pin::Pin, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
 /// A stream of answers.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// How long a stream of requests may be silent.
+/// How long a stream of requests may be idle.
 const REQUEST_IDLE: Duration = Duration::from_secs(60);
 
-/// Answers one request by one use case.
+/// Answers a request with one use case.
 pub(super) async fn unary<Q, A>(
     request: Request<Q>,
     use_case: impl AsyncFnOnce(&Call, Q) -> Result<A, AppError>,
@@ -30,7 +30,7 @@ pub(super) async fn unary<Q, A>(
     use_case(&call, message).await.map(Response::new).map_err(|e| status::from_app(&call, e))
 }
 
-/// Answers one request by the events that a use case gives; the stop of the server ends them.
+/// Answers a request with the events of a use case; a stop of the server ends them.
 pub(super) async fn watch<Q, A: Send + 'static, S: Stream<Item = A> + Send + 'static>(
     request: Request<Q>,
     stopping: &CancellationToken,
@@ -40,7 +40,7 @@ pub(super) async fn watch<Q, A: Send + 'static, S: Stream<Item = A> + Send + 'st
     Ok(events.map(|events| bounded(events.map(Ok), stopping)))
 }
 
-/// Answers each message of a stream, in order, with up to `window` of them in work at once.
+/// Answers each message of a stream, in order, with at most `window` in progress.
 pub(super) fn each<Q: Send + 'static, A: Send + 'static, F: Future<Output = A> + Send + 'static>(
     request: Request<Streaming<Q>>,
     window: usize,
@@ -53,12 +53,12 @@ pub(super) fn each<Q: Send + 'static, A: Send + 'static, F: Future<Output = A> +
             let answering = message.map(|message| answer(call.item(), message));
             async { Ok(answering?.await) }
         })
-        // Reading ahead only as far as the window.
+        // Reads ahead only as far as the window.
         .buffered(window);
     Ok(Response::new(bounded(answers, stopping)))
 }
 
-/// Runs the use case of a stream's message; its error is part of the answer and ends no stream.
+/// Runs the use case for one message of a stream. An error becomes part of the answer and does not end the stream.
 pub(super) async fn item<Q, A>(
     call: &Call,
     request: Option<Q>,
@@ -71,19 +71,19 @@ pub(super) async fn item<Q, A>(
     answered.map_err(|e| status::to_message(&status::from_app(call, e)))
 }
 
-/// Separates the call, which the edge left with the request, from the message.
+/// Separates the call, which the edge attached, from the message.
 ///
 /// # Errors
-/// `INTERNAL` when a service is used without the edge, a defect of the server's assembly.
+/// `INTERNAL` when a service is used without the edge, which is a bug in the server's assembly.
 fn taken<Q>(mut request: Request<Q>) -> Result<(Call, Q), Status> {
     let call = request.extensions_mut().remove::<Call>();
     let call = call.ok_or_else(|| status::internal("no call id: the call passed no edge"))?;
     Ok((call, request.into_inner()))
 }
 
-/// The messages of a request stream; one that falls silent ends with an error, and gives its place to another.
+/// Returns the messages of a request stream. An idle stream ends with an error and frees its place.
 fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
-    // The clock runs while a message is waited for, not while the answers are.
+    // Counts the time waiting for a message, not the time of the answers.
     futures::stream::unfold(Box::pin(messages), |mut messages| async {
         let message = match tokio::time::timeout(REQUEST_IDLE, messages.next()).await {
             Ok(message) => message?.map_err(edge::mend_inbound),
@@ -93,7 +93,7 @@ fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<It
     })
 }
 
-/// A stream of answers that ends with `UNAVAILABLE` when the server stops.
+/// Ends a stream of answers with `UNAVAILABLE` when the server stops.
 fn bounded<T: Send + 'static>(
     answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
     stopping: &CancellationToken,
@@ -103,7 +103,7 @@ fn bounded<T: Send + 'static>(
         stopping.cancelled_owned().await;
         Err(status::stopping())
     });
-    // Ends after the first error or with the answers, whichever comes first.
+    // Ends with the answers or after the first error.
     let ended = answers.map(Some).chain(futures::stream::once(async { None }));
     Box::pin(futures::stream::select(ended, stopped.map(Some)).scan(false, |failed, item| {
         let next = match item {

@@ -1,8 +1,8 @@
-//! The one table from errors to gRPC codes, reasons and details.
+//! The table from errors to gRPC codes, reasons and details.
 //!
-//! Every error carries `google.rpc.ErrorInfo` with a reason of `visage.v1.ErrorReason` and the domain "visage", and
-//! where it helps `BadRequest`, `RetryInfo` or `ResourceInfo`. An internal error shows its caller a fixed phrase and
-//! the call's id; the log has the chain, once.
+//! Every error carries `google.rpc.ErrorInfo` with a reason of `visage.v1.ErrorReason` and the domain "visage". If
+//! useful, it also carries `BadRequest`, `RetryInfo` or `ResourceInfo`. For an internal error, the caller gets a fixed
+//! message and the call's id; the log gets the chain, once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,10 +24,10 @@ use crate::{
     vision::ImageError,
 };
 
-/// When a caller should try again if nothing better is known.
+/// The default retry delay.
 const RETRY_SOON: Duration = Duration::from_millis(200);
 
-/// What an error is on the wire.
+/// The wire form of an error.
 struct Row {
     code: Code,
     reason: Reason,
@@ -56,7 +56,7 @@ impl Row {
         self
     }
 
-    /// Names the version that a photo waited for; where it was decoded there is none.
+    /// Names the version that a photo waited for, or the decoding stage, which has no version.
     fn at(self, stage: &Stage) -> Self {
         match stage {
             Stage::Version(version) => self.with("version", version),
@@ -96,8 +96,8 @@ impl Row {
     }
 }
 
-/// The most bytes of one text of an error. Errors travel as HTTP/2 headers, of which clients take 8 KiB in all, and quote
-/// what callers sent.
+/// The longest text in an error, in bytes. Errors are sent as HTTP/2 headers, of which clients accept 8 KiB in total,
+/// and they quote callers' input.
 const MAX_TEXT_BYTES: usize = 512;
 
 fn shortened(mut text: String) -> String {
@@ -108,7 +108,7 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// The status of a use case's error; internal ones are logged here, once.
+/// Converts a use case's error to a status; logs internal errors and damaged data, once.
 pub(super) fn from_app(call: &Call, error: AppError) -> Status {
     let row = app_row(&error);
     match row.code {
@@ -144,7 +144,7 @@ fn app_row(error: &AppError) -> Row {
             Row::new(Code::InvalidArgument, Reason::FieldInvalid, error).field(field, description)
         }
         AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
-            .field("page_token", "was not given out by this list")
+            .field("page_token", "is not a token of this list")
             .with("list", list),
         AppError::RequestIdReused { request_id } => {
             Row::new(Code::AlreadyExists, Reason::RequestIdReused, error).with("request_id", request_id)
@@ -169,7 +169,7 @@ fn app_row(error: &AppError) -> Row {
             let names: Vec<_> =
                 reasons.iter().map(|r| r.as_str_name().trim_start_matches("ABSTENTION_REASON_")).collect();
             Row::new(Code::InvalidArgument, Reason::FaceUnusable, error)
-                .field(field, "shows no face that can be used")
+                .field(field, "has no usable face")
                 .with("abstention_reasons", names.join(", "))
         }
         AppError::UnsupportedByModel { version, .. } => {
@@ -270,7 +270,7 @@ fn training_row(error: &TrainingError) -> Row {
         }
         TrainingError::PathOutsideRoots { field, path } => {
             Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
-                .field(field, "must lie below a configured root")
+                .field(field, "must be under a configured root")
                 .with("path", path)
         }
         TrainingError::FileNotFound { field, path } => {
@@ -341,74 +341,73 @@ fn store_row(error: &StoreError) -> Row {
     }
 }
 
-/// A refusal of the transport's own: a message over the size limit.
+/// The transport's error for a message over the size limit.
 pub(super) fn message_too_large(detail: &str) -> Status {
     let message = format!("the message is over the server's size limit: {detail}");
     Row::new(Code::ResourceExhausted, Reason::MessageTooLarge, &message).into_status()
 }
 
-/// A refusal of the transport's own: bytes that are no message of the method's kind.
+/// The transport's error for bytes that are not a message of the method's type.
 pub(super) fn message_malformed(detail: &str) -> Status {
-    let message = format!("the request is no message of this method: {detail}");
+    let message = format!("the request is not a valid message of this method: {detail}");
     Row::new(Code::InvalidArgument, Reason::FieldInvalid, &message).field("request", detail).into_status()
 }
 
-/// As many calls are in work as the server takes.
+/// The error of a server at its limit of calls.
 pub(super) fn server_overloaded() -> Status {
-    Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server has as many calls in work as it takes")
+    Row::new(Code::ResourceExhausted, Reason::Overloaded, &"the server is at its limit of calls in progress")
         .retry(RETRY_SOON)
         .into_status()
 }
 
-/// The deadline passed during `during`.
+/// The error of a deadline that passed during `during`.
 pub(super) fn deadline_exceeded(during: &'static str) -> Status {
     app_row(&AppError::DeadlineExceeded { during }).into_status()
 }
 
-/// Of a header that is no timeout, as much is quoted.
+/// The longest quotation of an invalid header, in characters.
 const MAX_HEADER_CHARS: usize = 32;
 
-/// A timeout that is none in the protocol's form.
+/// The error of an invalid timeout header.
 pub(super) fn timeout_malformed(header: &str) -> Status {
     let header: String = header.chars().take(MAX_HEADER_CHARS).collect();
-    let detail = format!(
-        "{header:?} is no timeout: it has one to eight digits and then H, M, S, m, u or n; 500m is half a second"
-    );
+    let detail =
+        format!("{header:?} is not a timeout; use one to eight digits and H, M, S, m, u or n: 500m is half a second");
     Row::new(Code::InvalidArgument, Reason::FieldInvalid, &format!("grpc-timeout: {detail}"))
         .field("grpc-timeout", detail)
         .into_status()
 }
 
-/// The same refusal, in more words.
+/// Appends text to a status's message.
 pub(super) fn with_more(status: &Status, more: &str) -> Status {
     let message = rpc::Status { message: format!("{}; {more}", status.message()), ..to_message(status) };
     Status::with_details(status.code(), message.message.clone(), message.encode_to_vec().into())
 }
 
-/// The server is not open yet.
+/// The error of a server that is still opening.
 pub(super) fn opening() -> Status {
-    let message = "the server is still opening its store; another one, or the same in a moment, will answer";
+    let message = "the server is still opening its store; try another server, or this one again in a moment";
     Row::new(Code::Unavailable, Reason::Unavailable, &message).retry(Duration::from_secs(1)).into_status()
 }
 
-/// The server is stopping.
+/// The error of a server that is stopping.
 pub(super) fn stopping() -> Status {
     app_row(&AppError::Stopping).into_status()
 }
 
-/// What a caller sees of a defect: a phrase and the id by which the log is searched.
+/// The caller's view of a bug: a fixed message and the id to search the log for.
 pub(super) fn internal(call_id: &str) -> Status {
     internal_row(call_id).into_status()
 }
 
 fn internal_row(call_id: &str) -> Row {
-    Row::new(Code::Internal, Reason::Internal, &format!("an internal error; the server's log has it under {call_id}"))
+    Row::new(Code::Internal, Reason::Internal, &format!("internal error; search the server's log for {call_id}"))
         .with("call_id", call_id)
 }
 
-/// A status in the form that travels inside a message.
+/// Converts a status to a message.
 pub(super) fn to_message(status: &Status) -> rpc::Status {
-    // A status without details has nothing to decode; code and message are the outer status's either way.
+    // A status without details has none to decode; code and message come from the outer status.
     let details = rpc::Status::decode(status.details()).map(|s| s.details).unwrap_or_default();
     rpc::Status { code: status.code().into(), message: status.message().to_owned(), details }
 }

@@ -1,4 +1,4 @@
-//! `visage.v1.TrainingService`: what became of every Train.
+//! `visage.v1.TrainingService`: training runs.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
 
 const PREFIX: &str = "trainingRuns/";
 
-/// The service over its use cases.
+/// The service, on top of its use cases.
 pub(super) struct TrainingService {
     pub(super) app: Arc<App>,
 }

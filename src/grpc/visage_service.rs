@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The service over its use cases.
+/// The service, on top of its use cases.
 pub(super) struct VisageService {
     pub(super) app: Arc<App>,
-    /// Requests of one stream that are in work at once.
+    /// Maximum number of requests of one stream in progress.
     pub(super) stream_window: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with models, versions and aliases.
+//! The errors of models, versions and aliases.
 
 use crate::{
     error::Kind,
@@ -9,7 +9,7 @@ use crate::{
 /// An error of the registry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
-    /// A name that no resource can have.
+    /// An invalid resource name.
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// No such model.
@@ -32,24 +32,24 @@ pub(crate) enum RegistryError {
         /// The alias.
         alias: AliasName,
     },
-    /// The alias points elsewhere than its caller expected.
+    /// The alias does not point at the expected version.
     #[error("models/{model}@{alias} points at {}, not at {} as expected", shown(*.found), shown(*.expected))]
     AliasMoved {
         /// The model.
         model: ModelId,
         /// The alias.
         alias: AliasName,
-        /// Where the caller expected it; `None`: nowhere.
+        /// The version expected by the caller; `None` means no alias.
         expected: Option<u64>,
-        /// Where it points; `None`: nowhere.
+        /// The alias's version; `None` means no alias.
         found: Option<u64>,
     },
-    /// Something still uses what should go.
+    /// The resource to delete or unload is in use.
     #[error("{what} is in use by {by}")]
     InUse {
-        /// What should go.
+        /// The resource to delete or unload.
         what: String,
-        /// What uses it.
+        /// Its user.
         by: String,
     },
     /// A version's stored parts are damaged.
@@ -57,18 +57,18 @@ pub(crate) enum RegistryError {
     CorruptVersion {
         /// The version.
         version: VersionName,
-        /// Which part, and how.
+        /// The damaged part, and how it is damaged.
         detail: String,
     },
-    /// A version that is whole, and describes what this program does not know: a newer one wrote it.
+    /// The version is intact, but written by a newer program, with features unknown to this one.
     #[error("this server cannot use {version}: {detail}; use a newer server")]
     UnsupportedVersion {
         /// The version.
         version: VersionName,
-        /// What is not known.
+        /// The unknown feature.
         detail: String,
     },
-    /// Of the store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -78,7 +78,7 @@ fn shown(number: Option<u64>) -> String {
 }
 
 impl RegistryError {
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {

@@ -1,4 +1,4 @@
-//! A version's manifest as it is stored: what goes into it, and its digest.
+//! The stored manifest of a version, and its digest.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -18,14 +18,14 @@ use crate::{
     store::Digest,
 };
 
-/// What becomes a version.
+/// A version to register.
 #[derive(Clone, Debug)]
 pub(crate) struct NewVersion {
-    /// The model; made if it does not exist.
+    /// The model; created if it does not exist.
     pub model: ModelId,
-    /// The kind of network.
+    /// The network architecture.
     pub architecture: v1::Architecture,
-    /// Its heads, the labels of classifications resolved.
+    /// Its heads, with the labels of classifications filled in.
     pub heads: Vec<v1::Head>,
     /// What it reads.
     pub reads: Reads,
@@ -33,38 +33,38 @@ pub(crate) struct NewVersion {
     pub tensors: Vec<TensorData>,
     /// The intervals of its heads.
     pub calibrations: Vec<HeadCalibration>,
-    /// Layers whose outputs can be compared, and their sizes.
+    /// The layers whose outputs can be compared, and their sizes.
     pub embedding_layers: Vec<store::EmbeddingLayer>,
     /// Its metrics on the validation part.
     pub metrics: BTreeMap<String, f64>,
-    /// What its network answers to a known input.
+    /// The outputs of its network for a known input.
     pub golden: Option<Golden>,
-    /// What a face must reach to be answered; of a version that reads faces.
+    /// The quality thresholds of faces, for a version that reads faces.
     pub thresholds: Option<v1::QualityThresholds>,
-    /// What the scores of its embedding mean, where that was measured.
+    /// The calibration of its embedding's scores, if measured.
     pub identity: Option<v1::IdentityCalibration>,
-    /// Where it comes from.
+    /// The version's origin.
     pub origin: Origin,
 }
 
-/// Where a version comes from; what does not apply is empty.
+/// The origin of a version; fields that do not apply are empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Origin {
-    /// trainingRuns/{id}.
+    /// The training run: trainingRuns/{id}.
     pub training_run: String,
-    /// How it was trained.
+    /// The recipe of the training.
     pub recipe: Option<v1::Recipe>,
-    /// Names the data that it was trained on.
+    /// The fingerprint of the training data.
     pub data_fingerprint: String,
-    /// The file it was imported from.
+    /// The imported file.
     pub imported_from: String,
-    /// The version it started from.
+    /// The version that training started from.
     pub parent_version: Option<VersionName>,
-    /// An SPDX expression.
+    /// The licence, as an SPDX expression.
     pub licence: String,
-    /// Where the weights were published.
+    /// The publisher of the weights.
     pub source: String,
-    /// The entry and revision of the published weights, if the server registered it by itself.
+    /// The published entry and its revision, if the server itself registered the version.
     pub published_as: String,
 }
 
@@ -84,7 +84,7 @@ impl Origin {
 }
 
 impl NewVersion {
-    /// The version before it has a number: enough to run its network.
+    /// Builds the version without a number; enough to run its network.
     ///
     /// # Errors
     /// [`RegistryError::UnsupportedVersion`] when its parts do not fit together.
@@ -93,7 +93,7 @@ impl NewVersion {
         Version::parse(VersionName { model: self.model.clone(), number: 0 }, record)
     }
 
-    /// The bytes of everything but what depends on the server: to notice a change.
+    /// Encodes all fields that do not depend on the server, to detect a change.
     #[cfg(test)]
     pub(crate) fn content(&self) -> Vec<u8> {
         let mut record = VersionRecord { code_version: String::new(), ..self.record(0, Vec::new()) };
@@ -103,7 +103,7 @@ impl NewVersion {
         record.encode_to_vec()
     }
 
-    /// The manifest with this number and these tensors, digest included.
+    /// Makes the manifest with this number and these tensors, including the digest.
     pub(super) fn manifest(&self, number: u64, tensors: Vec<TensorRef>) -> VersionRecord {
         let mut record = self.record(number, tensors);
         record.create_time = Some(SystemTime::now().into());
@@ -111,7 +111,7 @@ impl NewVersion {
         record
     }
 
-    /// The manifest without time and digest.
+    /// Makes the manifest without time and digest.
     fn record(&self, number: u64, tensors: Vec<TensorRef>) -> VersionRecord {
         let origin = self.origin.clone();
         VersionRecord {
@@ -146,16 +146,16 @@ impl NewVersion {
     }
 }
 
-/// The field of a manifest that holds its digest.
+/// The manifest field with the digest.
 const DIGEST_FIELD: u32 = 18;
 
-/// SHA-256 over a stored manifest without its digest.
+/// Computes the SHA-256 of a stored manifest without its digest field.
 ///
-/// The field is cut out of the bytes as they are stored. A manifest that a newer program wrote has fields that this one
-/// does not know, and they count.
+/// The field is cut out of the stored bytes, because a newer program's manifest has fields unknown to this one, which
+/// the digest covers.
 ///
 /// # Errors
-/// When the bytes are no protobuf message.
+/// When the bytes are not a protobuf message.
 pub(super) fn manifest_digest(payload: &[u8]) -> Result<Digest, DecodeError> {
     let mut without = Vec::with_capacity(payload.len());
     let mut rest = payload;
@@ -170,7 +170,7 @@ pub(super) fn manifest_digest(payload: &[u8]) -> Result<Digest, DecodeError> {
     Ok(Digest::of(&without))
 }
 
-/// A tensor's entry in the manifest.
+/// Makes a tensor's entry in the manifest.
 pub(super) fn tensor_ref(tensor: &TensorData, blob: &Digest) -> TensorRef {
     let dtype = match tensor.dtype {
         Dtype::F32 => "f32",
@@ -184,7 +184,7 @@ pub(super) fn tensor_ref(tensor: &TensorData, blob: &Digest) -> TensorRef {
     }
 }
 
-/// The element type that a manifest names.
+/// Parses the element type in a manifest.
 pub(super) fn dtype(version: &VersionName, tensor: &TensorRef) -> Result<Dtype, RegistryError> {
     match tensor.dtype.as_str() {
         "f32" => Ok(Dtype::F32),

@@ -1,7 +1,7 @@
 //! Models, their immutable versions, and the aliases that point at them.
 //!
-//! A version is a manifest that names everything that makes its answer; its tensors are blobs, shared by all versions
-//! that have the same ones. Knows no device: loading onto one is the serving layer's.
+//! A version is a manifest that names everything that determines its answers. Its tensors are blobs, shared by all
+//! versions with the same ones. Loading onto a device belongs to the serving layer.
 
 mod error;
 mod manifest;
@@ -38,7 +38,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// Its description in the contract's form.
+    /// Converts to the contract's form.
     #[must_use]
     pub(crate) fn describe(&self) -> v1::Model {
         let name = format!("models/{}", self.id);
@@ -55,30 +55,31 @@ impl Model {
     }
 }
 
-/// The registry of a store. Its calls block.
+/// The registry in a store. Its methods block.
 pub(crate) struct Registry {
     store: Arc<dyn Store>,
     blobs: Arc<dyn Blobs>,
-    /// Read while blobs are written for a manifest to come, written while a sweep looks for those without one.
+    /// Read-locked while writing blobs and their manifest; write-locked while a sweep looks for blobs without a
+    /// manifest.
     sweeping: RwLock<()>,
-    /// Held while an alias is set or a version deleted, so that no alias comes to point at what is going.
+    /// Locked while setting an alias or deleting a version, so that no alias can point at a deleted version.
     changing: Mutex<()>,
 }
 
 impl Registry {
-    /// The registry of `store`, with its tensors in `blobs`.
+    /// Creates a registry in `store`, with the tensors in `blobs`.
     #[must_use]
     pub(crate) fn new(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>) -> Self {
         Self { store, blobs, sweeping: RwLock::new(()), changing: Mutex::new(()) }
     }
 
-    /// The store underneath.
+    /// Returns the store.
     #[must_use]
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// A model with its aliases.
+    /// Returns a model with its aliases.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
@@ -101,7 +102,7 @@ impl Registry {
         Ok(Model { id: ModelId::stored(&record.id), aliases, record })
     }
 
-    /// Up to `limit` models by id, from beyond the id `after`.
+    /// Returns up to `limit` models, by id, after the id `after`.
     ///
     /// # Errors
     /// When the store fails.
@@ -113,12 +114,12 @@ impl Registry {
 
     /// Points an alias at a version, or removes it.
     ///
-    /// With `expected`, only if it points there now (`Some(None)`: only if it does not exist). `extra` adds writes to
-    /// the same commit. Gives the model as it is then.
+    /// With `expected`, only if the alias points there now (`Some(None)`: only if there is no alias). `extra` adds
+    /// writes to the same commit. Returns the changed model.
     ///
     /// # Errors
-    /// [`RegistryError::AliasMoved`] when it points elsewhere; `NotFound` for model, version or, when it should be
-    /// removed, alias.
+    /// [`RegistryError::AliasMoved`] when the alias does not point at `expected`; `NotFound` for the model, the version
+    /// or, on removal, the alias.
     pub(crate) fn set_alias(
         &self,
         model: &ModelId,
@@ -131,7 +132,7 @@ impl Registry {
         let _changing = self.changing.lock();
         loop {
             let mut view = self.get_model(model)?;
-            // One look serves both: what is compared with `expected` is what the commit then demands.
+            // Read once, so that the value compared with `expected` is also the condition of the commit.
             let stored = self.store.get(Table::Aliases, &key)?;
             let found = match &stored {
                 Some(value) => Some(decode_record::<AliasRecord>(Table::Aliases, &key, value)?.version),
@@ -147,7 +148,7 @@ impl Registry {
             };
             match version {
                 Some(number) => {
-                    // The version must still be there when the alias is written.
+                    // The version must still exist at the commit.
                     let name = VersionName { model: model.clone(), number };
                     let manifest = self.version_bytes(&name)?;
                     batch.require_equals(Table::Versions, &version_key(&name), manifest);
@@ -166,14 +167,14 @@ impl Registry {
             batch.extend(extra(&view));
             match self.store.commit(batch) {
                 Ok(()) => return Ok(view),
-                // Somebody moved it between the look and the commit: look again.
+                // The alias or the version changed since it was read: try again.
                 Err(StoreError::Conflict { table: Table::Aliases | Table::Versions, .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The writes that make a model if it is absent, and raise its latest version to `number`.
+    /// Returns the writes that create a model if absent, and set its latest version to `number` or the next number.
     fn model_writes(&self, model: &ModelId, number: Option<u64>) -> Result<(Batch, ModelRecord), RegistryError> {
         let stored = self.store.get(Table::Models, model.as_bytes())?;
         let mut batch = Batch::default();
@@ -192,7 +193,7 @@ impl Registry {
         Ok((batch, record))
     }
 
-    /// The writes that make version `number` the champion, if the model has none.
+    /// Returns the writes that make version `number` the champion, if the model has none.
     fn champion_writes(&self, model: &ModelId, number: u64) -> Result<Batch, RegistryError> {
         let key = join_key(&[model.as_bytes(), AliasName::champion().as_bytes()]);
         let mut batch = Batch::default();
@@ -205,12 +206,12 @@ impl Registry {
     }
 }
 
-/// The key of a version in its table.
+/// Returns the key of a version in its table.
 fn version_key(version: &VersionName) -> Vec<u8> {
     join_key(&[version.model.as_bytes(), &version.number.to_be_bytes()])
 }
 
-/// The name of a stored version.
+/// Returns the name of a stored version.
 fn name_of(record: &VersionRecord) -> VersionName {
     VersionName { model: ModelId::stored(&record.model), number: record.number }
 }

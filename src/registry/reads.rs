@@ -1,4 +1,4 @@
-//! What a version reads, and how pixels are made ready for its network.
+//! The input of a version and the preprocessing of its pixels.
 
 use crate::{
     names::{EmbeddingSpace, VersionName},
@@ -6,49 +6,49 @@ use crate::{
     vision::{AlignmentBox, CascadeSettings, ChipSettings, DetectorSettings, Point, points},
 };
 
-/// What a version reads.
+/// The input of a version.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Reads {
-    /// Whole photos, cut to a square.
+    /// Whole photos, reduced to a square.
     Photos {
-        /// The square's side in pixels.
+        /// The side of the square, in pixels.
         side_px: u32,
-        /// Photos whose shorter side is below this are not answered.
+        /// The smallest shorter side of a photo that is answered, in pixels.
         min_side_px: u32,
-        /// How its pixels are normalised.
+        /// The normalisation of its pixels.
         normalisation: Normalised,
     },
-    /// Faces that a detector finds, cut out and aligned.
+    /// Faces found by a detector, cut out and aligned.
     Faces {
-        /// The version that finds them.
+        /// The detector's version.
         detector: VersionName,
-        /// How they are cut out.
+        /// The settings for cutting faces out.
         chip: ChipSettings,
-        /// The space of the embedding that answers are paired with.
+        /// The space of the embedding paired with the answers.
         space: Option<EmbeddingSpace>,
-        /// How their pixels are normalised.
+        /// The normalisation of their pixels.
         normalisation: Normalised,
     },
-    /// Photos in which it finds faces.
+    /// Photos; the version finds the faces in them.
     Finds(DetectorSettings),
 }
 
-/// The mean and standard deviation of RGB in 0..1 that pixels are normalised with.
+/// The mean and standard deviation used to normalise RGB values in 0..1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Normalised {
-    /// Of red, green and blue.
+    /// The means of red, green and blue.
     pub mean: [f32; 3],
-    /// Likewise, above 0.
+    /// Their standard deviations, above 0.
     pub std: [f32; 3],
 }
 
 impl Reads {
-    /// Reads the stored form; the error says what does not fit.
+    /// Parses the stored form; the error text names the invalid part.
     ///
     /// # Errors
-    /// When it describes what this program does not know.
+    /// When the stored form has features unknown to this program.
     pub(crate) fn parse(stored: Option<&Preprocessing>) -> Result<Self, String> {
-        let stored = stored.ok_or("it does not say what it reads")?;
+        let stored = stored.ok_or("it has no preprocessing")?;
         match (&stored.detection, &stored.face_chip) {
             (Some(_), Some(_)) => Err("it both finds faces and reads them".to_owned()),
             (Some(detection), None) => Ok(Self::Finds(parse_detection(detection)?)),
@@ -61,7 +61,7 @@ impl Reads {
         }
     }
 
-    /// The stored form.
+    /// Converts to the stored form.
     #[must_use]
     pub(crate) fn to_stored(&self) -> Preprocessing {
         let normalised = |side_px: u32, normalisation: &Normalised| Preprocessing {
@@ -119,11 +119,11 @@ fn parse_faces(stored: &Preprocessing, chip: &FaceChip) -> Result<Reads, String>
 
 fn parse_detection(detection: &Detection) -> Result<DetectorSettings, String> {
     let thresholds = <[f32; 3]>::try_from(detection.thresholds.as_slice())
-        .map_err(|_| format!("it has {} thresholds of detection, not 3", detection.thresholds.len()))?;
+        .map_err(|_| format!("it has {} thresholds for detection, not 3", detection.thresholds.len()))?;
     let is_share = detection.factor > 0.0 && detection.factor < 1.0;
     if !is_share || detection.min_face_px.is_nan() {
         return Err(format!(
-            "it looks for faces from {} pixels in steps of {}, which cannot be done",
+            "it cannot detect faces from {} pixels in steps of {}",
             detection.min_face_px, detection.factor
         ));
     }
@@ -137,7 +137,7 @@ fn parse_detection(detection: &Detection) -> Result<DetectorSettings, String> {
     let alignment_box = match (detection.alignment_box.as_slice(), landmarks) {
         ([], _) => None,
         (&[x, y, side], Some(landmarks)) => Some(AlignmentBox { landmarks, centre: Point { x, y }, side }),
-        (numbers, _) => return Err(format!("its box of alignment {numbers:?} has no landmarks or not 3 numbers")),
+        (numbers, _) => return Err(format!("its alignment box {numbers:?} needs landmarks and 3 numbers")),
     };
     Ok(DetectorSettings { cascade, landmarks, alignment_box })
 }

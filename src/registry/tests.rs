@@ -151,7 +151,7 @@ fn a_field_of_a_newer_program_counts_and_is_no_damage() {
     let (store, registry) = registry();
     let version = registry.register(new_version("age", 1), none).unwrap();
     let key = version_key(&version.name);
-    // What a newer program stores: a field 99, and a digest over it, too.
+    // The record of a newer program: it has a field 99, which its digest covers.
     let with_unknown = |text: &[u8], digest_over: &[u8]| {
         let unknown = |text: &[u8]| [&[0x9a, 0x06, u8::try_from(text.len()).unwrap()], text].concat();
         let bare = VersionRecord { digest: Vec::new(), ..version.record.clone() }.encode_to_vec();
@@ -194,7 +194,7 @@ fn the_second_load_of_a_version_reads_no_large_tensor_from_the_store() {
     let record = registry.register(new.clone(), none).unwrap();
     assert_eq!(registry.load_tensors(&record).unwrap(), new.tensors);
 
-    // Without its chunks the store could not give it again.
+    // Without its chunks the store cannot return it.
     let large = Digest::of(&new.tensors[1].bytes);
     let range = Range { prefix: large.as_bytes().to_vec(), ..Range::default() };
     let mut batch = Batch::default();

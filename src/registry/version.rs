@@ -1,4 +1,4 @@
-//! A version, parsed once from its record: what it reads, what it answers, and what it depends on.
+//! A version, parsed once from its record: its input, its heads and its dependencies.
 
 use super::{Origin, RegistryError, reads::Reads};
 use crate::{
@@ -11,52 +11,52 @@ use crate::{
     },
 };
 
-/// An immutable version. Everything that makes its answer is here or named here.
+/// An immutable version. It contains or names everything that determines its answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     /// Its name.
     pub name: VersionName,
-    /// What it reads.
+    /// Its input.
     pub reads: Reads,
-    /// What it answers, in the order of its network's outputs; a detector and an embedding have no heads.
+    /// Its heads, in the order of its network's outputs; a detector or embedder has none.
     pub heads: Vec<Head>,
     /// The layers whose outputs can be compared.
     pub embedding_layers: Vec<EmbeddingLayer>,
     /// Its network.
     pub network: NetworkKind,
-    /// What the network answered when the version was registered.
+    /// The network's outputs when the version was registered.
     pub golden: Option<Golden>,
-    /// What a face must reach to be answered; of a version that reads faces.
+    /// The quality thresholds of faces, for a version that reads faces.
     pub thresholds: Option<v1::QualityThresholds>,
-    /// What the scores of its embedding mean, where that was measured.
+    /// The calibration of its embedding's scores, if measured.
     pub identity: Option<v1::IdentityCalibration>,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
     pub(super) record: VersionRecord,
 }
 
-/// One answer of a version.
+/// A head of a version.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Head {
     /// Its name, such as "age".
     pub name: String,
-    /// What it answers with.
+    /// Its kind of answer.
     pub kind: AnswerKind,
 }
 
-/// What a head answers with.
+/// The kind of answer of a head.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum AnswerKind {
     /// A number.
     Regression {
         /// Its unit, such as "years"; may be empty.
         unit: String,
-        /// The interval around it, where the head was calibrated.
+        /// The interval around it, if the head is calibrated.
         interval: Option<Interval>,
     },
     /// A probability for each label.
     Classification {
-        /// In the order of the outputs.
+        /// The labels, in the order of the outputs.
         labels: Vec<String>,
     },
 }
@@ -64,11 +64,11 @@ pub(crate) enum AnswerKind {
 /// The interval around an estimate: split conformal on absolute residuals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Interval {
-    /// The share of true values that it covers, above 0 and below 1.
+    /// The nominal fraction of true values inside, above 0 and below 1.
     pub coverage: f64,
     /// Half its width, in the head's unit.
     pub half_width: f64,
-    /// Added to the half width for each unit of the answer's own standard deviation.
+    /// Added to the half width per unit of the answer's own standard deviation.
     pub half_width_per_spread: f64,
 }
 
@@ -77,15 +77,15 @@ pub(crate) struct Interval {
 pub(crate) struct EmbeddingLayer {
     /// Its name, such as "embedding512".
     pub name: String,
-    /// Numbers of an embedding.
+    /// The number of components of an embedding.
     pub dimensions: usize,
 }
 
 impl Version {
-    /// Reads a record whose digest was verified.
+    /// Parses a record whose digest was verified.
     ///
     /// # Errors
-    /// [`RegistryError::UnsupportedVersion`] when the record describes what this program does not know.
+    /// [`RegistryError::UnsupportedVersion`] when the record has features unknown to this program.
     pub(super) fn parse(name: VersionName, record: VersionRecord) -> Result<Self, RegistryError> {
         let unsupported = |detail: String| RegistryError::UnsupportedVersion { version: name.clone(), detail };
         let reads = Reads::parse(record.preprocessing.as_ref()).map_err(unsupported)?;
@@ -113,8 +113,7 @@ impl Version {
         })
     }
 
-    /// The versions that must be loaded for this one to answer: the detector that finds its faces, the version whose
-    /// embedding its answers are paired with.
+    /// Returns the versions that this one needs loaded: its detector and the version of the paired embedding.
     #[must_use]
     pub(crate) fn dependencies(&self) -> Vec<VersionName> {
         match &self.reads {
@@ -125,14 +124,14 @@ impl Version {
         }
     }
 
-    /// The space of its first layer, if it has layers.
+    /// Returns the space of its first layer, if it has any.
     #[must_use]
     pub(crate) fn first_space(&self) -> Option<EmbeddingSpace> {
         let layer = self.embedding_layers.first()?;
         Some(EmbeddingSpace { version: self.name.clone(), layer: layer.name.as_str().into() })
     }
 
-    /// The space that embeddings of its photos lie in: the one that it is paired with, or its own first.
+    /// Returns the space of its photos' embeddings: the paired one, or else its own first.
     #[must_use]
     pub(crate) fn usual_space(&self) -> Option<EmbeddingSpace> {
         match &self.reads {
@@ -141,37 +140,37 @@ impl Version {
         }
     }
 
-    /// Its architecture.
+    /// Returns its architecture.
     #[must_use]
     pub(crate) fn architecture(&self) -> v1::Architecture {
         self.record.architecture()
     }
 
-    /// Whether another version answers the same: its tensors and what it reads are equal.
+    /// Returns true if another version has the same tensors and input, and so the same answers.
     #[must_use]
     pub(crate) fn has_same_network(&self, other: &Self) -> bool {
         self.record.tensors == other.record.tensors && self.reads == other.reads
     }
 
-    /// The intervals of its heads, as they are stored.
+    /// Returns the intervals of its heads, as stored.
     #[must_use]
     pub(crate) fn calibrations(&self) -> &[HeadCalibration] {
         &self.record.calibrations
     }
 
-    /// The names of its tensors.
+    /// Returns the names of its tensors.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.record.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
-    /// Its description in the contract's form; load state and aliases are not part of the version.
+    /// Converts to the contract's form, without load state and aliases, which are not part of the version.
     #[must_use]
     pub(crate) fn describe(&self) -> v1::ModelVersion {
         describe(&self.name, &self.record)
     }
 }
 
-/// The description of a stored version, also of one that this program cannot load.
+/// Describes a stored version, even one that this program cannot load.
 pub(super) fn describe(name: &VersionName, record: &VersionRecord) -> v1::ModelVersion {
     let preprocessing = record.preprocessing.as_ref();
     let chip = preprocessing.and_then(|p| p.face_chip.as_ref());
@@ -229,7 +228,7 @@ fn parse_head(head: &v1::Head, calibrations: &[HeadCalibration]) -> Result<Head,
     Ok(Head { name: head.name.clone(), kind })
 }
 
-/// The network of an architecture, which must fit what is read.
+/// Returns the network of an architecture, which must fit the input.
 fn network(architecture: i32, heads: &[Head], reads: &Reads) -> Result<NetworkKind, String> {
     let known = v1::Architecture::try_from(architecture).unwrap_or(v1::Architecture::Unspecified);
     let residual = match known {
@@ -247,7 +246,7 @@ fn network(architecture: i32, heads: &[Head], reads: &Reads) -> Result<NetworkKi
     };
     match (known, residual, reads) {
         (_, Some(architecture), Reads::Photos { normalisation, .. }) => {
-            // Dropout is idle in a network that only answers.
+            // Dropout has no effect in inference.
             let spec = NetworkSpec { architecture, heads: heads.iter().map(head_kind).collect(), dropout: 0.0 };
             Ok(NetworkKind::Residual { spec, mean: normalisation.mean, std: normalisation.std })
         }
@@ -259,6 +258,6 @@ fn network(architecture: i32, heads: &[Head], reads: &Reads) -> Result<NetworkKi
             Ok(NetworkKind::Published(PublishedNetwork::DlibFaceDescriptor))
         }
         (v1::Architecture::Unspecified, ..) => Err(format!("its architecture {architecture} is not known")),
-        (known, ..) => Err(format!("a {} does not read that", known.as_str_name())),
+        (known, ..) => Err(format!("a {} cannot read its input", known.as_str_name())),
     }
 }

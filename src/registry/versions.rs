@@ -1,4 +1,4 @@
-//! Registering, reading and forgetting versions.
+//! Registers, reads and deletes versions.
 
 use std::collections::HashSet;
 
@@ -17,12 +17,12 @@ use crate::{
 };
 
 impl Registry {
-    /// Registers a version: tensors first, then manifest, number, and `extra`'s writes in one commit. The first version
-    /// of a model without a champion becomes it.
+    /// Registers a version: first the tensors, then manifest, number, and `extra`'s writes in one commit. If the model
+    /// has no champion, the version becomes it.
     ///
     /// # Errors
-    /// [`RegistryError::VersionNotFound`] when a version that it depends on is gone, and when the store fails; nothing is
-    /// registered then.
+    /// [`RegistryError::VersionNotFound`] when a dependency was deleted; errors of the store. Then nothing is
+    /// registered.
     pub(crate) fn register(
         &self,
         new: NewVersion,
@@ -47,14 +47,14 @@ impl Registry {
             batch.extend(extra(&version));
             match self.store.commit(batch) {
                 Ok(()) => return Ok(version),
-                // Another version took the number or the alias meanwhile: the next number, then.
+                // Another version took the number or the alias meanwhile: try the next number.
                 Err(StoreError::Conflict { table: Table::Models | Table::Versions | Table::Aliases, .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// A version, the digest of its manifest verified.
+    /// Returns a version, after verifying its manifest's digest.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`],
@@ -72,7 +72,7 @@ impl Registry {
         Version::parse(version.clone(), record)
     }
 
-    /// The description of a version, its load state and aliases left out; also of one that cannot be used.
+    /// Describes a version, without load state and aliases; even one that cannot be used.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`], [`RegistryError::VersionNotFound`], [`RegistryError::CorruptVersion`].
@@ -97,7 +97,7 @@ impl Registry {
         }
     }
 
-    /// The descriptions of up to `limit` of a model's versions, newest first, below number `before`.
+    /// Describes up to `limit` of a model's versions, newest first, with numbers below `before`.
     ///
     /// # Errors
     /// [`RegistryError::ModelNotFound`].
@@ -115,7 +115,7 @@ impl Registry {
         Ok(self.records_of(model, before, limit)?.into_iter().map(listed).collect())
     }
 
-    /// The newest version of a model that was made of a published entry, if there is one.
+    /// Returns the newest version of a model that was made from a published entry, if there is one.
     ///
     /// # Errors
     /// When the store fails.
@@ -147,10 +147,11 @@ impl Registry {
         Ok(rows.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// A version's tensors, each verified. Some may lie in mapped files: ask [`TensorData::is_intact`] after reading.
+    /// Returns a version's tensors, each verified. Some may be in mapped files: check [`TensorData::is_intact`] after
+    /// reading.
     ///
     /// # Errors
-    /// [`RegistryError::CorruptVersion`] naming the version and the tensor.
+    /// [`RegistryError::CorruptVersion`], which names the version and the tensor.
     pub(crate) fn load_tensors(&self, version: &Version) -> Result<Vec<TensorData>, RegistryError> {
         let (record, version) = (&version.record, &version.name);
         let load = |tensor: &crate::proto::store::TensorRef| {
@@ -173,13 +174,13 @@ impl Registry {
         record.tensors.iter().map(load).collect()
     }
 
-    /// Forgets a version, and the tensors that no other has.
+    /// Deletes a version, and the tensors that no other version has.
     ///
     /// # Errors
     /// [`RegistryError::InUse`] while an alias points at it or another version depends on it.
     pub(crate) fn delete_version(&self, version: &VersionName) -> Result<(), RegistryError> {
         let changing = self.changing.lock();
-        // No version that depends on it is registered between the look and the commit.
+        // So that no dependent version is registered between the check and the commit.
         let no_register = self.sweeping.write();
         if let Some(dependent) = self.dependent(version)? {
             return Err(RegistryError::InUse { what: version.to_string(), by: dependent.to_string() });
@@ -192,7 +193,7 @@ impl Registry {
             }
             let bytes = self.version_bytes(version)?;
             let mut batch = Batch::default();
-            // `set_alias` demands the manifest in its commit, so an alias cannot come to point at a deleted version.
+            // `set_alias` requires the manifest in its commit, so no alias can point at a deleted version.
             batch
                 .require_equals(Table::Versions, &version_key(version), bytes)
                 .delete(Table::Versions, &version_key(version));
@@ -213,7 +214,7 @@ impl Registry {
         Ok(())
     }
 
-    /// A version that depends on this one, if there is any.
+    /// Returns a version that depends on this one, if there is any.
     fn dependent(&self, version: &VersionName) -> Result<Option<VersionName>, RegistryError> {
         let mut found = None;
         self.each_version(|record| {
@@ -230,7 +231,7 @@ impl Registry {
         Ok(found)
     }
 
-    /// Shows every manifest, in no order that means anything.
+    /// Calls `look` with every manifest, in no particular order.
     fn each_version(&self, mut look: impl FnMut(&VersionRecord)) -> Result<(), RegistryError> {
         for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
             look(&row?.1);
@@ -238,10 +239,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes the blobs that no manifest names.
+    /// Deletes the blobs that no manifest names.
     ///
     /// # Errors
-    /// When the store fails, or a manifest is damaged: then nothing is removed, for it may have named anything.
+    /// When the store fails or a manifest is damaged. A damaged manifest may name any blob, so then nothing is deleted.
     pub(crate) fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write();
         let mut live = HashSet::new();

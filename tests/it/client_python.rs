@@ -1,4 +1,4 @@
-//! The Python client, against a real server.
+//! Tests the Python client with a real server.
 
 use std::process::Command;
 

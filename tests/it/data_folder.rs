@@ -1,4 +1,5 @@
-//! The commands that open a data folder themselves, on folders that are whole, damaged, newer, locked or not there.
+//! Tests the commands that open a data folder themselves: on folders that are intact, damaged, newer, locked or
+//! missing.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use visage::proto::v1;
 
 use crate::support::server::{Home, copy};
 
-/// Exit code and all that was said.
+/// Returns the exit code and all output.
 fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
     said(home.command(args).output().unwrap())
 }
@@ -20,7 +21,7 @@ fn said(output: Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A home whose store has a model, a collection and some faces, and is at rest.
+/// Makes a home whose stopped server has a model, a collection and some faces.
 async fn filled() -> Home {
     let home = Home::trained("").await;
     let server = home.serve().await;
@@ -104,7 +105,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A damaged store either serves all that it had, or says what is damaged, and in neither case panics.
+/// A damaged store serves everything or reports the damage; it never panics.
 #[tokio::test]
 async fn thirty_flipped_bytes_one_at_a_time_are_named_or_harmless() {
     let home = filled().await;

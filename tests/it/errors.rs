@@ -1,5 +1,5 @@
-//! The whole error table, walked over the wire: each refusal has its code, its reason and its detail, and the server
-//! answers the next call.
+//! Tests the whole table of errors over the wire: each error has its code, reason and detail, and the server answers
+//! the next call.
 
 use std::{collections::BTreeMap, fs, future::Future, pin::Pin};
 
@@ -11,15 +11,15 @@ use crate::support::{Clients, details, quick_recipe, reason, server::Home, utkfa
 
 const PORTRAIT: &[u8] = include_bytes!("../fixtures/portrait.jpg");
 
-/// What a refusal must carry beside code and reason.
+/// What an error must have besides code and reason.
 enum Detail {
     /// `BadRequest` names this field.
     Field(&'static str),
     /// `ResourceInfo` names this resource.
     Resource(&'static str),
-    /// `RetryInfo` is there.
+    /// `RetryInfo` is present.
     Retry,
-    /// The reason says it all.
+    /// Nothing.
     None,
 }
 
@@ -33,7 +33,7 @@ struct Row {
     detail: Detail,
 }
 
-/// A row whose call is an async block over its own clients.
+/// Makes a row whose call is an async block with its own clients.
 macro_rules! row {
     ($rows:ident, $name:expr, |$c:ident| $call:expr, $code:ident, $reason:expr, $detail:expr) => {
         $rows.push(Row {
@@ -96,7 +96,7 @@ fn train(path: &std::path::Path) -> v1::TrainRequest {
     }
 }
 
-/// A PNG that claims `side` x `side` pixels and holds none.
+/// Makes a PNG whose header declares `side` x `side` pixels, without the pixels.
 fn png_header(side: u32) -> Vec<u8> {
     let mut chunk = b"IHDR".to_vec();
     chunk.extend(side.to_be_bytes());
@@ -299,7 +299,7 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
         rows,
         "bytes that are no message of the method",
         |c| async move {
-            // Its first field is a message whose bytes are no text, where Predict has a text.
+            // Its first field is a message with bytes that are not UTF-8; Predict has a string there.
             let inner = v1::PredictRequest { image: vec![0xff; 8].into(), ..v1::PredictRequest::default() };
             let wrong = v1::StreamPredictRequest { request: Some(inner), correlation_id: String::new() };
             let mut grpc = tonic::client::Grpc::new(c.channel);
@@ -713,7 +713,7 @@ async fn a_version_beyond_the_memory_budget_is_refused_and_the_server_goes_on() 
 async fn an_expired_deadline_is_told_as_such() {
     let home = Home::trained("").await;
     let server = home.serve().await;
-    // A client without a timer of its own, so that the answer is the server's.
+    // This client has no timer of its own, so the server must answer.
     let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let mut visage = v1::visage_service_client::VisageServiceClient::with_origin(http, server.url.parse().unwrap());
     visage.predict(predict(PORTRAIT)).await.unwrap();
@@ -723,7 +723,7 @@ async fn an_expired_deadline_is_told_as_such() {
         let status = visage.predict(request).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout}: {status:?}");
         assert!(["DEADLINE_EXCEEDED", "DEADLINE_UNMEETABLE"].contains(&reason(&status).as_str()));
-        // A caller who mistook the unit sees what the server read.
+        // The message quotes the timeout, for callers who used the wrong unit.
         assert!(status.message().contains(&format!("(grpc-timeout: {timeout})")), "{status:?}");
         visage.predict(predict(PORTRAIT)).await.unwrap();
     }

@@ -1,7 +1,7 @@
-//! Faces on a fresh server, with the published weights: found, judged, read, enrolled, compared.
+//! Tests faces on a fresh server with the published weights: detect, judge, read, enrol, compare.
 //!
-//! The weights are not in the repository: without VISAGE_WEIGHTS, which `make test` sets, these tests say that they are
-//! skipped.
+//! The weights are not in the repository. Without VISAGE_WEIGHTS, which `make test` sets, these tests report that they
+//! are skipped.
 
 use std::{fs, io::Cursor, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::support::{Clients, details, reason, server::Home};
 
 const PORTRAIT: &[u8] = include_bytes!("../fixtures/portrait.jpg");
 
-/// A home whose server registers the published weights; nothing where there are none.
+/// Makes a home whose server registers the published weights; returns `None` if there are none.
 fn fresh(extra: &str) -> Option<Home> {
     let Some(weights) = weights() else {
         eprintln!("skipped: VISAGE_WEIGHTS does not name the published weights");
@@ -35,7 +35,7 @@ fn portrait() -> RgbImage {
     image::load_from_memory(PORTRAIT).unwrap().into_rgb8()
 }
 
-/// A JPEG with an EXIF orientation.
+/// Encodes a JPEG with an EXIF orientation.
 fn jpeg(image: &RgbImage, orientation: u8) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
@@ -56,7 +56,7 @@ fn predicted_gender(face: &v1::FaceReading) -> String {
     label.unwrap()
 }
 
-/// Two portraits side by side, the right one smaller.
+/// Draws two portraits side by side, the right one smaller.
 fn pair() -> Vec<u8> {
     let one = portrait();
     let small = image::imageops::resize(&one, 200, 200, image::imageops::FilterType::Triangle);
@@ -66,7 +66,7 @@ fn pair() -> Vec<u8> {
     png(&both)
 }
 
-/// A picture without a face.
+/// Draws an image without a face.
 fn landscape() -> Vec<u8> {
     png(&RgbImage::from_fn(300, 200, |x, y| image::Rgb([(x / 2) as u8, (y / 2 + 90) as u8, 120])))
 }
@@ -90,7 +90,7 @@ async fn a_fresh_server_reads_faces() {
         ("models/face/versions/1", 1, false)
     );
     let [face] = answer.faces.as_slice() else { panic!("{answer:?}") };
-    // Where a person sees the face.
+    // The face is where a person sees it.
     let place = face.r#box.unwrap();
     assert!((100.0..150.0).contains(&place.left) && (190.0..235.0).contains(&place.right), "{place:?}");
     assert!(face.landmarks.len() == 5 && face.landmarks[0].x < face.landmarks[1].x, "{:?}", face.landmarks);
@@ -98,7 +98,7 @@ async fn a_fresh_server_reads_faces() {
     assert!(face.embedding.is_none() && face.predictions == answer.predictions);
     let [age, gender] = answer.predictions.as_slice() else { panic!("{answer:?}") };
     let Some(Answer::Regression(age)) = &age.result else { panic!("{age:?}") };
-    // She was forty-one or younger in the picture; an interval of nine in ten should hold that.
+    // She was at most forty-one in the photo, which a 90 % interval should contain.
     assert!((20.0..50.0).contains(&age.value) && age.lower < Some(41.0) && age.upper > Some(35.0), "{age:?}");
     let Some(Answer::Classification(gender)) = &gender.result else { panic!("{gender:?}") };
     assert_eq!(gender.label, "female");
@@ -108,7 +108,7 @@ async fn a_fresh_server_reads_faces() {
     assert_eq!(embedding.space, "models/face-descriptor/versions/1#descriptor128");
     assert_eq!(embedding.values.len(), 128);
 
-    // Turned by its EXIF tag, it is the same face in the same place.
+    // Rotated by its EXIF tag, the same face is in the same place.
     let upright = predict(&mut c, request(jpeg(&portrait(), 1))).await;
     let turned = predict(&mut c, request(jpeg(&image::imageops::rotate270(&portrait()), 6))).await;
     let (upright, turned) = (upright.faces[0].clone(), turned.faces[0].clone());
@@ -118,7 +118,7 @@ async fn a_fresh_server_reads_faces() {
     }
     assert_eq!(predicted_gender(&upright), predicted_gender(&turned));
 
-    // The box and the landmarks are those of the package that the detector's weights come from.
+    // The expected box and landmarks come from the package that published the detector's weights.
     let theirs: serde_json::Value = serde_json::from_str(include_str!("../fixtures/facenet.json")).unwrap();
     let theirs = &theirs["faces"][0];
     let ours = predict(&mut c, request(PORTRAIT)).await.faces[0].clone();
@@ -139,7 +139,7 @@ async fn a_fresh_server_reads_faces() {
     assert_eq!(version.provenance.unwrap().licence, "CC0-1.0");
     assert_eq!(version.face_reader.unwrap().detector, "models/mtcnn/versions/1");
 
-    // A second start finds all of it registered.
+    // The second start finds everything registered.
     assert!(server.stop().success());
     let server = home.serve().await;
     let mut c = server.clients().await;
@@ -227,7 +227,7 @@ async fn faces_are_enrolled_found_and_compared_from_whole_photos() {
     let identity = found.matches[0].identity.unwrap();
     assert!(identity.same_person_probability > 0.9, "{identity:?}");
 
-    // Smaller, and mirrored: still she.
+    // Smaller and mirrored, it is still the same person.
     let small = image::imageops::resize(&portrait(), 180, 180, image::imageops::FilterType::Triangle);
     let compare = |second: Vec<u8>| v1::CompareFacesRequest {
         first_image: PORTRAIT.into(),
@@ -254,7 +254,7 @@ async fn faces_are_enrolled_found_and_compared_from_whole_photos() {
     assert_eq!(details(&no_photo).error_info().unwrap().metadata["field"], "second_image");
 }
 
-/// A detector that others read through stays, loaded and registered; and nobody can put another in its place.
+/// A detector that other versions depend on stays loaded and registered, and nobody can replace it.
 #[tokio::test]
 async fn what_a_version_works_with_is_kept() {
     let Some(home) = fresh("") else { return };
@@ -276,7 +276,7 @@ async fn what_a_version_works_with_is_kept() {
     assert_eq!(reason(&refused), "IN_USE");
     assert!(!predict(&mut c, request(PORTRAIT)).await.abstained);
 
-    // A folder that calls itself what the server registered is an import like any other.
+    // A folder named like a published entry is still an ordinary import.
     let folder = home.path("photos").join("mtcnn revision 1");
     fs::create_dir(&folder).unwrap();
     for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
@@ -309,7 +309,7 @@ async fn what_a_version_works_with_is_kept() {
     assert_eq!(face.face_reader.unwrap().detector, "models/mtcnn/versions/1");
 }
 
-/// Weights that answer what is no number are the importer's to mend.
+/// NaN weights are the importer's error.
 #[tokio::test]
 async fn weights_that_answer_nothing_are_refused() {
     let Some(home) = fresh("") else { return };
@@ -355,7 +355,8 @@ async fn published_networks_are_imported_from_a_root() {
     let detector = import("own-detector", "mtcnn", v1::Architecture::Mtcnn);
     let version = c.models.import_model_version(detector).await.unwrap().into_inner();
     assert_eq!(version.provenance.unwrap().licence, "MIT");
-    // Without the predictor the cascade's landmarks cut faces out; and a network of another kind is told by its tensors.
+    // Without the predictor, the cascade's landmarks are used. Weights of another network are recognised by their
+    // tensors.
     fs::copy(folder.join("rnet.pt"), folder.join("pnet.pt")).unwrap();
     let wrong = c.models.import_model_version(import("wrong", "mtcnn", v1::Architecture::Mtcnn)).await.unwrap_err();
     assert_eq!(reason(&wrong), "WEIGHTS_MISMATCH");
@@ -368,7 +369,7 @@ async fn published_networks_are_imported_from_a_root() {
     assert_eq!(details(&lonely).bad_request().unwrap().field_violations[0].field, "detector");
 }
 
-/// The portrait unchanged in a frame of grey.
+/// Places the unchanged portrait in a grey frame.
 fn framed(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
     let mut wall = RgbImage::from_pixel(width, height, image::Rgb([128; 3]));
     wall.copy_from(&portrait(), width / 3, height / 3).unwrap();
@@ -414,14 +415,14 @@ async fn a_face_is_read_from_its_own_pixels_however_large_the_photo() {
         assert!((age(&answer) - age(&alone)).abs() < 3.0, "{what}: {} {}", age(&answer), age(&alone));
         let alike = cosine(&vector(&answer), &vector(&alone));
         assert!(alike > 0.98, "{what}: {alike}");
-        // Box and points are where the face is in the photo as it was sent.
+        // Box and landmarks are positions in the photo as sent.
         let shift = [f64::from(width / 3), f64::from(height / 3)];
         for (found, expected) in face.landmarks.iter().zip(&same.landmarks) {
             let apart = (found.x - shift[0] - expected.x).hypot(found.y - shift[1] - expected.y);
             assert!(apart < 6.0, "{what}: {apart}");
         }
     }
-    // The detector does not see this face at the size that it looks at, and nobody else looks.
+    // At the detector's resolution this face is too small to be found, and nothing else searches for it.
     let speck = image::imageops::resize(&portrait(), 80, 80, image::imageops::FilterType::Triangle);
     let mut wall = RgbImage::from_pixel(4032, 3024, image::Rgb([128; 3]));
     wall.copy_from(&speck, 700, 900).unwrap();
@@ -430,7 +431,7 @@ async fn a_face_is_read_from_its_own_pixels_however_large_the_photo() {
     assert!(unseen.abstained && too_small.contains(&unseen.abstention_reasons[0]), "{unseen:?}");
 }
 
-/// Of all sizes at which the detector takes the portrait for a face though it is upside down.
+/// Covers all sizes at which the detector accepts the portrait upside down.
 #[tokio::test]
 async fn people_upside_down_are_read_rotated_or_not_answered() {
     let Some(home) = fresh("") else { return };
@@ -452,7 +453,7 @@ async fn people_upside_down_are_read_rotated_or_not_answered() {
             n_read += 1;
             assert!((age(&answer) - age(&expected)).abs() < 5.0, "{side}: {} {}", age(&answer), age(&expected));
             assert_eq!(predicted_gender(face), predicted_gender(&expected.faces[0]));
-            // The box is where the face lies in the photo that was sent.
+            // The box is the face's position in the photo as sent.
             let (place, upright) = (face.r#box.unwrap(), expected.faces[0].r#box.unwrap());
             let apart = (place.top - (f64::from(side) - upright.bottom)).abs();
             assert!(apart < f64::from(side) / 10.0, "{side}: {place:?} {upright:?}");
@@ -461,7 +462,7 @@ async fn people_upside_down_are_read_rotated_or_not_answered() {
     assert!(n_read > 0, "never found upside down: the test shows nothing");
 }
 
-/// A photo is read whose pixels are all there, and the answer says what its file did not keep.
+/// A photo with all its pixels is read, and the answer reports the file's defects.
 #[tokio::test]
 async fn a_note_says_what_a_photos_file_did_not_keep() {
     let Some(home) = fresh("") else { return };
@@ -471,7 +472,7 @@ async fn a_note_says_what_a_photos_file_did_not_keep() {
     let mut webp = Cursor::new(Vec::new());
     portrait().write_to(&mut webp, ImageFormat::WebP).unwrap();
     let plain = webp.into_inner();
-    // An extended header whose flag promises EXIF, before the picture.
+    // An extended header that announces EXIF data, before the image.
     let head = [b"VP8X\x0a\0\0\0\x08\0\0\0".as_slice(), &[63, 1, 0, 63, 1, 0]].concat();
     let riff = [b"WEBP".as_slice(), &head, &plain[12..]].concat();
     let lying = [b"RIFF".as_slice(), &(riff.len() as u32).to_le_bytes(), &riff].concat();

@@ -1,5 +1,5 @@
-//! Health tells the truth, by service, in both directions: while a server opens, while a version is broken, and after it
-//! was mended.
+//! Tests that health is correct by service in both directions: while a server opens, while a version is broken, and
+//! after the repair.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::support::{Channel, Clients, details, quick_recipe, reason, server::Ho
 
 const VISAGE: &str = "visage.v1.VisageService";
 const FACES: &str = "visage.v1.FaceService";
-/// The services by which a broken version is replaced; a broken version must not take them away.
+/// The services that replace a broken version; it must not disable them.
 const MENDING: [&str; 3] = ["visage.v1.ModelService", "visage.v1.TrainingService", "google.longrunning.Operations"];
 
 async fn is_serving(channel: &Channel, service: &str) -> bool {
@@ -19,7 +19,7 @@ async fn is_serving(channel: &Channel, service: &str) -> bool {
     HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner().status == 1
 }
 
-/// Waits until health is this for the whole, for predictions and for faces; the services that mend stay as they are.
+/// Waits for this health of the whole server, of predictions and of faces. The services that repair must stay healthy.
 async fn until(channel: &Channel, expected: [bool; 3]) {
     let started = Instant::now();
     loop {
@@ -44,7 +44,7 @@ async fn a_server_that_opens_answers_health_and_refuses_everything_else() {
         eprintln!("skipped: VISAGE_WEIGHTS does not name the published weights");
         return;
     };
-    // Registering the weights takes some seconds, in which the server is not open.
+    // Registering the weights takes some seconds, during which the server is not open.
     let home = Home::new(&format!("\n[models]\npublished_dir = {weights:?}\n"));
     let server = home.start();
     let channel = server.clients().await.channel;
@@ -93,7 +93,7 @@ async fn health_follows_the_champion_and_the_collections_versions_down_and_up() 
     {
         let server = home.serve().await;
         let mut c = server.clients().await;
-        // Twice the memory of the first.
+        // It needs twice the memory of the first.
         let recipe = v1::Recipe { architecture: v1::Architecture::Resnet34.into(), ..quick_recipe() };
         assert_eq!(train(&mut c, &home, "models/face", recipe).await.version, "models/face/versions/2");
         promote(&mut c, "models/face/versions/2").await;
@@ -106,15 +106,15 @@ async fn health_follows_the_champion_and_the_collections_versions_down_and_up() 
         until(&c.channel, [true, true, true]).await;
         assert!(server.stop().success());
     }
-    // The second version fits no more, and the first would.
+    // The second version no longer fits; the first does.
     home.configure("[serving]\nmemory_budget_bytes = 60000000\n");
     let server = home.serve().await;
     let mut c = server.clients().await;
     until(&c.channel, [false, false, false]).await;
-    // The way back: the version before answers, and then what the collection compares in is the only one broken.
+    // The repair: the previous version answers, and only the collection's version is still broken.
     promote(&mut c, "models/face/versions/1").await;
     until(&c.channel, [false, true, false]).await;
-    // A collection whose version can be used is enough: one broken collection must not take the others away.
+    // One usable collection is enough: one broken collection must not disable the others.
     let collection = v1::CreateCollectionRequest {
         collection_id: "others".to_owned(),
         embedding_space: "models/face/versions/1".to_owned(),
@@ -139,7 +139,7 @@ async fn a_broken_champion_is_mended_by_a_load() {
     let mut c = server.clients().await;
     train(&mut c, &home, "models/other", quick_recipe()).await;
     assert!(server.stop().success());
-    // There is room for one of the two, and the default comes second.
+    // Only one of the two fits, and the default is loaded second.
     home.configure("[serving]\nmemory_budget_bytes = 60000000\ndefault_model = \"models/other\"\n");
     let server = home.serve().await;
     let mut c = server.clients().await;
@@ -148,7 +148,7 @@ async fn a_broken_champion_is_mended_by_a_load() {
         v1::SetModelAliasRequest { name: "models/face".to_owned(), alias: "champion".to_owned(), ..Default::default() };
     c.models.set_model_alias(request).await.unwrap();
     let load = v1::LoadModelVersionRequest { name: "models/other".to_owned() };
-    // What nothing needs any more is unloaded in the background.
+    // Versions without holders are unloaded in the background.
     while let Err(status) = c.models.load_model_version(load.clone()).await {
         assert_eq!(reason(&status), "DEVICE_MEMORY");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,8 +1,7 @@
-//! Files that mean harm, given to everything that reads other people's files: the seeds of `fuzz/`, and mutations of
-//! them.
+//! Feeds malicious files to all parsers of foreign files: the seeds of `fuzz/`, and mutations of them.
 //!
-//! Fuzzing itself needs a nightly toolchain and hours. This is its stable part: the same functions, the same mutations
-//! every time. Nothing may panic, and what is answered once is answered again.
+//! Fuzzing itself needs a nightly toolchain and hours. This is its stable part: the same functions, with the same
+//! mutations every time. Nothing may panic, and the same input must give the same result.
 
 use std::{
     fs,
@@ -16,7 +15,7 @@ use visage::{
     vision::{DecodeLimits, Wanted, decode},
 };
 
-/// Mutations of each seed.
+/// The number of mutations per seed.
 const N_MUTATIONS: u64 = 300;
 
 #[test]
@@ -49,7 +48,7 @@ fn weights() {
     replay("dlib_shape", parse_dlib_shape);
 }
 
-/// Reads every seed, which must succeed unless its name says otherwise, and its mutations, each twice.
+/// Parses every seed and its mutations, each twice. A seed must parse unless its name says otherwise.
 fn replay<T: PartialEq, E: PartialEq>(folder: &str, read: impl Fn(&[u8]) -> Result<T, E>) {
     let seeds = seeds(folder);
     for (idx, (path, seed)) in seeds.iter().enumerate() {
@@ -71,10 +70,10 @@ fn seeds(folder: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// The seed, changed: by number always the same way.
+/// Mutates a seed; the same number always gives the same mutation.
 fn mutate(seed: &[u8], other: &[u8], number: u64) -> Vec<u8> {
     let mut state = number;
-    // SplitMix64.
+    // The generator is SplitMix64.
     let mut random = |below: usize| {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -83,21 +82,21 @@ fn mutate(seed: &[u8], other: &[u8], number: u64) -> Vec<u8> {
     };
     let mut bytes = seed.to_vec();
     match number % 5 {
-        // A few bits flipped, half of the time near the start, where headers are.
+        // Flips a few bits, half of the time near the start, where headers are.
         0 | 1 => {
             let within = if number.is_multiple_of(2) { bytes.len() } else { bytes.len().min(200) };
             for _ in 0..=random(6) {
                 bytes[random(within)] ^= 1 << random(8);
             }
         }
-        // Cut short.
+        // Truncates.
         2 => bytes.truncate(random(bytes.len())),
-        // One file's start, another's end.
+        // Joins one file's start and another's end.
         3 => {
             bytes.truncate(random(bytes.len()));
             bytes.extend_from_slice(&other[random(other.len())..]);
         }
-        // A piece of it put in again elsewhere, then extreme values.
+        // Repeats a piece elsewhere, then adds extreme values.
         _ => {
             let start = random(bytes.len());
             let piece = bytes[start..bytes.len().min(start + 1 + random(64))].to_vec();

@@ -1,4 +1,4 @@
-//! Fifty kills at random moments: what was acknowledged is there afterwards.
+//! Kills the server fifty times at random moments; acknowledged changes must survive.
 
 use std::{
     collections::BTreeSet,
@@ -14,13 +14,13 @@ use crate::support::{Clients, quick_recipe, server::Home, utkface};
 
 const KILLS: u64 = 50;
 
-/// What the server has said yes to.
+/// The changes acknowledged by the server.
 #[derive(Default)]
 struct Acknowledged {
     faces: BTreeSet<String>,
     deleted: BTreeSet<String>,
     runs: BTreeSet<String>,
-    /// The champion as last acknowledged, and the one asked for since.
+    /// The last acknowledged champion, and the one requested since.
     champion: Option<String>,
     asked: Option<String>,
 }
@@ -83,7 +83,7 @@ async fn second_version(c: &mut Clients, home: &Home) {
     c.finish(&operation.name.replace("operations/", "trainingRuns/")).await;
 }
 
-/// Enrols faces, and deletes some of them, until the server is gone.
+/// Enrols faces and deletes some of them, until the server is gone.
 async fn enroll(mut c: Clients, said: Shared, prefix: String) {
     for i in 0.. {
         let face_id = format!("{prefix}-{i}");
@@ -99,7 +99,7 @@ async fn enroll(mut c: Clients, said: Shared, prefix: String) {
         let name = face.into_inner().name;
         said.lock().unwrap().faces.insert(name.clone());
         if i % 5 == 4 {
-            // From here on it may be gone; once acknowledged it must be.
+            // From here on the face may be missing; once acknowledged, it must be.
             said.lock().unwrap().faces.remove(&name);
             if c.faces.delete_face(v1::DeleteFaceRequest { name: name.clone() }).await.is_err() {
                 return;
@@ -109,7 +109,7 @@ async fn enroll(mut c: Clients, said: Shared, prefix: String) {
     }
 }
 
-/// Swaps the champion until the server is gone.
+/// Moves the champion alias until the server is gone.
 async fn promote(mut c: Clients, said: Shared) {
     for i in 0.. {
         let version = format!("models/face/versions/{}", 1 + i % 2);

@@ -1,7 +1,7 @@
-//! Whole-system tests: the real program, a real port, a real client.
+//! Whole-system tests: the real program on a real port with real clients.
 //!
-//! Each test starts its own server as a child process on a data folder of its own; a trained model is made once and
-//! its data folder copied. Nothing is written outside temporary folders.
+//! Each test starts its own server as a child process on its own data folder. One model is trained once, and its data
+//! folder copied. The tests write only to temporary folders.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 

@@ -1,4 +1,4 @@
-//! A client that knows nothing but the port lists and calls every method, as grpcurl does.
+//! A client that knows only the port lists and calls every method, like grpcurl.
 
 use prost::{Message, bytes::Buf};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
@@ -11,7 +11,7 @@ use tonic_reflection::pb;
 
 use crate::support::{Channel, server::Home};
 
-/// Asks by one of the two protocols for the services and the files that describe them.
+/// Requests the services and their files over one of the two protocols.
 macro_rules! describe {
     ($version:ident, $channel:expr) => {{
         use pb::$version::{
@@ -40,7 +40,7 @@ macro_rules! describe {
                 files.push(prost_types::FileDescriptorProto::decode(file.as_slice()).unwrap());
             }
         }
-        // Files name what they import; ask for those too, then add all in an order that resolves.
+        // Files name their imports; request those as well, then add all in dependency order.
         let mut at = 0;
         while at < files.len() {
             for import in files[at].dependency.clone() {
@@ -102,7 +102,7 @@ impl Decoder for Dynamic {
     }
 }
 
-/// Calls a method with one empty message; gives the code of its first answer.
+/// Calls a method with an empty message; returns the code of its first answer.
 async fn call(channel: Channel, method: &MethodDescriptor) -> Code {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let mut client = tonic::client::Grpc::new(channel);
@@ -125,7 +125,7 @@ async fn reflection_lists_and_describes_every_service_and_every_method_answers()
     let channel = server.clients().await.channel;
     let (services, pool) = describe!(v1, channel.clone());
     let (old_services, _) = describe!(v1alpha, channel.clone());
-    // Each version of reflection lists itself.
+    // Each version of reflection lists only itself.
     let ours = |services: &[String]| -> Vec<String> {
         services.iter().filter(|s| !s.starts_with("grpc.reflection.")).cloned().collect()
     };
@@ -152,6 +152,6 @@ async fn reflection_lists_and_describes_every_service_and_every_method_answers()
         }
     }
     assert_eq!(called, 31, "methods of the contract");
-    // What errors carry can be decoded by such a client too.
+    // The client can also decode the details of errors.
     assert!(pool.get_message_by_name("visage.v1.TrainingRun").is_some());
 }

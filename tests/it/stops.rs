@@ -1,6 +1,6 @@
-//! Stops at any moment: the orderly end, within the drain time, with nothing untrue in the log.
+//! Tests stops at any moment: an orderly end, within the drain time, without false statements in the log.
 //!
-//! `VISAGE_STOPS=200 cargo test --test it stops::` tries as many random moments; without it there are a dozen.
+//! `VISAGE_STOPS=200 cargo test --test it stops::` tests that many random moments; the default is a dozen.
 
 use std::{
     ffi::OsStr,
@@ -21,7 +21,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{quick_recipe, server::Home, utkface};
 
-/// Far below what the tests wait at most, so that an end in time is one.
+/// Far below the tests' longest wait, so that a timely end can be recognised.
 const DRAIN: Duration = Duration::from_secs(20);
 
 fn home() -> Home {
@@ -30,7 +30,7 @@ fn home() -> Home {
     Home::new(&format!("{published}\n[server]\ndrain_timeout_s = {}\n", DRAIN.as_secs()))
 }
 
-/// Starts a server and reads its first line, from which on every signal is heeded.
+/// Starts a server and reads its first line; from then on it handles every signal.
 fn start(home: &Home, listen: &str) -> (Child, BufReader<std::process::ChildStdout>, String) {
     let log = fs::File::create(home.path("log")).unwrap();
     let mut child = home
@@ -49,7 +49,7 @@ fn start(home: &Home, listen: &str) -> (Child, BufReader<std::process::ChildStdo
     (child, output, url)
 }
 
-/// Starts a server behind a tool that sets its signals and session and then becomes it.
+/// Starts a server through a tool that sets its signals and session, then executes it.
 fn start_behind(tool: &[&str], home: &Home, stdin: Stdio) -> (Child, BufReader<std::process::ChildStdout>) {
     let server = home.command(&["serve", "--listen", "127.0.0.1:0"]);
     let mut child = Command::new(tool[0])
@@ -67,7 +67,7 @@ fn start_behind(tool: &[&str], home: &Home, stdin: Stdio) -> (Child, BufReader<s
 }
 
 fn signal(child: &Child, signal: Signal) {
-    // The child has not been waited for, so the number is still its own.
+    // The child was not waited for, so its pid has not been reused.
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
@@ -83,12 +83,12 @@ fn ended(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-/// The end is orderly, and no line of the log is a complaint.
+/// The end is orderly, and the log has no warnings or errors.
 fn assert_orderly(home: &Home, child: &mut Child, when: &str) {
     let status = ended(child);
     let log = home.log();
     assert!(status.is_some_and(|status| status.success()), "{when}: {status:?}\n{log}");
-    // What a run has to say of its data, and that it ended with the server, is no complaint but the truth.
+    // Except a run's warnings about its data, and that the server's stop ended it.
     let is_of_a_run =
         |line: &str| line.contains("training::worker") || line.contains("the server stopped while the run");
     let is_complaint = |line: &&str| (line.contains(" WARN ") || line.contains(" ERROR ")) && !is_of_a_run(line);
@@ -102,7 +102,7 @@ fn a_stop_at_any_moment_of_a_start_is_orderly() {
     let mut rng = ChaCha8Rng::seed_from_u64(std::process::id().into());
     let mut home = home();
     for stop in 0..n_stops {
-        // Half of them register the weights anew, half only load them.
+        // Half of the starts register the weights, half only load them.
         if stop % 2 == 0 {
             home = self::home();
         }
@@ -171,12 +171,12 @@ async fn a_stop_while_a_run_trains_is_orderly() {
         clients.visage.train(request).await.unwrap();
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         signal(&child, Signal::TERM);
-        // It blocks, so that the client's connection stays open and deaf.
+        // It blocks the client, so that its connection stays open but unresponsive.
         assert_orderly(&home, &mut child, &format!("{wait_ms} ms after a run began"));
     }
 }
 
-/// A request that never comes to its end keeps the first interrupt's drain waiting.
+/// A request that never ends keeps the drain after the first interrupt waiting.
 #[tokio::test]
 async fn a_second_interrupt_ends_at_once() {
     let home = home();
@@ -189,7 +189,7 @@ async fn a_second_interrupt_ends_at_once() {
     let path = http::uri::PathAndQuery::from_static("/visage.v1.VisageService/Predict");
     let codec = tonic_prost::ProstCodec::<_, visage::proto::v1::PredictResponse>::default();
     let _call = tokio::spawn(async move { endless.client_streaming(request, path, codec).await.map(drop) });
-    // Requests of a connection arrive in order: once a later one is answered, that one is in work.
+    // The requests of a connection arrive in order: once a later one is answered, this one is in progress.
     tokio::task::yield_now().await;
     HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
     signal(&child, Signal::INT);
@@ -203,7 +203,7 @@ async fn a_second_interrupt_ends_at_once() {
 #[test]
 fn a_daemon_goes_on_after_a_hangup_and_says_that_it_does() {
     let home = home();
-    // Without a terminal of its session the child is a daemon; the tests themselves may run under nohup.
+    // Without a controlling terminal the child is a daemon; the tests themselves may run under nohup.
     let (mut child, output) = start_behind(&["env", "--default-signal=HUP", "setsid"], &home, Stdio::null());
     signal(&child, Signal::HUP);
     assert!(output.lines().next().unwrap().unwrap().starts_with("ready"));
@@ -226,7 +226,7 @@ fn a_server_under_nohup_does_not_hear_a_hangup() {
 #[test]
 fn a_server_whose_terminal_is_gone_drains() {
     let home = home();
-    // The child must not hold this end, or the terminal would never be gone.
+    // The child must not inherit this end, or the terminal would never close.
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     unlockpt(&terminal).unwrap();
     let server = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();

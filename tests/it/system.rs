@@ -1,4 +1,4 @@
-//! The main job, whole: train, watch, predict, enrol, search, promote under load, restart.
+//! Tests the main workflow: train, watch, predict, enrol, search, promote under load, restart.
 
 use std::{
     fs,
@@ -48,7 +48,7 @@ async fn the_main_job_end_to_end() {
     let server = home.serve().await;
     let mut c = server.clients().await;
 
-    // Train, and watch it from the queue to the end.
+    // Train, and watch the run from the queue to the end.
     let train = v1::TrainRequest {
         model: "models/face".to_owned(),
         recipe: Some(quick_recipe()),
@@ -87,7 +87,7 @@ async fn the_main_job_end_to_end() {
     let Some(Answer::Classification(gender)) = &gender.result else { panic!("{gender:?}") };
     assert!(gender.classes.iter().map(|c| c.probability).sum::<f64>() - 1.0 < 1e-5);
 
-    // Enrol photos, search: the same face comes first, the other does not.
+    // Enrol photos and search: the same face is the first match, the other is not.
     let space = v1::CreateCollectionRequest {
         collection_id: "policies".to_owned(),
         embedding_space: "models/face@champion".to_owned(),
@@ -129,7 +129,7 @@ async fn the_main_job_end_to_end() {
 
     promote_under_load(&mut c, &home).await;
 
-    // Restart: all is still there.
+    // Everything survives a restart.
     assert!(server.stop().success(), "an orderly end");
     let server = home.serve().await;
     let mut c = server.clients().await;
@@ -151,7 +151,7 @@ async fn similar(c: &mut Clients, k: i32) -> Vec<v1::SimilarFace> {
     c.visage.find_similar(request).await.unwrap().into_inner().matches
 }
 
-/// Trains a second version from the first and swaps back and forth while calls come: none fails.
+/// Trains a second version from the first, and moves the alias back and forth during calls; none fails.
 async fn promote_under_load(c: &mut Clients, home: &Home) {
     let recipe = v1::Recipe {
         warm_start: Some(v1::recipe::WarmStart::Version("models/face@champion".to_owned())),
@@ -273,10 +273,10 @@ async fn a_run_can_be_cancelled_and_a_killed_child_is_a_failed_run() {
     let run = c.finish(&operation.name.replace("operations/", "trainingRuns/")).await;
     assert_eq!(run.state(), v1::RunState::Failed, "{run:?}");
     assert!(run.error.as_ref().unwrap().message.contains("signal 9"), "{run:?}");
-    // Serving did not notice.
+    // Serving was not affected.
     predict(&mut c, "models/face").await;
 
-    // A server that stops takes its run with it, and says so; one that waits goes on waiting.
+    // A stopping server ends its run and records that; a queued run stays queued.
     let operation = c.visage.train(train.clone()).await.unwrap().into_inner();
     progressed(&mut c, &operation.name).await;
     let waiting = c.visage.train(train).await.unwrap().into_inner();

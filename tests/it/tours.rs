@@ -1,14 +1,14 @@
-//! The papers' tours, run word for word: blocks marked `sh run`, against a server on an empty data folder.
+//! Runs the pages' tours literally: the blocks marked `sh run`, with a server on an empty data folder.
 
 use std::{path::Path, process::Command};
 
 use crate::support::server::{Home, VISAGE};
 
-/// Runs a page's blocks in a folder of its own that has the repository's fixtures.
+/// Runs a page's blocks in their own folder, which has the repository's fixtures.
 async fn run(page: &str) -> String {
     let home = Home::new("");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // The tours make their photos where they stand, so that is the server's one root.
+    // The tours make their photos in the current folder, so it is the server's only root.
     let here = home.path("photos");
     std::os::unix::fs::symlink(root.join("tests"), here.join("tests")).unwrap();
     let script =

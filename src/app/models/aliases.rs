@@ -1,4 +1,4 @@
-//! The alias map: which version each alias points at, with the pin that it holds.
+//! The alias map: each alias with a pin on its version.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,21 +9,21 @@ use crate::{
     registry::{Registry, RegistryError},
 };
 
-/// Models read at once.
+/// The number of models read at once.
 const PAGE: usize = 256;
 
-/// The models of a server, as they are known without asking the store.
+/// The models of a server, held in memory.
 pub(super) type Aliases = BTreeMap<ModelId, Known>;
 
 /// A model.
 pub(super) struct Known {
-    /// Its aliases, each with the pin that it holds.
+    /// Its aliases, each with the pin on its version.
     pub(super) aliases: BTreeMap<AliasName, Pin>,
-    /// Whether its champion answers anything: a detector and an embedding have no heads.
+    /// True if its champion has heads; a detector or embedder has none.
     pub(super) answers: bool,
 }
 
-/// Reads the aliases of a registry. One that has not moved since `before` keeps its pin.
+/// Reads the aliases of a registry. An alias that has not moved since `before` keeps its pin.
 ///
 /// # Errors
 /// When the registry cannot be read.

@@ -1,8 +1,7 @@
-//! Brings versions onto the device and off it.
+//! Loads and unloads versions.
 //!
-//! One load or unload of a version at a time. A version that failed is not built again for each call that names it: it is
-//! tried once per back-off, and callers meanwhile get its error and the time to wait. An operator's load is tried at
-//! once.
+//! At most one load or unload of a version runs at a time. A failed version is retried once per back-off, not for every
+//! call; calls meanwhile get its error and the time to wait. An operator's load is tried at once.
 
 use std::{
     collections::HashMap,
@@ -24,11 +23,11 @@ use crate::{
     serving::{EngineSource, InputKind, LoadState, ServeError},
 };
 
-/// How long a version that failed is left alone; doubled with each failure, up to the longest.
+/// The back-off after the first failure; it doubles with each further failure, up to the longest.
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 
-/// What is known of versions that are loaded, being loaded, or failed lately.
+/// The state of versions that are loaded, being loaded, or failed lately.
 #[derive(Default)]
 pub(super) struct Loading {
     entries: Mutex<HashMap<VersionName, Entry>>,
@@ -36,26 +35,26 @@ pub(super) struct Loading {
 
 #[derive(Default)]
 struct Entry {
-    /// Held during a load, an unload, and a change that makes the version needed.
+    /// Locked during a load, an unload, and a change that adds a lasting holder.
     lifecycle: Arc<tokio::sync::Mutex<()>>,
     version: Option<Arc<Version>>,
     is_loaded: bool,
-    /// The last load failed.
+    /// True if the last load failed.
     has_failed: bool,
-    /// Held while this version is loaded, or is tried again: the versions that it depends on.
+    /// Pins on the versions that this one depends on; held while this version is loaded or to be retried.
     dependencies: Vec<Pin>,
     failure: Option<Failure>,
 }
 
 impl Entry {
-    /// Whether it says anything: the version is loaded, failed lately, or is being changed.
+    /// Returns true if the entry has information: the version is loaded, failed lately, or is being changed.
     fn is_of_use(&self, now: Instant) -> bool {
         let failed_lately = self.failure.as_ref().is_some_and(|f| f.until + LONGEST_BACK_OFF > now);
         self.is_loaded || failed_lately || Arc::strong_count(&self.lifecycle) > 1
     }
 }
 
-/// Why a version could not be loaded, and when that is tried again.
+/// The last error and the time of the next attempt.
 struct Failure {
     error: Arc<AppError>,
     n_failures: u32,
@@ -73,7 +72,7 @@ impl Failure {
 }
 
 impl Loading {
-    /// The refusal of a version that failed and is not to be tried yet.
+    /// Returns the error of a failed version that is not due for a retry.
     fn refusal(&self, version: &VersionName) -> Option<AppError> {
         let now = Instant::now();
         let entries = self.entries.lock();
@@ -81,8 +80,7 @@ impl Loading {
         Some(failure.refusal(version, now))
     }
 
-    /// The lock of a version's lifecycle. What is said of other versions is forgotten once it is of no use and nobody
-    /// holds them.
+    /// Returns the lock of a version's lifecycle. Also removes entries without information or holders.
     fn lifecycle(&self, version: &VersionName, pins: &Pins) -> Arc<tokio::sync::Mutex<()>> {
         let mut entries = self.entries.lock();
         if !entries.contains_key(version) {
@@ -92,7 +90,7 @@ impl Loading {
         Arc::clone(&entries.entry(version.clone()).or_default().lifecycle)
     }
 
-    /// Records what a load came to, with the pins on what the version depends on.
+    /// Records a successful load, with pins on the version's dependencies.
     fn loaded(&self, version: Arc<Version>, dependencies: Vec<Pin>) {
         let mut entries = self.entries.lock();
         let entry = entries.entry(version.name.clone()).or_default();
@@ -100,7 +98,7 @@ impl Loading {
         (entry.version, entry.dependencies) = (Some(version), dependencies);
     }
 
-    /// Records that a version is gone from the device; gives the pins that it held.
+    /// Records an unload; returns the pins that the version held.
     fn unloaded(&self, version: &VersionName) -> Vec<Pin> {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(version) else { return Vec::new() };
@@ -108,7 +106,7 @@ impl Loading {
         std::mem::take(&mut entry.dependencies)
     }
 
-    /// Records whether a load failed. That the server is busy or stops says nothing about the version.
+    /// Records if a load failed. Overload and a stopping server do not count: they are not the version's fault.
     fn tried(&self, version: &VersionName, error: Option<&AppError>) {
         let says_nothing =
             |error: &AppError| matches!(error, AppError::Serve(ServeError::Overloaded { .. } | ServeError::Stopping));
@@ -117,14 +115,14 @@ impl Loading {
         }
     }
 
-    /// Whether the last load of a version failed, and the versions that it depends on if they are known.
+    /// Returns if the version's last load failed, and its dependencies if known.
     fn standing(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(version) else { return (false, Vec::new()) };
         (entry.has_failed, entry.dependencies.iter().map(|pin| pin.version().clone()).collect())
     }
 
-    /// Records a failure; its refusal is what callers get.
+    /// Records a failure; returns the error for callers.
     fn failed(&self, version: &VersionName, error: AppError, dependencies: Vec<Pin>) -> AppError {
         let now = Instant::now();
         let mut entries = self.entries.lock();
@@ -138,7 +136,7 @@ impl Loading {
     }
 }
 
-/// Whether another try would fail alike, and cost as much.
+/// Returns true if a retry would fail the same way, at the same cost.
 fn fails_again(error: &AppError) -> bool {
     matches!(
         error,
@@ -152,17 +150,17 @@ fn fails_again(error: &AppError) -> bool {
     )
 }
 
-/// Unloads versions that nobody holds any more, until the models are dropped.
+/// Unloads versions that lost their last holder, until the models are dropped.
 pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedReceiver<VersionName>) {
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
         while let Some(version) = freed.recv().await {
             let Some(models) = Weak::upgrade(&shared).map(|shared| Models { shared }) else { return };
-            // Its own task: an unload waits for a batch in work, and another version need not wait for that.
+            // In its own task, because an unload waits for the running batch, and other versions should not.
             tokio::spawn(async move {
                 let _lifecycle = models.lock_lifecycle(&version).await;
                 let was_there = models.shared.serving.state(&version) != LoadState::Unloaded;
-                // It may be needed again by now.
+                // It may have a new holder by now.
                 if models.unload_now(&version).await.is_ok() && was_there {
                     tracing::info!(%version, "unloaded: nothing needs it");
                 }
@@ -172,8 +170,8 @@ pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedRece
 }
 
 impl Models {
-    /// Whether a version cannot answer: its last load failed, or it fails every photo, or a version that it depends on
-    /// does. One that was not loaded yet is not broken: the first call that needs it loads it.
+    /// Returns true if a version cannot answer: its last load failed, it fails every photo, or one of its dependencies
+    /// is broken. A version not loaded yet is not broken: the first call loads it.
     pub(crate) fn is_broken(&self, version: &VersionName) -> bool {
         let (has_failed, dependencies) = self.shared.loading.standing(version);
         let state = self.shared.serving.state(version);
@@ -182,7 +180,7 @@ impl Models {
             || dependencies.iter().any(|dependency| self.is_broken(dependency))
     }
 
-    /// A version.
+    /// Returns a version, from memory or the registry.
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
@@ -199,8 +197,7 @@ impl Models {
         Ok(version)
     }
 
-    /// Loads every version that an alias or a collection holds. A version that cannot be loaded is logged and left out:
-    /// the others answer.
+    /// Loads every version with a lasting holder. A version that cannot be loaded is logged and skipped.
     pub(in crate::app) async fn load_needed(&self) {
         let mut needed = self.shared.pins.needed();
         needed.sort();
@@ -211,16 +208,16 @@ impl Models {
         }
     }
 
-    /// Loads a version if it is not loaded. The caller holds a pin on it.
+    /// Loads a version unless it is loaded. The caller must hold a pin on it.
     ///
     /// # Errors
-    /// When there is no such version, its weights are damaged, or the device refuses it; [`AppError::VersionFailed`] when
-    /// that was found a moment ago.
+    /// When there is no such version, its weights are damaged, or the device refuses it; [`AppError::VersionFailed`]
+    /// during the back-off after such an error.
     pub(in crate::app) async fn ensure_loaded(&self, version: &VersionName) -> Result<(), AppError> {
         if self.shared.serving.state(version) == LoadState::Loaded {
             return Ok(());
         }
-        // Its own task: a caller that cannot wait leaves it running for the next.
+        // In its own task: if the caller leaves, the load continues for the next caller.
         let (models, version) = (self.clone(), version.clone());
         detached(async move {
             let _lifecycle = models.lock_lifecycle(&version).await;
@@ -232,12 +229,12 @@ impl Models {
         .await
     }
 
-    /// Locks a version's lifecycle. A holder may also lock the versions that it depends on, never others.
+    /// Locks a version's lifecycle. A holder may also lock the version's dependencies, never others.
     pub(super) async fn lock_lifecycle(&self, version: &VersionName) -> OwnedMutexGuard<()> {
         self.shared.loading.lifecycle(version, &self.shared.pins).lock_owned().await
     }
 
-    /// Loads a version, whose lifecycle the caller has locked, and before it those that it depends on.
+    /// Loads a version and, before it, its dependencies. The caller has locked its lifecycle.
     pub(super) fn load_now<'a>(&'a self, name: &'a VersionName) -> BoxFuture<'a, Result<(), AppError>> {
         Box::pin(async move {
             if self.shared.serving.state(name) == LoadState::Loaded {
@@ -264,7 +261,7 @@ impl Models {
 
     async fn load_with(&self, name: &VersionName, dependencies: &mut Vec<Pin>) -> Result<Arc<Version>, AppError> {
         let version = self.version(name).await?;
-        // A version depends on others, and those on none that depends on it: there is no circle.
+        // This cannot recurse forever: dependencies are registered before their dependents, so there is no cycle.
         for dependency in version.dependencies() {
             dependencies.push(self.shared.pins.hold(&dependency, Holder::Version(name.clone())).await);
             self.ensure_loaded(&dependency).await?;
@@ -273,7 +270,7 @@ impl Models {
             let (registry, of_version) = (Arc::clone(&self.shared.registry), Arc::clone(&version));
             let tensors = blocking(move || Ok(registry.load_tensors(&of_version)?)).await?;
             let loaded = self.shared.serving.load(engine_source(&version, tensors.clone())).await;
-            // If a cache file was cut while it was read, the next look makes it again from the store.
+            // If a cache file was truncated while being read, the next read restores it from the store.
             if loaded.is_ok() || tensors.iter().all(TensorData::is_intact) {
                 loaded?;
                 return Ok(version);
@@ -281,10 +278,10 @@ impl Models {
         }
     }
 
-    /// Unloads a version, whose lifecycle the caller has locked, once the calls in work have let go of it.
+    /// Unloads a version after the calls in progress released it. The caller has locked its lifecycle.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while something needs it.
+    /// [`RegistryError::InUse`] while it has a lasting holder.
     async fn unload_now(&self, version: &VersionName) -> Result<(), AppError> {
         let closing = self.shared.pins.close(version).map_err(|holder| in_use(version, &holder))?;
         closing.drained().await;
@@ -293,7 +290,7 @@ impl Models {
         Ok(())
     }
 
-    /// Loads a version for an operator: one that failed is tried at once.
+    /// Loads a version for an operator: without back-off.
     ///
     /// # Errors
     /// When there is no such version, its weights are damaged, or the device refuses it.
@@ -308,11 +305,10 @@ impl Models {
         Ok(self.with_state(&held.version.name, held.version.describe()))
     }
 
-    /// Frees a version's memory.
+    /// Unloads a version for an operator.
     ///
     /// # Errors
-    /// [`RegistryError::InUse`] while an alias points at it, a collection compares with it, or a version that is loaded
-    /// depends on it.
+    /// [`RegistryError::InUse`] while an alias, a collection or a loaded version depends on it.
     pub(crate) async fn unload_version(&self, _: &Call, reference: &ModelRef) -> Result<v1::ModelVersion, AppError> {
         let version = self.version(&self.resolve(Some(reference))?).await?;
         let (models, name) = (self.clone(), version.name.clone());
@@ -327,7 +323,8 @@ impl Models {
     /// Deletes a version and its weights.
     ///
     /// # Errors
-    /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version needs it.
+    /// When there is no such version; [`RegistryError::InUse`] while an alias, a collection or another version depends
+    /// on it.
     pub(crate) async fn delete_version(&self, _: &Call, version: VersionName) -> Result<(), AppError> {
         let models = self.clone();
         detached(async move {
@@ -344,7 +341,7 @@ impl Models {
     }
 }
 
-/// What the device needs of a version.
+/// Describes a version for the device.
 pub(crate) fn engine_source(version: &Version, tensors: Vec<TensorData>) -> EngineSource {
     EngineSource {
         version: version.name.clone(),

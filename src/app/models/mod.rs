@@ -1,8 +1,9 @@
-//! Models, versions and aliases: which version answers, and that it is loaded before anyone is sent to it.
+//! Models, versions and aliases: which version answers a call, and loading it first.
 //!
-//! Resolving an alias reads a map that is swapped whole, never the store, and gives the alias's pin along. A swap drops
-//! nothing: the new version is loaded, warmed and verified, then the alias moves, and the old version is unloaded once
-//! the calls that hold it have ended. [`pins`] says what keeps a version loaded, [`loading`] brings it there.
+//! Resolving an alias reads a map in memory, never the store, and returns the alias's pin. The map is replaced as a
+//! whole. No call is lost when an alias moves: the new version is loaded, warmed and verified; then the alias moves;
+//! the old version is unloaded after the calls that hold it. [`pins`] defines what keeps a version loaded; [`loading`]
+//! loads and unloads.
 
 mod aliases;
 mod loading;
@@ -31,7 +32,7 @@ use crate::{
     serving::{LoadState, ServingPool},
 };
 
-/// The model that answers where none is named and there are several: the published one has this name.
+/// The default model if several have heads; it is the published model's name.
 const USUAL_MODEL: &str = "face";
 
 /// The models of a server.
@@ -45,25 +46,25 @@ struct Shared {
     serving: ServingPool,
     default_model: Option<ModelRef>,
     aliases: ArcSwap<Aliases>,
-    /// Held while the alias map is read anew, so that an older reading never overwrites a newer one.
+    /// Locked while the alias map is read again, so that an older reading never replaces a newer one.
     refreshing: Mutex<()>,
     pins: Arc<Pins>,
     loading: Loading,
-    /// Rises whenever an alias moves or a load ends.
+    /// Increases whenever an alias moves or a load ends.
     changes: watch::Sender<u64>,
 }
 
-/// A version that a call works with, and the pin that keeps it loaded.
+/// The version of a call, with a pin.
 #[derive(Clone)]
 pub(crate) struct Resolved {
-    /// The version, parsed.
+    /// The parsed version.
     pub(crate) version: Arc<Version>,
-    /// Keeps it loaded for the call.
+    /// Keeps it loaded during the call.
     _pin: Pin,
 }
 
 impl Models {
-    /// The registry's models, answered by `serving`.
+    /// Opens the registry's models; `serving` runs them.
     ///
     /// # Errors
     /// When the registry cannot be read.
@@ -89,21 +90,21 @@ impl Models {
         Ok(Self { shared })
     }
 
-    /// The registry underneath.
+    /// Returns the registry.
     #[must_use]
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.shared.registry
     }
 
-    /// The version that a reference means now; `None` means the default model's champion.
+    /// Returns the version that a reference means now; `None` means the default model's champion.
     ///
     /// # Errors
-    /// [`RegistryError`] for a model or alias that is not there.
+    /// [`RegistryError`] for an unknown model or alias.
     pub(crate) fn resolve(&self, reference: Option<&ModelRef>) -> Result<VersionName, AppError> {
         Ok(self.resolve_alias(reference)?.0)
     }
 
-    /// The version that a reference means, and the pin of the alias if it names one.
+    /// Returns the version that a reference means, and the alias's pin if it names one.
     fn resolve_alias(&self, reference: Option<&ModelRef>) -> Result<(VersionName, Option<Pin>), AppError> {
         let default;
         let reference = match reference {
@@ -135,7 +136,7 @@ impl Models {
         let champion = |model: &ModelId| ModelRef::Alias { model: model.clone(), alias: AliasName::champion() };
         let aliases = self.shared.aliases.load();
         let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model).collect();
-        // What a fresh server knows about faces, whatever is trained or imported beside it.
+        // The published model wins, whatever is trained or imported besides.
         if let Some(model) = answering.iter().find(|model| model.as_bytes() == USUAL_MODEL.as_bytes()) {
             return Ok(champion(model));
         }
@@ -152,7 +153,7 @@ impl Models {
         }
     }
 
-    /// The version that a reference means now, held for a call; not loaded yet.
+    /// Resolves a reference and pins the version for a call, without loading it.
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
@@ -165,12 +166,12 @@ impl Models {
         Ok(Resolved { version: self.version(&name).await?, _pin: pin })
     }
 
-    /// The versions that collections compare with.
+    /// Returns the versions that collections compare with.
     pub(crate) fn compared(&self) -> Vec<VersionName> {
         self.shared.pins.compared()
     }
 
-    /// Holds a version for as long as a collection compares with it.
+    /// Pins a version for a collection that compares with it.
     pub(crate) fn hold_for_collection(&self, version: &VersionName, id: String) -> Pin {
         self.shared.pins.hold_now(version, Holder::Collection(id))
     }
@@ -178,8 +179,8 @@ impl Models {
     /// Points an alias at a version, or removes it.
     ///
     /// # Errors
-    /// [`RegistryError::AliasMoved`] when the alias is not where the caller expected it; the errors of a load, before
-    /// anything has changed.
+    /// [`RegistryError::AliasMoved`] when the alias does not point at `expected`. Errors of a load, before anything has
+    /// changed.
     pub(crate) async fn set_alias(
         &self,
         _: &Call,
@@ -200,7 +201,7 @@ impl Models {
             };
             let committing = models.clone();
             let number = target.as_ref().map(|version| version.number);
-            // Locked until the alias holds the version.
+            // Stays locked until the alias holds the version.
             let commit = move |_lifecycle, once: &Idempotent| {
                 let registry = committing.registry();
                 let remember = |model: &crate::registry::Model| once.remember(&model.describe());
@@ -213,7 +214,7 @@ impl Models {
         .await
     }
 
-    /// A model with its aliases.
+    /// Returns a model with its aliases.
     ///
     /// # Errors
     /// When there is no such model.
@@ -222,7 +223,7 @@ impl Models {
         blocking(move || Ok(registry.get_model(&model)?.describe())).await
     }
 
-    /// A page of the models, by id.
+    /// Returns a page of the models, by id.
     ///
     /// # Errors
     /// When the store fails.
@@ -236,7 +237,7 @@ impl Models {
         .await
     }
 
-    /// A page of a model's versions, newest first.
+    /// Returns a page of a model's versions, newest first.
     ///
     /// # Errors
     /// When there is no such model.
@@ -261,7 +262,7 @@ impl Models {
         Ok(paged.map(|(name, description)| self.with_state(&name, description)))
     }
 
-    /// A version, named or through an alias.
+    /// Returns a version, named by number or alias.
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
@@ -269,7 +270,7 @@ impl Models {
         self.describe(self.resolve(Some(reference))?).await
     }
 
-    /// A version's description, with its load state and aliases.
+    /// Returns a version's description, with its load state and aliases.
     ///
     /// # Errors
     /// When there is no such version or its record is damaged.
@@ -279,7 +280,7 @@ impl Models {
         Ok(self.with_state(&name, description))
     }
 
-    /// A version's description with its load state and aliases.
+    /// Adds the load state and aliases to a version's description.
     pub(crate) fn with_state(&self, name: &VersionName, description: v1::ModelVersion) -> v1::ModelVersion {
         let load_state = match self.shared.serving.state(name) {
             LoadState::Unloaded => v1::LoadState::Unloaded,
@@ -290,8 +291,8 @@ impl Models {
         v1::ModelVersion { load_state: load_state.into(), aliases: self.aliases_of(name), ..description }
     }
 
-    /// The embedding space that a reference means now: `{version}#{layer}`; of a version alone, the space that it is
-    /// paired with, or its own first; and of an empty one that of the default model's champion.
+    /// Resolves a reference to an embedding space. Without a layer, it means the space that the version is paired with,
+    /// or else the version's first space. An empty reference means that of the default model's champion.
     ///
     /// # Errors
     /// When there is no such version or layer.
@@ -305,7 +306,7 @@ impl Models {
         Ok(space)
     }
 
-    /// How many numbers a vector of a space has.
+    /// Returns the number of components of a vector in a space.
     ///
     /// # Errors
     /// When there is no such version, or it has no such layer.
@@ -322,7 +323,8 @@ impl Models {
         Err(AppError::UnsupportedByModel { version: space.version.to_string(), what })
     }
 
-    /// Reads the aliases anew, after a change in the registry. What lost its alias is unloaded when its calls have ended.
+    /// Reads the aliases again, after a change in the registry. A version that lost its last alias is unloaded after
+    /// its calls.
     ///
     /// # Errors
     /// When the registry cannot be read.
@@ -331,7 +333,7 @@ impl Models {
         blocking(move || models.refresh_now()).await
     }
 
-    /// As [`Models::refresh`], on a blocking thread.
+    /// As [`Models::refresh`], for a blocking thread.
     ///
     /// # Errors
     /// As [`Models::refresh`].
@@ -344,7 +346,7 @@ impl Models {
         Ok(())
     }
 
-    /// The aliases that point at a version now.
+    /// Returns the aliases that point at a version now.
     #[must_use]
     pub(crate) fn aliases_of(&self, version: &VersionName) -> Vec<String> {
         let aliases = self.shared.aliases.load();
@@ -352,7 +354,7 @@ impl Models {
         of_model.filter(|(_, pin)| pin.version() == version).map(|(alias, _)| alias.to_string()).collect()
     }
 
-    /// Rises whenever an alias moves or a load ends.
+    /// Returns a receiver that changes whenever an alias moves or a load ends.
     #[must_use]
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
@@ -363,9 +365,9 @@ impl Models {
     }
 }
 
-/// A version whose photos give no embedding that could be compared.
+/// The error for a version without an embedding to compare.
 pub(crate) fn no_embedding(version: &VersionName) -> AppError {
-    let what = "has no embedding to compare by; name a version that has or is paired with one".to_owned();
+    let what = "has no embedding to compare with; use a version that has one or is paired with one".to_owned();
     AppError::UnsupportedByModel { version: version.to_string(), what }
 }
 

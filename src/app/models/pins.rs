@@ -1,8 +1,9 @@
-//! What keeps versions loaded.
+//! Pins keep versions loaded.
 //!
-//! A version stays loaded while something holds a [`Pin`] on it: an alias, a collection, a version that depends on it, a
-//! call in work. A call that names an alias holds the alias's own pin, so a version that it resolved cannot be unloaded
-//! under it. A version that loses its last lasting holder is reported as free, once the calls in work have let go of it.
+//! A version stays loaded while a [`Pin`] on it exists. Its holder is an alias, a collection, a version that depends on
+//! it, or a call in progress. A call that names an alias holds the alias's own pin, so its version cannot be unloaded
+//! meanwhile. After the last lasting holder (any but a call) and all calls have released a version, it is reported as
+//! free.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -11,16 +12,16 @@ use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::names::{AliasName, VersionName};
 
-/// Who needs a version.
+/// The holder of a pin.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Holder {
-    /// An alias points at it.
+    /// An alias that points at the version.
     Alias(AliasName),
-    /// A collection compares in a space of it.
+    /// A collection that compares in a space of the version.
     Collection(String),
-    /// A version that is loaded depends on it.
+    /// A loaded version that depends on it.
     Version(VersionName),
-    /// A call in work.
+    /// A call in progress.
     Call,
 }
 
@@ -41,7 +42,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Keeps a version loaded until its last clone is dropped.
+/// Keeps a version loaded until the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct Pin(Arc<Held>);
 
@@ -52,7 +53,7 @@ struct Held {
 }
 
 impl Pin {
-    /// The version that it keeps.
+    /// Returns the pinned version.
     pub(crate) fn version(&self) -> &VersionName {
         &self.0.version
     }
@@ -64,24 +65,24 @@ impl Drop for Held {
     }
 }
 
-/// The pins of a server.
+/// All pins of a server.
 pub(crate) struct Pins {
     slots: Mutex<HashMap<VersionName, Slot>>,
-    /// Gets versions that no one holds any more, after a lasting holder let go.
+    /// Receives versions without holders, if a lasting holder was among them.
     free: UnboundedSender<VersionName>,
 }
 
-/// A version that is held or being closed.
+/// A version that is held or being unloaded.
 #[derive(Default)]
 struct Slot {
     holders: Vec<Holder>,
-    /// Present while the version is being unloaded; notified when a holder lets go and when the unload is over.
+    /// Present during an unload; notified when a holder releases the version and when the unload ends.
     closing: Option<Arc<Notify>>,
-    /// A lasting holder let go, and none is left.
+    /// True if the last lasting holder has released the version.
     is_left: bool,
 }
 
-/// A version that is being unloaded: no call gets a pin on it until this is dropped.
+/// An unload in progress: no call gets a pin on the version until this is dropped.
 pub(crate) struct Closing {
     pins: Arc<Pins>,
     version: VersionName,
@@ -93,7 +94,7 @@ impl Pins {
         Arc::new(Self { slots: Mutex::default(), free })
     }
 
-    /// Holds a version; waits for the end of an unload.
+    /// Pins a version, after any unload in progress.
     pub(super) async fn hold(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
         loop {
             let closing = {
@@ -111,7 +112,7 @@ impl Pins {
         }
     }
 
-    /// Holds a version for good, at once. The caller makes sure that it is not being unloaded.
+    /// Pins a version without waiting. The caller ensures that no unload is in progress.
     pub(crate) fn hold_now(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
         self.slots.lock().entry(version.clone()).or_default().holders.push(holder.clone());
         self.pin(version, holder)
@@ -134,7 +135,7 @@ impl Pins {
             let is_left = slot.is_left;
             slots.remove(version);
             if is_left {
-                // Nobody listens when the server is ending, and everything is unloaded then.
+                // When the server stops, nobody receives, and everything is unloaded anyway.
                 drop(self.free.send(version.clone()));
             }
         }
@@ -143,7 +144,7 @@ impl Pins {
     /// Begins to unload a version.
     ///
     /// # Errors
-    /// The holder that needs it.
+    /// Its first lasting holder, if it has any.
     pub(crate) fn close(self: &Arc<Self>, version: &VersionName) -> Result<Closing, Holder> {
         let mut slots = self.slots.lock();
         let slot = slots.entry(version.clone()).or_default();
@@ -156,28 +157,28 @@ impl Pins {
         }
     }
 
-    /// The versions that have a lasting holder.
+    /// Returns the versions with a lasting holder.
     pub(crate) fn needed(&self) -> Vec<VersionName> {
         let slots = self.slots.lock();
         let needed = slots.iter().filter(|(_, slot)| slot.holders.iter().any(Holder::is_lasting));
         needed.map(|(version, _)| version.clone()).collect()
     }
 
-    /// The versions that collections compare with.
+    /// Returns the versions that collections compare with.
     pub(crate) fn compared(&self) -> Vec<VersionName> {
         let slots = self.slots.lock();
         let is_compared = |slot: &Slot| slot.holders.iter().any(|holder| matches!(holder, Holder::Collection(_)));
         slots.iter().filter(|(_, slot)| is_compared(slot)).map(|(version, _)| version.clone()).collect()
     }
 
-    /// Whether anybody holds a version.
+    /// Returns true if a version has any holder.
     pub(crate) fn is_held(&self, version: &VersionName) -> bool {
         self.slots.lock().get(version).is_some_and(|slot| !slot.holders.is_empty())
     }
 }
 
 impl Closing {
-    /// Waits until the calls in work have let go of the version.
+    /// Waits until no call holds the version.
     pub(super) async fn drained(&self) {
         loop {
             let changed = self.changed.notified();

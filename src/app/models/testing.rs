@@ -1,4 +1,4 @@
-//! A version that the fake engine answers.
+//! Makes versions for the fake engine.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::{
     registry::{NewVersion, Normalised, Origin, Reads},
 };
 
-/// A version of a model with one head and no tensors, which the fake engine answers.
+/// Makes a version with one head and no tensors.
 pub(crate) fn answering(model: &str) -> NewVersion {
     let kind = v1::head::Kind::Regression(v1::RegressionHead { unit: "years".to_owned() });
     NewVersion {

@@ -1,4 +1,4 @@
-//! Loading, swaps and failures over a fake engine.
+//! Loads, alias moves and failures with a fake engine.
 
 use std::time::Duration;
 

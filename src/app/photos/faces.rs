@@ -1,7 +1,7 @@
-//! A photo with faces through the pipeline: decode, find, look again, cut out and judge, read and embed.
+//! Reads the faces of a photo: decode, detect, detect again at higher resolution, cut out and judge, read and embed.
 //!
-//! Work on pixels is done by the pixel pool, and what a network does by its version's queue on the device; the stages
-//! follow one another and none calls back.
+//! The pixel pool does the work on pixels; each network runs through its version's queue on the device. The stages run
+//! one after another, and none calls an earlier one.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -21,10 +21,10 @@ use crate::{
     vision::{DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote},
 };
 
-/// A face, cut out and judged.
+/// A face that was cut out and judged.
 struct Cut {
     quality: FaceQuality,
-    /// For each reader, in order; empty when the face is not fit.
+    /// One chip per reader, in order; empty if the face is unfit.
     chips: Vec<Arc<Input>>,
     reasons: Vec<AbstentionReason>,
 }
@@ -85,14 +85,14 @@ impl Photos {
         Ok((Outcome::Faces(FacesRead { n_found, faces }), notes, facts))
     }
 
-    /// Room for the faces of one photo; a single one needs none.
+    /// Reserves places for the faces of one photo; a single face needs none.
     async fn places(&self, plan: &Plan, n_faces: usize) -> Result<Option<OwnedSemaphorePermit>, AppError> {
         if n_faces <= 1 {
             return Ok(None);
         }
         let n_places = u32::try_from(n_faces).unwrap_or(u32::MAX).min(self.n_crowd_places);
         let place = Arc::clone(&self.crowds).acquire_many_owned(n_places);
-        let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos of many faces" };
+        let late = |_| AppError::DeadlineExceeded { during: "the wait for other photos with several faces" };
         let place = match plan.deadline {
             Some(deadline) => timeout_at(deadline.into(), place).await.map_err(late)?,
             None => place.await,
@@ -100,7 +100,7 @@ impl Photos {
         place.map(Some).map_err(|_| AppError::Stopping)
     }
 
-    /// Finds the picture that each face is to be cut out of: the view, or a part of the photo that the detector looks at
+    /// Chooses the image that each face is cut out of: the view, or a part of the photo in which the detector runs
     /// again.
     async fn look_again(
         &self,
@@ -128,7 +128,7 @@ impl Photos {
         Ok(stages.pipeline.crops(&view, faces, &parts, &found))
     }
 
-    /// Judges the faces, and cuts out those that are fit, once for each reader.
+    /// Judges the faces, and cuts the fit ones out, once per reader.
     async fn cut(
         &self,
         plan: &Plan,
@@ -151,7 +151,7 @@ impl Photos {
         Ok(self.pixels.run(plan.deadline, work).await?)
     }
 
-    /// Has every reader read a face at once.
+    /// Runs all readers on a face in parallel.
     async fn read_face(&self, plan: &Plan, stages: &FaceStages, cut: Cut) -> Result<Answered, AppError> {
         let reads = stages
             .readers(&plan.version().name)
@@ -169,13 +169,13 @@ impl Photos {
     }
 }
 
-/// The widest standard deviation that a head of the first reader gives.
+/// Returns the largest standard deviation of the first reader's heads.
 fn widest_spread(served: &[Served]) -> Option<f64> {
     let spreads = served.first().map(|served| served.output.spreads.as_slice()).unwrap_or_default();
     spreads.iter().flatten().copied().reduce(f32::max).map(f64::from)
 }
 
-/// A face that every reader has read.
+/// A face after all readers.
 struct Answered {
     quality: BTreeMap<String, f64>,
     reasons: Vec<AbstentionReason>,

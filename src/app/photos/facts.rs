@@ -1,4 +1,4 @@
-//! What was decided for a photo, apart from the answer.
+//! The decisions about a photo, apart from the answer.
 
 use std::time::Duration;
 
@@ -10,52 +10,52 @@ use crate::{
     proto::v1::{self, QualityThresholds},
 };
 
-/// What was decided for a photo: all that a record of the decision, a comparison of versions, or another protocol needs
-/// besides the answer.
+/// The decisions about a photo: what a decision log, a comparison of versions, or another protocol needs besides the
+/// answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// The version that answered.
     pub(crate) version: VersionName,
-    /// The version that found the faces, for one that reads faces.
+    /// The detector, for a version that reads faces.
     pub(crate) detector: Option<VersionName>,
-    /// The version that made the embedding, where one was wanted.
+    /// The version that computed the embedding, if one was requested.
     pub(crate) embedder: Option<VersionName>,
-    /// What faces had to reach to be answered, for a version that reads faces.
+    /// The thresholds of the faces, for a version that reads faces.
     pub(crate) thresholds: Option<QualityThresholds>,
     /// How long each stage took.
     pub(crate) took: Took,
     pub(super) photo: Bytes,
 }
 
-/// How long each stage took; absent for stages that the photo did not go through.
+/// How long each stage took; `None` for a stage that did not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Took {
-    /// Decoding, and the wait for it.
+    /// Decoding, including the wait for it.
     pub(crate) decode: Option<Duration>,
-    /// Finding faces, and looking again at some.
+    /// Detecting faces, including the second run.
     pub(crate) detection: Option<Duration>,
     /// Judging faces and cutting them out.
     pub(crate) alignment: Option<Duration>,
-    /// The wait for the device, of the first face.
+    /// The first face's wait for the device.
     pub(crate) queue: Option<Duration>,
-    /// The forward pass, of the first face.
+    /// The first face's forward pass.
     pub(crate) inference: Option<Duration>,
-    /// The embedding of the first face, the wait for it included.
+    /// The first face's embedding, including the wait for it.
     pub(crate) embedding: Option<Duration>,
-    /// From the arrival of the call to the answer.
+    /// From the call's arrival to the answer.
     pub(crate) total: Duration,
-    /// Images in the first face's batch; 0 where no network read anything.
+    /// The number of images in the first face's batch; 0 if no network ran.
     pub(crate) batch_size: usize,
 }
 
 impl Facts {
-    /// The SHA-256 of the photo's file. It is computed here, for it costs a large photo milliseconds and not every call
-    /// wants it.
+    /// Computes the SHA-256 of the photo's file. Not stored, because it takes milliseconds for a large photo and not
+    /// every call needs it.
     pub(crate) fn photo_digest(&self) -> Digest {
         Digest::of(&self.photo)
     }
 
-    /// Writes what was decided to the log, at the level debug.
+    /// Logs the decisions at level debug.
     pub(crate) fn log(&self) {
         if tracing::enabled!(tracing::Level::DEBUG) {
             let name = |version: &Option<VersionName>| version.as_ref().map(ToString::to_string);
@@ -74,7 +74,7 @@ impl Facts {
 }
 
 impl Took {
-    /// The contract's form.
+    /// Converts to the contract's form.
     pub(crate) fn to_proto(self) -> v1::Timing {
         v1::Timing {
             decode: self.decode.and_then(proto_duration),
@@ -89,7 +89,7 @@ impl Took {
     }
 }
 
-/// A duration in its wire form; absent beyond what that can express.
+/// Converts a duration to its wire form; `None` if out of range.
 pub(crate) fn proto_duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }

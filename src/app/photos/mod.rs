@@ -1,9 +1,9 @@
-//! A photo through the pipeline of the version that reads it.
+//! Reads photos: runs each through the pipeline of its version.
 //!
-//! A request is planned first ([`Plan`]): which version answers, what that depends on, which thresholds hold. Then the
-//! plan reads the photo. A version reads whole photos, or faces: a whole photo is decoded on the pixel pool and goes
-//! through the network; of one with faces, see `faces`. The future carries the deadline and the cancellation: dropped or
-//! expired work never reaches the device. What was decided comes out with the answer ([`Facts`]).
+//! A request is planned first ([`Plan`]): which version answers, what it depends on, which thresholds apply. The plan
+//! then reads the photo. Some versions read whole photos: the pixel pool decodes the photo, and the network runs on it.
+//! Others read faces: see `faces`. The future carries deadline and cancellation: dropped or expired work never reaches
+//! the device. The decisions are returned with the answer ([`Facts`]).
 
 mod faces;
 mod facts;
@@ -36,21 +36,21 @@ pub(crate) struct Photos {
     pixels: PixelPool,
     serving: ServingPool,
     faces: Arc<FacesConfig>,
-    /// Room for the faces of photos that have several: many such photos at once would have each other's faces refused,
-    /// and each whole photo with them, after most of the work is done.
+    /// Limits the faces in progress from photos with several. Otherwise many such photos would make each other's faces
+    /// overflow the queues, and each whole photo would fail after most of its work was done.
     crowds: Arc<Semaphore>,
-    /// How many faces that is.
+    /// The number of permits in `crowds`.
     n_crowd_places: u32,
 }
 
-/// What a caller wants of a photo.
+/// A caller's options for reading a photo.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wants {
-    /// The heads that are to be answered; empty: all.
+    /// The heads to answer; empty means all.
     pub heads: Vec<String>,
-    /// The faces that are to be read.
+    /// The faces to read.
     pub selection: FaceSelection,
-    /// Thresholds instead of the version's own.
+    /// Overrides of the version's thresholds.
     pub thresholds: QualityThresholds,
     /// Also return the embedding of the version that this one is paired with.
     pub embedding: bool,
@@ -60,55 +60,55 @@ pub(crate) struct Wants {
 pub(crate) struct Reading {
     /// The network's answer, or why there is none.
     pub(crate) outcome: Outcome,
-    /// What was odd about the photo's file.
+    /// Notes on the photo's file.
     pub(crate) notes: Vec<PhotoNote>,
-    /// What was decided.
+    /// The decisions about the photo.
     pub(crate) facts: Facts,
 }
 
-/// What became of a photo.
+/// The result of reading a photo.
 pub(crate) enum Outcome {
     /// The network answered for the whole photo.
     Answered(ImageOutput),
-    /// The photo is smaller than the version reads.
+    /// The photo is too small for the version.
     TooSmall {
-        /// Its width in pixels.
+        /// The photo's width in pixels.
         width: u32,
-        /// Its height in pixels.
+        /// The photo's height in pixels.
         height: u32,
-        /// The least side that the version reads.
+        /// The smallest side that the version reads, in pixels.
         min_side_px: u32,
     },
-    /// Faces were looked for.
+    /// The version reads faces; these were found.
     Faces(FacesRead),
 }
 
 /// The faces of a photo.
 pub(crate) struct FacesRead {
-    /// How many were found.
+    /// The number of faces found.
     pub(crate) n_found: usize,
-    /// Those that were selected, the largest first; empty when none was found, or several where one was asked for.
+    /// The selected faces, the largest first. Empty if none was found, or several where a single one was requested.
     pub(crate) faces: Vec<FaceRead>,
 }
 
 /// A face of a photo.
 pub(crate) struct FaceRead {
-    /// Where it is, in pixels of the photo as it was sent.
+    /// The face's position, in pixels of the photo as sent.
     pub(crate) face: DetectedFace,
-    /// Whether it is upside down in the photo and was rotated to be read.
+    /// True if the face is upside down in the photo and was rotated before reading.
     pub(crate) upside_down: bool,
-    /// How fit its picture is, by the signal's name.
+    /// The quality signals, by name.
     pub(crate) quality: BTreeMap<String, f64>,
-    /// Why it is not answered; empty when it is.
+    /// The reasons to abstain; empty if the face is answered.
     pub(crate) reasons: Vec<AbstentionReason>,
-    /// What the network says of it; absent when it is not answered.
+    /// The network's output; `None` if the face is not answered.
     pub(crate) output: Option<ImageOutput>,
-    /// Its embedding in the space that the version is paired with, when it was wanted and the face is answered.
+    /// The embedding in the paired space, if requested and the face is answered.
     pub(crate) embedding: Option<(EmbeddingSpace, Vec<f32>)>,
 }
 
 impl FacesRead {
-    /// Why no face was selected; empty when one was.
+    /// Returns why no face was selected; empty if one was.
     #[must_use]
     pub(crate) fn reasons(&self) -> Vec<AbstentionReason> {
         match (self.faces.is_empty(), self.n_found) {
@@ -120,8 +120,7 @@ impl FacesRead {
 }
 
 impl Photos {
-    /// Reads photos with `models` on `serving`, whose queues have room for `queue_capacity` pictures, with the work on
-    /// pixels done by `pixels`.
+    /// Creates a reader of photos. `queue_capacity` is the length of the queues of `serving`, in images.
     #[must_use]
     pub(crate) fn new(
         models: Models,
@@ -130,14 +129,14 @@ impl Photos {
         faces: FacesConfig,
         queue_capacity: usize,
     ) -> Self {
-        // Each face may wait for two networks, and half of the room stays for the callers of single faces.
+        // Each face may wait for two networks. Half of the queue stays free for callers with a single face.
         let n_crowd_places = u32::try_from(queue_capacity / 4).unwrap_or(u32::MAX).clamp(1, 1 << 16);
         let crowds = Arc::new(Semaphore::new(n_crowd_places as usize));
         Self { models, pixels, serving, faces: Arc::new(faces), crowds, n_crowd_places }
     }
 
     /// Plans a request: resolves the reference (`None`: the default model's champion), and loads the versions of all
-    /// stages if they are not loaded.
+    /// stages if necessary.
     ///
     /// # Errors
     /// When there is no such version or head, a threshold is out of bounds, or a version cannot be loaded.
@@ -161,17 +160,17 @@ impl Photos {
         let needed: Vec<_> = [&detector, &embedder].into_iter().flatten().map(|version| version.name.clone()).collect();
         let plan = Plan::new(Versions { reader, detector, embedder }, wants, &self.faces, call)?;
         self.models.ensure_loaded(&plan.version().name).await?;
-        // Loaded with the reader, but they may have failed since.
+        // They were loaded with the reader, but may have failed since.
         for version in &needed {
             self.models.ensure_loaded(version).await?;
         }
         Ok(plan)
     }
 
-    /// Reads one photo as planned.
+    /// Reads a photo according to a plan.
     ///
     /// # Errors
-    /// When the bytes are no readable image, or there is no room or time for it.
+    /// When the bytes cannot be decoded, or a limit or the deadline is reached.
     pub(super) async fn read(&self, plan: &Plan, photo: Bytes) -> Result<Reading, AppError> {
         check_photo("image", &photo)?;
         let version = plan.version().name.clone();
@@ -231,7 +230,7 @@ impl Photos {
     }
 }
 
-/// Refuses a photo without bytes, before anything is done for it; `field` is where it stands in the request.
+/// Refuses an empty photo early; `field` is its request field.
 pub(crate) fn check_photo(field: &'static str, photo: &[u8]) -> Result<(), AppError> {
     if photo.is_empty() {
         return Err(AppError::field(field, "must be the bytes of a JPEG, PNG or WebP file; it is empty"));
@@ -239,7 +238,7 @@ pub(crate) fn check_photo(field: &'static str, photo: &[u8]) -> Result<(), AppEr
     Ok(())
 }
 
-/// Notes in their wire form.
+/// Converts notes to their wire form.
 pub(super) fn notes_to_proto(notes: &[PhotoNote]) -> Vec<i32> {
     let in_wire_form = |note: &PhotoNote| match note {
         PhotoNote::EndMissing => v1::PhotoNote::EndMissing,

@@ -1,4 +1,4 @@
-//! What a request will need, decided once and before any of its work.
+//! Decides, before any work, what a request needs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,36 +14,36 @@ use crate::{
     vision::FacePipeline,
 };
 
-/// The plan of a request: which versions answer, by which thresholds, until when. Making it does no work and asks
-/// nothing; whoever carries it out need not check anything again.
+/// The plan of a request: versions, thresholds and deadline. Making it does no I/O; executing it needs no further
+/// checks.
 #[derive(Clone)]
 pub(crate) struct Plan {
-    /// The version that answers, with the pin that keeps it and what it depends on loaded.
+    /// The version that answers. Its pin keeps it and its dependencies loaded.
     pub(super) reader: Resolved,
     pub(super) stages: Stages,
-    /// When the answer is worthless.
+    /// The call's deadline.
     pub(super) deadline: Option<Instant>,
     pub(super) priority: Priority,
     pub(super) arrived: Instant,
 }
 
-/// The stages that a photo goes through.
+/// The stages of reading a photo.
 #[derive(Clone)]
 pub(super) enum Stages {
-    /// The photo is decoded to a square, and a network reads it.
+    /// The photo is decoded to a square, which a network reads.
     Photo { side_px: u32, min_side_px: u32 },
-    /// Faces are found, cut out and judged, and networks read each.
+    /// Faces are detected, cut out and judged, and networks read each.
     Faces(FaceStages),
 }
 
-/// The stages of a photo with faces.
+/// The stages of reading faces.
 #[derive(Clone)]
 pub(super) struct FaceStages {
     pub(super) detector: VersionName,
     pub(super) pipeline: Arc<FacePipeline>,
-    /// The space of the embedding that is wanted, too.
+    /// The space of the embedding, if one was requested.
     pub(super) space: Option<EmbeddingSpace>,
-    /// The version's thresholds, with those that the request named instead.
+    /// The version's thresholds, overridden by the request's.
     pub(super) thresholds: QualityThresholds,
     pub(super) selection: FaceSelection,
     pub(super) max_faces: usize,
@@ -54,7 +54,7 @@ pub(super) struct Versions {
     pub(super) reader: Resolved,
     /// The detector of a version that reads faces.
     pub(super) detector: Option<Arc<Version>>,
-    /// The version whose embedding is wanted, too.
+    /// The version of the embedding, if one was requested.
     pub(super) embedder: Option<Arc<Version>>,
 }
 
@@ -62,8 +62,8 @@ impl Plan {
     /// Plans a request for these versions.
     ///
     /// # Errors
-    /// When the version has no such head, reads no photos, or has no embedding that was wanted; when a threshold is out
-    /// of the configured bounds.
+    /// When the version has no such head, reads no photos, or lacks the requested embedding; when a threshold is
+    /// outside the configured bounds.
     pub(super) fn new(versions: Versions, wants: &Wants, config: &FacesConfig, call: &Call) -> Result<Self, AppError> {
         let Versions { reader, detector, embedder } = versions;
         check_heads(&reader.version, &wants.heads)?;
@@ -73,7 +73,7 @@ impl Plan {
         };
         let stages = match &reader.version.reads {
             Reads::Finds(_) => {
-                return Err(unsupported("finds faces and answers nothing about them; ask a version that reads them"));
+                return Err(unsupported("only finds faces; use a version that reads them"));
             }
             Reads::Photos { .. } if wants.embedding => {
                 return Err(unsupported("reads whole photos and is paired with no embedding; enrol the photo instead"));
@@ -107,14 +107,14 @@ impl Plan {
         Ok(Self { reader, stages, deadline: call.deadline, priority: call.priority, arrived: call.arrived })
     }
 
-    /// The version that answers.
+    /// Returns the version that answers.
     pub(crate) fn version(&self) -> &Arc<Version> {
         &self.reader.version
     }
 }
 
 impl FaceStages {
-    /// The versions that read each face, in order: the one that answers, then the one whose embedding is wanted.
+    /// Returns the versions that read each face: the one that answers, then the one for the embedding, if requested.
     pub(super) fn readers<'a>(&'a self, reader: &'a VersionName) -> impl Iterator<Item = &'a VersionName> {
         std::iter::once(reader).chain(self.space.as_ref().map(|space| &space.version))
     }

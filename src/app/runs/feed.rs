@@ -1,7 +1,7 @@
-//! What a run's watchers see: numbered events, kept ones from the store, then live ones.
+//! The numbered events of a run for its watchers: stored events first, then live ones.
 //!
-//! Events between two kept ones (a step's progress) are told to those who watch and then forgotten. A watcher that is
-//! slow misses some of those, never the end.
+//! Events between two stored ones (a step's progress) are sent only to current watchers. A slow watcher misses some of
+//! those, never the end.
 
 use std::{collections::VecDeque, time::SystemTime};
 
@@ -18,10 +18,10 @@ use crate::proto::{
 /// One event of a run.
 pub(super) type Event = v1::WatchTrainingRunResponse;
 
-/// Events a slow watcher may lie behind before it misses some.
+/// The number of events that a slow watcher may lag behind before it misses some.
 const BACKLOG: usize = 256;
 
-/// The live end of a run's events.
+/// The live events of a run.
 pub(super) struct Feed {
     state: Mutex<State>,
     live: broadcast::Sender<Event>,
@@ -37,19 +37,19 @@ impl Feed {
         Self { state: Mutex::new(State { last_sequence, progress: None }), live: broadcast::channel(BACKLOG).0 }
     }
 
-    /// The number of the next event.
+    /// Returns the number of the next event.
     pub(super) fn next_sequence(&self) -> i64 {
         let mut state = self.state.lock();
         state.last_sequence += 1;
         state.last_sequence
     }
 
-    /// Tells an event to those who watch, after it was stored if it is to be kept.
+    /// Publishes an event to watchers. An event to be stored must be stored first.
     pub(super) fn tell(&self, event: Event) {
         if let Some(Kind::Progress(progress)) = &event.event {
             self.state.lock().progress = Some(progress.clone());
         }
-        // Nobody watching is no error.
+        // It fails only if nobody is watching.
         let _ = self.live.send(event);
     }
 
@@ -62,17 +62,17 @@ impl Feed {
     }
 }
 
-/// An event that happens now.
+/// Makes an event with the current time.
 pub(super) fn event(sequence: i64, kind: Kind) -> Event {
     Event { sequence, time: Some(SystemTime::now().into()), event: Some(kind) }
 }
 
-/// A run's end.
+/// Makes the event of a run's end.
 pub(super) fn ended(record: &RunRecord) -> Kind {
     Kind::Ended(run_to_proto(record))
 }
 
-/// A run's events in order, each once, to its end.
+/// The events of a run, in order, each once, until its end.
 pub(super) struct Watch {
     kept: VecDeque<Event>,
     live: Option<broadcast::Receiver<Event>>,
@@ -84,12 +84,12 @@ impl Watch {
         Self { kept: kept.into(), live, last_sequence: after }
     }
 
-    /// The events as a stream.
+    /// Returns the events as a stream.
     pub(super) fn events(self) -> BoxStream<'static, Event> {
         stream::unfold(self, |mut watch| async { watch.next().await.map(|event| (event, watch)) }).boxed()
     }
 
-    /// The next event, or `None` after the end.
+    /// Returns the next event, or `None` after the end.
     pub(super) async fn next(&mut self) -> Option<Event> {
         loop {
             let event = match self.kept.pop_front() {
@@ -130,7 +130,7 @@ mod tests {
         let feed = Feed::new(0);
         let kept: Vec<_> = (0..3).map(|i| progress(&feed, i)).collect();
         let live = feed.subscribe();
-        // The third is both stored and told, as happens to one that arrives while the store is read.
+        // The third is stored and also published live, as when it happens while the store is read.
         feed.tell(kept[2].clone());
         feed.tell(progress(&feed, 3));
         feed.tell(end(&feed));

@@ -1,9 +1,9 @@
-//! Training runs: started, followed, cancelled, recovered after a restart.
+//! Training runs: start, watch, cancel, and recover after a restart.
 //!
-//! A run is a record in the store and, while it lasts, a task that owns its child process. The task alone changes the
-//! record. A finished run and the version it made are written in one commit, so there is never one without the other.
-//! `feed.rs` tells watchers what happens, `task.rs` leads one run from the queue to its end, `operations.rs` has a run as
-//! a long-running operation.
+//! A run is a record in the store and, until it ends, a task that owns its child process. Only the task changes the
+//! record. A finished run and its version are stored in one commit, so neither exists without the other. `feed.rs`
+//! publishes events to watchers, `task.rs` runs one run from the queue to its end, `operations.rs` shows runs as
+//! long-running operations.
 
 mod feed;
 mod operations;
@@ -34,26 +34,26 @@ use crate::{
     training::{Launcher, Recipe, Roots, Source},
 };
 
-/// The largest recipe, encoded: it is part of every answer about its run, and of the job.
+/// The largest encoded recipe: it is part of the job and of every answer about its run.
 const MAX_RECIPE_BYTES: usize = 256 << 10;
 
-/// The longest message of a run's end, in characters.
+/// The longest error message of a run, in characters.
 const MAX_END_CHARS: usize = 2_000;
 
-/// The bounds of training on this server.
+/// The settings of training on this server.
 #[derive(Clone, Debug)]
 pub(crate) struct RunSettings {
-    /// Runs that train at once; more wait.
+    /// Maximum number of runs that train at once.
     pub max_concurrent: usize,
-    /// Runs that may wait.
+    /// Maximum number of runs that wait.
     pub max_queued: usize,
-    /// auto, cpu or cuda:N
+    /// The device: auto, cpu or cuda:N.
     pub device: String,
     /// Threads of a training process; 0: the number of cores.
     pub n_threads: u32,
-    /// Where training processes may write; made if absent.
+    /// The folder for training processes' files; created if absent.
     pub scratch_dir: PathBuf,
-    /// Pixel cap of a training image.
+    /// The most pixels of a training image that is decoded.
     pub max_pixels: u64,
 }
 
@@ -71,7 +71,7 @@ struct Shared {
     settings: RunSettings,
     slots: Arc<Semaphore>,
     active: Mutex<HashMap<String, Arc<Active>>>,
-    /// Held from the count of those that wait until one more does.
+    /// Locked from counting the runs until the new one is counted, too.
     starting: Mutex<()>,
     tasks: TaskTracker,
     /// Cancelled to end the runs.
@@ -89,16 +89,16 @@ struct Active {
 /// What to train.
 #[derive(Clone, Debug)]
 pub(crate) struct NewRun {
-    /// The model that gets a version; made if it does not exist.
+    /// The model that gets the version; created if it does not exist.
     pub model: ModelId,
-    /// As the caller sent it.
+    /// The recipe as received.
     pub recipe: v1::Recipe,
-    /// As the caller sent them.
+    /// The data sources as received.
     pub sources: Vec<v1::DataSource>,
 }
 
 impl Runs {
-    /// Opens the runs; those that waited when the server stopped wait again, those that trained have failed.
+    /// Opens the runs. Queued runs wait again; runs that were training have failed.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -131,7 +131,7 @@ impl Runs {
         Ok(runs)
     }
 
-    /// Removes what a killed server left of its runs; the store's lock says that nobody else uses the folder.
+    /// Removes the scratch files of a killed server. The store's lock guarantees that no other process uses the folder.
     fn sweep_scratch(&self) -> Result<(), AppError> {
         let scratch_dir = &self.shared.settings.scratch_dir;
         match std::fs::remove_dir_all(scratch_dir) {
@@ -175,10 +175,10 @@ impl Runs {
         Ok(rows.first().and_then(|(_, r)| r.event.as_ref()).map_or(0, |e| e.sequence))
     }
 
-    /// Starts a run. A caller that leaves while the run is being written still has started it.
+    /// Starts a run. If the caller leaves while the run is being stored, it still starts.
     ///
     /// # Errors
-    /// When the recipe or a source is wrong, a path leads outside the roots, or too many runs wait.
+    /// When the recipe or a source is wrong, a path is outside the roots, or too many runs wait.
     pub(crate) async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
         let (runs, call) = (self.clone(), call.clone());
         detached(async move {
@@ -188,14 +188,14 @@ impl Runs {
                 Answer::New(id) => id,
                 Answer::Stored(started) => started.name.trim_start_matches("trainingRuns/").to_owned(),
             };
-            let id = RunId::parse(&id).ok_or_else(|| AppError::Internal(format!("{id:?} is no id of a run")))?;
+            let id = RunId::parse(&id).ok_or_else(|| AppError::Internal(format!("{id:?} is not the id of a run")))?;
             let run = runs.get(&call, id).await?;
             Ok(runs.as_operation(run).await)
         })
         .await
     }
 
-    /// The record of a new run, apart from what its paths lead to.
+    /// Checks a new run, except its paths, and makes its record.
     async fn checked(&self, new: NewRun) -> Result<RunRecord, AppError> {
         let n_bytes = new.recipe.encoded_len();
         if n_bytes > MAX_RECIPE_BYTES {
@@ -204,14 +204,14 @@ impl Runs {
         }
         let mut recipe = Recipe::from_proto(&new.recipe)?.to_proto();
         if let Some(v1::recipe::WarmStart::Version(reference)) = &recipe.warm_start {
-            // What an alias means is settled now, and the record says it.
+            // An alias is resolved now, and the record names the version.
             let version = self.shared.models.resolve(Some(&ModelRef::parse("recipe.version", reference)?))?;
             let parent = self.shared.models.version(&version).await?;
             if new.recipe.architecture() == v1::Architecture::Unspecified {
                 recipe.set_architecture(parent.architecture());
             } else if recipe.architecture() != parent.architecture() {
                 let rule =
-                    format!("{version} is a {}; leave it out, or name that", parent.architecture().as_str_name());
+                    format!("{version} is a {}; use that, or leave the field out", parent.architecture().as_str_name());
                 return Err(AppError::field("recipe.architecture", rule));
             }
             recipe.warm_start = Some(v1::recipe::WarmStart::Version(version.to_string()));
@@ -227,7 +227,7 @@ impl Runs {
         })
     }
 
-    /// Stores a new run and lets it wait; gives its id.
+    /// Stores a new run and queues it; returns its id.
     fn queue(&self, record: RunRecord, once: &Idempotent) -> Result<String, AppError> {
         self.check_paths(&record)?;
         let _turn = self.shared.starting.lock();
@@ -245,7 +245,7 @@ impl Runs {
         Ok(id)
     }
 
-    /// What a run names must be there, and under a root, now and again when the child opens it.
+    /// Checks that the run's paths exist under a root. The child checks again when it opens them.
     fn check_paths(&self, record: &RunRecord) -> Result<(), AppError> {
         self.resolved_sources(record)?;
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
@@ -269,12 +269,12 @@ impl Runs {
             let id = record.id.clone();
             task::lead(&runs, &active, record).await;
             runs.shared.active.lock().remove(&id);
-            // Watchers see the end of the feed when its last holder goes, after the run is no longer active.
+            // Dropping the last `Active` closes the feed for watchers, so the run is removed from `active` first.
             drop(active);
         });
     }
 
-    /// A run as it stands.
+    /// Returns a run's current state.
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
@@ -292,7 +292,7 @@ impl Runs {
         .await
     }
 
-    /// A run for callers. Progress is stored now and then; the feed knows it to the step.
+    /// Converts a run for callers. Stored progress may be old; the feed has the latest step.
     fn shown(&self, record: &RunRecord) -> v1::TrainingRun {
         let mut run = run_to_proto(record);
         let active = self.shared.active.lock().get(&record.id).cloned();
@@ -302,7 +302,7 @@ impl Runs {
         run
     }
 
-    /// A page of the runs, newest first; of one model, if given.
+    /// Returns a page of the runs, newest first, optionally of one model.
     ///
     /// # Errors
     /// When the store fails.
@@ -317,7 +317,7 @@ impl Runs {
         self.page(page, is_of_model).await
     }
 
-    /// A page of the runs that are `wanted`, newest first.
+    /// Returns a page of the runs for which `wanted` is true, newest first.
     async fn page(
         &self,
         page: Page,
@@ -335,7 +335,7 @@ impl Runs {
         Ok(paged.map(|record| self.shown(&record)))
     }
 
-    /// What happened to a run after event `after`, and what happens until it ends.
+    /// Returns the events of a run after event `after`, until it ends.
     ///
     /// # Errors
     /// [`AppError::RunNotFound`].
@@ -344,7 +344,7 @@ impl Runs {
     }
 
     async fn watched(&self, id: RunId, after: i64) -> Result<Watch, AppError> {
-        // Subscribed before the stored events are read: what happens meanwhile is in both, and comes once.
+        // Subscribed before the stored events are read: events in between appear in both, and are returned once.
         let live = self.shared.active.lock().get(id.as_str()).map(|active| active.feed.subscribe());
         let record = self.record(id.clone()).await?;
         let store = Arc::clone(&self.shared.store);
@@ -357,13 +357,14 @@ impl Runs {
         .await?;
         let has_ended = !matches!(record.state(), v1::RunState::Queued | v1::RunState::Running);
         if has_ended && kept.is_empty() {
-            // Not every event was stored, so one who watched before a crash may have seen higher numbers than the end's.
+            // Not every event is stored, so before a crash a watcher may have seen numbers above that of the stored
+            // end.
             kept.push(feed::event(after.max(0).saturating_add(1), feed::ended(&record)));
         }
         Ok(Watch::new(kept, live, after))
     }
 
-    /// Stops every run and waits until each has written its end.
+    /// Cancels every run and waits until each has stored its end.
     pub(super) async fn stop(&self) {
         self.shared.tasks.close();
         self.shared.stopping.cancel();
@@ -371,24 +372,24 @@ impl Runs {
     }
 }
 
-/// Why a run did not make a version.
+/// Why a run made no version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RunErrorKind {
-    /// The data, the recipe or the weights, under which a loss that became no number is, too: the caller must act.
+    /// Bad data, recipe or weights; includes a NaN loss. The caller must act.
     Invalid,
-    /// Memory ran out.
+    /// Out of memory.
     Memory,
-    /// The caller asked for it.
+    /// The caller cancelled the run.
     Cancelled,
     /// The server stopped.
     Interrupted,
-    /// The process died or broke its protocol.
+    /// The process crashed or violated the protocol.
     Internal,
 }
 
-/// A run's end as an error, in the form in which it is stored and answered.
+/// Makes the error of a run's end, as it is stored and returned.
 fn run_error(kind: RunErrorKind, message: &str) -> rpc::Status {
-    // The numbers of google.rpc.Code.
+    // The codes of google.rpc.Code.
     let code = match kind {
         RunErrorKind::Cancelled => 1,
         RunErrorKind::Invalid => 3,
@@ -444,7 +445,7 @@ fn event_key(id: &str, sequence: i64) -> Vec<u8> {
     join_key(&[id.as_bytes(), &sequence.to_be_bytes()])
 }
 
-/// The writes of a run's record, with the event that goes with it.
+/// Returns the writes of a run's record and, if given, its event.
 fn record_batch(record: &RunRecord, event: Option<&Event>) -> Batch {
     let mut batch = Batch::default();
     batch.put_record(Table::Runs, record.id.as_bytes(), record);

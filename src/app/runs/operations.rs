@@ -1,4 +1,4 @@
-//! A training run as a long-running operation, of the same id.
+//! Training runs as long-running operations with the same ids.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ use crate::{
     store::{StoreExt, Table},
 };
 
-/// The longest wait for an end, also where the caller names no bound.
+/// The longest wait for the end of an operation, and the default.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// A run and what came of it.
+/// A run and its outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct RunOperation {
-    /// The run as it stands.
+    /// The run's current state.
     pub run: v1::TrainingRun,
-    /// The version that it made, or why it made none; nothing until it has ended.
+    /// The version that it made, or its error; `None` until it has ended.
     pub outcome: Option<Result<v1::ModelVersion, rpc::Status>>,
 }
 
 impl Runs {
-    /// A page of the operations, newest first.
+    /// Returns a page of the operations, newest first.
     ///
     /// # Errors
     /// When the store fails.
@@ -36,7 +36,7 @@ impl Runs {
         Ok(Paged { items: operations, next_page_token })
     }
 
-    /// An operation as it stands.
+    /// Returns an operation's current state.
     ///
     /// # Errors
     /// [`AppError::OperationNotFound`] when there is no such run, or its operation was deleted.
@@ -45,7 +45,7 @@ impl Runs {
         Ok(self.as_operation(self.shown(&record)).await)
     }
 
-    /// Waits until an operation is done, for `timeout` or until the call's deadline at most, and gives it as it stands
+    /// Waits until an operation is done, but at most for `timeout` and until the call's deadline. Returns its state
     /// then.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Runs {
         self.operation(call, id).await
     }
 
-    /// Asks a run to stop.
+    /// Cancels a run.
     ///
     /// # Errors
     /// As [`Runs::operation`]; [`AppError::RunFinal`].
@@ -116,7 +116,7 @@ impl Runs {
         }
     }
 
-    /// A run with what came of it; only the name of its version, should that have been deleted since.
+    /// Adds a run's outcome. If its version has been deleted since, only the version's name is set.
     pub(super) async fn as_operation(&self, run: v1::TrainingRun) -> RunOperation {
         let outcome = match run.state() {
             v1::RunState::Succeeded => {

@@ -1,4 +1,4 @@
-//! Leads one run: waits for a place, starts the child, records what it says, registers what it made.
+//! Runs one training run: waits for a slot, starts the child, records its events, registers the version.
 
 use std::{
     path::Path,
@@ -21,10 +21,10 @@ use crate::{
     training::RunningWorker,
 };
 
-/// Progress is stored at each epoch's end and at least this often.
+/// Progress is stored at the end of each epoch and at least this often.
 const KEEP_PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// Leads a run to its end; whatever happens, the end is written.
+/// Runs a training run to its end, and always stores the end.
 pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
     let end = match train(runs, active, &mut record).await {
         Ok(End::Registered | End::StillQueued) => return,
@@ -51,13 +51,13 @@ pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
     }
 }
 
-/// How a run's task ended.
+/// The result of a run's task.
 enum End {
-    /// The version and the run's end are stored and told.
+    /// The version and the run's end are stored and published.
     Registered,
-    /// The server stopped before the run began: it waits again at the next start.
+    /// The server stopped before the run began; it waits again after the next start.
     StillQueued,
-    /// No version; the end is still to be written.
+    /// There is no version; the end is still to be stored.
     Failed(rpc::Status),
 }
 
@@ -97,7 +97,8 @@ async fn train(runs: &Runs, active: &Active, record: &mut RunRecord) -> Result<E
     }
 }
 
-/// What the child must know; what it may not read from the store is written to its scratch folder.
+/// Prepares the child's job. The child does not read the store, so weights from the store are written to its scratch
+/// folder.
 async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job, AppError> {
     let settings = &runs.shared.settings;
     let mut job = Job {
@@ -121,7 +122,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
                 loop {
                     let tensors = registry.load_tensors(&version)?;
                     write_safetensors(&file, &tensors)?;
-                    // Where a cache file was cut while it was read, the next look makes it again from the store.
+                    // If a cache file was truncated while being read, the next read restores it from the store.
                     if tensors.iter().all(TensorData::is_intact) {
                         return Ok(());
                     }
@@ -138,7 +139,7 @@ async fn prepare(runs: &Runs, record: &RunRecord, scratch: &Path) -> Result<Job,
     Ok(job)
 }
 
-/// Records what the child says until it has said all, or the run is told to stop.
+/// Records the child's events until the last one, or until the run is cancelled.
 async fn follow(
     runs: &Runs,
     active: &Active,
@@ -171,14 +172,14 @@ async fn follow(
                     active.feed.tell(feed::event(active.feed.next_sequence(), Kind::Progress(progress)));
                 }
             }
-            // Its last word comes with its exit.
+            // The exit carries this result, too.
             Some(Some(Said::Finished(_) | Said::Failed(_)) | None) => {}
             None => return Ok(()),
         }
     }
 }
 
-/// The end of a run that was told to stop: by its caller, or with the server.
+/// Returns the end of a run that its caller or the stopping server cancelled.
 fn stopped(runs: &Runs) -> End {
     End::Failed(if runs.shared.stopping.is_cancelled() {
         run_error(RunErrorKind::Interrupted, "the server stopped while the run was training; start it again")
@@ -197,7 +198,7 @@ fn failure(failed: &Failed) -> rpc::Status {
     run_error(kind, &failed.message)
 }
 
-/// Registers what the child made, the run's end in the same commit.
+/// Registers the version and stores the run's end in the same commit.
 async fn register(
     runs: &Runs,
     active: &Active,
@@ -218,7 +219,7 @@ async fn register(
         architecture: recipe.architecture(),
         heads: finished.heads,
         reads: Reads::parse(finished.preprocessing.as_ref())
-            .map_err(|detail| AppError::Internal(format!("what the training process made: {detail}")))?,
+            .map_err(|detail| AppError::Internal(format!("the training process made an invalid version: {detail}")))?,
         tensors,
         calibrations: finished.calibrations,
         embedding_layers: crate::app::embedding_layers(),
@@ -256,11 +257,11 @@ async fn register(
     })
     .await?;
     if let Err(error) = runs.shared.models.refresh().await {
-        // The version is stored and the run has ended; another change of an alias will read them again.
-        tracing::error!(%version, %error, "the aliases cannot be read anew");
+        // The version is stored and the run has ended; the next change of an alias reads the aliases again.
+        tracing::error!(%version, %error, "cannot read the aliases again");
     }
     if !runs.shared.models.aliases_of(&version).is_empty() {
-        // The first version of a model is its champion at once; a load that fails is told to who calls it.
+        // A model's first version becomes its champion at once. If the load fails, callers get its error.
         if let Err(error) = runs.shared.models.ensure_loaded(&version).await {
             tracing::error!(%version, %error, "the new version cannot be loaded");
         }
@@ -272,7 +273,7 @@ async fn register(
     Ok(End::Registered)
 }
 
-/// The child's tensors, once the file is shown to be the one it wrote, in its own folder.
+/// Reads the child's weights, after checking that the file is in its folder and has the announced digest.
 async fn read_weights(finished: &Finished, scratch: &Path) -> Result<Vec<TensorData>, AppError> {
     let file = Path::new(&finished.weights_file).to_owned();
     let (digest, scratch) = (finished.weights_digest.clone(), scratch.to_owned());
@@ -280,7 +281,7 @@ async fn read_weights(finished: &Finished, scratch: &Path) -> Result<Vec<TensorD
         if !file.starts_with(&scratch) {
             return Err(AppError::Internal("the training process wrote its weights elsewhere".to_owned()));
         }
-        // Read once: what is registered are the bytes whose digest is known.
+        // Read only once, so that the registered bytes are those of the digest.
         let bytes = std::fs::read(&file).map_err(|e| AppError::Internal(format!("{}: {e}", file.display())))?;
         if Digest::of(&bytes).as_bytes().as_slice() != digest {
             return Err(AppError::Internal("the training process's weights differ from what it announced".to_owned()));
@@ -290,7 +291,7 @@ async fn read_weights(finished: &Finished, scratch: &Path) -> Result<Vec<TensorD
     .await
 }
 
-/// Stores first, tells then: what a watcher was told is there after a crash.
+/// Stores an event, then publishes it, so that no published event is lost in a crash.
 async fn write(runs: &Runs, active: &Active, record: &RunRecord, kind: Kind) -> Result<(), AppError> {
     let event = feed::event(active.feed.next_sequence(), kind);
     let store = std::sync::Arc::clone(&runs.shared.store);
@@ -311,7 +312,7 @@ mod tests {
         vec![TensorData { name: "w".to_owned(), shape: vec![1], dtype: Dtype::F32, bytes: vec![fill; 4].into() }]
     }
 
-    /// A file that holds something else at its second reading.
+    /// Uses a pipe: a file whose content differs at the second reading.
     #[tokio::test]
     async fn weights_are_what_was_digested() {
         let dir = tempfile::tempdir().unwrap();
@@ -326,7 +327,7 @@ mod tests {
             move || {
                 for content in contents {
                     fs::write(&pipe, content).unwrap();
-                    // Until the reader has closed it, the next content would be the same file's.
+                    // Waits until the reader has closed the pipe; otherwise it would read the next content as well.
                     while fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).is_ok() {}
                 }
             }

@@ -1,6 +1,6 @@
-//! Draws labelled pictures from a seed, for tests that train: simple heads whose colour tells the age and whose shape
-//! tells the gender, so that a small network learns both in a minute. The hair and the eyes belong to a person, so
-//! that two pictures of one person are more alike than those of two.
+//! Draws labelled images from a seed, for tests that train: simple heads whose colour shows the age and whose shape
+//! shows the gender, so that a small network learns both in a minute. Hair and eyes identify a person, so two images of
+//! one person are more similar than those of two people.
 
 use std::{
     fs,
@@ -12,35 +12,35 @@ use image::{ImageFormat, Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Width and height of a picture in pixels.
+/// Width and height of an image, in pixels.
 const SIDE_PX: u32 = 80;
-/// The oldest that is drawn, in years.
+/// The highest age, in years.
 const MAX_AGE: u8 = 90;
 
-/// Who is drawn.
+/// The person to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Person {
-    /// Years, 1 to 90: the head's colour, from blue over grey to red.
+    /// The age in years, 1 to 90; sets the head's colour, from blue over grey to red.
     pub(crate) age: u8,
-    /// A square head; a round one otherwise.
+    /// True for a square head, false for a round one.
     pub(crate) is_female: bool,
-    /// Hair and eyes.
+    /// Selects hair and eyes.
     pub(crate) identity: u64,
 }
 
 impl Person {
-    /// The person of a number; neighbours in number have nothing in common.
+    /// Returns the person with a number; persons with adjacent numbers are unrelated.
     pub(crate) fn of(identity: u64) -> Self {
         let mut dice = ChaCha8Rng::seed_from_u64(identity);
         Self { age: dice.random_range(1..=MAX_AGE), is_female: dice.random(), identity }
     }
 
-    /// `female` or `male`.
+    /// Returns `female` or `male`.
     pub(crate) fn gender(self) -> &'static str {
         if self.is_female { "female" } else { "male" }
     }
 
-    /// One picture; another `shot` moves the head and changes the noise.
+    /// Draws one image; another `shot` moves the head and changes the noise.
     pub(crate) fn draw(self, shot: u64) -> RgbImage {
         let mut person = ChaCha8Rng::seed_from_u64(self.identity ^ 0x5eed);
         let hair: [u8; 3] = person.random();
@@ -70,7 +70,7 @@ impl Person {
         })
     }
 
-    /// One picture as a file's bytes.
+    /// Draws and encodes one image.
     pub(crate) fn photo(self, shot: u64, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         self.draw(shot).write_to(&mut bytes, format).unwrap();
@@ -78,7 +78,7 @@ impl Person {
     }
 }
 
-/// Writes the persons `first..first + n` as a folder of UTKFace names, JPEG and PNG by turns; gives the files.
+/// Writes the persons `first..first + n` as a folder with UTKFace names, alternating JPEG and PNG; returns the files.
 pub(crate) fn write_utkface(folder: &Path, first: u64, n: u64) -> Vec<PathBuf> {
     fs::create_dir_all(folder).unwrap();
     (first..first + n)
@@ -93,8 +93,8 @@ pub(crate) fn write_utkface(folder: &Path, first: u64, n: u64) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Writes the persons `0..n` as `faces/*` and the table `faces.csv` with the columns path, age, gender, smoker (a
-/// label that every third row lacks) and split; every fifth row is `valid`, every tenth `calibration`. Gives the table.
+/// Writes the persons `0..n` as `faces/*` and a table `faces.csv`. Its columns are path, age, gender, smoker (missing
+/// in every third row) and split (every fifth row is `valid`, every tenth `calibration`). Returns the table.
 pub(crate) fn write_table(folder: &Path, n: u64) -> PathBuf {
     fs::create_dir_all(folder.join("faces")).unwrap();
     let mut table = "path,age,gender,smoker,split\n".to_owned();
@@ -120,8 +120,8 @@ pub(crate) fn write_table(folder: &Path, n: u64) -> PathBuf {
     file
 }
 
-/// Adds files to a folder of UTKFace names that a training must report and go on: a name with a field too few, a name
-/// with a space, a JPEG cut short and a text that calls itself a JPEG. Gives their names.
+/// Adds files to a folder with UTKFace names that training must report and skip: a name with a field missing, a name
+/// with a space, a truncated JPEG, and a text named like a JPEG. Returns their names.
 pub(crate) fn write_bad_files(folder: &Path) -> [&'static str; 4] {
     let whole = Person::of(0).photo(0, ImageFormat::Jpeg);
     let names = ["39_1_20170116174525125.jpg", "24_0_1_20170116220224657 .jpg", "30_0_1_1.jpg", "30_1_1_2.jpg"];

@@ -1,4 +1,4 @@
-//! What the tests share: servers, clients, generated faces.
+//! Shared parts of the tests: servers, clients, generated faces.
 
 #[allow(dead_code, reason = "the tests of training data use more of it")]
 pub(crate) mod faces;
@@ -17,7 +17,7 @@ use visage::proto::v1::{
 
 pub(crate) type Channel = tonic::transport::Channel;
 
-/// A client of every service.
+/// A client for each service.
 #[derive(Clone)]
 pub(crate) struct Clients {
     pub(crate) channel: Channel,
@@ -37,7 +37,7 @@ impl Clients {
             .await
             .unwrap();
         Self {
-            // The tests send what is too large on purpose.
+            // The tests send oversized messages on purpose.
             visage: VisageServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),
             models: ModelServiceClient::new(channel.clone()),
             training: TrainingServiceClient::new(channel.clone()),
@@ -47,7 +47,7 @@ impl Clients {
         }
     }
 
-    /// Follows a run to its end.
+    /// Watches a run to its end.
     pub(crate) async fn finish(&mut self, run: &str) -> v1::TrainingRun {
         let request = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence: 0 };
         let mut events = self.training.watch_training_run(request).await.unwrap().into_inner();
@@ -60,7 +60,7 @@ impl Clients {
     }
 }
 
-/// The reason of an error, by which machines tell errors apart.
+/// Returns the machine-readable reason of an error.
 pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_error_details().error_info().cloned();
     let info = info.unwrap_or_else(|| panic!("{status:?} has no ErrorInfo"));
@@ -68,12 +68,12 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// All details of an error.
+/// Returns all details of an error.
 pub(crate) fn details(status: &Status) -> ErrorDetails {
     status.get_error_details()
 }
 
-/// A recipe that trains in a second and still learns the generated faces.
+/// Returns a recipe that trains in a second and still learns the generated faces.
 pub(crate) fn quick_recipe() -> v1::Recipe {
     v1::Recipe {
         architecture: v1::Architecture::Resnet18.into(),
@@ -97,7 +97,7 @@ pub(crate) fn quick_recipe() -> v1::Recipe {
     }
 }
 
-/// The folder of generated faces as a source.
+/// Returns the folder of generated faces as a source.
 pub(crate) fn utkface(folder: &std::path::Path) -> v1::DataSource {
     let path = folder.to_str().unwrap().to_owned();
     v1::DataSource { source: Some(v1::data_source::Source::Utkface(v1::UtkFaceFolder { path })) }

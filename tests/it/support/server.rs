@@ -1,4 +1,4 @@
-//! A `visage serve` child process on its own data folder.
+//! Runs `visage serve` as a child process on its own data folder.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// An empty one; `extra` is further configuration.
+    /// Makes an empty home; `extra` is additional configuration.
     pub(crate) fn new(extra: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(home.path("photos")).unwrap();
@@ -37,7 +37,7 @@ impl Home {
         home
     }
 
-    /// One whose server has `models/face` with one version, and the faces it was trained on under `photos`.
+    /// Makes a home whose server has `models/face` with one version, and its training faces under `photos`.
     pub(crate) async fn trained(extra: &str) -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         copy(&template().await.join("data"), &home.path("data"));
@@ -49,7 +49,7 @@ impl Home {
     pub(crate) fn configure(&self, extra: &str) {
         let data = self.path("data");
         let photos = self.path("photos");
-        // `extra` comes as whole sections; the two that every test needs stand first.
+        // `extra` has whole sections, so the two settings that every test needs come first.
         let text = format!("data_dir = {data:?}\n\n[training]\nroots = [{photos:?}]\n{extra}");
         fs::write(self.path("visage.toml"), text).unwrap();
     }
@@ -64,14 +64,14 @@ impl Home {
         command
     }
 
-    /// Starts a server and waits until it has loaded what it can.
+    /// Starts a server and waits until it has loaded the needed versions.
     pub(crate) async fn serve(&self) -> Server {
         let server = self.start();
         server.until_ready().await;
         server
     }
 
-    /// Starts a server, which listens when this returns.
+    /// Starts a server and waits until it listens.
     pub(crate) fn start(&self) -> Server {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut child =
@@ -85,7 +85,7 @@ impl Home {
             let _ = child.wait();
             panic!("the server ended at start:\n{}", self.log());
         };
-        // The pipe stays open and read, so that the server never waits for room in it.
+        // Reads the pipe to its end, so that the server never blocks on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Server { child, url }
     }
@@ -101,7 +101,7 @@ impl Server {
         loop {
             if let Ok(channel) = tonic::transport::Endpoint::from_shared(self.url.clone()).unwrap().connect().await {
                 let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-                // The whole is not well while a champion is broken, which some tests are about.
+                // The whole server is unhealthy while a champion is broken, which some tests need.
                 let request = tonic_health::pb::HealthCheckRequest { service: "visage.v1.ModelService".to_owned() };
                 if health.check(request).await.is_ok_and(|r| r.into_inner().status == 1) {
                     return;
@@ -116,13 +116,13 @@ impl Server {
         Clients::connect(&self.url).await
     }
 
-    /// Signal 9: no goodbye.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM, and the wait for the orderly end.
+    /// Sends SIGTERM and waits for the orderly end.
     pub(crate) fn stop(mut self) -> std::process::ExitStatus {
         let killed = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(killed.success());
@@ -141,7 +141,7 @@ impl Drop for Server {
     }
 }
 
-/// The data folder of a server that has trained one version, made once for all tests.
+/// Returns the data folder of a server with one trained version, made once for all tests.
 async fn template() -> &'static Path {
     static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
     static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
