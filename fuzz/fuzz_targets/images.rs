@@ -1,9 +1,9 @@
-//! What the targets of the image formats share: the bytes as that format, at all of its pixels and at fewer.
+//! Shared by the targets of the image formats: decodes the bytes in full and reduced.
 
 use visage::vision::{DecodeLimits, Wanted, decode};
 
-/// A panic that `decode` contains is an answer. One that it does not contain still ends the run, when it arrives at
-/// libFuzzer, whose own hook would end it for either.
+/// Installs a hook that only logs a panic, because `decode` contains its decoders' panics. libFuzzer's own hook would
+/// abort for them. A panic that is not contained still ends the run when it reaches libFuzzer.
 pub fn allow_contained_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);

@@ -122,7 +122,7 @@ fn apply(transform: &Transform, from: &[u8], to: &mut [u8]) -> Result<(), String
     contained(|| transform.transform(from, to).map_err(|e| format!("it cannot be applied: {e}")))
 }
 
-/// Whether the profile's sRGB values are others than its own, looked at on a grid of colours.
+/// Returns true if the profile's sRGB values differ from its own, sampled on a grid of colours.
 fn changes_colours(transform: &Transform, n_channels: usize) -> Result<bool, String> {
     let steps = || (0..=255u8).step_by(17);
     let (from, same): (Vec<u8>, Vec<u8>) = match n_channels {
@@ -138,7 +138,7 @@ fn changes_colours(transform: &Transform, n_channels: usize) -> Result<bool, Str
     Ok(to.iter().zip(&same).any(|(a, b)| a.abs_diff(*b) > SRGB_TOLERANCE))
 }
 
-/// A panic inside the library counts as its refusal.
+/// Runs `work`; a panic inside the library counts as an error.
 fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the converter gave up on it".to_owned()))
 }

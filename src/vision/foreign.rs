@@ -1,9 +1,9 @@
-//! Says what a file is when it is not a supported image.
+//! Identifies files that are not supported images, for error messages.
 
-/// Bytes of a text that are looked at.
+/// The number of leading bytes that are checked for text.
 const TEXT_BYTES: usize = 256;
 
-/// A phrase that says what the bytes look like and what to send instead.
+/// Returns a phrase that names what the bytes look like and what to send instead.
 pub(super) fn what_is(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "there are no bytes".to_owned();
@@ -35,7 +35,7 @@ pub(super) fn what_is(bytes: &[u8]) -> String {
     }
 }
 
-/// The same of what may be text.
+/// Identifies text; returns `None` for other bytes.
 fn what_text_is(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let text = text.strip_prefix(b"\"").unwrap_or(text);
@@ -52,7 +52,7 @@ fn what_text_is(start: &[u8]) -> Option<&'static str> {
     } else if text.len() >= 16 && text.iter().all(is_base64) {
         Some("it looks like base64; send the bytes themselves")
     } else {
-        // A letter may be cut at the end.
+        // A character may be cut at the end.
         let is_text = std::str::from_utf8(text).map_or_else(|error| error.error_len().is_none(), |_| true);
         (is_text && !text.contains(&0)).then_some("it is text")
     }

@@ -1,4 +1,4 @@
-//! Follows a file's segments to its [`Layout`].
+//! Parses a file's segments into its [`Layout`].
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ struct TableSpec<'a> {
     symbols: &'a [u8],
 }
 
-/// What is in force while the segments go by. Huffman tables are made only where a scan uses them.
+/// The definitions in force while segments are parsed. Huffman tables are built only when a scan uses them.
 #[derive(Default)]
 struct Reading<'a> {
     specs: [[Option<TableSpec<'a>>; 4]; 2],
@@ -34,12 +34,12 @@ enum Step {
     Scan,
     /// The end mark.
     End,
-    /// Anything else.
+    /// Any other segment.
     On,
 }
 
 impl<'a> Layout<'a> {
-    /// Follows the segments of a whole file.
+    /// Parses the segments of a complete file.
     pub(in super::super) fn read(bytes: &'a [u8]) -> Result<Self, Setback> {
         let mut reading = Reading::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
@@ -47,7 +47,7 @@ impl<'a> Layout<'a> {
         reading.finish()
     }
 
-    /// Follows the segments of a file that does not end as it should, and answers where its last scan's data end.
+    /// Parses the segments of a file without a proper end. Also returns the position where its last scan's data ends.
     pub(in super::super) fn read_unended(bytes: &'a [u8]) -> Result<(Self, usize), Setback> {
         let mut reading = Reading::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
@@ -65,7 +65,7 @@ impl<'a> Layout<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Takes the next segment; of a scan, its data, too.
+    /// Parses the next segment; for a scan, its data, too.
     fn step(&mut self, rest: &mut &'a [u8]) -> Result<Step, Setback> {
         let mark = next_mark(rest).ok_or(CUT_SHORT)?;
         let after_mark = &rest[mark + 1..];
@@ -117,7 +117,7 @@ impl<'a> Reading<'a> {
         }
         let mut components = Vec::with_capacity(n_components);
         for channel in channels.get(..3 * n_components).ok_or(CUT_SHORT)?.chunks_exact(3) {
-            // A single channel is not interleaved, whatever its factors say.
+            // A single channel is not interleaved, whatever its factors are.
             let factors = if n_components == 1 { 0x11 } else { channel[1] };
             let (h, v) = (usize::from(factors >> 4), usize::from(factors & 15));
             let quant_idx = usize::from(channel[2]);
@@ -166,7 +166,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Takes a scan and answers with what follows its data.
+    /// Parses a scan and returns the bytes behind its data.
     fn scan(&mut self, body: &'a [u8], rest: &'a [u8]) -> Result<&'a [u8], Setback> {
         let frame = self.frame.as_ref().ok_or("a scan before its frame")?;
         let (&n_parts, body) = body.split_first().ok_or(CUT_SHORT)?;
@@ -203,7 +203,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Where entropy-coded data ends: at the next mark that is no restart.
+/// Returns the position where entropy-coded data ends: at the next mark other than a restart.
 fn end_of_data(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(step) = next_mark(&bytes[at..]) {
