@@ -1,8 +1,8 @@
-//! ONNX files: the initialisers and nodes of a graph.
+//! Reads the initialisers and nodes of an ONNX file's graph.
 //!
-//! An ONNX file is a protocol buffer. Of its many fields the few that matter here are read, every list to a largest
-//! length, and only data inside the file: tensors that name other files are refused. What a graph's nodes mean for the
-//! names of its weights is [`parse_dlib_onnx`](super::parse_dlib_onnx)'s to say.
+//! An ONNX file is a protocol buffer. Only the few fields that are needed are read, every list has a maximum length,
+//! and tensors whose data is in other files are refused. [`parse_dlib_onnx`](super::parse_dlib_onnx) derives the names
+//! of weights from the graph's nodes.
 
 use std::borrow::Cow;
 
@@ -11,22 +11,22 @@ use super::{
     protobuf::{Content, fields, varint},
 };
 
-/// The most nodes, initialisers or outputs of a graph.
+/// The maximum number of nodes, initialisers or outputs of a graph.
 const MAX_ITEMS: usize = 4096;
 
-/// The most inputs, outputs or settings of a node, and the most numbers of a setting.
+/// The maximum number of inputs, outputs or attributes of a node, and of numbers in an attribute.
 const MAX_NODE_ITEMS: usize = 64;
 
-/// The most integers of a tensor that are written one by one and not as bytes.
+/// The maximum number of a tensor's integers that are listed one by one instead of as bytes.
 const MAX_LISTED_INTEGERS: usize = 4096;
 
-/// The most dimensions of a tensor.
+/// The maximum number of a tensor's dimensions.
 const MAX_DIMENSIONS: usize = 8;
 
-/// The initialisers of an ONNX file's graph under the file's own names: those of f32 and i64.
+/// Returns the initialisers of an ONNX file's graph, under the file's own names; all must be f32 or i64.
 ///
 /// # Errors
-/// What is wrong with them.
+/// What is wrong with the bytes.
 #[cfg(test)]
 pub(super) fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut tensors =
@@ -35,7 +35,7 @@ pub(super) fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     Ok(tensors)
 }
 
-/// What is read of a graph.
+/// The parts of a graph that are read.
 #[derive(Debug, Default)]
 pub(super) struct Graph<'a> {
     pub(super) nodes: Vec<Node<'a>>,
@@ -136,7 +136,7 @@ impl<'a> Node<'a> {
         self.attribute(name).map_or(&[], |attribute| &attribute.ints)
     }
 
-    /// Refuses settings whose meaning is not known here.
+    /// Refuses attributes other than the `known` ones.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), String> {
         if self.attribute("auto_pad").is_some_and(|auto| auto.text != b"NOTSET") {
             return Err("pads by a rule".to_owned());
@@ -165,7 +165,7 @@ impl<'a> Attribute<'a> {
     }
 }
 
-/// A tensor as the file holds it.
+/// A tensor in the file.
 #[derive(Debug, Default)]
 pub(super) struct Initialiser<'a> {
     pub(super) name: &'a str,
@@ -224,7 +224,7 @@ impl<'a> Initialiser<'a> {
     }
 }
 
-/// Integers, one in a field or many.
+/// Reads integers: a field holds one or many.
 fn numbers(content: Content<'_>, into: &mut Vec<i64>, max: usize) -> Result<(), String> {
     match content {
         Content::Number(n) => into.push(n.cast_signed()),

@@ -16,8 +16,8 @@ pub struct DecodedImage {
 }
 
 impl DecodedImage {
-    /// Makes an image from rows of interleaved RGB. Returns `None` if a side is zero or there are not exactly `width_px
-    /// * height_px * 3` bytes.
+    /// Makes an image from rows of interleaved RGB. Returns `None` if a side is zero or there are not exactly
+    /// `width_px * height_px * 3` bytes.
     #[must_use]
     pub fn from_rgb(width_px: u32, height_px: u32, rgb: Vec<u8>) -> Option<Self> {
         let n_bytes = u64::from(width_px).checked_mul(u64::from(height_px))?.checked_mul(3)?;

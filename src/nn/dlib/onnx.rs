@@ -1,7 +1,7 @@
-//! The names of the weights in an ONNX graph that came from dlib.
+//! Names the weights of an ONNX graph that was converted from dlib.
 //!
-//! Such graphs number their layers. One image is followed through the nodes, in their order, along the way through each
-//! block and the way around it, until the layers stand in a row; `form` then knows their names.
+//! Such graphs number their layers. The nodes are followed in order, through each block and its shortcut, until the
+//! layers are in a sequence; `form` then names them.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::nn::{
     onnx::{Graph, Node},
 };
 
-/// The weights of a network that came from dlib, under our names. The graph must be such a network and no other.
+/// Returns the weights of a network converted from dlib, under our names. The graph must be exactly such a network.
 ///
 /// # Errors
 /// What is wrong with the file, or which node is unexpected.
@@ -43,13 +43,13 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     name_layers(walk.layers)
 }
 
-/// Follows one image through the graph.
+/// Follows an image's path through the graph.
 struct Walk {
-    /// The initialisers that no node has taken yet.
+    /// The initialisers that no node has used yet.
     weights: HashMap<String, TensorData>,
-    /// The name of what the last layer gave.
+    /// The name of the last layer's output.
     main: String,
-    /// The name of what goes around the block that is being read.
+    /// The name of the current block's shortcut.
     around: String,
     layers: Vec<Layer>,
 }
@@ -164,12 +164,12 @@ impl Walk {
                 let bias = node.inputs.get(2).map(|name| self.take(name)).transpose()?;
                 self.layers.push(Layer::Linear { weight, bias });
             }
-            // Whoever asks the network makes probabilities of its logits.
+            // Callers convert logits to probabilities themselves.
             "Softmax" if matches!(self.layers.last(), Some(Layer::Linear { .. })) => self.follows(from)?,
             _ => return Err("is no operation of such a network".to_owned()),
         }
         self.main = to.to_owned();
-        // What ends a block begins the next, and goes around it too.
+        // A block's output is the next block's input and shortcut.
         let n = self.layers.len();
         let ends_block = match self.layers.last() {
             Some(Layer::MaxPool(_)) => true,
@@ -199,7 +199,7 @@ impl Walk {
     }
 }
 
-/// `[1, C, 1, 1]` as `[C]`.
+/// Reshapes `[1, C, 1, 1]` to `[C]`.
 fn by_channel(values: Values) -> Result<Values, String> {
     match values.shape.as_slice() {
         [1, n, 1, 1] => Ok(Values { shape: vec![*n], bytes: values.bytes }),
@@ -207,7 +207,7 @@ fn by_channel(values: Values) -> Result<Values, String> {
     }
 }
 
-/// What the settings of such a graph's nodes say.
+/// Interpretation of the attributes of such a graph's nodes.
 impl Node<'_> {
     fn check_pad(&self) -> Result<(), String> {
         self.only(&["mode"])?;
@@ -226,7 +226,7 @@ impl Node<'_> {
         Ok(Window { size: square("kernel_shape", 0)?, stride: square("strides", 1)?, padding: square("pads", 0)? })
     }
 
-    /// A pool's window; what is cut off at the edges must not count.
+    /// Returns a pool's window. Pixels outside the image must not count.
     fn pool(&self) -> Result<Window, String> {
         if self.int("ceil_mode", 0) != 0 || self.int("count_include_pad", 0) != 0 {
             return Err("counts beyond the image's edges".to_owned());

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What dlib writes, number by number, so that a test can spoil any of them.
+/// dlib's format as a list of numbers, so that a test can spoil any of them.
 #[derive(Clone)]
 struct Stream(Vec<i64>);
 
@@ -57,7 +57,7 @@ impl Stream {
     }
 }
 
-/// Where the stream's parts begin, in numbers.
+/// The first position of each part of the stream, in numbers.
 const CASCADES: usize = 1 + 22;
 const TREES: usize = CASCADES + 1;
 const SPLITS: usize = TREES + 1;
