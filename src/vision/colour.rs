@@ -1,4 +1,4 @@
-//! From the colours that a file means to sRGB, in which networks learn.
+//! Converts a file's colours to sRGB, which the networks are trained on.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -7,38 +7,37 @@ use std::{
 
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformExecutor, TransformOptions};
 
-/// Where a picture's colours come from.
+/// How an image got its colours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ColourSource {
-    /// The file has no colour profile, or one that says what sRGB says; its values were taken as they are.
+    /// The file has no colour profile, or one that is equivalent to sRGB; its values were taken unchanged.
     Srgb,
-    /// The file's colour profile was another one, and the values were converted.
+    /// The file has another colour profile, and the values were converted.
     Converted,
-    /// The file has a colour profile that was not followed; its values were taken as if they were sRGB, so colours may
-    /// be off.
+    /// The file has a colour profile that could not be applied. Its values were taken as sRGB, so colours may be off.
     ProfileIgnored {
-        /// What is wrong with it.
+        /// Why the profile could not be applied.
         why: String,
     },
 }
 
-/// A file's word on its colours: nothing, a profile, or why there is none although there should be.
+/// The file's colour profile: none, a profile, or why an announced one cannot be used.
 pub(super) type Claimed<'a> = Result<Option<&'a [u8]>, String>;
 
-/// Bytes of a profile that are looked at. Those of cameras have under a thousand, those of printing presses some
-/// millions.
+/// The largest profile that is read, in bytes. Camera profiles have under a thousand bytes, those of printing presses
+/// some millions.
 pub(super) const MAX_PROFILE_BYTES: usize = 4 << 20;
 
-/// How far a profile's values may be from sRGB's while it still counts as sRGB, in steps of 255. Its many makers round
-/// its curve differently.
+/// How far a profile's values may be from sRGB's to count as sRGB, in steps of 255. Makers of sRGB profiles round its
+/// curve differently.
 const SRGB_TOLERANCE: u8 = 2;
 
-/// Pixels converted at once.
+/// The number of pixels converted at once.
 const CHUNK_PX: usize = 4096;
 
 type Transform = Arc<dyn TransformExecutor<u8> + Send + Sync>;
 
-/// Converts pixels of interleaved RGB in place. Of a grey picture all three are the same.
+/// Converts pixels of interleaved RGB in place. In a grey image all three channels must be equal.
 pub(super) fn to_srgb(rgb: &mut [u8], is_grey: bool, claimed: Claimed<'_>) -> ColourSource {
     let found = match claimed {
         Ok(None) => return ColourSource::Srgb,
@@ -72,7 +71,8 @@ pub(super) fn to_srgb(rgb: &mut [u8], is_grey: bool, claimed: Claimed<'_>) -> Co
     ColourSource::Converted
 }
 
-/// Makes RGB of inks, 0 for none: by the file's profile or, without one, as if each ink took away its own colour only.
+/// Converts inks, 0 for none, to RGB: by the file's profile or, without one, as if each ink absorbed only its own
+/// colour.
 pub(super) fn inks_to_srgb(inks: &[u8], claimed: Claimed<'_>) -> (Vec<u8>, ColourSource) {
     let mut rgb = vec![0; inks.len() / 4 * 3];
     let converted = match claimed {
@@ -96,7 +96,7 @@ pub(super) fn inks_to_srgb(inks: &[u8], claimed: Claimed<'_>) -> (Vec<u8>, Colou
     for (to, from) in rgb.chunks_exact_mut(3).zip(inks.chunks_exact(4)) {
         let light = 255 - u32::from(from[3]);
         for (to, &ink) in to.iter_mut().zip(from) {
-            // Rounded to nearest; at most 255, so the cast loses nothing.
+            // Rounded to nearest; at most 255, so the cast is lossless.
             *to = (((255 - u32::from(ink)) * light + 127) / 255) as u8;
         }
     }
