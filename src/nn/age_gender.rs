@@ -48,7 +48,7 @@ impl AgeGender {
     pub fn infer(&self, rgb: &[&[u8]]) -> Result<Vec<AgeGenderOutput>, NnError> {
         let side = AGE_GENDER_SIDE_PX as usize;
         if rgb.iter().any(|chip| chip.len() != side * side * 3) {
-            return Err(NnError::Torch { detail: format!("a chip is no square of {side} pixels") });
+            return Err(NnError::Torch { detail: format!("a chip is not a square of {side} pixels") });
         }
         let mirrored: Vec<Vec<u8>> = rgb.iter().map(|chip| mirror(chip, side)).collect();
         let large: Vec<&[u8]> = rgb.iter().copied().chain(mirrored.iter().map(Vec::as_slice)).collect();

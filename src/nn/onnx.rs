@@ -101,7 +101,7 @@ impl<'a> Node<'a> {
                 (3, Content::Bytes(name)) => node.name = text(name)?,
                 (4, Content::Bytes(op)) => node.op = text(op)?,
                 (5, Content::Bytes(bytes)) => {
-                    push(&mut node.attributes, Attribute::read(bytes)?, MAX_NODE_ITEMS, "settings of a node")?;
+                    push(&mut node.attributes, Attribute::read(bytes)?, MAX_NODE_ITEMS, "attributes of a node")?;
                 }
                 _ => {}
             }
@@ -139,10 +139,10 @@ impl<'a> Node<'a> {
     /// Refuses attributes other than the `known` ones.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), String> {
         if self.attribute("auto_pad").is_some_and(|auto| auto.text != b"NOTSET") {
-            return Err("pads by a rule".to_owned());
+            return Err("has automatic padding (auto_pad)".to_owned());
         }
         match self.attributes.iter().find(|attribute| !known.contains(&attribute.name)) {
-            Some(other) => Err(format!("has the unknown setting {}", other.name)),
+            Some(other) => Err(format!("has the unsupported attribute {}", other.name)),
             None => Ok(()),
         }
     }
@@ -204,7 +204,7 @@ impl<'a> Initialiser<'a> {
             return Err("it holds a tensor without a name".to_owned());
         }
         if self.external {
-            return Err(format!("tensor {name} lies in another file; save the model with its data inside"));
+            return Err(format!("tensor {name} has its data in another file; save the model with its data inside"));
         }
         let (dtype, width, listed) = match self.data_type {
             1 => (Dtype::F32, 4, self.floats),
@@ -214,11 +214,15 @@ impl<'a> Initialiser<'a> {
         let n_bytes = self.shape.iter().try_fold(width, |n: usize, d| n.checked_mul(usize::try_from(*d).ok()?));
         let bytes = match self.raw {
             Some(raw) if listed.is_empty() => Cow::Borrowed(raw),
-            Some(_) => return Err(format!("tensor {name} holds its numbers in two ways")),
+            Some(_) => return Err(format!("tensor {name} stores its numbers twice")),
             None => listed,
         };
         if n_bytes != Some(bytes.len()) {
-            return Err(format!("tensor {name} has {} bytes, which are not its shape {:?}", bytes.len(), self.shape));
+            return Err(format!(
+                "tensor {name} has {} bytes, which do not match its shape {:?}",
+                bytes.len(),
+                self.shape
+            ));
         }
         Ok(TensorData { name, shape: self.shape, dtype, bytes: bytes.into_owned().into() })
     }
@@ -234,7 +238,7 @@ fn numbers(content: Content<'_>, into: &mut Vec<i64>, max: usize) -> Result<(), 
                 into.push(n.cast_signed());
             }
         }
-        Content::Four(_) | Content::Eight => return Err("it holds a list of numbers that is none".to_owned()),
+        Content::Four(_) | Content::Eight => return Err("it holds a list of numbers of another type".to_owned()),
     }
     if into.len() > max { Err(format!("it holds a list of more than {max} numbers")) } else { Ok(()) }
 }
@@ -248,5 +252,5 @@ fn push<T>(list: &mut Vec<T>, item: T, max: usize, what: &str) -> Result<(), Str
 }
 
 fn text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|_| "it holds a name that is no text".to_owned())
+    std::str::from_utf8(bytes).map_err(|_| "it holds a name that is not UTF-8".to_owned())
 }

@@ -33,8 +33,8 @@ pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, 
         return parse_legacy(&rest);
     }
     bytes.rewind().map_err(|e| e.to_string())?;
-    let mut zip =
-        ZipArchive::new(bytes).map_err(|e| format!("neither a zip archive ({e}) nor of PyTorch before 1.6"))?;
+    let mut zip = ZipArchive::new(bytes)
+        .map_err(|e| format!("it is neither a zip archive ({e}) nor a file of PyTorch before 1.6"))?;
     let pickle = zip
         .file_names()
         .find(|name| name.ends_with("/data.pkl"))
@@ -69,7 +69,7 @@ fn tensors(
     let (mut tensors, mut total) = (Vec::new(), 0u64);
     for (name, value) in entries {
         let (Value::Text(name), Value::Tensor(tensor)) = (name, value) else {
-            return Err("it holds other things than tensors by name; save model.state_dict()".to_owned());
+            return Err("it holds values other than named tensors; save model.state_dict()".to_owned());
         };
         let shape = tensor.check().map_err(|why| format!("tensor {name}: {why}"))?;
         total += tensor.n_bytes();
@@ -91,7 +91,7 @@ const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\x
 fn parse_legacy(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let (version, rest) = Machine::run(bytes)?;
     if version != Value::Int(1001) {
-        return Err("it is of an unknown version of PyTorch's format before 1.6".to_owned());
+        return Err("it has an unknown version of the format before PyTorch 1.6".to_owned());
     }
     let (_machine, rest) = Machine::run(rest)?;
     let (state, rest) = Machine::run(rest)?;
@@ -106,9 +106,9 @@ fn parse_legacy(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     }
     let mut storages = HashMap::new();
     for key in keys {
-        let Value::Text(key) = key else { return Err("it names a storage in an unknown way".to_owned()) };
+        let Value::Text(key) = key else { return Err("it refers to a storage in an unknown way".to_owned()) };
         // The width of a storage that no tensor refers to would be unknown.
-        let width = *widths.get(key.as_str()).ok_or_else(|| format!("no tensor is of its storage {key}"))?;
+        let width = *widths.get(key.as_str()).ok_or_else(|| format!("no tensor uses its storage {key}"))?;
         let (n_elements, after) = rest.split_first_chunk::<8>().ok_or("it ends within its storages")?;
         let n_bytes = u64::from_le_bytes(*n_elements).checked_mul(width).and_then(|n| usize::try_from(n).ok());
         let (storage, after) = n_bytes.and_then(|n| after.split_at_checked(n)).ok_or("it ends within its storages")?;
@@ -262,7 +262,7 @@ impl Value {
 
 fn check_depth(values: &[Value]) -> Result<(), String> {
     if values.iter().any(|value| value.is_deeper_than(MAX_DEPTH)) {
-        return Err("its pickle holds values too deep in one another".to_owned());
+        return Err("its pickle nests values too deeply".to_owned());
     }
     Ok(())
 }
@@ -292,7 +292,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, n: usize) -> Result<String, String> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "its pickle has a name that is no text".to_owned())
+        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "its pickle has a name that is not UTF-8".to_owned())
     }
 
     fn line(&mut self) -> Result<String, String> {
@@ -303,19 +303,19 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Value, String> {
-        self.stack.pop().ok_or_else(|| "its pickle takes more than there is".to_owned())
+        self.stack.pop().ok_or_else(|| "its pickle pops from an empty stack".to_owned())
     }
 
     /// Pops the values above the last mark.
     fn above_mark(&mut self) -> Result<Vec<Value>, String> {
-        let at = self.stack.iter().rposition(|v| *v == Value::Mark).ok_or("its pickle has no mark where one is due")?;
+        let at = self.stack.iter().rposition(|v| *v == Value::Mark).ok_or("its pickle lacks a mark")?;
         let values = self.stack.split_off(at + 1);
         self.stack.pop();
         Ok(values)
     }
 
     fn tuple(&mut self, n: usize) -> Result<(), String> {
-        let at = self.stack.len().checked_sub(n).ok_or("its pickle takes more than there is")?;
+        let at = self.stack.len().checked_sub(n).ok_or("its pickle pops from an empty stack")?;
         let values = self.stack.split_off(at);
         check_depth(&values)?;
         self.stack.push(Value::Tuple(values));
@@ -325,7 +325,7 @@ impl<'a> Machine<'a> {
     fn set_items(&mut self, items: Vec<Value>) -> Result<(), String> {
         check_depth(&items)?;
         let Some(Value::Dict(entries)) = self.stack.last_mut() else {
-            return Err("its pickle sets items of what is no dictionary".to_owned());
+            return Err("its pickle sets items of a value that is not a dictionary".to_owned());
         };
         let mut items = items.into_iter();
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
@@ -336,7 +336,7 @@ impl<'a> Machine<'a> {
 
     fn remember(&mut self, slot: u32) -> Result<(), String> {
         // A dictionary is filled after it was remembered and never recalled, so remembering it would waste a copy.
-        match self.stack.last().ok_or("its pickle remembers nothing")? {
+        match self.stack.last().ok_or("its pickle stores a value from an empty stack")? {
             Value::Dict(_) => {}
             value => {
                 count_copy(&mut self.n_copied, value)?;
@@ -347,7 +347,7 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, slot: u32) -> Result<(), String> {
-        let value = self.memo.get(&slot).ok_or("its pickle recalls what it never remembered")?;
+        let value = self.memo.get(&slot).ok_or("its pickle recalls a value that it never stored")?;
         count_copy(&mut self.n_copied, value)?;
         self.stack.push(value.clone());
         Ok(())
@@ -406,7 +406,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => self.stack.push(Value::Global(format!("{module}.{name}"))),
-                _ => return Err("its pickle names a class that is no name".to_owned()),
+                _ => return Err("its pickle names a class by a value that is not text".to_owned()),
             },
             b')' | b']' => self.stack.push(Value::Tuple(Vec::new())),
             b'}' => self.stack.push(Value::Dict(Vec::new())),
@@ -421,7 +421,7 @@ impl<'a> Machine<'a> {
                 check_depth(&items)?;
                 match self.stack.last_mut() {
                     Some(Value::Tuple(list)) => list.extend(items),
-                    _ => return Err("its pickle appends to what is no list".to_owned()),
+                    _ => return Err("its pickle appends to a value that is not a list".to_owned()),
                 }
             }
             b's' => {
@@ -490,13 +490,13 @@ fn storage(id: Value) -> Result<Value, String> {
         };
         return Ok(Value::Storage(dtype, key.clone()));
     }
-    Err("its pickle names a storage in an unknown way".to_owned())
+    Err("its pickle refers to a storage in an unknown way".to_owned())
 }
 
 /// Calls one of the two functions that a state dict needs.
 fn call(function: &Value, arguments: Value) -> Result<Value, String> {
     let (Value::Global(name), Value::Tuple(arguments)) = (function, arguments) else {
-        return Err("its pickle calls what is no function".to_owned());
+        return Err("its pickle calls a value that is not a function".to_owned());
     };
     let numbers = |value: &Value| match value {
         Value::Tuple(values) => values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect(),
@@ -509,7 +509,8 @@ fn call(function: &Value, arguments: Value) -> Result<Value, String> {
             [Value::Storage(dtype, storage), Value::Int(offset), shape, strides, ..],
         ) => {
             let view = u64::try_from(*offset).ok().zip(numbers(shape)).zip(numbers(strides));
-            let ((offset, shape), strides) = view.ok_or("its pickle describes a tensor by what are no numbers")?;
+            let ((offset, shape), strides) =
+                view.ok_or("its pickle describes a tensor by values that are not numbers")?;
             Ok(Value::Tensor(TensorView { storage: storage.clone(), dtype: *dtype, offset, shape, strides }))
         }
         ("torch._utils._rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),

@@ -44,7 +44,7 @@ pub(super) fn to_srgb(rgb: &mut [u8], is_grey: bool, claimed: Claimed<'_>) -> Co
         Ok(Some(profile)) => read(profile).and_then(|profile| match profile.color_space {
             DataColorSpace::Rgb => Ok((transform(&profile, Layout::Rgb)?, 3)),
             DataColorSpace::Gray if is_grey => Ok((transform(&profile, Layout::Gray)?, 1)),
-            other => Err(format!("it is made for {other:?} and not for the picture's channels")),
+            other => Err(format!("it is for {other:?}, not for the image's channels")),
         }),
         Err(why) => Err(why),
     };
@@ -79,7 +79,7 @@ pub(super) fn inks_to_srgb(inks: &[u8], claimed: Claimed<'_>) -> (Vec<u8>, Colou
         Ok(None) => None,
         Ok(Some(profile)) => Some(read(profile).and_then(|profile| match profile.color_space {
             DataColorSpace::Cmyk => transform(&profile, Layout::Rgba),
-            other => Err(format!("it is made for {other:?} and the picture has four inks")),
+            other => Err(format!("it is for {other:?}, but the image has four inks")),
         })),
         Err(why) => Some(Err(why)),
     };
@@ -140,7 +140,7 @@ fn changes_colours(transform: &Transform, n_channels: usize) -> Result<bool, Str
 
 /// Runs `work`; a panic inside the library counts as an error.
 fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the converter gave up on it".to_owned()))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the converter crashed on it".to_owned()))
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<Dec
     let format = Format::sniff(bytes).ok_or_else(unsupported)?;
     match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
         Ok(result) => result,
-        Err(_) => Err(unreadable(format, "the decoder gave up on it")),
+        Err(_) => Err(unreadable(format, "the decoder crashed on it")),
     }
 }
 
@@ -81,9 +81,7 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
         }
         Format::Png => {
             let headless = || match chunks_of_png(bytes).next() {
-                Some((b"CgBI", _)) => {
-                    "it is in Apple's own form of PNG (CgBI), which apps hold; save it as an ordinary one"
-                }
+                Some((b"CgBI", _)) => "it is Apple's PNG variant for apps (CgBI); save it as an ordinary PNG",
                 _ => "it has no header",
             };
             let dimensions = png_dimensions(bytes).ok_or_else(|| unreadable(format, headless()))?;
@@ -112,8 +110,9 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     let (layout, end) = jpeg::Layout::read_unended(bytes).map_err(|_| refused(missing))?;
     let full = (layout.width_px(), layout.height_px());
     let divisor = layout.divisor_of_all_bits();
-    check_alloc(&layout, divisor, full, limits)
-        .map_err(|_| refused("its end mark is missing, and it is too large to be checked without; send it whole"))?;
+    check_alloc(&layout, divisor, full, limits).map_err(|_| {
+        refused("its end mark is missing, and it is too large to check for missing pixels; send the complete file")
+    })?;
     let all = layout.check_every_bit().and_then(|()| layout.decode(divisor).map(drop));
     all.map_err(cut_in_pixels)?;
     let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;
@@ -135,9 +134,9 @@ fn cut_in_pixels(why: &str) -> ImageError {
 /// Explains why a JPEG's coding is not supported: of the standard's many, cameras and browsers use only three.
 fn unread_coding(bytes: &[u8]) -> Option<&'static str> {
     segments_of_jpeg(bytes).find_map(|(mark, _)| match mark {
-        0xc3 => Some("it is coded without loss, as scanners of medicine do; save it as an ordinary JPEG or as PNG"),
-        0xc5..=0xc7 | 0xcd..=0xcf => Some("it is coded in a hierarchy of frames; save it as an ordinary JPEG"),
-        0xc9..=0xcb => Some("it is coded arithmetically; save it as an ordinary JPEG"),
+        0xc3 => Some("it uses lossless coding, as medical scanners do; save it as an ordinary JPEG or as PNG"),
+        0xc5..=0xc7 | 0xcd..=0xcf => Some("it uses hierarchical coding; save it as an ordinary JPEG"),
+        0xc9..=0xcb => Some("it uses arithmetic coding; save it as an ordinary JPEG"),
         0xf7 => Some("it is a JPEG-LS; save it as an ordinary JPEG or as PNG"),
         _ => None,
     })

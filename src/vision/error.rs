@@ -23,7 +23,7 @@ pub enum ImageError {
     },
     /// The image has more pixels than the limit; nothing was allocated.
     #[error(
-        "the image has {width}x{height} pixels, at most {max_pixels} are decoded and 65535 a side; send a smaller one"
+        "the image has {width}x{height} pixels; the limits are {max_pixels} in all and 65535 a side; send a smaller one"
     )]
     TooLarge {
         /// Claimed width in pixels.

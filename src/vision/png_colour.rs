@@ -35,7 +35,7 @@ pub(super) fn declared_profile(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> 
     } else {
         find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM")))
     };
-    made.map(|profile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"))).transpose()
+    made.map(|profile| profile.encode().map_err(|e| format!("its chunks do not form a profile: {e}"))).transpose()
 }
 
 /// Unpacks the profile in an iCCP chunk, behind its name and the number of the only compression method.
@@ -51,18 +51,18 @@ fn unpacked(body: &[u8]) -> Result<Vec<u8>, String> {
 /// Makes a profile of ITU-T H.273's numbers for primaries, curve, matrix and range.
 fn of_code_points(body: &[u8]) -> Result<ColorProfile, String> {
     let &[primaries, curve, 0, 1] = body else { return Err("its cICP chunk is not of full-range RGB".to_owned()) };
-    let unknown = |_| format!("its cICP chunk has the primaries {primaries} and the curve {curve}");
+    let unknown = |_| format!("its cICP chunk has unsupported values: primaries {primaries}, curve {curve}");
     let color_primaries = CicpColorPrimaries::try_from(primaries).map_err(unknown)?;
     let transfer_characteristics = TransferCharacteristics::try_from(curve).map_err(unknown)?;
     if matches!(transfer_characteristics, TransferCharacteristics::Smpte2084 | TransferCharacteristics::Hlg) {
-        return Err("it is of high dynamic range, and how that is shown is each viewer's choice".to_owned());
+        return Err("it has high dynamic range, which viewers convert in different ways".to_owned());
     }
     let matrix_coefficients = MatrixCoefficients::Identity;
     let code = CicpProfile { color_primaries, transfer_characteristics, matrix_coefficients, full_range: true };
     let mut profile = ColorProfile::new_from_cicp(code);
     profile.cicp = None;
     if profile.red_trc.is_none() {
-        return Err(format!("its cICP chunk has the primaries {primaries} and the curve {curve}"));
+        return Err(format!("its cICP chunk has unsupported values: primaries {primaries}, curve {curve}"));
     }
     Ok(profile)
 }

@@ -97,9 +97,9 @@ impl<'a> Reader<'a> {
                     self.at = at;
                     self.input()?;
                     return match wrappers.split_last() {
-                        Some((Wrapper::Tag, _)) | None => Err("no layer stands upon the input".to_owned()),
+                        Some((Wrapper::Tag, _)) | None => Err("no layer reads the input".to_owned()),
                         Some((_, above)) if above.contains(&Wrapper::First) => {
-                            Err("a layer that is not the first stands upon the input".to_owned())
+                            Err("a layer other than the first reads the input".to_owned())
                         }
                         Some(_) => Ok(wrappers),
                     };
@@ -150,9 +150,9 @@ impl<'a> Reader<'a> {
             "avg_pool_2" => self.window(name)?.map_or(Layer::GlobalAvgPool, Layer::AvgPool),
             "add_prev_" => Layer::Add,
             "bn_con2" | "bn_fc2" => {
-                return Err(format!("{name} is a layer in training; let dlib write it as an affine layer"));
+                return Err(format!("{name} is a layer for training; convert it to an affine layer in dlib"));
             }
-            other => return Err(format!("{other} is no layer that is read")),
+            other => return Err(format!("the layer {other} is not supported")),
         };
         Ok(layer)
     }
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
             return Err("a convolution has no biases".to_owned());
         }
         if name == "con_6" && self.truth("whether a convolution has a relu inside")? {
-            return Err("a convolution has a relu inside; let dlib write it unfused".to_owned());
+            return Err("a convolution includes a relu; save the network without fused layers".to_owned());
         }
         if filters[2..] != [window.size, window.size] {
             return Err(format!("a convolution of {} pixels has filters of shape {filters:?}", window.size));
@@ -233,7 +233,11 @@ impl<'a> Reader<'a> {
     }
 
     fn enabled(&mut self, name: &str) -> Result<(), String> {
-        if self.truth(name)? { Err(format!("{name} is switched off; let dlib write it unfused")) } else { Ok(()) }
+        if self.truth(name)? {
+            Err(format!("{name} is disabled; save the network without fused layers"))
+        } else {
+            Ok(())
+        }
     }
 
     fn learning_rates(&mut self, name: &str) -> Result<(), String> {
@@ -247,7 +251,7 @@ impl<'a> Reader<'a> {
     fn tensor(&mut self, what: &str) -> Result<&'a [u8], String> {
         let shape = self.dimensions(what, 2)?;
         let n_bytes = n_numbers(&shape).and_then(|n| n.checked_mul(4));
-        let n_bytes = n_bytes.ok_or_else(|| format!("{what} have the shape {shape:?}"))?;
+        let n_bytes = n_bytes.ok_or_else(|| format!("{what} have the impossible shape {shape:?}"))?;
         self.take(n_bytes, what)
     }
 
@@ -259,7 +263,7 @@ impl<'a> Reader<'a> {
             *d = self.number(what)?;
         }
         if shape.iter().any(|d| *d < 0) {
-            return Err(format!("{what} have the shape {shape:?}"));
+            return Err(format!("{what} have the impossible shape {shape:?}"));
         }
         Ok(shape)
     }
@@ -279,7 +283,7 @@ impl<'a> Reader<'a> {
         }
         let bytes = self.take(n as usize, what)?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
-        text.ok_or_else(|| format!("{what} has a name that is no text"))
+        text.ok_or_else(|| format!("{what} has a name that is not text"))
     }
 }
 
@@ -292,7 +296,10 @@ fn split<'a>(params: &'a [u8], first: &[i64; 4], second: &[i64; 4]) -> Result<(&
     let n_bytes = |shape| n_numbers(shape).and_then(|n| n.checked_mul(4));
     match (n_bytes(first), n_bytes(second)) {
         (Some(a), Some(b)) if a.checked_add(b) == Some(params.len()) => Ok(params.split_at(a)),
-        _ => Err(format!("has {} bytes of weights, which are not {first:?} and {second:?}", params.len())),
+        _ => Err(format!(
+            "has {} bytes of weights, which do not match the shapes {first:?} and {second:?}",
+            params.len()
+        )),
     }
 }
 

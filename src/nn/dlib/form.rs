@@ -23,10 +23,10 @@ impl Values {
     pub(super) fn transposed(&self) -> Result<Self, String> {
         let (rows, columns) = match self.shape.as_slice() {
             [rows, columns] => (usize::try_from(*rows).unwrap_or(0), usize::try_from(*columns).unwrap_or(0)),
-            other => return Err(format!("has the shape {other:?}, which is no matrix")),
+            other => return Err(format!("has the shape {other:?}, which is not a matrix")),
         };
         if rows.checked_mul(columns).and_then(|n| n.checked_mul(4)) != Some(self.bytes.len()) {
-            return Err(format!("has {} bytes, which are not {rows} by {columns} numbers", self.bytes.len()));
+            return Err(format!("has {} bytes, which do not match {rows} by {columns} numbers", self.bytes.len()));
         }
         let mut bytes = Vec::with_capacity(self.bytes.len());
         for column in 0..columns {
@@ -233,6 +233,6 @@ impl Walk {
 
     fn unexpected(&self, found: Option<&Layer>, expected: &str) -> String {
         let found = found.map_or_else(|| "missing".to_owned(), Layer::describe);
-        format!("it is no network of this kind: layer {} is {found}, expected {expected}", self.n_passed)
+        format!("it is not a network of this kind: layer {} is {found}, expected {expected}", self.n_passed)
     }
 }

@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
         let control = self.take(1, what)?[0];
         let n_bytes = usize::from(control & 0x0f);
         if control & 0x70 != 0 || !(1..=8).contains(&n_bytes) {
-            return Err(format!("{what}: {control:#04x} begins no number"));
+            return Err(format!("{what}: no number begins with {control:#04x}"));
         }
         let bytes = self.take(n_bytes, what)?;
         let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], String> {
         let left = &self.bytes[self.at..];
-        let bytes = left.get(..n).ok_or_else(|| format!("{what} asks for {n} bytes, {} are left", left.len()))?;
+        let bytes = left.get(..n).ok_or_else(|| format!("{what}: {n} bytes are needed, {} are left", left.len()))?;
         self.at += n;
         Ok(bytes)
     }

@@ -21,7 +21,7 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     for initialiser in graph.initialisers {
         let tensor = initialiser.data()?;
         if let Some(twice) = weights.insert(tensor.name.clone(), tensor) {
-            return Err(format!("tensor {} is there twice", twice.name));
+            return Err(format!("tensor {} occurs twice", twice.name));
         }
     }
     let [output] = graph.outputs.as_slice() else {
@@ -35,7 +35,7 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
         walk.step(node).map_err(|why| format!("node {} ({}) {why}", node.name, node.op))?;
     }
     if walk.main != *output {
-        return Err(format!("its last node does not give the output {output}"));
+        return Err(format!("its last node does not produce the output {output}"));
     }
     if let Some(unused) = walk.weights.keys().min() {
         return Err(format!("tensor {unused} is used by no node"));
@@ -60,7 +60,7 @@ impl Walk {
         if node.op != "Add"
             && matches!(self.layers.last(), Some(Layer::Affine { offset, .. }) if offset.bytes.is_empty())
         {
-            return Err("stands where the shift of the multiplication before it was expected".to_owned());
+            return Err("is in the place of the addition that must follow a multiplication".to_owned());
         }
         match node.op {
             "Conv" => {
@@ -129,7 +129,7 @@ impl Walk {
             }
             "Pad" => {
                 node.check_pad()?;
-                let pads = self.weights.get(node.input(1)?).ok_or("pads by what is no tensor of the file")?;
+                let pads = self.weights.get(node.input(1)?).ok_or("has pads that are not a tensor of the file")?;
                 let leading = pads.bytes.get(..pads.bytes.len() / 2).unwrap_or_default();
                 if pads.dtype != Dtype::I64 || pads.shape != [8] || leading.iter().any(|b| *b != 0) {
                     return Err("does not pad four dimensions at their ends only".to_owned());
@@ -166,7 +166,7 @@ impl Walk {
             }
             // Callers convert logits to probabilities themselves.
             "Softmax" if matches!(self.layers.last(), Some(Layer::Linear { .. })) => self.follows(from)?,
-            _ => return Err("is no operation of such a network".to_owned()),
+            _ => return Err("is not an operation of such a network".to_owned()),
         }
         self.main = to.to_owned();
         // A block's output is the next block's input and shortcut.
@@ -212,7 +212,7 @@ impl Node<'_> {
     fn check_pad(&self) -> Result<(), String> {
         self.only(&["mode"])?;
         if self.inputs.len() != 2 || self.attribute("mode").is_some_and(|mode| mode.text != b"constant") {
-            return Err("pads by other values than zeros".to_owned());
+            return Err("pads with values other than zeros".to_owned());
         }
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Node<'_> {
     /// Returns a pool's window. Pixels outside the image must not count.
     fn pool(&self) -> Result<Window, String> {
         if self.int("ceil_mode", 0) != 0 || self.int("count_include_pad", 0) != 0 {
-            return Err("counts beyond the image's edges".to_owned());
+            return Err("includes pixels beyond the image's edges".to_owned());
         }
         if self.int("storage_order", 0) != 0 || self.ints("dilations").iter().any(|d| *d != 1) {
             return Err("has dilations or another order".to_owned());

@@ -111,7 +111,7 @@ impl Ensemble {
         }
         let n_leaves = reader.count("the leaves", 2 * N_POINTS * REAL_BYTES)?;
         if n_leaves != n_splits + 1 || !n_leaves.is_power_of_two() {
-            return Err(format!("{n_splits} splits and {n_leaves} leaves are no full tree"));
+            return Err(format!("{n_splits} splits and {n_leaves} leaves do not form a full tree"));
         }
         for _ in 0..n_leaves {
             self.leaves.extend(points(reader, "a leaf")?);
@@ -122,7 +122,7 @@ impl Ensemble {
     fn expect_cascades(&self, reader: &mut Reader<'_>, what: &str) -> Result<(), String> {
         match reader.count(what, NUMBER_BYTES)? {
             n if n == self.n_cascades => Ok(()),
-            n => Err(format!("{what} are of {n} cascades, the forests of {}", self.n_cascades)),
+            n => Err(format!("{what} have {n} cascades, the forests have {}", self.n_cascades)),
         }
     }
 
@@ -132,7 +132,7 @@ impl Ensemble {
         for _ in 0..n_pixels {
             let anchor = reader.number("a pixel's landmark")?;
             if !(0..N_POINTS as i64).contains(&anchor) {
-                return Err(format!("a pixel lies near landmark {anchor} of {N_POINTS}"));
+                return Err(format!("a pixel refers to landmark {anchor} of {N_POINTS}"));
             }
             self.anchors.push(anchor);
         }

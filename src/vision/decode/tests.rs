@@ -65,7 +65,7 @@ fn other_bytes_are_no_image() {
 
 #[test]
 fn codings_that_are_not_read_are_named() {
-    for (mark, expected) in [(0xc3, "without loss"), (0xc9, "arithmetically"), (0xc5, "hierarchy"), (0xf7, "JPEG-LS")] {
+    for (mark, expected) in [(0xc3, "lossless"), (0xc9, "arithmetic"), (0xc5, "hierarchical"), (0xf7, "JPEG-LS")] {
         let bytes = [&[0xff, 0xd8, 0xff, mark, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0][..], &[0xff, 0xd9]].concat();
         let error = decode_default(&bytes).unwrap_err().to_string();
         assert!(error.contains(expected), "{mark:#x}: {error}");

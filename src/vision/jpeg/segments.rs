@@ -92,7 +92,7 @@ impl<'a> Reading<'a> {
                 return Ok(Step::Scan);
             }
             0xdb => self.quantisation(body)?,
-            0xdc => return Err("its height comes late"),
+            0xdc => return Err("its height follows its pixels"),
             0xdd => self.restart_interval = u16::from_be_bytes(*body.first_chunk().ok_or(CUT_SHORT)?).into(),
             0xe2 if body.starts_with(b"ICC_PROFILE\0") => self.claims_profile = true,
             0xee if body.starts_with(b"Adobe") => self.adobe_transform = body.get(11).copied(),
@@ -145,7 +145,7 @@ impl<'a> Reading<'a> {
             let (symbols, after) = after.split_at_checked(n_symbols).ok_or(CUT_SHORT)?;
             let place = self.specs.get_mut(usize::from(class_and_idx >> 4));
             let place = place.and_then(|class| class.get_mut(usize::from(class_and_idx & 15)));
-            *place.ok_or("a Huffman table without a place")? = Some(TableSpec { counts, symbols });
+            *place.ok_or("a Huffman table with an invalid index")? = Some(TableSpec { counts, symbols });
             body = after;
         }
         Ok(())
@@ -160,7 +160,7 @@ impl<'a> Reading<'a> {
                 *to = from.iter().fold(0.0, |value, &byte| value * 256.0 + f32::from(byte));
             }
             let place = self.quants.get_mut(usize::from(depth_and_idx & 15));
-            *place.ok_or("a quantisation table without a place")? = Some(quant);
+            *place.ok_or("a quantisation table with an invalid index")? = Some(quant);
             body = after;
         }
         Ok(())
@@ -177,12 +177,12 @@ impl<'a> Reading<'a> {
         let sound = first <= last && last < 64 && low_bit < 14 && (1..=4).contains(&n_parts);
         let alone = !frame.progressive || if first == 0 { last == 0 } else { n_parts == 1 };
         if !sound || !alone {
-            return Err("a scan of impossible extent");
+            return Err("a scan with impossible parameters");
         }
         let mut parts: Vec<Part> = Vec::with_capacity(usize::from(n_parts));
         for channel in channels.chunks_exact(2) {
             let component_idx =
-                frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of no channel")?;
+                frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of an unknown channel")?;
             if parts.iter().any(|part| part.component_idx == component_idx) {
                 return Err("a scan that names a channel twice");
             }
