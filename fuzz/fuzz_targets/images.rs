@@ -1,9 +1,9 @@
-//! Shared by the targets of the image formats: decodes the bytes in full and reduced.
+//! Shared by the image targets: decodes in full and reduced.
 
 use visage::vision::{DecodeLimits, Wanted, decode};
 
-/// Installs a hook that only logs a panic, because `decode` contains its decoders' panics. libFuzzer's own hook would
-/// abort for them. A panic that is not contained still ends the run when it reaches libFuzzer.
+/// Replaces libFuzzer's panic hook, which would abort even for panics that `decode` catches. A panic that is not caught
+/// still ends the run when it reaches libFuzzer.
 pub fn allow_contained_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);

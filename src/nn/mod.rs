@@ -1,4 +1,4 @@
-//! Runs networks and reads weights, with tensors.
+//! Networks and weight readers.
 //!
 //! One file a network. Parameter names equal PyTorch's, so that published weights fit. Knows no store and not where
 //! pixels come from; its shared types ([`NetworkSpec`], [`TensorData`]) are free of `tch`.

@@ -3,7 +3,7 @@
 /// The number of leading bytes that are checked for text.
 const TEXT_BYTES: usize = 256;
 
-/// Returns a phrase that names what the bytes look like and what to send instead.
+/// Names what the bytes look like and what to send instead.
 pub(super) fn what_is(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "there are no bytes".to_owned();
