@@ -173,9 +173,7 @@ impl Mtcnn {
     ) -> Result<Vec<CropOutput>, NnError> {
         let n_numbers = (side_px * side_px * 3) as usize;
         if !crops.len().is_multiple_of(n_numbers) {
-            return Err(NnError::Torch {
-                detail: format!("{} numbers are not whole crops of {n_numbers}", crops.len()),
-            });
+            return Err(NnError::Torch { detail: format!("{} numbers, expected crops of {n_numbers}", crops.len()) });
         }
         let mut outputs = Vec::with_capacity(crops.len() / n_numbers);
         for some in crops.chunks(MAX_CROPS * n_numbers) {

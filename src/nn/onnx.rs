@@ -204,7 +204,7 @@ impl<'a> Initialiser<'a> {
             return Err("it holds a tensor without a name".to_owned());
         }
         if self.external {
-            return Err(format!("tensor {name} has its data in another file; save the model with its data inside"));
+            return Err(format!("tensor {name} is stored in another file; save the model with its data inside"));
         }
         let (dtype, width, listed) = match self.data_type {
             1 => (Dtype::F32, 4, self.floats),
@@ -218,11 +218,7 @@ impl<'a> Initialiser<'a> {
             None => listed,
         };
         if n_bytes != Some(bytes.len()) {
-            return Err(format!(
-                "tensor {name} has {} bytes, which do not match its shape {:?}",
-                bytes.len(),
-                self.shape
-            ));
+            return Err(format!("tensor {name} has {} bytes, expected the shape {:?}", bytes.len(), self.shape));
         }
         Ok(TensorData { name, shape: self.shape, dtype, bytes: bytes.into_owned().into() })
     }

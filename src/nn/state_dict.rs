@@ -33,8 +33,8 @@ pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, 
         return parse_legacy(&rest);
     }
     bytes.rewind().map_err(|e| e.to_string())?;
-    let mut zip = ZipArchive::new(bytes)
-        .map_err(|e| format!("it is neither a zip archive ({e}) nor a file of PyTorch before 1.6"))?;
+    let mut zip =
+        ZipArchive::new(bytes).map_err(|e| format!("neither a zip archive ({e}) nor from PyTorch before 1.6"))?;
     let pickle = zip
         .file_names()
         .find(|name| name.ends_with("/data.pkl"))
@@ -509,8 +509,7 @@ fn call(function: &Value, arguments: Value) -> Result<Value, String> {
             [Value::Storage(dtype, storage), Value::Int(offset), shape, strides, ..],
         ) => {
             let view = u64::try_from(*offset).ok().zip(numbers(shape)).zip(numbers(strides));
-            let ((offset, shape), strides) =
-                view.ok_or("its pickle describes a tensor by values that are not numbers")?;
+            let ((offset, shape), strides) = view.ok_or("its pickle has a tensor without valid numbers")?;
             Ok(Value::Tensor(TensorView { storage: storage.clone(), dtype: *dtype, offset, shape, strides }))
         }
         ("torch._utils._rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),
@@ -526,7 +525,7 @@ mod tests {
 
     use super::*;
 
-    /// Saved from `{"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)}` by PyTorch 2.11, in
+    /// `torch.save({"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)})` of PyTorch 2.11, run by
     /// `benches/peers/state_dict.py`.
     const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict.pth");
 

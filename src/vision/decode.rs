@@ -110,9 +110,8 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     let (layout, end) = jpeg::Layout::read_unended(bytes).map_err(|_| refused(missing))?;
     let full = (layout.width_px(), layout.height_px());
     let divisor = layout.divisor_of_all_bits();
-    check_alloc(&layout, divisor, full, limits).map_err(|_| {
-        refused("its end mark is missing, and it is too large to check for missing pixels; send the complete file")
-    })?;
+    check_alloc(&layout, divisor, full, limits)
+        .map_err(|_| refused("its end mark is missing, and it is too large to check; send the complete file"))?;
     let all = layout.check_every_bit().and_then(|()| layout.decode(divisor).map(drop));
     all.map_err(cut_in_pixels)?;
     let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;

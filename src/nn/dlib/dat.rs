@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
             return Err("a convolution has no biases".to_owned());
         }
         if name == "con_6" && self.truth("whether a convolution has a relu inside")? {
-            return Err("a convolution includes a relu; save the network without fused layers".to_owned());
+            return Err("a convolution includes a relu; save the network unfused".to_owned());
         }
         if filters[2..] != [window.size, window.size] {
             return Err(format!("a convolution of {} pixels has filters of shape {filters:?}", window.size));
@@ -233,11 +233,7 @@ impl<'a> Reader<'a> {
     }
 
     fn enabled(&mut self, name: &str) -> Result<(), String> {
-        if self.truth(name)? {
-            Err(format!("{name} is disabled; save the network without fused layers"))
-        } else {
-            Ok(())
-        }
+        if self.truth(name)? { Err(format!("{name} is disabled; save the network unfused")) } else { Ok(()) }
     }
 
     fn learning_rates(&mut self, name: &str) -> Result<(), String> {
@@ -296,10 +292,7 @@ fn split<'a>(params: &'a [u8], first: &[i64; 4], second: &[i64; 4]) -> Result<(&
     let n_bytes = |shape| n_numbers(shape).and_then(|n| n.checked_mul(4));
     match (n_bytes(first), n_bytes(second)) {
         (Some(a), Some(b)) if a.checked_add(b) == Some(params.len()) => Ok(params.split_at(a)),
-        _ => Err(format!(
-            "has {} bytes of weights, which do not match the shapes {first:?} and {second:?}",
-            params.len()
-        )),
+        _ => Err(format!("has {} bytes of weights, expected {first:?} and {second:?}", params.len())),
     }
 }
 

@@ -183,8 +183,8 @@ fn tensors_that_cannot_be_read_are_named() {
         (tensor("negative", &[-1], &[], 1), "negative has 0 bytes"),
         (tensor("deep", &[1; 9], &[0; 4], 1), "more than 8"),
         (tensor("", &[1], &[0; 4], 1), "without a name"),
-        (counting("far", &[1]).bytes(13, b""), "far has its data in another file"),
-        (counting("far", &[1]).number(14, 1), "far has its data in another file"),
+        (counting("far", &[1]).bytes(13, b""), "far is stored in another file"),
+        (counting("far", &[1]).number(14, 1), "far is stored in another file"),
         (counting("twice", &[1]).bytes(4, &[0; 4]), "twice stores its numbers twice"),
     ];
     for (tensor, words) in cases {
