@@ -1,4 +1,4 @@
-//! Format 1: the store gets its identity. The tables need no making.
+//! Format 1: gives the store its identity. Its tables need no migration.
 
 use super::{Batch, Migration};
 

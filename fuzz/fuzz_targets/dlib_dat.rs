@@ -1,4 +1,4 @@
-//! Weights that claim to be networks that dlib wrote.
+//! Fuzzes the reader of dlib's networks.
 
 #![no_main]
 

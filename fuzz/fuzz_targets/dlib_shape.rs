@@ -1,4 +1,4 @@
-//! Weights that claim to be shape predictors that dlib wrote.
+//! Fuzzes the reader of dlib's shape predictors.
 
 #![no_main]
 

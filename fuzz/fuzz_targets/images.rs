@@ -1,9 +1,9 @@
-//! What the targets of the image formats share: the bytes as that format, at all of its pixels and at fewer.
+//! Shared by the image targets: decodes in full and reduced.
 
 use visage::vision::{DecodeLimits, Wanted, decode};
 
-/// A panic that `decode` contains is an answer. One that it does not contain still ends the run, when it arrives at
-/// libFuzzer, whose own hook would end it for either.
+/// Replaces libFuzzer's panic hook, which would abort even for panics that `decode` catches. A panic that is not caught
+/// still ends the run when it reaches libFuzzer.
 pub fn allow_contained_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);

@@ -1,4 +1,4 @@
-//! Photos that claim to be JPEG.
+//! Fuzzes the decoding of JPEG.
 
 #![no_main]
 

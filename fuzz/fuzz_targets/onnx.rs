@@ -1,4 +1,4 @@
-//! Weights that claim to be ONNX files of dlib's networks.
+//! Fuzzes the reader of dlib's networks as ONNX.
 
 #![no_main]
 

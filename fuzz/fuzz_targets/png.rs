@@ -1,4 +1,4 @@
-//! Photos that claim to be PNG.
+//! Fuzzes the decoding of PNG.
 
 #![no_main]
 

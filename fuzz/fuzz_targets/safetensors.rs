@@ -1,4 +1,4 @@
-//! Weights that claim to be safetensors.
+//! Fuzzes the reader of safetensors.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Weights that claim to be a PyTorch state dict.
+//! Fuzzes the reader of PyTorch state dicts.
 
 #![no_main]
 

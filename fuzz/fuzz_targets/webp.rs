@@ -1,4 +1,4 @@
-//! Photos that claim to be WebP.
+//! Fuzzes the decoding of WebP.
 
 #![no_main]
 

@@ -1,16 +1,16 @@
-//! Age and gender from one face: two of dlib's networks side by side.
+//! Reads age and gender from one face with two of dlib's networks.
 
 use super::{
     Device, DlibPlainConfig, DlibPlainNet, DlibResNet, DlibResNetConfig, NnError, TensorData, network::strip_prefix,
 };
 
-/// The side of the chips that both networks read, in pixels; the smaller one's are halved.
+/// The side of the chips that both networks read, in pixels; the gender network gets them at half the size.
 pub const AGE_GENDER_SIDE_PX: u32 = 64;
 
-/// What they say about one face.
+/// The output for one face.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgeGenderOutput {
-    /// The expectation of the age, in years.
+    /// The expected age, in years.
     pub age: f32,
     /// The standard deviation of the distribution over ages, in years.
     pub age_spread: f32,
@@ -20,8 +20,8 @@ pub struct AgeGenderOutput {
 
 /// Both networks with fixed weights on one device.
 ///
-/// Each sees a face and its mirror image, and the mean of the two is the answer: no face is more right than its mirror
-/// image, and on the development photos' training part the mean is 0.1 years nearer to the truth.
+/// Each network runs on a face and on its mirror image, and the results are averaged. Neither side is more correct, and
+/// on the training part of the development photos the mean is 0.1 years closer to the truth.
 #[derive(Debug)]
 pub struct AgeGender {
     age: DlibResNet,
@@ -29,7 +29,7 @@ pub struct AgeGender {
 }
 
 impl AgeGender {
-    /// Takes the tensors of `age.*` and `gender.*`.
+    /// Loads the tensors of `age.*` and `gender.*`.
     ///
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that do not fit, [`NnError::OutOfMemory`].
@@ -41,14 +41,14 @@ impl AgeGender {
         })
     }
 
-    /// Answers interleaved RGB squares of [`AGE_GENDER_SIDE_PX`], up to half the largest bucket.
+    /// Runs both networks on interleaved RGB squares of [`AGE_GENDER_SIDE_PX`], up to half the largest bucket.
     ///
     /// # Errors
-    /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size or more of them.
+    /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size or too many of them.
     pub fn infer(&self, rgb: &[&[u8]]) -> Result<Vec<AgeGenderOutput>, NnError> {
         let side = AGE_GENDER_SIDE_PX as usize;
         if rgb.iter().any(|chip| chip.len() != side * side * 3) {
-            return Err(NnError::Torch { detail: format!("a chip is no square of {side} pixels") });
+            return Err(NnError::Torch { detail: format!("a chip is not a square of {side} pixels") });
         }
         let mirrored: Vec<Vec<u8>> = rgb.iter().map(|chip| mirror(chip, side)).collect();
         let large: Vec<&[u8]> = rgb.iter().copied().chain(mirrored.iter().map(Vec::as_slice)).collect();
@@ -60,10 +60,10 @@ impl AgeGender {
     }
 }
 
-/// The mean of a face's and its mirror image's distributions, and what they say.
+/// Averages the distributions of a face and its mirror image, and computes the output.
 fn output(ages: [&Vec<f32>; 2], genders: [&Vec<f32>; 2]) -> AgeGenderOutput {
     let ages = mean_distribution(ages);
-    // As it was trained and is published: the first class stands for a quarter of a year, each other for its number.
+    // As trained and published: the first class means a quarter of a year, each other its number.
     let years = |class: usize| if class == 0 { 0.25 } else { class as f32 };
     let age: f32 = ages.iter().enumerate().map(|(class, p)| p * years(class)).sum();
     let variance: f32 = ages.iter().enumerate().map(|(class, p)| p * (years(class) - age).powi(2)).sum();
@@ -83,12 +83,12 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
-/// Left and right exchanged.
+/// Mirrors a chip left to right.
 fn mirror(chip: &[u8], side: usize) -> Vec<u8> {
     chip.chunks_exact(side * 3).flat_map(|row| row.chunks_exact(3).rev().flatten().copied()).collect()
 }
 
-/// Each pixel the mean of four.
+/// Averages every four pixels into one.
 fn halve(chip: &[u8], side: usize) -> Vec<u8> {
     let half = side / 2;
     let mut halved = Vec::with_capacity(half * half * 3);

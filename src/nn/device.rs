@@ -1,4 +1,4 @@
-//! Where tensors live, and how many threads work on them.
+//! The device of tensors, and the number of threads for operations.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use super::NnError;
 /// A device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// An NVIDIA GPU by its index.
     Cuda(usize),
 }
 
 impl Device {
-    /// `auto` (the first GPU, else the processor), `cpu` or `cuda:N`.
+    /// Parses `auto` (the first GPU, else the CPU), `cpu` or `cuda:N`.
     ///
     /// # Errors
-    /// [`NnError::DeviceUnavailable`] for a GPU that is not there, or another text: never a silent fallback.
+    /// [`NnError::DeviceUnavailable`] for a GPU that does not exist or another text; never falls back silently.
     pub fn resolve(text: &str) -> Result<Self, NnError> {
         let n_gpus = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         let unavailable = |detail: String| NnError::DeviceUnavailable { device: text.to_owned(), detail };
@@ -51,9 +51,9 @@ impl fmt::Display for Device {
     }
 }
 
-/// Sets the threads of each operation in this process; 0: the number of cores.
+/// Sets the number of threads for each operation in this process; 0: the number of cores.
 ///
-/// libtorch keeps one pool of them for each thread that calls it, so call it from a fixed set of threads.
+/// libtorch keeps a thread pool for each calling thread, so call it from a fixed set of threads.
 pub fn set_num_threads(n_threads: usize) {
     let n = if n_threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { n_threads };
     tch::set_num_threads(i32::try_from(n).unwrap_or(i32::MAX));

@@ -1,4 +1,4 @@
-//! What can go wrong with networks and weights.
+//! Errors of networks and weights.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ pub enum NnError {
     /// The weights do not fit the network.
     #[error("the weights do not fit the network: {detail}")]
     WeightsMismatch {
-        /// Which tensors, with got and expected.
+        /// The tensors, with got and expected.
         detail: String,
     },
     /// A weights file cannot be read.
@@ -18,13 +18,13 @@ pub enum NnError {
     WeightsUnreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why it cannot be read.
         detail: String,
     },
-    /// The device named in the configuration is not there.
+    /// The device named in the configuration does not exist.
     #[error("device {device} is not available: {detail}")]
     DeviceUnavailable {
-        /// As configured.
+        /// The device's name in the configuration.
         device: String,
         /// Why, and what to do.
         detail: String,
@@ -32,25 +32,25 @@ pub enum NnError {
     /// An allocation failed.
     #[error("the device has no memory for this: {detail}")]
     OutOfMemory {
-        /// libtorch's words.
+        /// libtorch's message.
         detail: String,
     },
     /// libtorch refused an operation.
     #[error("libtorch: {detail}")]
     Torch {
-        /// Its words.
+        /// libtorch's message.
         detail: String,
     },
 }
 
-/// Whether these words of libtorch or the system mean that memory ran out.
+/// Returns true if this message of libtorch or the system means out of memory.
 pub(crate) fn is_out_of_memory(words: &str) -> bool {
     let words = words.to_lowercase();
     ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| words.contains(sign))
 }
 
 impl NnError {
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {

@@ -1,9 +1,9 @@
-//! What a version answered when it was made, and must answer wherever it is loaded.
+//! The outputs that a version had when it was made, and must reproduce wherever it is loaded.
 
 /// The seed of every version's golden input.
 pub const GOLDEN_SEED: u64 = 1;
 
-/// The largest difference of a golden output on another machine, relative to the largest output (at least 1).
+/// The largest allowed difference of a golden output on another machine, relative to the largest output (at least 1).
 const TOLERANCE: f32 = 1e-3;
 
 /// A network's outputs for a known input.
@@ -11,14 +11,14 @@ const TOLERANCE: f32 = 1e-3;
 pub struct Golden {
     /// The seed of [`golden_input`].
     pub input_seed: u64,
-    /// All outputs in order.
+    /// All outputs, in order.
     pub outputs: Vec<f32>,
-    /// The largest absolute difference of an output that still counts as the same.
+    /// The largest allowed absolute difference of an output.
     pub tolerance: f32,
 }
 
 impl Golden {
-    /// The golden outputs of a network that gave these to the input of [`GOLDEN_SEED`].
+    /// Creates the golden outputs from a network's outputs for the input of [`GOLDEN_SEED`].
     #[must_use]
     pub fn new(outputs: Vec<f32>) -> Self {
         let largest = outputs.iter().fold(1.0_f32, |largest, output| largest.max(output.abs()));
@@ -26,11 +26,11 @@ impl Golden {
     }
 }
 
-/// A picture to try networks on: noise over a gradient, the same for the same seed on every machine.
+/// Makes a test image: noise over a gradient, the same for the same seed on every machine.
 #[must_use]
 pub fn golden_input(seed: u64, side_px: u32) -> Vec<u8> {
     let side = u64::from(side_px);
-    // SplitMix64 (Steele, Lea, Flood 2014): a few operations, no dependence on a library's version.
+    // SplitMix64 (Steele, Lea, Flood 2014): a few operations, independent of any library's version.
     let noise = |i: u64| {
         let mut z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,8 +1,8 @@
-//! The head between body and answers.
+//! The head: turns the body's features into outputs.
 //!
-//! Concatenated pooling (max, then mean), batch norm, dropout, 512 units, ReLU, batch norm, dropout, 16 units, ReLU, and
-//! one linear layer for each named answer. Parameters: `head.bn1`, `head.fc1`, `head.bn2`, `head.fc2`, `heads.{name}`.
-//! Linear layers start as PyTorch's do: weight and bias uniform within ±1/√(inputs).
+//! Concatenated pooling (max, then mean), batch norm, dropout, 512 units, ReLU, batch norm, dropout, 16 units, ReLU,
+//! and one linear layer for each named output. Parameters: `head.bn1`, `head.fc1`, `head.bn2`, `head.fc2`,
+//! `heads.{name}`. Linear layers start as in PyTorch: weight and bias uniform within ±1/√(inputs).
 
 use tch::{
     TchError, Tensor,
@@ -17,7 +17,7 @@ pub const EMBEDDING_512: &str = "embedding512";
 /// The layer of 16 units, before its ReLU.
 pub const EMBEDDING_16: &str = "embedding16";
 
-/// The layers whose outputs can be compared, with their sizes.
+/// Returns the layers whose outputs can be compared, with their sizes.
 #[must_use]
 pub fn embedding_layers() -> [(&'static str, u32); 2] {
     [(EMBEDDING_512, 512), (EMBEDDING_16, 16)]
@@ -29,10 +29,10 @@ fn linear(vs: &nn::Path<'_>, n_in: i64, n_out: i64) -> nn::Linear {
     nn::linear(vs, n_in, n_out, nn::LinearConfig { ws_init: init, bs_init: Some(init), bias: true })
 }
 
-/// What the head gives for a batch.
+/// The head's outputs for a batch.
 #[derive(Debug)]
 pub struct HeadOutput {
-    /// `[N, outputs]` for each named answer, in the network's order: the number, or logits.
+    /// `[N, outputs]` for each named output, in the network's order: the number, or logits.
     pub heads: Vec<Tensor>,
     /// `[N, 512]`, after the ReLU.
     pub embedding512: Tensor,
@@ -68,7 +68,7 @@ impl Head {
         }
     }
 
-    /// `[N, features, h, w]` to answers.
+    /// Maps `[N, features, h, w]` to the outputs.
     pub(super) fn forward_t(&self, features: &Tensor, train: bool) -> Result<HeadOutput, TchError> {
         let max = features.f_adaptive_max_pool2d([1, 1])?.0;
         let mean = features.f_adaptive_avg_pool2d([1, 1])?;
@@ -82,7 +82,7 @@ impl Head {
         Ok(HeadOutput { heads, embedding512, embedding16 })
     }
 
-    /// Sets the last bias of an answer, where a good start is known.
+    /// Sets the bias of an output's last layer, if a good initial value is known.
     pub(super) fn set_bias(&mut self, head_idx: usize, value: f64) -> Result<(), TchError> {
         if let Some(bias) = self.heads.get_mut(head_idx).and_then(|head| head.bs.as_mut()) {
             let _ = tch::no_grad(|| bias.f_fill_(value))?;

@@ -1,4 +1,4 @@
-//! A network that only answers, free of tch's types.
+//! Runs a network for inference, with no tch types in its interface.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use super::{
     network::{Network, channels_last},
 };
 
-/// The batch sizes that networks are run with; others are filled up to the next. Kernels are prepared and kept by
-/// shape, so free sizes would cost memory and time without end.
+/// The batch sizes that networks run with; other sizes are padded to the next. Kernels are prepared and cached by
+/// shape, so arbitrary sizes would cost unlimited memory and time.
 pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
-/// What a network says about one image.
+/// A network's output for one image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawOutput {
-    /// By head: the number of a regression, or the probabilities of a classification.
+    /// For each head: a regression's number, or a classification's probabilities.
     pub heads: Vec<Vec<f32>>,
-    /// By layer, as the network gives them.
+    /// For each layer: its raw embedding.
     pub embeddings: BTreeMap<String, Vec<f32>>,
 }
 
-/// A network with fixed weights on one device. It may move between threads, and belongs to one at a time.
+/// A network with fixed weights on one device. It may move between threads, but only one may use it at a time.
 #[derive(Debug)]
 pub struct InferenceNetwork {
     network: Network,
@@ -31,7 +31,7 @@ pub struct InferenceNetwork {
     normalisation: Normalisation,
 }
 
-/// Bytes of RGB to the network's input.
+/// Converts bytes of RGB to the network's input.
 #[derive(Debug)]
 pub struct Normalisation {
     /// 1 / (255 std), by channel.
@@ -42,7 +42,7 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// For this mean and standard deviation of RGB in 0..1.
+    /// Creates the normalisation for this mean and standard deviation of RGB in 0..1.
     #[must_use]
     pub fn new(mean: [f32; 3], std: [f32; 3], device: Device) -> Self {
         let scale: Vec<f32> = std.iter().map(|s| 1.0 / (255.0 * s)).collect();
@@ -51,10 +51,10 @@ impl Normalisation {
         Self { scale: channel(&scale), shift: channel(&shift), device: device.tch() }
     }
 
-    /// `n` interleaved RGB squares, one after another, to `[n, 3, side, side]`, channels-last.
+    /// Converts `n` consecutive interleaved RGB squares to `[n, 3, side, side]`, channels-last.
     ///
     /// # Errors
-    /// [`NnError::Torch`] when the bytes are not that many.
+    /// [`NnError::Torch`] if the number of bytes does not match.
     pub fn apply(&self, rgb: &[u8], n: usize, side_px: u32) -> Result<Tensor, NnError> {
         let side = i64::from(side_px);
         let expected = n * side_px as usize * side_px as usize * 3;
@@ -69,7 +69,7 @@ impl Normalisation {
 }
 
 impl InferenceNetwork {
-    /// The network of these tensors, which must be all of its own.
+    /// Loads a network from its tensors, which must be complete and no others.
     ///
     /// # Errors
     /// [`NnError::WeightsMismatch`], [`NnError::OutOfMemory`].
@@ -89,7 +89,7 @@ impl InferenceNetwork {
         Ok(Self { network, heads, normalisation: Normalisation::new(mean, std, device) })
     }
 
-    /// Answers interleaved RGB squares of `side_px`, up to the largest bucket.
+    /// Runs the network on interleaved RGB squares of `side_px`, up to the largest bucket.
     ///
     /// # Errors
     /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
@@ -122,7 +122,7 @@ impl InferenceNetwork {
     }
 }
 
-/// Squares of pixels one after another, filled up with black ones to a bucket, and the bucket.
+/// Joins squares of pixels, pads them with black ones to a bucket, and returns the bucket, too.
 ///
 /// # Errors
 /// [`NnError::Torch`] for pixels of another size, or more images than the largest bucket.
@@ -140,8 +140,8 @@ pub(super) fn fill_bucket(rgb: &[&[u8]], side_px: u32) -> Result<(Vec<u8>, usize
     Ok((bytes, bucket))
 }
 
-/// Interleaved RGB squares of `side_px`, up to the largest bucket, to the rows of what `forward` makes of them,
-/// normalised, channels-last and filled up to a bucket.
+/// Runs `forward` on interleaved RGB squares of `side_px`, up to the largest bucket, and returns a row for each. The
+/// input is normalised, channels-last and padded to a bucket.
 ///
 /// # Errors
 /// Those of [`fill_bucket`] and `forward`, [`NnError::OutOfMemory`].
@@ -161,7 +161,7 @@ pub(super) fn infer_squares(
     Ok(outputs)
 }
 
-/// The rows of `[N, n]`.
+/// Splits `[N, n]` into rows.
 pub(super) fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>, NnError> {
     let width = usize::try_from(*tensor.size().last().unwrap_or(&1)).unwrap_or(1).max(1);
     let flat = tensor.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_view([-1])?;

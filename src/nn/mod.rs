@@ -1,7 +1,7 @@
-//! Networks and weight readers: tensors.
+//! Networks and weight readers.
 //!
-//! One file a network. Parameter names equal PyTorch's, so that published weights fit. Knows no store and no
-//! pixels' origin; the types that leave it ([`NetworkSpec`], [`TensorData`]) are free of `tch`.
+//! One file a network. Parameter names equal PyTorch's, so that published weights fit. Knows no store and not where
+//! pixels come from; its shared types ([`NetworkSpec`], [`TensorData`]) are free of `tch`.
 
 mod age_gender;
 mod device;
@@ -40,10 +40,10 @@ pub use weights::{parse_safetensors, parse_weights, read_file, read_weights, wri
 
 use crate::mapped;
 
-/// Photos whose shorter side has fewer pixels say too little to be answered.
+/// The minimum of a photo's shorter side, in pixels; smaller photos have too little detail to be read.
 pub const MIN_SIDE_PX: u32 = 16;
 
-/// The body's kind.
+/// The architecture of a network's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
     /// 11 M parameters, 512 features.
@@ -54,12 +54,12 @@ pub enum Architecture {
     ResNet50,
 }
 
-/// What a head's raw output means.
+/// The meaning of a head's raw output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
     /// One number.
     Regression,
-    /// As many logits as labels.
+    /// One logit per label.
     Classification {
         /// At least 2.
         n_labels: usize,
@@ -67,7 +67,7 @@ pub enum HeadKind {
 }
 
 impl HeadKind {
-    /// Outputs of the head's linear layer.
+    /// Returns the number of outputs of the head's linear layer.
     #[must_use]
     pub fn n_outputs(self) -> usize {
         match self {
@@ -77,30 +77,30 @@ impl HeadKind {
     }
 }
 
-/// All that fixes a network's shape.
+/// The facts that determine a network's shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkSpec {
     /// The body.
     pub architecture: Architecture,
-    /// Head name and kind, in the order of the outputs.
+    /// Each head's name and kind, in the order of the outputs.
     pub heads: Vec<(String, HeadKind)>,
-    /// Dropout in training, 0 to below 1.
+    /// The dropout rate in training, 0 to below 1.
     pub dropout: f64,
 }
 
 /// A network that weights can be loaded into.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NetworkKind {
-    /// A residual network with heads, as this project trains them.
+    /// A residual network with heads, of the kind this project trains.
     Residual {
         /// The network's shape.
         spec: NetworkSpec,
-        /// The mean of RGB in 0..1 that its input is normalised with.
+        /// The mean of RGB in 0..1 for normalising its input.
         mean: [f32; 3],
         /// The standard deviation, above 0.
         std: [f32; 3],
     },
-    /// A network that comes published.
+    /// A network published by others.
     Published(PublishedNetwork),
 }
 
@@ -122,12 +122,12 @@ pub struct TensorData {
     pub shape: Vec<i64>,
     /// Element type.
     pub dtype: Dtype,
-    /// Contiguous, little-endian. Clones share them.
+    /// Contiguous, little-endian. Clones share the bytes.
     pub bytes: Bytes,
 }
 
 impl TensorData {
-    /// Returns false if the bytes lie in a mapped file that was cut: what has been read of them is worthless then.
+    /// Returns false if the bytes lie in a mapped file that was truncated; what was read of them is then invalid.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         mapped::is_intact(&self.bytes)

@@ -1,6 +1,6 @@
 //! The three networks that find faces, after Zhang et al. 2016, with the parameter names of facenet-pytorch's files.
 //!
-//! They are asked one after another; what happens to the boxes in between is `vision::detect`'s.
+//! They run one after another; `vision::detect` processes the boxes in between.
 
 use std::collections::HashMap;
 
@@ -8,13 +8,13 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{Device, NnError, TensorData, inference::rows, network::Loaded};
 
-/// The most crops in one run of the second and third network; more go in several.
+/// The maximum number of crops in one run of the second and third network; more are split.
 const MAX_CROPS: usize = 64;
 
-/// Crops are filled up to one of these numbers, as kernels are kept by shape.
+/// Crops are padded to one of these numbers, because kernels are cached by shape.
 const CROP_BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, MAX_CROPS];
 
-/// A layer's name, and its weight's shape; the first dimension is the bias's.
+/// A layer's name and its weight's shape, whose first dimension is also the bias's.
 type Layer = (&'static str, &'static [i64]);
 
 /// The layers of each network.
@@ -67,29 +67,29 @@ const LAYERS: [(&str, &[Layer]); 3] = [
     ),
 ];
 
-/// What the first network says about a canvas: a map of cells, two pixels apart.
+/// The first network's output for a canvas: a map of cells, two pixels apart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CanvasOutput {
-    /// Cells in a row.
+    /// The number of cells in a row.
     pub width: usize,
     /// The probability that a cell shows a face, row by row.
     pub scores: Vec<f32>,
-    /// Four planes: offsets of the box's left, top, right and bottom, in shares of its sides.
+    /// Four planes: offsets of the box's left, top, right and bottom, as fractions of its sides.
     pub offsets: Vec<f32>,
 }
 
-/// What the second or the third network says about a crop.
+/// The second or third network's output for a crop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CropOutput {
-    /// The probability that it is a face.
+    /// The probability that the crop is a face.
     pub score: f32,
-    /// Offsets of the box's left, top, right and bottom, in shares of its sides.
+    /// Offsets of the box's left, top, right and bottom, as fractions of its sides.
     pub offsets: [f32; 4],
-    /// Of the third network: five x, then five y, in shares of the box's sides; of the second: zeros.
+    /// From the third network: five x, then five y, as fractions of the box's sides; from the second: zeros.
     pub landmarks: [f32; 10],
 }
 
-/// The networks with fixed weights on one device.
+/// The three networks with fixed weights on one device.
 #[derive(Debug)]
 pub struct Mtcnn {
     parameters: HashMap<String, Tensor>,
@@ -97,10 +97,10 @@ pub struct Mtcnn {
 }
 
 impl Mtcnn {
-    /// Takes the tensors of `pnet.*`, `rnet.*` and `onet.*`.
+    /// Loads the tensors of `pnet.*`, `rnet.*` and `onet.*`.
     ///
     /// # Errors
-    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, unexpected or of another shape.
     pub fn load(tensors: &[TensorData], device: Device) -> Result<Self, NnError> {
         let mut shapes = HashMap::new();
         for (network, layers) in LAYERS {
@@ -116,7 +116,7 @@ impl Mtcnn {
         Ok(Self { parameters: parameters.collect::<Result<_, NnError>>()?, device: device.tch() })
     }
 
-    /// Asks the first network about a canvas, rows of interleaved RGB, scaled to `(value - 127.5) / 128`.
+    /// Runs the first network on a canvas: rows of interleaved RGB, scaled to `(value - 127.5) / 128`.
     ///
     /// # Errors
     /// [`NnError::Torch`] for a canvas of another size, [`NnError::OutOfMemory`].
@@ -133,7 +133,7 @@ impl Mtcnn {
         })
     }
 
-    /// Asks the second network about crops of 24 pixels, one after another, scaled likewise.
+    /// Runs the second network on consecutive crops of 24 pixels, scaled in the same way.
     ///
     /// # Errors
     /// As [`Mtcnn::propose`].
@@ -148,7 +148,7 @@ impl Mtcnn {
         })
     }
 
-    /// Asks the third network about crops of 48 pixels, one after another, scaled likewise.
+    /// Runs the third network on consecutive crops of 48 pixels, scaled in the same way.
     ///
     /// # Errors
     /// As [`Mtcnn::propose`].
@@ -164,7 +164,7 @@ impl Mtcnn {
         })
     }
 
-    /// Runs crops of `side_px` in numbers that kernels are prepared for.
+    /// Runs crops of `side_px` in batches of the bucket sizes.
     fn in_buckets(
         &self,
         crops: &[f32],
@@ -173,7 +173,7 @@ impl Mtcnn {
     ) -> Result<Vec<CropOutput>, NnError> {
         let n_numbers = (side_px * side_px * 3) as usize;
         if !crops.len().is_multiple_of(n_numbers) {
-            return Err(NnError::Torch { detail: format!("{} numbers are no crops of {n_numbers}", crops.len()) });
+            return Err(NnError::Torch { detail: format!("{} numbers, expected crops of {n_numbers}", crops.len()) });
         }
         let mut outputs = Vec::with_capacity(crops.len() / n_numbers);
         for some in crops.chunks(MAX_CROPS * n_numbers) {
@@ -197,7 +197,7 @@ impl Mtcnn {
         Ok(outputs)
     }
 
-    /// Interleaved pictures to `[n, 3, height, width]`, channels-last.
+    /// Converts interleaved images to `[n, 3, height, width]`, channels-last.
     fn images(&self, pixels: &[f32], n: usize, width: u32, height: u32) -> Result<Tensor, NnError> {
         let expected = n * width as usize * height as usize * 3;
         if pixels.len() != expected {
@@ -207,7 +207,7 @@ impl Mtcnn {
         Ok(Tensor::f_from_slice(pixels)?.f_view(shape)?.f_to_device(self.device)?.f_permute([0, 3, 1, 2])?)
     }
 
-    /// A convolution without padding and its parametric ReLU, which has one slope a channel.
+    /// A convolution without padding and its parametric ReLU with one slope a channel.
     fn convolve(&self, x: &Tensor, network: &str, layer: usize) -> Result<Tensor, TchError> {
         self.conv(x, &format!("{network}.conv{layer}"))?.f_prelu(self.weight(&format!("{network}.prelu{layer}")))
     }
@@ -229,12 +229,12 @@ impl Mtcnn {
     }
 }
 
-/// `[N, C, H, W]` to `[N, W * H * C]`: the order in which the networks were published counts a column at a time.
+/// Flattens `[N, C, H, W]` to `[N, W * H * C]`, the published networks' order: column by column.
 fn flat(x: &Tensor) -> Result<Tensor, TchError> {
     x.f_permute([0, 3, 2, 1])?.f_contiguous()?.f_flatten(1, -1)
 }
 
-/// The first `N` numbers; zeros where there are fewer.
+/// Returns the first `N` numbers, padded with zeros.
 fn array<const N: usize>(values: &[f32]) -> [f32; N] {
     std::array::from_fn(|i| values.get(i).copied().unwrap_or(0.0))
 }

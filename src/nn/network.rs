@@ -1,4 +1,4 @@
-//! A whole network, body and head, that can be trained.
+//! A trainable network: body and head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,13 +11,13 @@ use super::{
     resnet::Body,
 };
 
-/// The mean of ImageNet's RGB in 0..1, from which published bodies start.
+/// The mean of ImageNet's RGB in 0..1, which the published bodies expect.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 
 /// The standard deviation of ImageNet's RGB in 0..1.
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Which part of a network a parameter belongs to, for the optimiser's groups.
+/// The part of a network that a parameter belongs to, for the optimiser's groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
     /// Convolutions of the body.
@@ -42,7 +42,7 @@ impl Part {
     }
 }
 
-/// A network with its variables.
+/// A network and its variables.
 #[derive(Debug)]
 pub struct Network {
     vs: VarStore,
@@ -52,7 +52,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network of random weights, drawn from libtorch's generator (see [`tch::manual_seed`]).
+    /// Creates a network with random weights from libtorch's generator (see [`tch::manual_seed`]).
     #[must_use]
     pub fn new(spec: &NetworkSpec, device: Device) -> Self {
         let vs = VarStore::new(device.tch());
@@ -63,7 +63,7 @@ impl Network {
         network
     }
 
-    /// Lays convolution weights out channels-last, which oneDNN runs faster; names and values stay.
+    /// Stores convolution weights channels-last, which oneDNN runs faster; names and values stay the same.
     fn use_channels_last(&mut self) {
         tch::no_grad(|| {
             for mut tensor in self.vs.variables().into_values().filter(|t| t.dim() == 4) {
@@ -73,10 +73,10 @@ impl Network {
         });
     }
 
-    /// Answers for `[N, 3, H, W]` normalised images.
+    /// Runs the network on normalised images `[N, 3, H, W]`.
     ///
     /// # Errors
-    /// When libtorch refuses: no memory, or images smaller than the body's 32 pixels.
+    /// Errors of libtorch: out of memory, or images smaller than the body's 32 pixels.
     pub fn forward_t(&self, images: &Tensor, train: bool) -> Result<HeadOutput, NnError> {
         let features = if self.frozen_body {
             tch::no_grad(|| self.body.forward_t(images, false))?
@@ -86,7 +86,7 @@ impl Network {
         Ok(self.head.forward_t(&features, train)?)
     }
 
-    /// Freezes the body, batch norm included, or lets it learn again.
+    /// Freezes the body, batch norm included, or makes it trainable again.
     pub fn freeze_body(&mut self, freeze: bool) {
         self.frozen_body = freeze;
         for (name, tensor) in self.vs.variables() {
@@ -96,15 +96,15 @@ impl Network {
         }
     }
 
-    /// Starts a regression at the mean of its labels instead of near zero, which spares the first steps.
+    /// Initialises a regression to the mean of its labels instead of nearly zero, which saves the first steps.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Errors of libtorch.
     pub fn set_head_bias(&mut self, head_idx: usize, value: f64) -> Result<(), NnError> {
         Ok(self.head.set_bias(head_idx, value)?)
     }
 
-    /// The parameters that learn, by part, each with its gradient once there is one.
+    /// Returns the trainable parameters by part. Each carries its gradient after a backward pass.
     #[must_use]
     pub fn parameters(&self) -> BTreeMap<Part, Vec<Tensor>> {
         let mut parts: BTreeMap<Part, Vec<(String, Tensor)>> = BTreeMap::new();
@@ -113,7 +113,7 @@ impl Network {
                 parts.entry(Part::of(&name, &tensor)).or_default().push((name, tensor));
             }
         }
-        // A map's order is random; the optimiser's must not be.
+        // A map's order is random; the optimiser needs a fixed order.
         let in_order = |mut named: Vec<(String, Tensor)>| {
             named.sort_by(|a, b| a.0.cmp(&b.0));
             named.into_iter().map(|(_, tensor)| tensor).collect()
@@ -121,10 +121,10 @@ impl Network {
         parts.into_iter().map(|(part, named)| (part, in_order(named))).collect()
     }
 
-    /// Every parameter and buffer, by name.
+    /// Returns every parameter and buffer, sorted by name.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Errors of libtorch.
     pub fn export(&self) -> Result<Vec<TensorData>, NnError> {
         let mut tensors = Vec::new();
         for (name, tensor) in self.vs.variables() {
@@ -134,10 +134,10 @@ impl Network {
         Ok(tensors)
     }
 
-    /// Takes every tensor of the same name and shape; gives the names taken.
+    /// Loads every tensor whose name and shape match; returns their names.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Errors of libtorch.
     pub fn take_matching(&mut self, tensors: &[TensorData]) -> Result<Vec<String>, NnError> {
         let mut variables = self.vs.variables();
         let mut taken = Vec::new();
@@ -151,17 +151,17 @@ impl Network {
         Ok(taken)
     }
 
-    /// Takes all tensors, which must be those of the network.
+    /// Loads all tensors, which must be exactly those of the network.
     ///
     /// # Errors
-    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, unexpected or of another shape.
     pub fn load(&mut self, tensors: &[TensorData]) -> Result<(), NnError> {
         check(&self.shapes(), tensors)?;
         self.take_matching(tensors)?;
         Ok(())
     }
 
-    /// The variables behind the network.
+    /// Returns the network's variables.
     #[must_use]
     pub fn variables(&self) -> &VarStore {
         &self.vs
@@ -172,10 +172,10 @@ impl Network {
     }
 }
 
-/// How many names a message lists.
+/// The maximum number of names in a message.
 const NAMES_SHOWN: usize = 8;
 
-/// That these are the tensors of a network, all of them and no others.
+/// Checks that these are exactly the tensors of a network.
 pub(super) fn check(expected: &HashMap<String, Vec<i64>>, tensors: &[TensorData]) -> Result<(), NnError> {
     let given: HashMap<&str, &TensorData> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut wrong = Vec::new();
@@ -187,7 +187,7 @@ pub(super) fn check(expected: &HashMap<String, Vec<i64>>, tensors: &[TensorData]
             Some(_) => {}
         }
     }
-    // Counters of batch norm's batches come with PyTorch's files and are of no use here.
+    // PyTorch's files also hold batch norm's counters of batches, which are not needed.
     wrong.extend(
         tensors
             .iter()
@@ -208,8 +208,8 @@ fn is_buffer(name: &str) -> bool {
     name.ends_with("running_mean") || name.ends_with("running_var")
 }
 
-/// The same values with the channels innermost in memory. tch has no argument for it: the permuted tensor is made
-/// contiguous and permuted back.
+/// Returns the same values with the channels innermost in memory. tch has no argument for it, so the permuted tensor is
+/// made contiguous and permuted back.
 pub fn channels_last(tensor: &Tensor) -> Tensor {
     tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
@@ -222,7 +222,7 @@ fn to_data(name: String, tensor: &Tensor) -> Result<TensorData, NnError> {
     Ok(TensorData { name, shape, dtype: Dtype::F32, bytes })
 }
 
-/// Tensors that were found to be those of the network, by name.
+/// Tensors that passed the check against a network's shapes, by name.
 pub(super) struct Loaded<'a> {
     tensors: HashMap<&'a str, &'a TensorData>,
     device: Device,
@@ -230,7 +230,7 @@ pub(super) struct Loaded<'a> {
 
 impl<'a> Loaded<'a> {
     /// # Errors
-    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, left over or of another shape.
+    /// [`NnError::WeightsMismatch`] naming the tensors that are missing, unexpected or of another shape.
     pub(super) fn check(
         shapes: &HashMap<String, Vec<i64>>,
         tensors: &'a [TensorData],
@@ -247,10 +247,10 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// The tensors of each prefix, without it.
+/// Splits the tensors by prefix, and removes the prefix from their names.
 ///
 /// # Errors
-/// [`NnError::WeightsMismatch`] naming a tensor of none of them.
+/// [`NnError::WeightsMismatch`] naming a tensor without any of the prefixes.
 pub(super) fn strip_prefix<const N: usize>(
     tensors: &[TensorData],
     prefixes: [&str; N],
@@ -267,7 +267,7 @@ pub(super) fn strip_prefix<const N: usize>(
     Ok(parts)
 }
 
-/// A tensor of f32 on the processor; `data` holds as many as its shape says.
+/// Makes a CPU tensor; `data` must be f32 and as long as its shape requires.
 pub(super) fn to_tensor(data: &TensorData) -> Result<Tensor, NnError> {
     let expected = data.shape.iter().map(|d| d.unsigned_abs()).product::<u64>() * 4;
     if data.bytes.len() as u64 != expected || data.dtype != Dtype::F32 {
@@ -286,7 +286,7 @@ fn copy_into(variable: &mut Tensor, data: &TensorData) -> Result<(), NnError> {
 impl From<TchError> for NnError {
     fn from(error: TchError) -> Self {
         let detail = error.to_string();
-        // The C++ backtrace is for nobody here.
+        // The other lines are the C++ backtrace.
         let detail = detail.lines().next().unwrap_or_default().to_owned();
         if is_out_of_memory(&detail) { Self::OutOfMemory { detail } } else { Self::Torch { detail } }
     }

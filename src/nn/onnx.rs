@@ -1,8 +1,8 @@
-//! ONNX files: the initialisers and nodes of a graph.
+//! Reads the initialisers and nodes of an ONNX file's graph.
 //!
-//! An ONNX file is a protocol buffer. Of its many fields the few that matter here are read, every list to a largest
-//! length, and only data inside the file: tensors that name other files are refused. What a graph's nodes mean for the
-//! names of its weights is [`parse_dlib_onnx`](super::parse_dlib_onnx)'s to say.
+//! An ONNX file is a protocol buffer. Only the few fields that are needed are read, every list has a maximum length,
+//! and tensors whose data is in other files are refused. [`parse_dlib_onnx`](super::parse_dlib_onnx) derives the names
+//! of weights from the graph's nodes.
 
 use std::borrow::Cow;
 
@@ -11,22 +11,22 @@ use super::{
     protobuf::{Content, fields, varint},
 };
 
-/// The most nodes, initialisers or outputs of a graph.
+/// The maximum number of nodes, initialisers or outputs of a graph.
 const MAX_ITEMS: usize = 4096;
 
-/// The most inputs, outputs or settings of a node, and the most numbers of a setting.
+/// The maximum number of inputs, outputs or attributes of a node, and of numbers in an attribute.
 const MAX_NODE_ITEMS: usize = 64;
 
-/// The most integers of a tensor that are written one by one and not as bytes.
+/// The maximum number of a tensor's integers that are listed one by one instead of as bytes.
 const MAX_LISTED_INTEGERS: usize = 4096;
 
-/// The most dimensions of a tensor.
+/// The maximum number of a tensor's dimensions.
 const MAX_DIMENSIONS: usize = 8;
 
-/// The initialisers of an ONNX file's graph under the file's own names: those of f32 and i64.
+/// Returns the initialisers of an ONNX file's graph, under the file's own names; all must be f32 or i64.
 ///
 /// # Errors
-/// What is wrong with them.
+/// What is wrong with the bytes.
 #[cfg(test)]
 pub(super) fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut tensors =
@@ -35,7 +35,7 @@ pub(super) fn parse_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     Ok(tensors)
 }
 
-/// What is read of a graph.
+/// The parts of a graph that are read.
 #[derive(Debug, Default)]
 pub(super) struct Graph<'a> {
     pub(super) nodes: Vec<Node<'a>>,
@@ -101,7 +101,7 @@ impl<'a> Node<'a> {
                 (3, Content::Bytes(name)) => node.name = text(name)?,
                 (4, Content::Bytes(op)) => node.op = text(op)?,
                 (5, Content::Bytes(bytes)) => {
-                    push(&mut node.attributes, Attribute::read(bytes)?, MAX_NODE_ITEMS, "settings of a node")?;
+                    push(&mut node.attributes, Attribute::read(bytes)?, MAX_NODE_ITEMS, "attributes of a node")?;
                 }
                 _ => {}
             }
@@ -136,13 +136,13 @@ impl<'a> Node<'a> {
         self.attribute(name).map_or(&[], |attribute| &attribute.ints)
     }
 
-    /// Refuses settings whose meaning is not known here.
+    /// Refuses attributes other than the `known` ones.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), String> {
         if self.attribute("auto_pad").is_some_and(|auto| auto.text != b"NOTSET") {
-            return Err("pads by a rule".to_owned());
+            return Err("has automatic padding (auto_pad)".to_owned());
         }
         match self.attributes.iter().find(|attribute| !known.contains(&attribute.name)) {
-            Some(other) => Err(format!("has the unknown setting {}", other.name)),
+            Some(other) => Err(format!("has the unsupported attribute {}", other.name)),
             None => Ok(()),
         }
     }
@@ -165,7 +165,7 @@ impl<'a> Attribute<'a> {
     }
 }
 
-/// A tensor as the file holds it.
+/// A tensor in the file.
 #[derive(Debug, Default)]
 pub(super) struct Initialiser<'a> {
     pub(super) name: &'a str,
@@ -204,7 +204,7 @@ impl<'a> Initialiser<'a> {
             return Err("it holds a tensor without a name".to_owned());
         }
         if self.external {
-            return Err(format!("tensor {name} lies in another file; save the model with its data inside"));
+            return Err(format!("tensor {name} is stored in another file; save the model with its data inside"));
         }
         let (dtype, width, listed) = match self.data_type {
             1 => (Dtype::F32, 4, self.floats),
@@ -214,17 +214,17 @@ impl<'a> Initialiser<'a> {
         let n_bytes = self.shape.iter().try_fold(width, |n: usize, d| n.checked_mul(usize::try_from(*d).ok()?));
         let bytes = match self.raw {
             Some(raw) if listed.is_empty() => Cow::Borrowed(raw),
-            Some(_) => return Err(format!("tensor {name} holds its numbers in two ways")),
+            Some(_) => return Err(format!("tensor {name} stores its numbers twice")),
             None => listed,
         };
         if n_bytes != Some(bytes.len()) {
-            return Err(format!("tensor {name} has {} bytes, which are not its shape {:?}", bytes.len(), self.shape));
+            return Err(format!("tensor {name} has {} bytes, expected the shape {:?}", bytes.len(), self.shape));
         }
         Ok(TensorData { name, shape: self.shape, dtype, bytes: bytes.into_owned().into() })
     }
 }
 
-/// Integers, one in a field or many.
+/// Reads integers: a field holds one or many.
 fn numbers(content: Content<'_>, into: &mut Vec<i64>, max: usize) -> Result<(), String> {
     match content {
         Content::Number(n) => into.push(n.cast_signed()),
@@ -234,7 +234,7 @@ fn numbers(content: Content<'_>, into: &mut Vec<i64>, max: usize) -> Result<(), 
                 into.push(n.cast_signed());
             }
         }
-        Content::Four(_) | Content::Eight => return Err("it holds a list of numbers that is none".to_owned()),
+        Content::Four(_) | Content::Eight => return Err("it holds a list of numbers of another type".to_owned()),
     }
     if into.len() > max { Err(format!("it holds a list of more than {max} numbers")) } else { Ok(()) }
 }
@@ -248,5 +248,5 @@ fn push<T>(list: &mut Vec<T>, item: T, max: usize, what: &str) -> Result<(), Str
 }
 
 fn text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|_| "it holds a name that is no text".to_owned())
+    std::str::from_utf8(bytes).map_err(|_| "it holds a name that is not UTF-8".to_owned())
 }

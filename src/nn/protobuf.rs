@@ -1,10 +1,10 @@
-//! The wire format of protocol buffers, read in place.
+//! Reads the wire format of protocol buffers in place.
 //!
-//! A decoder makes an object of every message, and two bytes can ask for one of hundreds. This one only shows the fields
-//! of a message in its bytes, so that a reader can hold every list to a largest length and copies nothing that it does
-//! not keep.
+//! An ordinary decoder creates an object for every message, and two bytes can require one of hundreds of bytes. This
+//! one only iterates over a message's fields, so that a reader can limit the length of every list and copies only what
+//! it keeps.
 
-/// The content of a field of a protocol buffer.
+/// The content of a field.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content<'a> {
     Number(u64),
@@ -13,7 +13,7 @@ pub(super) enum Content<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message, in its order, ending with the first error.
+/// Iterates over a message's fields in order, ending with the first error.
 pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Content<'_>), String>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -31,7 +31,7 @@ pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Content<
 fn field<'a>(rest: &mut &'a [u8]) -> Option<(u64, Content<'a>)> {
     let key = varint(rest)?;
     if key >> 3 == 0 {
-        // No field has this number; a file of zeros would be millions of them.
+        // No field has this number; a file of zeros would be millions of fields.
         return None;
     }
     let content = match key & 7 {

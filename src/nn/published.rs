@@ -1,9 +1,9 @@
-//! The networks that come published, and the files that hold them.
+//! Networks published by others, and the files that hold them.
 
 /// A published network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PublishedNetwork {
-    /// P-, R- and O-Net, with dlib's five-point predictor where the folder has it.
+    /// P-, R- and O-Net, with dlib's five-point predictor if the folder has it.
     Mtcnn,
     /// dlib's age and gender networks.
     DlibAgeGender,
@@ -14,16 +14,16 @@ pub enum PublishedNetwork {
 /// A file of a published network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightsFile {
-    /// Its name in the network's folder.
+    /// The file's name in the network's folder.
     pub name: &'static str,
-    /// What stands before the names of its tensors.
+    /// The prefix of its tensors' names.
     pub prefix: &'static str,
-    /// Whether the network can do without it.
+    /// Whether the network works without it.
     pub is_optional: bool,
 }
 
 impl PublishedNetwork {
-    /// The files of its folder.
+    /// Returns the files in the network's folder.
     #[must_use]
     pub fn files(self) -> &'static [WeightsFile] {
         const fn file(name: &'static str, prefix: &'static str) -> WeightsFile {

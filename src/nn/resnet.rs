@@ -1,7 +1,7 @@
-//! Residual networks' bodies, with torchvision's parameter names.
+//! The bodies of residual networks, with torchvision's parameter names.
 //!
 //! He et al., "Deep Residual Learning for Image Recognition" (2015): a 7x7 stem and four layers of residual blocks;
-//! basic blocks of two 3x3 convolutions (18, 34) or bottlenecks of 1x1, 3x3, 1x1 (50). The last classifier is left out.
+//! basic blocks of two 3x3 convolutions (18, 34) or bottlenecks of 1x1, 3x3, 1x1 (50). The final classifier is omitted.
 
 use tch::{
     TchError, Tensor,
@@ -11,7 +11,7 @@ use tch::{
 use super::Architecture;
 
 impl Architecture {
-    /// Channels that the body gives.
+    /// Returns the number of the body's output channels.
     #[must_use]
     pub fn n_features(self) -> i64 {
         match self {
@@ -32,7 +32,7 @@ impl Architecture {
     }
 }
 
-/// A convolution without bias; weights as torchvision draws them (Kaiming normal over the fan out).
+/// A convolution without bias, initialised as in torchvision (Kaiming normal over the fan out).
 fn conv(vs: &nn::Path<'_>, n_in: i64, n_out: i64, size: i64, stride: i64) -> nn::Conv2D {
     let config = nn::ConvConfig {
         stride,
@@ -48,7 +48,7 @@ fn conv(vs: &nn::Path<'_>, n_in: i64, n_out: i64, size: i64, stride: i64) -> nn:
     nn::conv2d(vs, n_in, n_out, size, config)
 }
 
-/// Batch norm with PyTorch's start of weight 1 (tch draws it at random).
+/// Batch norm that starts with PyTorch's weight of 1; tch would draw it at random.
 pub(super) fn batch_norm_config() -> nn::BatchNormConfig {
     nn::BatchNormConfig { ws_init: Init::Const(1.0), bs_init: Init::Const(0.0), ..nn::BatchNormConfig::default() }
 }
@@ -57,7 +57,7 @@ fn batch_norm(vs: &nn::Path<'_>, n: i64) -> nn::BatchNorm {
     nn::batch_norm2d(vs, n, batch_norm_config())
 }
 
-/// One residual block: convolutions with their norms, and the way around them.
+/// One residual block: convolutions with their norms, and the shortcut.
 #[derive(Debug)]
 struct Block {
     layers: Vec<(nn::Conv2D, nn::BatchNorm)>,
@@ -108,7 +108,7 @@ impl Block {
     }
 }
 
-/// The body: images in, feature maps out at a 32nd of the size.
+/// The body: maps images to feature maps of 1/32 of their size.
 #[derive(Debug)]
 pub(super) struct Body {
     stem: nn::Conv2D,
@@ -117,7 +117,7 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Makes the body's variables at the root of `vs`.
+    /// Creates the body's variables at the root of `vs`.
     pub(super) fn new(vs: &nn::Path<'_>, architecture: Architecture) -> Self {
         let stem = conv(&(vs / "conv1"), 3, 64, 7, 2);
         let stem_norm = batch_norm(&(vs / "bn1"), 64);
@@ -135,7 +135,7 @@ impl Body {
         Self { stem, stem_norm, blocks }
     }
 
-    /// `[N, 3, H, W]` to `[N, features, H / 32, W / 32]`.
+    /// Maps `[N, 3, H, W]` to `[N, features, H / 32, W / 32]`.
     pub(super) fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor, TchError> {
         let x = self.stem_norm.forward_t(&x.apply(&self.stem), train).f_relu_()?;
         let mut x = x.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;

@@ -1,9 +1,9 @@
-//! PyTorch's state dicts: a zip of a pickle and one file a tensor's storage; before PyTorch 1.6, pickles and storages
-//! one after another.
+//! Reads PyTorch's state dicts: a zip of a pickle and one file per tensor storage; before PyTorch 1.6, concatenated
+//! pickles and storages.
 //!
-//! Only what `torch.save(model.state_dict())` writes is understood: dictionaries of tensors. A pickle is a program for
-//! a stack machine; this machine knows no function but the two that rebuild tensors and dictionaries, so that no file
-//! can run anything. Sizes are checked before anything is allocated.
+//! Only the output of `torch.save(model.state_dict())` is supported: dictionaries of tensors. A pickle is a program for
+//! a stack machine. This machine supports only the two functions that rebuild tensors and dictionaries, so no file can
+//! run code. Sizes are checked before anything is allocated.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,16 +14,16 @@ use zip::ZipArchive;
 
 use super::{Dtype, TensorData};
 
-/// The most bytes of a pickle, which holds names and shapes only.
+/// The maximum size of a pickle, in bytes; it holds names and shapes only.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
 
-/// The most bytes of all tensors of a file, and of all the storages that they look into.
+/// The maximum size of all tensors of a file, and of all storages they refer to, in bytes.
 const MAX_TENSOR_BYTES: u64 = 512 << 20;
 
-/// The tensors in the bytes of a `.pth` file of any version of PyTorch: those of f32 and i64.
+/// Parses a `.pth` file of any PyTorch version; its tensors must be f32 or i64.
 ///
 /// # Errors
-/// What is wrong with them.
+/// What is wrong with the bytes.
 pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, String> {
     let mut start = Vec::new();
     bytes.by_ref().take(LEGACY_MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| e.to_string())?;
@@ -34,7 +34,7 @@ pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, 
     }
     bytes.rewind().map_err(|e| e.to_string())?;
     let mut zip =
-        ZipArchive::new(bytes).map_err(|e| format!("neither a zip archive ({e}) nor of PyTorch before 1.6"))?;
+        ZipArchive::new(bytes).map_err(|e| format!("neither a zip archive ({e}) nor from PyTorch before 1.6"))?;
     let pickle = zip
         .file_names()
         .find(|name| name.ends_with("/data.pkl"))
@@ -43,7 +43,7 @@ pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, 
     let folder = pickle.trim_end_matches("data.pkl").to_owned();
     let program = read_entry(&mut zip, &pickle, MAX_PICKLE_BYTES)?;
     let (state, _) = Machine::run(&program)?;
-    // Tensors may share one; each is unpacked once.
+    // Tensors may share a storage; each is unpacked once.
     let (mut storages, mut n_unpacked) = (HashMap::<String, Vec<u8>>::new(), 0u64);
     tensors(state, |view| {
         let storage = match storages.entry(format!("{folder}data/{}", view.storage)) {
@@ -58,7 +58,7 @@ pub fn parse_state_dict(mut bytes: impl Read + Seek) -> Result<Vec<TensorData>, 
     })
 }
 
-/// The tensors of a state dict whose storages `bytes_of` knows.
+/// Returns the tensors of a state dict; `bytes_of` looks up their storages.
 fn tensors(
     state: Value,
     mut bytes_of: impl FnMut(&TensorView) -> Result<Vec<u8>, String>,
@@ -69,7 +69,7 @@ fn tensors(
     let (mut tensors, mut total) = (Vec::new(), 0u64);
     for (name, value) in entries {
         let (Value::Text(name), Value::Tensor(tensor)) = (name, value) else {
-            return Err("it holds other things than tensors by name; save model.state_dict()".to_owned());
+            return Err("it holds values other than named tensors; save model.state_dict()".to_owned());
         };
         let shape = tensor.check().map_err(|why| format!("tensor {name}: {why}"))?;
         total += tensor.n_bytes();
@@ -83,15 +83,15 @@ fn tensors(
     Ok(tensors)
 }
 
-/// How a file of PyTorch before 1.6 begins: a pickle of the number 0x1950a86a20f9469cfc6c.
+/// The first bytes of a file before PyTorch 1.6: a pickle of the number 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// What follows the magic number: pickles of the format's version, of the machine that wrote it, of the state dict, and
-/// of the storages' keys; then each storage, as a count of its elements and these.
+/// Parses what follows the magic number: pickles of the format's version, of the machine that wrote it, of the state
+/// dict, and of the storages' keys; then each storage as a count of elements and the elements.
 fn parse_legacy(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let (version, rest) = Machine::run(bytes)?;
     if version != Value::Int(1001) {
-        return Err("it is of an unknown version of PyTorch's format before 1.6".to_owned());
+        return Err("it has an unknown version of the format before PyTorch 1.6".to_owned());
     }
     let (_machine, rest) = Machine::run(rest)?;
     let (state, rest) = Machine::run(rest)?;
@@ -106,9 +106,9 @@ fn parse_legacy(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     }
     let mut storages = HashMap::new();
     for key in keys {
-        let Value::Text(key) = key else { return Err("it names a storage in an unknown way".to_owned()) };
-        // A storage that no tensor looks into would have no known width.
-        let width = *widths.get(key.as_str()).ok_or_else(|| format!("no tensor is of its storage {key}"))?;
+        let Value::Text(key) = key else { return Err("it refers to a storage in an unknown way".to_owned()) };
+        // The width of a storage that no tensor refers to would be unknown.
+        let width = *widths.get(key.as_str()).ok_or_else(|| format!("no tensor uses its storage {key}"))?;
         let (n_elements, after) = rest.split_first_chunk::<8>().ok_or("it ends within its storages")?;
         let n_bytes = u64::from_le_bytes(*n_elements).checked_mul(width).and_then(|n| usize::try_from(n).ok());
         let (storage, after) = n_bytes.and_then(|n| after.split_at_checked(n)).ok_or("it ends within its storages")?;
@@ -124,7 +124,7 @@ fn read_entry(zip: &mut ZipArchive<impl Read + Seek>, name: &str, max: u64) -> R
         return Err(format!("{name} claims {} bytes, at most {max} are read", entry.size()));
     }
     let mut bytes = Vec::new();
-    // The size is a claim; the reader is held to it.
+    // The size in the header is only a claim, so reading is limited.
     entry.take(max + 1).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
     if bytes.len() as u64 > max {
         return Err(format!("{name} has more than {max} bytes"));
@@ -154,8 +154,8 @@ impl TensorView {
         self.shape.iter().map(|d| d.unsigned_abs()).product::<u64>() * self.width()
     }
 
-    /// Its elements within its storage, in order. It may look at them in another order than they are stored in, but not
-    /// at more than there are: a few bytes could ask for any memory otherwise.
+    /// Returns the view's elements in order. Their order may differ from the storage's, but there may not be more of
+    /// them than it holds: otherwise a few bytes could require any amount of memory.
     fn of(&self, storage: &[u8]) -> Result<Vec<u8>, String> {
         let width = self.width() as usize;
         let too_small = || format!("its storage has {} bytes only", storage.len());
@@ -164,7 +164,7 @@ impl TensorView {
         let mut index = vec![0_i64; self.shape.len()];
         while bytes.len() < n_bytes {
             let ahead: i64 = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
-            // Within i64: `check` has held the farthest element against the largest storage.
+            // Within i64: `check` has compared the farthest element with the largest storage.
             let at = (self.offset as usize + ahead.unsigned_abs() as usize) * width;
             bytes.extend_from_slice(storage.get(at..at + width).ok_or_else(too_small)?);
             for (i, d) in index.iter_mut().zip(&self.shape).rev() {
@@ -178,7 +178,7 @@ impl TensorView {
         Ok(bytes)
     }
 
-    /// The shape, once it is shown to be one of a size that is read, and no element to lie before or far behind its
+    /// Returns the shape after checking that its size is allowed and that no element lies before or far behind its
     /// storage.
     fn check(&self) -> Result<Vec<i64>, String> {
         let too_large = || "it is too large".to_owned();
@@ -199,7 +199,7 @@ impl TensorView {
     }
 }
 
-/// What the machine's stack holds.
+/// A value on the machine's stack.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     None,
@@ -211,7 +211,7 @@ enum Value {
     Dict(Vec<(Value, Value)>),
     /// A class or function, by name.
     Global(String),
-    /// Element type and key of a storage.
+    /// A storage's element type and key.
     Storage(Dtype, String),
     Tensor(TensorView),
     Mark,
@@ -222,17 +222,17 @@ struct Machine<'a> {
     program: &'a [u8],
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
-    /// Values copied so far.
+    /// The size of the values copied so far, see [`Value::size`].
     n_copied: usize,
 }
 
-/// Values a stack may hold, and values that may be copied in all, far above what any network needs.
+/// The maximum number of values on a stack, and of values copied in total; far above any network's needs.
 const MAX_VALUES: usize = 1 << 20;
 
-/// The most dimensions of a tensor: each is counted for every element that is copied.
+/// The maximum number of a tensor's dimensions: each is iterated over for every element that is copied.
 const MAX_DIMENSIONS: usize = 8;
 
-/// How deep values may lie in one another: what is deeper could not even be dropped, which goes by recursion.
+/// The maximum nesting depth. Deeper values would overflow the stack when dropped.
 const MAX_DEPTH: usize = 16;
 
 impl Value {
@@ -248,7 +248,8 @@ impl Value {
         self.inner().any(|inner| depth == 0 || inner.is_deeper_than(depth - 1))
     }
 
-    /// This one and all within, as multiples of a small value's memory: long texts and shapes count for more.
+    /// Returns the size of this value and all within, in units of a small value's memory: long texts and shapes count
+    /// more.
     fn size(&self) -> usize {
         let own = match self {
             Self::Text(text) | Self::Global(text) | Self::Storage(_, text) => text.len() / 16,
@@ -261,13 +262,13 @@ impl Value {
 
 fn check_depth(values: &[Value]) -> Result<(), String> {
     if values.iter().any(|value| value.is_deeper_than(MAX_DEPTH)) {
-        return Err("its pickle holds values too deep in one another".to_owned());
+        return Err("its pickle nests values too deeply".to_owned());
     }
     Ok(())
 }
 
 impl<'a> Machine<'a> {
-    /// The program's result, and the bytes behind its end.
+    /// Runs the program; returns its result and the bytes behind its end.
     fn run(program: &'a [u8]) -> Result<(Value, &'a [u8]), String> {
         let mut machine = Self { program, stack: Vec::new(), memo: HashMap::new(), n_copied: 0 };
         loop {
@@ -291,7 +292,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, n: usize) -> Result<String, String> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "its pickle has a name that is no text".to_owned())
+        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "its pickle has a name that is not UTF-8".to_owned())
     }
 
     fn line(&mut self) -> Result<String, String> {
@@ -302,19 +303,19 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Value, String> {
-        self.stack.pop().ok_or_else(|| "its pickle takes more than there is".to_owned())
+        self.stack.pop().ok_or_else(|| "its pickle pops from an empty stack".to_owned())
     }
 
-    /// The values above the last mark.
+    /// Pops the values above the last mark.
     fn above_mark(&mut self) -> Result<Vec<Value>, String> {
-        let at = self.stack.iter().rposition(|v| *v == Value::Mark).ok_or("its pickle has no mark where one is due")?;
+        let at = self.stack.iter().rposition(|v| *v == Value::Mark).ok_or("its pickle lacks a mark")?;
         let values = self.stack.split_off(at + 1);
         self.stack.pop();
         Ok(values)
     }
 
     fn tuple(&mut self, n: usize) -> Result<(), String> {
-        let at = self.stack.len().checked_sub(n).ok_or("its pickle takes more than there is")?;
+        let at = self.stack.len().checked_sub(n).ok_or("its pickle pops from an empty stack")?;
         let values = self.stack.split_off(at);
         check_depth(&values)?;
         self.stack.push(Value::Tuple(values));
@@ -324,7 +325,7 @@ impl<'a> Machine<'a> {
     fn set_items(&mut self, items: Vec<Value>) -> Result<(), String> {
         check_depth(&items)?;
         let Some(Value::Dict(entries)) = self.stack.last_mut() else {
-            return Err("its pickle sets items of what is no dictionary".to_owned());
+            return Err("its pickle sets items of a value that is not a dictionary".to_owned());
         };
         let mut items = items.into_iter();
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
@@ -334,8 +335,8 @@ impl<'a> Machine<'a> {
     }
 
     fn remember(&mut self, slot: u32) -> Result<(), String> {
-        // A dictionary is filled after it was remembered and never asked for again: its memory would be a copy.
-        match self.stack.last().ok_or("its pickle remembers nothing")? {
+        // A dictionary is filled after it was remembered and never recalled, so remembering it would waste a copy.
+        match self.stack.last().ok_or("its pickle stores a value from an empty stack")? {
             Value::Dict(_) => {}
             value => {
                 count_copy(&mut self.n_copied, value)?;
@@ -346,13 +347,13 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, slot: u32) -> Result<(), String> {
-        let value = self.memo.get(&slot).ok_or("its pickle recalls what it never remembered")?;
+        let value = self.memo.get(&slot).ok_or("its pickle recalls a value that it never stored")?;
         count_copy(&mut self.n_copied, value)?;
         self.stack.push(value.clone());
         Ok(())
     }
 
-    /// One instruction; the result when it was the last.
+    /// Executes one instruction; returns the result after the last.
     fn step(&mut self) -> Result<Option<Value>, String> {
         let code = self.take(1)?[0];
         match code {
@@ -405,7 +406,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => self.stack.push(Value::Global(format!("{module}.{name}"))),
-                _ => return Err("its pickle names a class that is no name".to_owned()),
+                _ => return Err("its pickle names a class by a value that is not text".to_owned()),
             },
             b')' | b']' => self.stack.push(Value::Tuple(Vec::new())),
             b'}' => self.stack.push(Value::Dict(Vec::new())),
@@ -420,7 +421,7 @@ impl<'a> Machine<'a> {
                 check_depth(&items)?;
                 match self.stack.last_mut() {
                     Some(Value::Tuple(list)) => list.extend(items),
-                    _ => return Err("its pickle appends to what is no list".to_owned()),
+                    _ => return Err("its pickle appends to a value that is not a list".to_owned()),
                 }
             }
             b's' => {
@@ -459,7 +460,7 @@ impl<'a> Machine<'a> {
                 let (arguments, function) = (self.pop()?, self.pop()?);
                 self.stack.push(call(&function, arguments)?);
             }
-            // The state of an ordered dictionary is the version of its module: of no use here.
+            // The state of an ordered dictionary holds its module's version, which is not needed.
             b'b' => drop(self.pop()?),
             other => {
                 return Err(format!("its pickle has the instruction {other:#04x}, which a state dict does not need"));
@@ -469,13 +470,13 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A few bytes that copy what they have copied could ask for any memory.
+/// Limits copies: a few bytes that copy their own copies could require any amount of memory.
 fn count_copy(n_copied: &mut usize, value: &Value) -> Result<(), String> {
     *n_copied += value.size();
     if *n_copied > MAX_VALUES { Err("its pickle holds too many values".to_owned()) } else { Ok(()) }
 }
 
-/// `('storage', class, key, device, elements)` as a storage.
+/// Parses `('storage', class, key, device, elements)`.
 fn storage(id: Value) -> Result<Value, String> {
     if let Value::Tuple(parts) = &id
         && let [Value::Text(kind), Value::Global(class), Value::Text(key), ..] = parts.as_slice()
@@ -489,13 +490,13 @@ fn storage(id: Value) -> Result<Value, String> {
         };
         return Ok(Value::Storage(dtype, key.clone()));
     }
-    Err("its pickle names a storage in an unknown way".to_owned())
+    Err("its pickle refers to a storage in an unknown way".to_owned())
 }
 
-/// The two functions that a state dict needs.
+/// Calls one of the two functions that a state dict needs.
 fn call(function: &Value, arguments: Value) -> Result<Value, String> {
     let (Value::Global(name), Value::Tuple(arguments)) = (function, arguments) else {
-        return Err("its pickle calls what is no function".to_owned());
+        return Err("its pickle calls a value that is not a function".to_owned());
     };
     let numbers = |value: &Value| match value {
         Value::Tuple(values) => values.iter().map(|v| if let Value::Int(n) = v { Some(*n) } else { None }).collect(),
@@ -508,7 +509,7 @@ fn call(function: &Value, arguments: Value) -> Result<Value, String> {
             [Value::Storage(dtype, storage), Value::Int(offset), shape, strides, ..],
         ) => {
             let view = u64::try_from(*offset).ok().zip(numbers(shape)).zip(numbers(strides));
-            let ((offset, shape), strides) = view.ok_or("its pickle describes a tensor by what are no numbers")?;
+            let ((offset, shape), strides) = view.ok_or("its pickle has a tensor without valid numbers")?;
             Ok(Value::Tensor(TensorView { storage: storage.clone(), dtype: *dtype, offset, shape, strides }))
         }
         ("torch._utils._rebuild_parameter", [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),
@@ -524,7 +525,8 @@ mod tests {
 
     use super::*;
 
-    /// `torch.save({"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)})` by PyTorch 2.11, by `benches/peers/state_dict.py`.
+    /// `torch.save({"a.weight": torch.arange(6.).reshape(2, 3), "n": torch.tensor(7)})` of PyTorch 2.11, run by
+    /// `benches/peers/state_dict.py`.
     const FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict.pth");
 
     #[test]
@@ -552,7 +554,7 @@ mod tests {
         assert_eq!(tensors, expected);
     }
 
-    /// The same, saved with `_use_new_zipfile_serialization=False`: as PyTorch before 1.6 wrote it.
+    /// The same in the format before PyTorch 1.6, saved with `_use_new_zipfile_serialization=False`.
     const LEGACY_FIXTURE: &[u8] = include_bytes!("../../tests/fixtures/state_dict_legacy.pth");
 
     #[test]

@@ -1,4 +1,4 @@
-//! Weights files of other programs and of our own.
+//! Reads and writes weights files.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::digest::Digest;
 
-/// The largest weights file that is read, in bytes: five times the largest network here.
+/// The largest weights file that is read, in bytes: five times the largest network supported.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
 /// Reads a weights file; see [`parse_weights`].
@@ -26,13 +26,13 @@ pub fn read_weights(path: &Path) -> Result<Vec<TensorData>, NnError> {
     parse_weights(path, &read_file(path)?)
 }
 
-/// A weights file's bytes.
+/// Reads a weights file's bytes.
 ///
 /// # Errors
-/// [`NnError::WeightsUnreadable`] when it is no file, or too large a one.
+/// [`NnError::WeightsUnreadable`] if it is no regular file or too large.
 pub fn read_file(path: &Path) -> Result<Bytes, NnError> {
     let unreadable = |detail: String| NnError::WeightsUnreadable { path: path.to_owned(), detail };
-    // Looked at before it is opened: opening a pipe would wait for its writer, and reading begins with all of it.
+    // Checked before opening: opening a pipe would block until it has a writer.
     let about = fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
     if !about.is_file() {
         return Err(unreadable("it is not a file".to_owned()));
@@ -43,12 +43,12 @@ pub fn read_file(path: &Path) -> Result<Bytes, NnError> {
     fs::read(path).map(Bytes::from).map_err(|e| unreadable(e.to_string()))
 }
 
-/// The tensors in a weights file's bytes, by the ending of its name: `.safetensors`, `.pth` and `.pt` for a PyTorch state
-/// dict, `.dat` for a face network or a five-point shape predictor that dlib wrote (told apart by their first bytes),
-/// `.onnx` for a network of dlib's kinds in that format.
+/// Parses a weights file by its name's ending. `.safetensors`; `.pth` and `.pt`: a PyTorch state dict; `.dat`: dlib's
+/// face network or five-point shape predictor, distinguished by their first bytes; `.onnx`: a network of dlib's kinds
+/// in that format.
 ///
 /// # Errors
-/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is at fault.
+/// [`NnError::WeightsUnreadable`] naming the file, and the tensor if one is invalid.
 pub fn parse_weights(path: &Path, bytes: &Bytes) -> Result<Vec<TensorData>, NnError> {
     let tensors = match path.extension().and_then(|extension| extension.to_str()) {
         Some("safetensors") => parse_safetensors(bytes),
@@ -68,10 +68,10 @@ fn parse_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     }
 }
 
-/// The tensors in a safetensors file's bytes, of which they are slices; all must be f32 or i64.
+/// Parses a safetensors file. The tensors are slices of `bytes`; all must be f32 or i64.
 ///
 /// # Errors
-/// What is wrong with them.
+/// What is wrong with the bytes.
 pub fn parse_safetensors(bytes: &Bytes) -> Result<Vec<TensorData>, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let mut tensors = Vec::with_capacity(file.len());
@@ -93,7 +93,7 @@ pub fn parse_safetensors(bytes: &Bytes) -> Result<Vec<TensorData>, String> {
     Ok(tensors)
 }
 
-/// Writes a safetensors file and syncs it; gives the digest of what was written.
+/// Writes a safetensors file, syncs it and returns its digest.
 ///
 /// # Errors
 /// [`NnError::WeightsUnreadable`] naming the file.

@@ -1,14 +1,14 @@
-//! Making a part of a picture smaller by averaging areas.
+//! Reduces a part of an image by averaging areas.
 
 use super::DecodedImage;
 
 /// Writes the part of `photo` at `window` (left, top, width, height; inside the photo, at least one pixel) into `to`
-/// with `size` (width, height), rows `to_stride` numbers apart; each mean as `(mean - 127.5) / 128`, as the detection
-/// networks take it.
+/// with `size` (width, height), rows `to_stride` numbers apart. Each mean is scaled to `(mean - 127.5) / 128`, the
+/// input range of the detection networks.
 ///
-/// A pixel is the mean of all that it covers at least in part, as PyTorch's `interpolate(mode="area")` has it: the
-/// published networks were made with that. An enlargement repeats pixels. Nothing is rounded to whole numbers on the way:
-/// boxes that score nearly the same would come in another order.
+/// A pixel is the mean of all pixels that it covers at least in part, as in PyTorch's `interpolate(mode="area")`, with
+/// which the published networks were made. An enlargement repeats pixels. Intermediate values are not rounded: rounding
+/// would reorder boxes with nearly equal scores.
 pub(super) fn area_resize(
     photo: &DecodedImage,
     (left, top, width, height): (u32, u32, u32, u32),
@@ -45,7 +45,7 @@ pub(super) fn area_resize(
     }
 }
 
-/// The first and the end of what position `at` of `n` covers of `of`.
+/// Returns the start and the end of the range of `of` that position `at` of `n` covers.
 fn covered(at: usize, n: usize, of: usize) -> (usize, usize) {
     (at * of / n, ((at + 1) * of).div_ceil(n))
 }

@@ -1,4 +1,4 @@
-//! From the colours that a file means to sRGB, in which networks learn.
+//! Converts a file's colours to sRGB, which the networks are trained on.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -7,45 +7,44 @@ use std::{
 
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformExecutor, TransformOptions};
 
-/// Where a picture's colours come from.
+/// How an image got its colours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ColourSource {
-    /// The file has no colour profile, or one that says what sRGB says; its values were taken as they are.
+    /// The file has no colour profile, or one that is equivalent to sRGB; its values were taken unchanged.
     Srgb,
-    /// The file's colour profile was another one, and the values were converted.
+    /// The file has another colour profile, and the values were converted.
     Converted,
-    /// The file has a colour profile that was not followed; its values were taken as if they were sRGB, so colours may
-    /// be off.
+    /// The file has a colour profile that could not be applied. Its values were taken as sRGB, so colours may be off.
     ProfileIgnored {
-        /// What is wrong with it.
+        /// Why the profile could not be applied.
         why: String,
     },
 }
 
-/// A file's word on its colours: nothing, a profile, or why there is none although there should be.
+/// The file's colour profile: none, a profile, or why an announced one cannot be used.
 pub(super) type Claimed<'a> = Result<Option<&'a [u8]>, String>;
 
-/// Bytes of a profile that are looked at. Those of cameras have under a thousand, those of printing presses some
-/// millions.
+/// The largest profile that is read, in bytes. Camera profiles have under a thousand bytes, those of printing presses
+/// some millions.
 pub(super) const MAX_PROFILE_BYTES: usize = 4 << 20;
 
-/// How far a profile's values may be from sRGB's while it still counts as sRGB, in steps of 255. Its many makers round
-/// its curve differently.
+/// How far a profile's values may be from sRGB's to count as sRGB, in steps of 255. Makers of sRGB profiles round its
+/// curve differently.
 const SRGB_TOLERANCE: u8 = 2;
 
-/// Pixels converted at once.
+/// The number of pixels converted at once.
 const CHUNK_PX: usize = 4096;
 
 type Transform = Arc<dyn TransformExecutor<u8> + Send + Sync>;
 
-/// Converts pixels of interleaved RGB in place. Of a grey picture all three are the same.
+/// Converts pixels of interleaved RGB in place. In a grey image all three channels must be equal.
 pub(super) fn to_srgb(rgb: &mut [u8], is_grey: bool, claimed: Claimed<'_>) -> ColourSource {
     let found = match claimed {
         Ok(None) => return ColourSource::Srgb,
         Ok(Some(profile)) => read(profile).and_then(|profile| match profile.color_space {
             DataColorSpace::Rgb => Ok((transform(&profile, Layout::Rgb)?, 3)),
             DataColorSpace::Gray if is_grey => Ok((transform(&profile, Layout::Gray)?, 1)),
-            other => Err(format!("it is made for {other:?} and not for the picture's channels")),
+            other => Err(format!("it is for {other:?}, not for the image's channels")),
         }),
         Err(why) => Err(why),
     };
@@ -72,14 +71,15 @@ pub(super) fn to_srgb(rgb: &mut [u8], is_grey: bool, claimed: Claimed<'_>) -> Co
     ColourSource::Converted
 }
 
-/// Makes RGB of inks, 0 for none: by the file's profile or, without one, as if each ink took away its own colour only.
+/// Converts inks, 0 for none, to RGB: by the file's profile or, without one, as if each ink absorbed only its own
+/// colour.
 pub(super) fn inks_to_srgb(inks: &[u8], claimed: Claimed<'_>) -> (Vec<u8>, ColourSource) {
     let mut rgb = vec![0; inks.len() / 4 * 3];
     let converted = match claimed {
         Ok(None) => None,
         Ok(Some(profile)) => Some(read(profile).and_then(|profile| match profile.color_space {
             DataColorSpace::Cmyk => transform(&profile, Layout::Rgba),
-            other => Err(format!("it is made for {other:?} and the picture has four inks")),
+            other => Err(format!("it is for {other:?}, but the image has four inks")),
         })),
         Err(why) => Some(Err(why)),
     };
@@ -96,7 +96,7 @@ pub(super) fn inks_to_srgb(inks: &[u8], claimed: Claimed<'_>) -> (Vec<u8>, Colou
     for (to, from) in rgb.chunks_exact_mut(3).zip(inks.chunks_exact(4)) {
         let light = 255 - u32::from(from[3]);
         for (to, &ink) in to.iter_mut().zip(from) {
-            // Rounded to nearest; at most 255, so the cast loses nothing.
+            // Rounded to nearest; at most 255, so the cast is lossless.
             *to = (((255 - u32::from(ink)) * light + 127) / 255) as u8;
         }
     }
@@ -122,7 +122,7 @@ fn apply(transform: &Transform, from: &[u8], to: &mut [u8]) -> Result<(), String
     contained(|| transform.transform(from, to).map_err(|e| format!("it cannot be applied: {e}")))
 }
 
-/// Whether the profile's sRGB values are others than its own, looked at on a grid of colours.
+/// Returns true if the profile's sRGB values differ from its own, sampled on a grid of colours.
 fn changes_colours(transform: &Transform, n_channels: usize) -> Result<bool, String> {
     let steps = || (0..=255u8).step_by(17);
     let (from, same): (Vec<u8>, Vec<u8>) = match n_channels {
@@ -138,9 +138,9 @@ fn changes_colours(transform: &Transform, n_channels: usize) -> Result<bool, Str
     Ok(to.iter().zip(&same).any(|(a, b)| a.abs_diff(*b) > SRGB_TOLERANCE))
 }
 
-/// A panic inside the library counts as its refusal.
+/// Runs `work`; a panic inside the library counts as an error.
 fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the converter gave up on it".to_owned()))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the converter crashed on it".to_owned()))
 }
 
 #[cfg(test)]

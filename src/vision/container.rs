@@ -1,9 +1,9 @@
-//! A file's outer structure, read without decoding anything.
+//! Checks a file's outer structure without decoding anything.
 //!
-//! The decoders are lenient: a JPEG cut in half comes out with a grey lower half, and a WebP chunk may claim more bytes
-//! than the file has, for which memory is then taken. Here a file is refused unless it is whole: every segment or chunk
-//! lies within the bytes, and the format's end mark is there. Where only the container lies and no pixel is missing, the
-//! bytes are copied and mended, and a note says so.
+//! The decoders are lenient: a JPEG cut in half decodes with a grey lower half, and a WebP chunk may claim more bytes
+//! than the file has, which are then allocated. A file is accepted only if it is complete: every segment or chunk lies
+//! within the bytes, and the format's end mark is there. If only the container is wrong and no pixel is missing, a copy
+//! is repaired, and a note reports it.
 
 use std::borrow::Cow;
 
@@ -20,23 +20,23 @@ pub(super) enum Format {
     WebP,
 }
 
-/// Why a file is not whole, or more than whole.
+/// Why a file is not complete, or has too much.
 pub(super) type Incomplete = &'static str;
 
 const CUT_SHORT: Incomplete = "the file is cut short";
 
-/// The most scans of a JPEG. Encoders make about ten for a progressive picture. Each is a pass over all blocks, however
-/// few bytes it has: of twelve megapixels it costs some milliseconds for thirty bytes, so without a cap a file of some
-/// kilobytes would cost seconds.
+/// The maximum number of scans of a JPEG. Encoders write about ten for a progressive image. Each is a pass over all
+/// blocks, however few bytes it has: thirty bytes cost some milliseconds at twelve megapixels, so without a limit a
+/// file of some kilobytes would cost seconds.
 pub(super) const MAX_JPEG_SCANS: u32 = 64;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// A PNG's last chunk, whole.
+/// A PNG's complete last chunk.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// The bytes of an image that are one, for the decoders.
+/// The bytes of a complete image, for the decoders.
 pub(super) struct Whole<'a> {
-    /// Without what trails the image; mended where a note says so.
+    /// Without bytes that trail the image; repaired if `note` says so.
     pub(super) bytes: Cow<'a, [u8]>,
     pub(super) note: Option<PhotoNote>,
 }
@@ -52,7 +52,7 @@ impl<'a> Whole<'a> {
 }
 
 impl Format {
-    /// Tells the format from the first bytes, never from a name or a claimed type.
+    /// Detects the format from the first bytes, never from a name or a claimed type.
     pub(super) fn sniff(bytes: &[u8]) -> Option<Self> {
         if bytes.starts_with(b"\xff\xd8\xff") {
             Some(Self::Jpeg)
@@ -65,7 +65,7 @@ impl Format {
         }
     }
 
-    /// For messages.
+    /// The format's name, for messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -74,8 +74,8 @@ impl Format {
         }
     }
 
-    /// The image's bytes, when it is whole but for what can be told from outside: a PNG's last chunk may be missing, and
-    /// a WebP's header may promise chunks that are not there, which viewers do not mind and the decoder does.
+    /// Returns the image's bytes if it is complete. Two defects are repaired: a PNG without its last chunk, and a WebP
+    /// whose header announces missing chunks, which viewers accept and the decoder does not.
     ///
     /// # Errors
     /// What is missing, or that a JPEG has more than [`MAX_JPEG_SCANS`].
@@ -88,24 +88,24 @@ impl Format {
     }
 }
 
-/// Width and height that a PNG's first chunk claims. The PNG decoder takes memory for a row when it is made, so they
-/// must be known before.
+/// Returns the width and height that a PNG's first chunk claims. They are checked before the PNG decoder is created,
+/// which allocates a row at once.
 pub(super) fn png_dimensions(bytes: &[u8]) -> Option<(u32, u32)> {
     (bytes.get(12..16)? == b"IHDR").then_some(())?;
     Some((u32_be(bytes, 16)?, u32_be(bytes, 20)?))
 }
 
-/// Follows the segments by their lengths to the end-of-image mark. Inside entropy-coded data a mark's first byte is
-/// followed by zero, so the first other mark ends it.
+/// Follows the segments by their lengths to the end-of-image mark. In entropy-coded data zero follows a byte of 0xff,
+/// so the first other mark ends it.
 fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], Incomplete> {
     let (mut at, mut n_scans) = (2, 0);
     loop {
         let step = bytes.get(at..).and_then(next_mark).ok_or(CUT_SHORT)?;
         at += step + 1;
         match *bytes.get(at).ok_or(CUT_SHORT)? {
-            // A fill byte: the mark's code is still to come.
+            // A fill byte: the mark's code follows.
             0xff => {}
-            // A stuffed byte, a restart mark, or one that stands alone.
+            // A stuffed byte, a restart mark, or a mark without a length.
             0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
             0xd9 => return bytes.get(..=at).ok_or(CUT_SHORT),
             mark => {
@@ -123,9 +123,9 @@ fn whole_jpeg(bytes: &[u8]) -> Result<&[u8], Incomplete> {
     }
 }
 
-/// Where the next byte is that may begin a JPEG's mark.
+/// Returns the position of the next byte that may begin a JPEG's mark.
 pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
-    /// Looked at in one go; compiled to a few wide instructions.
+    /// Bytes compared at once; compiles to a few wide instructions.
     const STEP: usize = 32;
     let without = |step: &[u8; STEP]| !step.iter().fold(false, |found, &byte| found | (byte == 0xff));
     let (steps, _) = bytes.as_chunks::<STEP>();
@@ -133,17 +133,17 @@ pub(super) fn next_mark(bytes: &[u8]) -> Option<usize> {
     bytes.get(start..)?.iter().position(|&byte| byte == 0xff).map(|at| start + at)
 }
 
-/// Follows the chunks by their lengths to the last one, and keeps those that pixels are made of. What others say is read
-/// elsewhere or not at all, and the decoder would refuse a picture for one that makes no sense.
+/// Follows the chunks by their lengths to the last one, and keeps those that pixels depend on. Others are read
+/// elsewhere or not at all; the decoder would refuse an image for one that is invalid.
 fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     let mut at = PNG_SIGNATURE.len();
     let mut has_pixels = false;
-    // A copy of the chunks that are kept; none is made until one is left out.
+    // A copy of the chunks that are kept; made only when one is left out.
     let mut kept: Option<Vec<u8>> = None;
     loop {
         let rest = bytes.get(at..).ok_or(CUT_SHORT)?;
         if has_pixels && rest.len() < PNG_END.len() && PNG_END.starts_with(rest) {
-            // Whether the pixels are all there, the decoder tells.
+            // The decoder checks that the pixels are complete.
             let mut mended = kept.unwrap_or_else(|| bytes[..at].to_vec());
             mended.extend_from_slice(&PNG_END);
             return Ok(Whole::mended(mended, PhotoNote::EndMissing));
@@ -153,7 +153,7 @@ fn whole_png(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
         // Length, name and checksum take four bytes each.
         let end = at.checked_add(length).and_then(|at| at.checked_add(12)).ok_or(CUT_SHORT)?;
         let chunk = bytes.get(at..end).ok_or(CUT_SHORT)?;
-        // A chunk that a decoder must know has a capital first.
+        // The name of a chunk that a decoder must know starts with a capital.
         let is_kept = name[0].is_ascii_uppercase() || name == b"tRNS";
         match &mut kept {
             Some(kept) if is_kept => kept.extend_from_slice(chunk),
@@ -181,13 +181,13 @@ fn whole_webp(bytes: &[u8]) -> Result<Whole<'_>, Incomplete> {
     Ok(without_false_claims(riff))
 }
 
-/// Where the flags lie in a WebP whose first chunk is the extended header.
+/// The position of the flags in a WebP whose first chunk is the extended header.
 const WEBP_FLAGS_AT: usize = 20;
 
 /// The flag of transparency.
 const WEBP_ALPHA: u8 = 0x10;
 
-/// The other flags of an extended header and the chunks that they promise.
+/// The other flags of an extended header and the chunks that they announce.
 const WEBP_CLAIMS: [(u8, &[&[u8; 4]]); 4] =
     [(0x20, &[b"ICCP"]), (0x08, &[b"EXIF"]), (0x04, &[b"XMP "]), (0x02, &[b"ANIM", b"ANMF"])];
 
@@ -196,7 +196,7 @@ fn without_false_claims(riff: &[u8]) -> Whole<'_> {
     let is_there = |wanted: &[u8; 4]| chunks_of_webp(riff).any(|(name, _)| name == wanted);
     let is_false = |(flag, chunks): &&(u8, &[&[u8; 4]])| flags & flag != 0 && !chunks.iter().all(|c| is_there(c));
     let mut false_flags = WEBP_CLAIMS.iter().filter(is_false).fold(0, |all, (flag, _)| all | flag);
-    // A lossless picture carries its transparency itself, so there the flag is true without a chunk.
+    // A lossless image stores its transparency itself, so there the flag is true without a chunk.
     if is_there(b"VP8 ") && !is_there(b"ALPH") {
         false_flags |= flags & WEBP_ALPHA;
     }
@@ -208,7 +208,7 @@ fn without_false_claims(riff: &[u8]) -> Whole<'_> {
     Whole::mended(mended, PhotoNote::ChunkMissing)
 }
 
-/// The top chunks of a WebP by name, as far as they lie within the file that its header tells of.
+/// Iterates over the top-level chunks of a WebP by name, as far as they lie within the size that its header claims.
 pub(super) fn chunks_of_webp(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let end = u32_le(bytes, 4).map_or(0, |claimed| claimed as usize).saturating_add(8).min(bytes.len());
     let mut rest = bytes.get(12..end).unwrap_or_default();
@@ -222,7 +222,7 @@ pub(super) fn chunks_of_webp(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[
     })
 }
 
-/// The chunks of a PNG by name up to its end, as far as they lie within the bytes.
+/// Iterates over the chunks of a PNG by name up to its end, as far as they lie within the bytes.
 pub(super) fn chunks_of_png(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = bytes.get(PNG_SIGNATURE.len()..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -236,7 +236,7 @@ pub(super) fn chunks_of_png(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u
     })
 }
 
-/// The segments of a JPEG before its first scan, by mark.
+/// Iterates over the segments of a JPEG before its first scan, by mark.
 pub(super) fn segments_of_jpeg(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     const SCAN: u8 = 0xda;
     let mut rest = bytes.get(2..).unwrap_or_default();
@@ -259,7 +259,7 @@ pub(super) fn segments_of_jpeg(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])
     })
 }
 
-/// Checks that every chunk from `at` on lies within `bytes`; those of an animation's frames, too.
+/// Checks that every chunk from `at` on lies within `bytes`, including the chunks in an animation's frames.
 fn whole_riff_chunks(bytes: &[u8], mut at: usize, frames: bool) -> Result<(), Incomplete> {
     // A remainder too short for a chunk's header is padding.
     while at + 8 <= bytes.len() {
@@ -268,7 +268,7 @@ fn whole_riff_chunks(bytes: &[u8], mut at: usize, frames: bool) -> Result<(), In
         let end = start.checked_add(length).ok_or(CUT_SHORT)?;
         let chunk = bytes.get(..end).ok_or("a chunk is longer than the file")?;
         if frames && bytes.get(at..at + 4) == Some(b"ANMF") {
-            // Sixteen bytes of the frame's place and duration come first.
+            // Sixteen bytes for the frame's position and duration come first.
             whole_riff_chunks(chunk, start + 16, false)?;
         }
         at = end + (length & 1);

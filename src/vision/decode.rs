@@ -1,4 +1,4 @@
-//! From a file's bytes to an upright RGB picture.
+//! Decodes a file's bytes into an upright RGB image.
 
 use std::{
     io::Cursor,
@@ -20,12 +20,12 @@ use super::{
     png_colour::declared_profile,
 };
 
-/// What decoding one image may cost. Checked against the file's header before memory is taken for its pixels.
+/// Limits on decoding one image. They are checked against the file's header before the pixels are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeLimits {
-    /// Cap on width times height.
+    /// The maximum of width times height.
     pub max_pixels: u64,
-    /// Cap on the bytes held for one image: the decoder's output and the picture made from it.
+    /// The maximum of the bytes held for one image: the decoder's output and the image made from it.
     pub max_alloc_bytes: u64,
 }
 
@@ -36,44 +36,43 @@ impl Default for DecodeLimits {
     }
 }
 
-/// Decodes a JPEG, PNG or WebP, told apart by its bytes, at the wanted size or above.
+/// Decodes a JPEG, PNG or WebP, detected from its bytes, at the wanted size or above.
 ///
-/// A JPEG is reduced by 2, 4 or 8 while it is decoded where that leaves what is wanted, at a fraction of the cost;
-/// other formats come in full. The orientation that the file tells of is applied, and colours are converted to sRGB by
-/// the file's ICC profile or, in a PNG, what else it says of them; what cannot be followed is told of in
-/// [`DecodedImage::colour`]. Other metadata is not looked at. Grey, palette, CMYK and 16-bit images become 8-bit RGB;
-/// transparency is laid over white. Of an animation the first frame is read. The same bytes and the same wish always
-/// give the same picture. A panic inside a decoder is contained and counts as an unreadable image.
-///
+/// A JPEG is reduced by 2, 4 or 8 during decoding, at a fraction of the cost, if the result is still large enough;
+/// other formats are decoded in full. The file's orientation is applied. Colours are converted to sRGB by the file's
+/// ICC profile or, in a PNG, its other colour chunks; [`DecodedImage::colour`] reports profiles that could not be
+/// applied. Other metadata is ignored. Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is laid
+/// over white. Only the first frame of an animation is read. The same bytes and the same wanted size always yield the
+/// same image. A panic inside a decoder is caught and counts as an unreadable image.
 /// # Errors
-/// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before memory is taken for the pixels), and
-/// [`ImageError::Unreadable`] for anything damaged or cut short.
+/// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before the pixels are allocated), and
+/// [`ImageError::Unreadable`] for anything damaged or truncated.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
     let unsupported = || ImageError::UnsupportedFormat { found: what_is(bytes), n_bytes: bytes.len() };
     let format = Format::sniff(bytes).ok_or_else(unsupported)?;
     match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
         Ok(result) => result,
-        Err(_) => Err(unreadable(format, "the decoder gave up on it")),
+        Err(_) => Err(unreadable(format, "the decoder crashed on it")),
     }
 }
 
 fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
     let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
-    // Looked for once the size is known to be allowed.
+    // Read only once the size is known to be allowed.
     let orientation = || orientation::of(format, bytes);
     let (image, note) = match format {
         Format::Jpeg => {
             if let Some(why) = unread_coding(bytes) {
                 return Err(unreadable(format, why));
             }
-            // The header first: a huge image that is also cut short is answered as huge.
+            // The header first: a huge image that is also truncated is reported as too large.
             let header = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| unreadable(format, e))?;
             check_size(header.dimensions(), header.color_type().bytes_per_pixel(), limits)?;
             let whole = match format.whole(bytes) {
                 Ok(whole) => whole,
                 Err(missing) => with_end(bytes, missing, limits)?,
             };
-            // A decoder copies the file, which shows; only a mended one needs another.
+            // A decoder copies the file, which takes measurable time; only a repaired file needs a new one.
             let decoder = match whole.note {
                 None => header,
                 Some(_) => JpegDecoder::new(Cursor::new(&*whole.bytes)).map_err(|e| unreadable(format, e))?,
@@ -82,9 +81,7 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
         }
         Format::Png => {
             let headless = || match chunks_of_png(bytes).next() {
-                Some((b"CgBI", _)) => {
-                    "it is in Apple's own form of PNG (CgBI), which apps hold; save it as an ordinary one"
-                }
+                Some((b"CgBI", _)) => "it is Apple's PNG variant for apps (CgBI); save it as an ordinary PNG",
                 _ => "it has no header",
             };
             let dimensions = png_dimensions(bytes).ok_or_else(|| unreadable(format, headless()))?;
@@ -105,23 +102,23 @@ fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted
     Ok(image.with_note(note))
 }
 
-/// A JPEG that does not end as it should, with an end where its pixels end, if they are all there; some cameras leave the
-/// end mark out, and some transfers lose it. Decoders would paint what is missing in grey, so the pixels are read here
-/// once more than otherwise, and strictly.
+/// Adds an end mark to a JPEG without a proper one, if its pixels are complete; some cameras omit the mark, and some
+/// transfers lose it. Decoders would fill missing pixels with grey, so here the pixels are read an extra time, and
+/// strictly.
 fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -> Result<Whole<'a>, ImageError> {
     let refused = |why: &str| unreadable(Format::Jpeg, why);
     let (layout, end) = jpeg::Layout::read_unended(bytes).map_err(|_| refused(missing))?;
     let full = (layout.width_px(), layout.height_px());
     let divisor = layout.divisor_of_all_bits();
     check_alloc(&layout, divisor, full, limits)
-        .map_err(|_| refused("its end mark is missing, and it is too large to be checked without; send it whole"))?;
+        .map_err(|_| refused("its end mark is missing, and it is too large to check; send the complete file"))?;
     let all = layout.check_every_bit().and_then(|()| layout.decode(divisor).map(drop));
     all.map_err(cut_in_pixels)?;
     let pixels = bytes.get(..end).ok_or_else(|| refused(missing))?;
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
 }
 
-/// What was decoded; nothing where another decoder has the last word.
+/// Returns what was decoded, or `None` if another decoder decides about the file.
 fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageError> {
     match decoded {
         Err(why) if why == jpeg::DATA_ENDS_EARLY => Err(cut_in_pixels(why)),
@@ -133,19 +130,19 @@ fn cut_in_pixels(why: &str) -> ImageError {
     unreadable(Format::Jpeg, format!("its pixels are not all there: {why}"))
 }
 
-/// Why a JPEG is of a coding that nothing here reads: of the standard's many, cameras and browsers know but three.
+/// Explains why a JPEG's coding is not supported: of the standard's many, cameras and browsers use only three.
 fn unread_coding(bytes: &[u8]) -> Option<&'static str> {
     segments_of_jpeg(bytes).find_map(|(mark, _)| match mark {
-        0xc3 => Some("it is coded without loss, as scanners of medicine do; save it as an ordinary JPEG or as PNG"),
-        0xc5..=0xc7 | 0xcd..=0xcf => Some("it is coded in a hierarchy of frames; save it as an ordinary JPEG"),
-        0xc9..=0xcb => Some("it is coded arithmetically; save it as an ordinary JPEG"),
+        0xc3 => Some("it uses lossless coding, as medical scanners do; save it as an ordinary JPEG or as PNG"),
+        0xc5..=0xc7 | 0xcd..=0xcf => Some("it uses hierarchical coding; save it as an ordinary JPEG"),
+        0xc9..=0xcb => Some("it uses arithmetic coding; save it as an ordinary JPEG"),
         0xf7 => Some("it is a JPEG-LS; save it as an ordinary JPEG or as PNG"),
         _ => None,
     })
 }
 
-/// Reads a JPEG reduced where that is enough, and in full what `image` is not good at. What [`jpeg`] does not read,
-/// `image` does or refuses.
+/// Decodes a JPEG with [`jpeg`] if a reduced size is enough or `image` decodes this kind badly. `image` decodes or
+/// refuses whatever [`jpeg`] does not support.
 fn read_jpeg(
     mut decoder: JpegDecoder<Cursor<&[u8]>>,
     bytes: &[u8],
@@ -160,7 +157,7 @@ fn read_jpeg(
     };
     layout.check_every_bit().map_err(cut_in_pixels)?;
     if divisor == 1 && !layout.is_for_here() {
-        // `image` would paint what is missing in grey, whatever stands behind the cut.
+        // `image` would fill missing pixels with grey, whatever follows the cut.
         unless_cut(layout.decode(8))?;
         return read(Format::Jpeg, decoder, None, orientation, limits);
     }
@@ -210,7 +207,7 @@ fn read(
     finish(format, picture, orientation, full, colour)
 }
 
-/// The ICC profile; an error for one that is there and cannot be taken out of the file.
+/// Returns the ICC profile, or an error if there is one that cannot be extracted.
 fn profile(decoder: &mut impl ImageDecoder, is_claimed: bool) -> Result<Option<Vec<u8>>, String> {
     match decoder.icc_profile() {
         Ok(None) if is_claimed => Err("parts of it are missing".to_owned()),
@@ -241,12 +238,12 @@ fn finish(
         .ok_or_else(|| unreadable(format, "it has no pixels"))
 }
 
-/// The longest side in pixels that is decoded, JPEG's own. A picture that is one pixel wide and millions long costs its
-/// scaling far more than its pixels say.
+/// The longest side that is decoded, in pixels; JPEG's own limit. Scaling an image one pixel wide and millions long
+/// would cost far more than its number of pixels suggests.
 const MAX_SIDE_PX: u32 = 65_535;
 
-/// Refuses what is over the caps. The memory held at the peak is the decoder's output and a second picture of three
-/// bytes a pixel (converted or turned), so the cap on bytes is a cap on pixels, too.
+/// Refuses an image over the limits. Peak memory is the decoder's output and a second image of three bytes a pixel
+/// (converted or rotated), so the limit on bytes limits the pixels, too.
 fn check_size((width, height): (u32, u32), bytes_per_pixel: u8, limits: &DecodeLimits) -> Result<(), ImageError> {
     let max_pixels = limits.max_pixels.min(limits.max_alloc_bytes / (u64::from(bytes_per_pixel) + 3));
     if u64::from(width) * u64::from(height) > max_pixels || width.max(height) > MAX_SIDE_PX {
@@ -255,7 +252,7 @@ fn check_size((width, height): (u32, u32), bytes_per_pixel: u8, limits: &DecodeL
     Ok(())
 }
 
-/// Refuses a JPEG whose coefficients, channels and pictures together are over the cap on bytes.
+/// Refuses a JPEG whose coefficients, channels and images together exceed the limit on bytes.
 fn check_alloc(
     layout: &jpeg::Layout<'_>,
     divisor: u32,
@@ -263,7 +260,7 @@ fn check_alloc(
     limits: &DecodeLimits,
 ) -> Result<(), ImageError> {
     let n_reduced = u64::from(width.div_ceil(divisor)) * u64::from(height.div_ceil(divisor));
-    // The picture in RGB, and once more while it is turned.
+    // The image in RGB, and a second time while it is rotated.
     let n_bytes = layout.alloc_bytes(divisor) + 6 * n_reduced;
     if n_bytes > limits.max_alloc_bytes {
         let n_pixels = u64::from(width) * u64::from(height);
@@ -283,13 +280,13 @@ fn to_rgb(image: DynamicImage) -> image::RgbImage {
     }
 }
 
-/// Lays a picture over white, as a viewer's page would; what lies under transparent pixels is arbitrary, often black.
+/// Lays an image over white, as a viewer's page would; the colours of transparent pixels are arbitrary, often black.
 fn over_white(image: &image::RgbaImage) -> image::RgbImage {
     let mut opaque = image::RgbImage::new(image.width(), image.height());
     for (to, from) in opaque.pixels_mut().zip(image.pixels()) {
         let [colour @ .., alpha] = from.0;
         let alpha = u32::from(alpha);
-        // Rounded to nearest; at most 255, so the cast loses nothing.
+        // Rounded to nearest; at most 255, so the cast is lossless.
         to.0 = colour.map(|c| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
     }
     opaque

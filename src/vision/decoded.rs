@@ -1,9 +1,9 @@
-//! A photo as its decoder leaves it.
+//! A decoded photo.
 
 use super::{ColourSource, PhotoNote};
 
-/// A decoded photo, upright, 8 bits a channel, in sRGB as far as the file could be understood. All sides are at least
-/// 1.
+/// A decoded photo: upright, 8 bits a channel, converted to sRGB where the file's colour information permits. Each side
+/// is at least 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodedImage {
     width_px: u32,
@@ -16,28 +16,28 @@ pub struct DecodedImage {
 }
 
 impl DecodedImage {
-    /// A picture from rows of interleaved RGB; nothing when a side is zero or the bytes are not
-    /// `width_px * height_px * 3`.
+    /// Makes an image from rows of interleaved RGB. Returns `None` if a side is zero or there are not exactly
+    /// `width_px * height_px * 3` bytes.
     #[must_use]
     pub fn from_rgb(width_px: u32, height_px: u32, rgb: Vec<u8>) -> Option<Self> {
         let n_bytes = u64::from(width_px).checked_mul(u64::from(height_px))?.checked_mul(3)?;
         (n_bytes > 0 && n_bytes == rgb.len() as u64).then(|| Self::of(width_px, height_px, rgb))
     }
 
-    /// Of as many bytes as the sides say.
+    /// The caller guarantees `width_px * height_px * 3` bytes.
     fn of(width_px: u32, height_px: u32, rgb: Vec<u8>) -> Self {
         let (full_width_px, full_height_px) = (width_px, height_px);
         let (colour, notes) = (ColourSource::Srgb, Vec::new());
         Self { width_px, height_px, full_width_px, full_height_px, colour, notes, rgb }
     }
 
-    /// Notes what the photo was before it was decoded: its upright size, its colours.
+    /// Sets the photo's upright full size and its colour source.
     pub(super) fn with_origin(self, (full_width_px, full_height_px): (u32, u32), colour: ColourSource) -> Self {
         let unsure = matches!(colour, ColourSource::ProfileIgnored { .. }).then_some(PhotoNote::ColoursUnsure);
         Self { full_width_px, full_height_px, colour, notes: unsure.into_iter().collect(), ..self }
     }
 
-    /// The same, with one note more.
+    /// Adds a note.
     pub(super) fn with_note(mut self, note: Option<PhotoNote>) -> Self {
         self.notes.extend(note);
         self
@@ -55,8 +55,8 @@ impl DecodedImage {
         self.height_px
     }
 
-    /// The photo's own width after orientation, in pixels: [`Self::width_px`] or, if it was reduced while it was
-    /// decoded, up to eight times as much.
+    /// The photo's own width after orientation, in pixels. Up to eight times [`Self::width_px`] if the photo was
+    /// reduced while it was decoded.
     #[must_use]
     pub fn full_width_px(&self) -> u32 {
         self.full_width_px
@@ -74,7 +74,7 @@ impl DecodedImage {
         &self.colour
     }
 
-    /// What is odd about the file it came from.
+    /// The defects of the file.
     #[must_use]
     pub fn notes(&self) -> &[PhotoNote] {
         &self.notes
@@ -86,15 +86,15 @@ impl DecodedImage {
         &self.rgb
     }
 
-    /// Its bytes, as [`Self::rgb`] has them.
+    /// Returns the bytes of [`Self::rgb`].
     pub(super) fn into_rgb(self) -> Vec<u8> {
         self.rgb
     }
 
-    /// Rotated by 180 degrees.
+    /// Rotates the image by 180 degrees.
     #[must_use]
     pub fn rotated_180(mut self) -> Self {
-        // Backwards, then each pixel's channels the right way round again.
+        // Reversing the bytes reverses each pixel's channels, too; restore their order.
         self.rgb.reverse();
         self.rgb.chunks_exact_mut(3).for_each(<[u8]>::reverse);
         self

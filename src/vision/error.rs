@@ -1,42 +1,42 @@
-//! What can be wrong with a picture.
+//! Why an image cannot be used.
 
 use crate::error::Kind;
 
-/// An image that cannot be used. Always the caller's to mend.
+/// An image that cannot be used. Only the caller can fix it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// The bytes start like none of the supported formats.
+    /// The bytes do not start like any supported format.
     #[error("not a JPEG, PNG or WebP image: {found} ({n_bytes} bytes)")]
     UnsupportedFormat {
-        /// What they look like instead, and what to send.
+        /// What the bytes look like, and what to send instead.
         found: String,
-        /// How many bytes there were.
+        /// The number of bytes.
         n_bytes: usize,
     },
-    /// The format is known but the content is damaged or cut short.
+    /// The format is known but the content is damaged or truncated.
     #[error("the {format} image cannot be decoded: {detail}")]
     Unreadable {
         /// The format's name.
         format: &'static str,
-        /// The decoder's words.
+        /// The decoder's message.
         detail: String,
     },
-    /// More pixels than the cap; nothing was allocated.
+    /// The image has more pixels than the limit; nothing was allocated.
     #[error(
-        "the image has {width}x{height} pixels, at most {max_pixels} are decoded and 65535 a side; send a smaller one"
+        "the image has {width}x{height} pixels; the limits are {max_pixels} in all and 65535 a side; send a smaller one"
     )]
     TooLarge {
         /// Claimed width in pixels.
         width: u32,
         /// Claimed height in pixels.
         height: u32,
-        /// The cap on width times height.
+        /// The limit on width times height.
         max_pixels: u64,
     },
 }
 
 impl ImageError {
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {

@@ -1,37 +1,38 @@
-//! The pixel half of reading faces: look at a photo, and cut its faces out for the networks that read them.
+//! The CPU half of reading faces: prepares a photo for the detector, and cuts out its faces for the networks that read
+//! them.
 
 use super::{
     ChipSettings, DecodeLimits, DetectedFace, DetectionView, DetectorSettings, FaceCrop, FaceQuality, ImageError,
     Pixels, Point, Pyramid, cut_chip, detect::FacePart,
 };
 
-/// How the faces of a photo are found, and how they are cut out for each reader.
+/// Settings for finding the faces of a photo and cutting them out for each reader.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FacePipeline {
     detector: DetectorSettings,
-    /// One a reader; at least one.
+    /// One per reader; at least one.
     chips: Vec<ChipSettings>,
     /// Where the cascade's landmarks of an average face lie in the unit square.
     landmarks: [Point; 5],
 }
 
-/// A face, judged and cut out.
+/// A face with its quality and its chips.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CutFace {
-    /// How fit its picture is.
+    /// Measurements of how usable the face is.
     pub quality: FaceQuality,
-    /// Its pixels for each reader, in order; empty when it is not fit.
+    /// The pixels for each reader, in order; empty if the face is not fit.
     pub chips: Vec<Pixels>,
 }
 
 impl FacePipeline {
-    /// Faces that a detector with these settings finds, cut out for a reader and perhaps one more.
+    /// Creates a pipeline for faces that a detector with these settings finds, cut out for one or two readers.
     #[must_use]
     pub fn new(detector: DetectorSettings, reader: ChipSettings, second: Option<ChipSettings>) -> Self {
         let landmarks = detector.landmarks.unwrap_or(reader.template);
         let mut chips: Vec<_> = std::iter::once(reader).chain(second).collect();
         if detector.alignment_box.is_none() {
-            // Without a predictor of the readers' points, faces are cut out by the landmarks themselves.
+            // Without a predictor of the chips' points, faces are aligned by the landmarks themselves.
             chips.iter_mut().for_each(|chip| chip.template = landmarks);
         }
         Self { detector, chips, landmarks }
@@ -45,13 +46,13 @@ impl FacePipeline {
         DetectionView::new(photo, limits, &self.detector.cascade)
     }
 
-    /// Whether the detector need not look again: every face can be cut out of the view.
+    /// Returns true if every face can be cut out of the view, without running the detector again.
     #[must_use]
     pub fn is_enough(&self, view: &DetectionView, faces: &[DetectedFace]) -> bool {
         view.is_enough(faces, &self.chips)
     }
 
-    /// The parts of the photo that the detector is to look at again, see [`DetectionView::parts`].
+    /// Returns the parts of the photo on which the detector runs again, see [`DetectionView::parts`].
     #[must_use]
     pub fn parts(
         &self,
@@ -63,7 +64,7 @@ impl FacePipeline {
         view.parts(photo, limits, faces, &self.chips, &self.detector.cascade)
     }
 
-    /// Each face with the picture that it is to be cut out of, given what the detector `found` in each part.
+    /// Returns each face with the image to cut it out of, given what the detector `found` in each part.
     #[must_use]
     pub fn crops(
         &self,
@@ -75,7 +76,7 @@ impl FacePipeline {
         view.crops(faces, parts, found, &self.chips)
     }
 
-    /// Judges a face, and cuts it out for each reader if it is fit.
+    /// Measures a face's quality, and cuts it out for each reader if it is fit.
     #[must_use]
     pub fn cut(&self, crop: &FaceCrop, is_fit: impl FnOnce(&FaceQuality) -> bool) -> CutFace {
         let (picture, face) = (&*crop.picture, &crop.face);

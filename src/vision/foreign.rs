@@ -1,9 +1,9 @@
-//! Says what a file is when it is not a supported image.
+//! Identifies files that are not supported images, for error messages.
 
-/// Bytes of a text that are looked at.
+/// The number of leading bytes that are checked for text.
 const TEXT_BYTES: usize = 256;
 
-/// A phrase that says what the bytes look like and what to send instead.
+/// Names what the bytes look like and what to send instead.
 pub(super) fn what_is(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "there are no bytes".to_owned();
@@ -12,16 +12,14 @@ pub(super) fn what_is(bytes: &[u8]) -> String {
         return match found.mime_type() {
             heif @ ("image/heif" | "image/heic") => {
                 format!(
-                    "it is {heif}, as iPhones write it; export it as JPEG, or set the camera to the most compatible format"
+                    "it is {heif}, the format of iPhones; export it as JPEG, or set the camera to the most compatible format"
                 )
             }
             page @ ("text/html" | "text/xml") => {
-                format!(
-                    "it is {page}, perhaps the page of an error or of a login, and not the picture that was asked for"
-                )
+                format!("it is {page}, perhaps an error or login page instead of the expected image")
             }
             ours @ ("image/jpeg" | "image/png" | "image/webp") => {
-                format!("it begins as {ours} and was damaged, perhaps by a transfer as text")
+                format!("it starts like {ours} but is damaged, perhaps by a text-mode transfer")
             }
             picture if picture.starts_with("image/") => format!("it is {picture}; convert it to JPEG, PNG or WebP"),
             other => format!("it is {other}"),
@@ -29,30 +27,30 @@ pub(super) fn what_is(bytes: &[u8]) -> String {
     }
     match &bytes[..bytes.len().min(TEXT_BYTES)] {
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
-            "it is of the family of MP4, as HEIC and AVIF are; export it as JPEG".to_owned()
+            "it is a format of the MP4 family, like HEIC and AVIF; export it as JPEG".to_owned()
         }
-        start => what_text_is(start).unwrap_or("its first bytes are of no known kind").to_owned(),
+        start => what_text_is(start).unwrap_or("its first bytes match no known format").to_owned(),
     }
 }
 
-/// The same of what may be text.
+/// Identifies text; returns `None` for other bytes.
 fn what_text_is(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let text = text.strip_prefix(b"\"").unwrap_or(text);
     let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || b"+/-_=\"\r\n".contains(b);
     let begins = |with: &[u8]| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
     if begins(b"data:") {
-        Some("it is a data URL; send the bytes that it holds, decoded from their base64")
+        Some("it is a data URL; decode its base64 and send the bytes")
     } else if begins(b"<svg") {
-        Some("it is SVG, a drawing; send a photo as JPEG, PNG or WebP")
+        Some("it is SVG, which has no pixels; send a photo as JPEG, PNG or WebP")
     } else if begins(b"<!doctype html") || begins(b"<html") {
-        Some("it is a web page, perhaps that of an error or of a login, and not the picture that was asked for")
+        Some("it is a web page, perhaps an error or login page instead of the expected image")
     } else if text.len() >= 16 && text.iter().all(u8::is_ascii_hexdigit) {
-        Some("it is hexadecimal text; send the bytes themselves")
+        Some("it is hexadecimal text; decode it and send the bytes")
     } else if text.len() >= 16 && text.iter().all(is_base64) {
-        Some("it looks like base64; send the bytes themselves")
+        Some("it looks like base64; decode it and send the bytes")
     } else {
-        // A letter may be cut at the end.
+        // A character may be cut at the end.
         let is_text = std::str::from_utf8(text).map_or_else(|error| error.error_len().is_none(), |_| true);
         (is_text && !text.contains(&0)).then_some("it is text")
     }

@@ -1,12 +1,13 @@
-//! Pixels: encoded bytes to the network's input.
+//! Turns encoded bytes into a network's input.
 //!
-//! Owns decoding (with its caps), EXIF orientation, colour and preprocessing. Training and serving call the same
-//! functions, so they cannot drift apart. Knows no tensors, no store, no transport. The way of a photo: `container`
-//! checks that the file is whole and what it claims, [`decode()`] makes an upright sRGB picture of the size that is
-//! [`Wanted`] (by `jpeg` where that is less than the whole, with `colour` for its profile). For a network that reads
-//! whole photos, [`decode_square`] is that and the input in one call. For one that reads faces, [`FacePipeline`] looks
-//! at a photo and cuts its faces out: [`detect`] has the boxes and landmarks, [`cut_chip`] makes the input, and
-//! [`FaceQuality`] says how fit it is.
+//! Owns decoding (with its limits), EXIF orientation, colour and preprocessing. Training and serving call the same
+//! functions, so they cannot drift apart. Knows no tensors, no store, no transport.
+//!
+//! The steps: `container` checks that the file is complete and reads its header. [`decode()`] makes an upright sRGB
+//! image of the [`Wanted`] size, with `jpeg` for reduced sizes and `colour` for profiles. For a network that reads
+//! whole photos, [`decode_square`] decodes and preprocesses in one call. For one that reads faces, [`FacePipeline`]
+//! prepares a photo for the detector and cuts out its faces: [`detect`] finds boxes and landmarks, [`cut_chip`] makes
+//! the input, and [`FaceQuality`] measures how usable a face is.
 
 mod align;
 mod area;
@@ -49,7 +50,7 @@ pub use preprocess::{SquarePhoto, decode_square, to_pixels};
 pub use quality::FaceQuality;
 pub use wanted::Wanted;
 
-/// A square RGB picture, ready for the network but for normalisation, which the network's engine does.
+/// A square RGB image, complete but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pixels {
     /// Width and height in pixels.

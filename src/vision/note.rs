@@ -1,12 +1,12 @@
-//! What a photo's reader noticed and read it all the same.
+//! Defects of a photo that do not prevent reading it.
 
-/// What is odd about a photo that was read.
+/// A defect of a photo that was read nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhotoNote {
-    /// The file ends without its end mark, or something else stands before it; every pixel is there.
+    /// The end mark is missing or preceded by other bytes; every pixel is there.
     EndMissing,
-    /// The file's header promises a chunk that is not there: metadata, a profile, an animation.
+    /// The file's header announces a chunk that is missing: metadata, a profile, an animation.
     ChunkMissing,
-    /// What the file says of its colours could not be followed, so they may be off.
+    /// The file's colour information could not be applied, so colours may be off.
     ColoursUnsure,
 }

@@ -1,8 +1,8 @@
-//! How a photo is to be turned, read from the file's bytes as readers in the wild read it.
+//! Reads a photo's orientation from the file's bytes, as leniently as common readers.
 //!
-//! The decoders' own reading is narrower: of several Exif segments they take the last, of a PNG only what stands before
-//! its pixels. A face on its side is no face to a detector, so here every place and spelling counts that browsers, Pillow
-//! or exiftool accept; the first that says something wins, and XMP is asked last. What makes no sense says nothing.
+//! The decoders read less: of several Exif segments they take the last, and of a PNG only what precedes its pixels. The
+//! detector misses faces that lie on their side, so every place and spelling counts that browsers, Pillow or exiftool
+//! accept. The first valid value wins, and XMP is read last. Invalid values count as absent.
 
 use std::{borrow::Cow, io::Read};
 
@@ -14,23 +14,23 @@ use super::container::{Format, chunks_of_png, chunks_of_webp, segments_of_jpeg};
 /// TIFF's tag of the orientation, 1 to 8.
 const ORIENTATION_TAG: u16 = 0x0112;
 
-/// Entries of a directory that are looked at; cameras write some dozens.
+/// The maximum number of directory entries that are read; cameras write some dozens.
 const MAX_ENTRIES: u16 = 1024;
 
 const XMP_SEGMENT: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 const XMP_TEXT: &[u8] = b"XML:com.adobe.xmp";
 const XMP_PROPERTY: &[u8] = b"tiff:Orientation";
 
-/// Keywords before blocks in hexadecimal, as ImageMagick and exiftool write them into a PNG's texts.
+/// Keywords of hexadecimal blocks, which ImageMagick and exiftool write into a PNG's texts.
 const RAW_EXIF: [&[u8]; 2] = [b"Raw profile type exif", b"Raw profile type APP1"];
 const RAW_XMP: &[u8] = b"Raw profile type xmp";
 
-/// Bytes that are unpacked of one compressed text, where the property stands near the beginning, and texts that are looked
-/// at: a thousand bytes may hold a million, and a file many thousands of texts.
+/// How many bytes of a compressed text are unpacked (the property stands near the beginning), and how many texts are
+/// read. A thousand bytes may expand to a million, and a file may hold many thousands of texts.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 const MAX_TEXTS: usize = 16;
 
-/// What the file says, or that it is upright.
+/// Returns the file's orientation, or upright if it has none.
 pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
     let (mut exif, mut xmp) = (None, None);
     let mut look = |is_exif: bool, body: &[u8]| {
@@ -74,13 +74,13 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
     exif.or(xmp).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Whether a PNG's text may hold Exif or XMP, by its keyword.
+/// Returns true if a PNG's text may hold Exif or XMP, judged by its keyword.
 fn is_of_metadata(body: &[u8]) -> bool {
     let keyword = body.split(|&b| b == 0).next().unwrap_or_default();
     RAW_EXIF.contains(&keyword) || keyword == RAW_XMP || keyword == XMP_TEXT
 }
 
-/// The Exif (true) or XMP block that one of a PNG's texts of metadata holds.
+/// Returns the Exif (true) or XMP (false) block in one of a PNG's metadata texts.
 fn block_of_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(bool, Cow<'a, [u8]>)> {
     let at_zero = |bytes: &'a [u8]| {
         let at = bytes.iter().position(|&b| b == 0)?;
@@ -104,13 +104,13 @@ fn block_of_text<'a>(name: &[u8; 4], body: &'a [u8]) -> Option<(bool, Cow<'a, [u
     if keyword == XMP_TEXT {
         return Some((false, text));
     }
-    // An empty line, what it is and how many bytes, each on a line, and the digits.
+    // An empty line, the kind and the number of bytes on a line each, then the digits.
     let digits = text.splitn(4, |&b| b == b'\n').nth(3)?;
     let digits: Vec<u8> = digits.iter().filter_map(|b| char::from(*b).to_digit(16)).map(|d| d as u8).collect();
     Some((keyword != RAW_XMP, digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()))
 }
 
-/// Of an Exif block, with or without the mark that JPEG puts before it and some writers put before it elsewhere.
+/// Reads an Exif block, with or without JPEG's leading mark, which some writers use elsewhere, too.
 fn of_exif(body: &[u8]) -> Option<Orientation> {
     let mut tiff = body;
     while let Some((mark, rest)) = tiff.split_first_chunk::<6>()
@@ -119,7 +119,7 @@ fn of_exif(body: &[u8]) -> Option<Orientation> {
         tiff = rest;
     }
     let is_big = match tiff.first_chunk::<4>()? {
-        // Some writers mix up the order of the mark's own two bytes.
+        // Some writers swap the mark's two bytes.
         b"II*\0" | b"II\0*" => false,
         b"MM\0*" | b"MM*\0" => true,
         _ => return None,
@@ -140,7 +140,7 @@ fn of_exif(body: &[u8]) -> Option<Orientation> {
         if u16_at(at)? != ORIENTATION_TAG {
             continue;
         }
-        // Bytes, shorts and longs, signed or not; the standard's is the short.
+        // Bytes, shorts and longs, signed or not; the standard has shorts only.
         let value = match u16_at(at + 2)? {
             1 | 6 | 7 => tiff.get(at + 8).copied().map(u32::from)?,
             3 | 8 => u16_at(at + 8)?.into(),
@@ -154,7 +154,7 @@ fn of_exif(body: &[u8]) -> Option<Orientation> {
     None
 }
 
-/// Of an XMP packet, where the property stands as an attribute or an element.
+/// Reads an XMP packet, where the property is an attribute or an element.
 fn of_xmp(body: &[u8]) -> Option<Orientation> {
     let at = body.windows(XMP_PROPERTY.len()).position(|window| window == XMP_PROPERTY)?;
     let mut rest = body.get(at + XMP_PROPERTY.len()..)?.iter().copied().filter(|b| !b.is_ascii_whitespace());
@@ -207,7 +207,7 @@ mod tests {
         format!("<x:xmpmeta><rdf:Description tiff:Orientation=\"{orientation}\"/></x:xmpmeta>").into_bytes()
     }
 
-    /// A block in hexadecimal, as it stands in a PNG's text.
+    /// A block in hexadecimal, as in a PNG's text.
     fn raw(block: &[u8]) -> Vec<u8> {
         let digits: Vec<String> = block.iter().map(|b| format!("{b:02x}")).collect();
         let lines: Vec<String> = digits.chunks(36).map(|line| line.concat()).collect();
@@ -248,7 +248,7 @@ mod tests {
         [b"RIFF".as_slice(), &(riff.len() as u32).to_le_bytes(), &riff].concat()
     }
 
-    /// Each photo says that it lies on its side, in one way that readers in the wild follow.
+    /// Each photo is marked as lying on its side, in one way that common readers understand.
     #[test]
     fn a_photo_that_says_how_it_is_turned_is_turned() {
         let exif = |tiff: &[u8]| segment(&[b"Exif\0\0", tiff]);
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(of_xmp(b"<tiff:Orientation> 8 </tiff:Orientation>"), Some(Orientation::Rotate270));
     }
 
-    /// A header may claim what is not there: EXIF, XMP, a profile, an animation.
+    /// A header may announce missing chunks: EXIF, XMP, a profile, an animation.
     #[test]
     fn a_webp_that_claims_absent_chunks_is_read() {
         for flags in [0x08, 0x04, 0x20, 0x02, 0x2e] {

@@ -1,6 +1,7 @@
-//! What a PNG says of its colours without a profile, made into a profile that says the same.
+//! Makes a colour profile of a PNG's colour chunks.
 //!
-//! By PNG's third edition (W3C 2025, 4.3) cICP counts before iCCP, that before sRGB, and that before gAMA with cHRM.
+//! By PNG's third edition (W3C 2025, 4.3) cICP takes precedence over iCCP, iCCP over sRGB, and sRGB over gAMA with
+//! cHRM.
 
 use std::io::Read;
 
@@ -12,16 +13,16 @@ use moxcms::{
 
 use super::{colour::MAX_PROFILE_BYTES, container::chunks_of_png};
 
-/// The gamma that stands for sRGB, in the chunk's steps, and how far others may be from it: what libpng takes for equal.
+/// The gamma of sRGB, in the chunk's units, and how far others may be from it to count as equal, as in libpng.
 const SRGB_GAMMA: f32 = 45_455.0;
 const GAMMA_TOLERANCE: f32 = 0.05;
 
-/// Gammas that a file can mean: the reciprocals of 0.2 to 5.
+/// The valid gammas: the reciprocals of 0.2 to 5.
 const GAMMAS: std::ops::RangeInclusive<f32> = 20_000.0..=500_000.0;
 
-/// What a PNG's chunks say, of those before its pixels: an ICC profile, embedded or one that says the same as the chunks;
-/// nothing for sRGB; or why they cannot be followed. An embedded profile is unpacked here, for a small chunk may hold
-/// gigabytes.
+/// Returns the profile that a PNG's chunks before its pixels declare: the embedded ICC profile, or one equivalent to
+/// the other chunks. Returns `None` for sRGB, and an error if the chunks cannot be applied. An embedded profile is
+/// unpacked here with a limit, because a small chunk may expand to gigabytes.
 pub(super) fn declared_profile(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let before_pixels = || chunks_of_png(bytes).take_while(|(name, _)| *name != b"IDAT");
     let find = |wanted: &[u8; 4]| before_pixels().find(|(name, _)| *name == wanted).map(|(_, body)| body);
@@ -34,10 +35,10 @@ pub(super) fn declared_profile(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> 
     } else {
         find(b"gAMA").and_then(|gamma| of_gamma(gamma, find(b"cHRM")))
     };
-    made.map(|profile| profile.encode().map_err(|e| format!("its chunks make no profile: {e}"))).transpose()
+    made.map(|profile| profile.encode().map_err(|e| format!("its chunks do not form a profile: {e}"))).transpose()
 }
 
-/// The profile in an iCCP chunk: behind its name and the number of the only method.
+/// Unpacks the profile in an iCCP chunk, behind its name and the number of the only compression method.
 fn unpacked(body: &[u8]) -> Result<Vec<u8>, String> {
     let name_length = body.iter().position(|&b| b == 0).ok_or("its iCCP chunk has no name")?;
     let packed = body.get(name_length + 2..).unwrap_or_default();
@@ -47,26 +48,26 @@ fn unpacked(body: &[u8]) -> Result<Vec<u8>, String> {
     Ok(profile)
 }
 
-/// ITU-T H.273's numbers for primaries, curve, matrix and range.
+/// Makes a profile of ITU-T H.273's numbers for primaries, curve, matrix and range.
 fn of_code_points(body: &[u8]) -> Result<ColorProfile, String> {
     let &[primaries, curve, 0, 1] = body else { return Err("its cICP chunk is not of full-range RGB".to_owned()) };
-    let unknown = |_| format!("its cICP chunk has the primaries {primaries} and the curve {curve}");
+    let unknown = |_| format!("its cICP chunk has unsupported values: primaries {primaries}, curve {curve}");
     let color_primaries = CicpColorPrimaries::try_from(primaries).map_err(unknown)?;
     let transfer_characteristics = TransferCharacteristics::try_from(curve).map_err(unknown)?;
     if matches!(transfer_characteristics, TransferCharacteristics::Smpte2084 | TransferCharacteristics::Hlg) {
-        return Err("it is of high dynamic range, and how that is shown is each viewer's choice".to_owned());
+        return Err("it has high dynamic range, which viewers convert in different ways".to_owned());
     }
     let matrix_coefficients = MatrixCoefficients::Identity;
     let code = CicpProfile { color_primaries, transfer_characteristics, matrix_coefficients, full_range: true };
     let mut profile = ColorProfile::new_from_cicp(code);
     profile.cicp = None;
     if profile.red_trc.is_none() {
-        return Err(format!("its cICP chunk has the primaries {primaries} and the curve {curve}"));
+        return Err(format!("its cICP chunk has unsupported values: primaries {primaries}, curve {curve}"));
     }
     Ok(profile)
 }
 
-/// A curve, and primaries where the file has some. What makes no sense says nothing.
+/// Makes a profile of a gamma, and primaries if the file has them. Invalid values count as absent.
 fn of_gamma(gamma: &[u8], chromaticities: Option<&[u8]>) -> Option<ColorProfile> {
     let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) as f32);
     let gamma = number(gamma).filter(|gamma| GAMMAS.contains(gamma))?;
@@ -92,7 +93,7 @@ fn of_gamma(gamma: &[u8], chromaticities: Option<&[u8]>) -> Option<ColorProfile>
     Some(profile)
 }
 
-/// Whether white lies among primaries that span some colours; those of sRGB span 0.11.
+/// Returns true if white lies within the triangle of the primaries, whose area is large enough; that of sRGB is 0.11.
 fn is_colour_space([red, green, blue]: [Chromaticity; 3], white: Chromaticity) -> bool {
     const LEAST_SPAN: f32 = 0.02;
     let span = |a: Chromaticity, b: Chromaticity, c: Chromaticity| {
@@ -140,7 +141,7 @@ mod tests {
         decode(bytes, &DecodeLimits::default(), Wanted::Full).unwrap()
     }
 
-    /// Linear light of a half is 188 in sRGB (IEC 61966-2-1); in a file of gamma 1 it is 128.
+    /// Half of linear light is 188 in sRGB (IEC 61966-2-1); in a file of gamma 1 it is 128.
     #[test]
     fn what_a_png_says_of_its_colours_counts() {
         let grey = [128; 3];

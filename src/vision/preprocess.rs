@@ -1,4 +1,4 @@
-//! From a picture to the network's square input.
+//! Makes the network's square input of an image.
 
 use fast_image_resize::{
     FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
@@ -7,7 +7,7 @@ use fast_image_resize::{
 
 use super::{DecodeLimits, DecodedImage, ImageError, PhotoNote, Pixels, Wanted, decode};
 
-/// A photo as a network's square input, and the size that it had.
+/// A network's square input, and the size of the photo it was made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SquarePhoto {
     /// The network's input.
@@ -16,13 +16,13 @@ pub struct SquarePhoto {
     pub full_width_px: u32,
     /// The photo's own height after orientation, in pixels.
     pub full_height_px: u32,
-    /// What is odd about its file.
+    /// The defects of the photo's file.
     pub notes: Vec<PhotoNote>,
 }
 
-/// A photo's bytes as a network's square input of `side_px`: decoded at the size that this needs, cut and scaled.
+/// Decodes a photo at the size that a network's input of `side_px` needs, then cuts and scales it.
 ///
-/// Training and serving both call this, so they wish for the same and see the same pixels.
+/// Training and serving both call this, so they see the same pixels.
 ///
 /// # Errors
 /// Those of [`decode()`].
@@ -36,16 +36,16 @@ pub fn decode_square(bytes: &[u8], limits: &DecodeLimits, side_px: u32) -> Resul
     })
 }
 
-/// Scales the picture so that its shorter side fits `side_px`, and keeps the centre square.
+/// Scales the image so that its shorter side is `side_px`, and keeps the centre square.
 ///
-/// The filter is bilinear with a support that grows with the reduction, so that large photos are not aliased; it is
-/// what Pillow and torchvision's `antialias` do, with which published weights were trained. Enlarges small pictures.
-/// The same picture always gives the same pixels. A side of zero gives no pixels.
+/// The filter is bilinear with a support that grows with the reduction, so that large photos are not aliased, as in
+/// Pillow and torchvision's `antialias`, with which the published weights were trained. Enlarges small images. The same
+/// image always yields the same pixels. A side of zero yields no pixels.
 #[must_use]
 pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
     let (width, height) = (image.width_px(), image.height_px());
     let short = width.min(height);
-    // Whole pixels, so that a picture of the right size already is only cut, not blurred.
+    // Whole pixels, so that an image of the right size is only cut, not blurred.
     let (left, top) = ((width - short) / 2, (height - short) / 2);
     if side_px == 0 {
         return Pixels { side_px, rgb: bytes::Bytes::new() };
@@ -55,14 +55,14 @@ pub fn to_pixels(image: &DecodedImage, side_px: u32) -> Pixels {
 }
 
 impl DecodedImage {
-    /// The whole picture in another size, by the same filter; sides of zero become one.
+    /// Returns the whole image in another size, by the same filter; sides of zero become one.
     #[must_use]
     pub fn resized(&self, width_px: u32, height_px: u32) -> Self {
         self.part((0, 0, self.width_px(), self.height_px()), (width_px, height_px))
     }
 
-    /// The part at left and top with these sides, as far as it lies within, in the size of `to`, by the same filter; of
-    /// its own size it is only cut. A picture of its own, without what is known of the file. Sides of zero become one.
+    /// Returns the part at left and top with these sides, clipped to the image and scaled to `to` by the same filter.
+    /// If the sizes are equal it is only cut. The result carries no facts about the file. Sides of zero become one.
     #[must_use]
     pub fn part(&self, (left, top, width, height): (u32, u32, u32, u32), to: (u32, u32)) -> Self {
         let (left, top) = (left.min(self.width_px() - 1), top.min(self.height_px() - 1));
@@ -104,7 +104,7 @@ mod tests {
             1 => [0, 255, 0],
             _ => [0, 0, 255],
         });
-        // As after scaling the whole and cutting then: only the outermost pixels see their neighbours.
+        // Equal to scaling first and then cutting: only the outermost pixels are mixed with their neighbours.
         let cut = to_pixels(&wide, 10).rgb;
         assert!(cut.chunks(3).all(|pixel| pixel[1] > 200));
         assert!(cut.chunks(30).all(|row| row[3..27] == [0, 255, 0].repeat(8)));

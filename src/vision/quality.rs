@@ -1,50 +1,50 @@
-//! How fit a face's picture is to be judged, by numbers that each mean one thing.
+//! Measures how usable a face is for reading.
 
 use super::{ChipSettings, DecodedImage, DetectedFace, Pixels, Point, cut_chip};
 
-/// What is known of a face's picture without asking what it shows.
+/// Measurements of a face's image that do not depend on who or what it shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FaceQuality {
-    /// The shorter side of its box, in pixels of the photo as it was sent, or of what was read of it where that is less
-    /// than a chip shows.
+    /// The shorter side of its box, in pixels of the photo as sent, or of what was read of it if that is less than a
+    /// chip covers.
     pub face_px: f64,
-    /// How sure the detector is that it is a face, 0 to 1. Hands, masks and hair before a face lower it.
+    /// The detector's score for a face, 0 to 1. Hands, masks and hair before a face lower it.
     pub detection: f64,
-    /// Fine detail against coarse: the variance of the Laplacian over that of the brightness. Blur lowers it.
+    /// Fine against coarse detail: the variance of the Laplacian over that of the brightness. Blur lowers it.
     pub sharpness: f64,
     /// Mean brightness, 0 (black) to 1 (white).
     pub brightness: f64,
     /// Standard deviation of the brightness, 0 to 0.5.
     pub contrast: f64,
-    /// How far the head is turned sideways, in degrees; positive: to the picture's right. From five points only, so
-    /// good to some ten degrees.
+    /// How far the head is turned sideways, in degrees; positive: to the image's right. From five points only, so
+    /// accurate to some ten degrees.
     pub yaw_degrees: f64,
-    /// How far it looks up (positive) or down, in degrees; as rough.
+    /// How far it looks up (positive) or down, in degrees; equally rough.
     pub pitch_degrees: f64,
     /// How far it is tilted, in degrees; positive: clockwise.
     pub roll_degrees: f64,
-    /// How alike the two halves of the face are, -1 to 1: the correlation of the coarse picture with its mirror image.
-    /// What covers one side, or lights it alone, lowers it.
+    /// Similarity of the face's two halves, -1 to 1: the correlation of the coarse image with its mirror image.
+    /// Covering or lighting one side alone lowers it.
     pub symmetry: f64,
     /// The share of the face and its surroundings that lies within the photo, 0 to 1.
     pub visible: f64,
-    /// How far the landmarks lie from an average face's, in shares of its side.
+    /// Distance of the landmarks from an average face's, in sides of the face.
     pub misfit: f64,
 }
 
-/// The side of the chip that is judged, in pixels.
+/// The side of the chip that is measured, in pixels.
 const SIDE_PX: u32 = 96;
 
-/// The side to which it is reduced to compare its halves.
+/// The side to which it is reduced to compare its halves, in pixels.
 const COARSE_PX: usize = 16;
 
-/// How far the tip of the nose stands before the eyes, in distances between them. An anthropometric mean: some 35 of
+/// How far the tip of the nose is in front of the eyes, in distances between them. An anthropometric mean: some 35 of
 /// 63 mm.
 const NOSE_DEPTH: f64 = 0.55;
 
 impl FaceQuality {
-    /// Judges a face in `photo`, of whose pixels along and down one stands for `scale` pixels that count; with an average
-    /// face's landmarks, and an average face's alignment points.
+    /// Measures a face in `photo`, each of whose pixels counts as `scale` pixels along a line. `landmarks` and
+    /// `template` are an average face's landmarks and alignment points.
     #[must_use]
     pub fn of(
         photo: &DecodedImage,
@@ -63,7 +63,7 @@ impl FaceQuality {
         Self {
             face_px: f64::from(face.bounds.width().min(face.bounds.height())) * scale,
             detection: face.score.into(),
-            // Against a picture of one colour.
+            // The minimum avoids dividing by zero in an image of one colour.
             sharpness: fine / variance.max(1e-6),
             brightness: mean,
             contrast: variance.sqrt(),
@@ -76,7 +76,7 @@ impl FaceQuality {
         }
     }
 
-    /// Every signal by its name.
+    /// Returns every measurement with its name.
     #[must_use]
     pub fn by_name(&self) -> [(&'static str, f64); 11] {
         [
@@ -95,20 +95,20 @@ impl FaceQuality {
     }
 }
 
-/// Brightness of each pixel, 0 to 1 (ITU-R BT.601).
+/// Returns the brightness of each pixel, 0 to 1 (ITU-R BT.601).
 fn luma(pixels: &Pixels) -> Vec<f64> {
     let luma = |p: &[u8]| (0.299 * f64::from(p[0]) + 0.587 * f64::from(p[1]) + 0.114 * f64::from(p[2])) / 255.0;
     pixels.rgb.chunks_exact(3).map(luma).collect()
 }
 
-/// Mean and variance; zeros of nothing.
+/// Returns mean and variance; zeros if there are no values.
 fn moments(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;
     (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
 }
 
-/// The four-neighbour Laplacian of the inner pixels of an `n` by `n` picture (Pech-Pacheco et al. 2000).
+/// Returns the four-neighbour Laplacian of the inner pixels of an `n` by `n` image (Pech-Pacheco et al. 2000).
 fn laplacian(luma: &[f64], n: usize) -> Vec<f64> {
     let inner = 1..n - 1;
     let at = |x: usize, y: usize| luma[y * n + x];
@@ -119,7 +119,7 @@ fn laplacian(luma: &[f64], n: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The correlation of the picture, made coarse, with its mirror image; 1 for one of one colour.
+/// Returns the correlation of the reduced image with its mirror image; 1 if it has one colour.
 fn symmetry(luma: &[f64], n: usize) -> f64 {
     let block = n / COARSE_PX;
     let mean_of = |column: usize, row: usize| {
@@ -145,7 +145,7 @@ struct Pose {
 }
 
 impl Pose {
-    /// From where the nose stands between eyes and mouth, seen from afar.
+    /// Computes the angles from the nose's position between eyes and mouth, without perspective.
     fn of(landmarks: &[Point; 5], template: &[Point; 5]) -> Self {
         let (dx, dy) = (landmarks[1].x - landmarks[0].x, landmarks[1].y - landmarks[0].y);
         let roll = f64::from(dy).atan2(f64::from(dx));
@@ -160,8 +160,8 @@ impl Pose {
     }
 }
 
-/// With the eyes level: how far the nose lies to the right of the face's middle line and below the eyes, how far the
-/// mouth lies below the eyes, and how far the eyes lie apart.
+/// With the eyes level, returns the nose's distance to the right of the face's middle line and below the eyes, the
+/// mouth's distance below the eyes, and the distance between the eyes.
 fn nose_between(landmarks: &[Point; 5]) -> ((f64, f64), f64, f64) {
     let middle = |a: Point, b: Point| (f64::from(a.x + b.x) / 2.0, f64::from(a.y + b.y) / 2.0);
     let [left_eye, right_eye, nose, left_mouth, right_mouth] = *landmarks;
@@ -171,7 +171,7 @@ fn nose_between(landmarks: &[Point; 5]) -> ((f64, f64), f64, f64) {
     let (cos, sin) = if apart > 0.0 { (dx / apart, dy / apart) } else { (1.0, 0.0) };
     let level = |(x, y): (f64, f64)| (cos * (x - eyes.0) + sin * (y - eyes.1), cos * (y - eyes.1) - sin * (x - eyes.0));
     let (nose, mouth) = (level((nose.x.into(), nose.y.into())), level(mouth));
-    // The middle line runs from between the eyes to the middle of the mouth.
+    // The middle line runs from the midpoint of the eyes to the middle of the mouth.
     let aside = if mouth.1.abs() > 1e-6 { mouth.0 * nose.1 / mouth.1 } else { 0.0 };
     ((nose.0 - aside, nose.1), mouth.1, apart)
 }

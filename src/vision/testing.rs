@@ -1,4 +1,4 @@
-//! Pictures made for tests.
+//! Images made for tests.
 
 use image::{ExtendedColorType, ImageEncoder, codecs::*};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -60,7 +60,7 @@ pub(super) fn exif(orientation: u8) -> Vec<u8> {
     block
 }
 
-/// Which of the four colours the quadrants have, from the top left in reading order.
+/// Returns the colours of the four quadrants, from the top left in reading order.
 pub(super) fn seen(image: &DecodedImage) -> [[u8; 3]; 4] {
     let (width, height) = (image.width_px() as usize, image.height_px() as usize);
     let at = |x: usize, y: usize| {
@@ -76,11 +76,11 @@ pub(super) fn seen(image: &DecodedImage) -> [[u8; 3]; 4] {
     ]
 }
 
-/// How a JPEG is written.
+/// The encoder's settings for a JPEG.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JpegForm {
     pub(super) sampling: SamplingFactor,
-    /// Scans, 0: not progressive.
+    /// The number of scans; 0: not progressive.
     pub(super) n_scans: u8,
     pub(super) restart_interval: u16,
     pub(super) optimised: bool,
@@ -99,7 +99,7 @@ impl Default for JpegForm {
     }
 }
 
-/// A JPEG of that form with an EXIF orientation and a colour profile, if they are not empty.
+/// Encodes a JPEG with an EXIF orientation and a colour profile, unless they are empty.
 pub(super) fn jpeg(form: JpegForm, (width, height): (u32, u32), pixels: &[u8], exif: &[u8], icc: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut encoder = Encoder::new(&mut out, 92);
@@ -121,13 +121,13 @@ pub(super) fn jpeg(form: JpegForm, (width, height): (u32, u32), pixels: &[u8], e
     out
 }
 
-/// A piece of a photo, of at most 320 pixels a side.
+/// A part of a photo, of at most 320 pixels a side.
 pub(super) fn photo(width: u32, height: u32) -> Vec<u8> {
     let portrait = image::load_from_memory(PORTRAIT).unwrap().into_rgb8();
     image::imageops::crop_imm(&portrait, (320 - width) / 2, (320 - height) / 2, width, height).to_image().into_raw()
 }
 
-/// The mean of every `divisor` by `divisor` pixels; at the right and the bottom, of as many as there are.
+/// The mean of every `divisor` by `divisor` pixels, or of as many as there are at the right and the bottom.
 pub(super) fn boxed((width, height): (usize, usize), n_channels: usize, pixels: &[u8], divisor: usize) -> Vec<u8> {
     let mut out = Vec::new();
     for y in (0..height).step_by(divisor) {
@@ -143,7 +143,7 @@ pub(super) fn boxed((width, height): (usize, usize), n_channels: usize, pixels: 
     out
 }
 
-/// The mean of how far two pictures' values are apart.
+/// The mean distance of two images' values.
 pub(super) fn distance(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / a.len() as f64

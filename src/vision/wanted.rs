@@ -1,22 +1,23 @@
-//! How much of a photo its reader needs.
+//! The resolution that a network needs of a photo.
 
-/// The least size that a decoded picture must have, in the photo's own shape. A decoder that can make a smaller picture
-/// at less cost makes the smallest that still has it; one that cannot, and a photo that is smaller, give the whole.
+/// The minimum size of a decoded image, in the photo's aspect ratio. A decoder that can reduce cheaply returns the
+/// smallest size that is enough. One that cannot, and a photo that is smaller, return the full size.
 ///
-/// The wish is part of a picture: the same photo decoded for another size has slightly other pixels. Whoever compares
-/// or learns from pictures makes the same wish for all of them.
+/// The wanted size affects the pixels: the same photo decoded at another size differs slightly. Use one size for all
+/// images that are compared or trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wanted {
-    /// Every pixel that the file has.
+    /// Every pixel of the file.
     Full,
-    /// At least so many pixels along the longer side.
+    /// At least this many pixels along the longer side.
     LongSide(u32),
-    /// At least so many pixels along the shorter side: for a square that is cut from the middle.
+    /// At least this many pixels along the shorter side, for a centre square.
     ShortSide(u32),
 }
 
 impl Wanted {
-    /// By how much a picture of that size may be reduced while it is decoded: 1, 2, 4 or 8. Sides are rounded up.
+    /// Returns the factor by which an image of this size may be reduced while it is decoded: 1, 2, 4 or 8. Reduced
+    /// sides are rounded up.
     pub(super) fn divisor(self, width_px: u32, height_px: u32) -> u32 {
         let (side, least) = match self {
             Self::Full => return 1,

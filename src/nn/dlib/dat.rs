@@ -1,13 +1,13 @@
-//! dlib's serialised networks (`.dat`).
+//! Reads dlib's serialised networks (`.dat`).
 //!
 //! dlib writes a network from its last layer to its first: each layer writes the number of its own format, then all
-//! that lies before it, then its own weights. So the file begins with one number a layer, comes to the input, and
-//! unwinds in the order of the way forward. Nothing names a layer but the version of its format ("con_4").
+//! earlier layers, then its own weights. So the file begins with one number a layer, then has the input, then the
+//! layers' contents in forward order. Nothing identifies a layer but the version of its format ("con_4").
 //!
-//! Numbers are a control byte (the sign, and how many bytes follow) and the bytes, lowest first; settings such as
-//! learning rates are a number and an exponent of two; truths are the letters 0 and 1; tensors are four dimensions and
-//! f32. Every size is held against the bytes that are left before anything is allocated, so a file costs at most about
-//! its own size.
+//! Integers are a control byte (the sign, and how many bytes follow) and the bytes, lowest first; settings such as
+//! learning rates are an integer and an exponent of two; booleans are the letters 0 and 1; tensors are four dimensions
+//! and f32. Every size is compared with the bytes left before anything is allocated, so reading a file takes at most
+//! about its own size in memory.
 
 use super::{
     form::{Layer, Values, Window, name_layers},
@@ -16,36 +16,35 @@ use super::{
 };
 use crate::nn::TensorData;
 
-/// The most layers of a network: the largest known has 132.
+/// The maximum number of layers; the largest known network has 132.
 const MAX_LAYERS: usize = 4096;
 
-/// The longest name of a layer's format, in bytes.
+/// The maximum length of a layer format's name, in bytes.
 const MAX_NAME_BYTES: i64 = 64;
 
-/// The tensors in the bytes of a face network that dlib wrote, with the parameter names of
-/// [`DlibResNet`](super::DlibResNet).
+/// Parses a face network written by dlib into tensors with the parameter names of [`DlibResNet`](super::DlibResNet).
 ///
 /// # Errors
-/// What is wrong with them, and where.
+/// What is wrong with the bytes, and where.
 pub fn parse_dlib_dat(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut reader = Reader::new(bytes);
     let layers = reader.network().map_err(|why| format!("at byte {}: {why}", reader.at))?;
     name_layers(layers)
 }
 
-/// What a layer's number says of it.
+/// The meaning of a layer's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrapper {
-    /// A tag, or a jump to one: no content of its own.
+    /// A tag, or a jump to one: without content.
     Tag,
-    /// A layer upon another.
+    /// A layer on top of another.
     Layer,
-    /// The layer upon the input, with how many outputs a sample has.
+    /// The layer on top of the input, with the number of outputs for a sample.
     First,
 }
 
 impl<'a> Reader<'a> {
-    /// The layers, in forward order.
+    /// Reads the layers, in forward order.
     fn network(&mut self) -> Result<Vec<Layer>, String> {
         self.expect_number("the loss layer's format", 1)?;
         self.loss()?;
@@ -59,7 +58,7 @@ impl<'a> Reader<'a> {
             for what in ["whether it is set up", "whether its gradient is stale", "whether it is disabled"] {
                 self.truth(what)?;
             }
-            // Gradients and cached outputs, which a file made for use holds none of.
+            // Gradients and cached outputs; a file saved for inference has empty ones.
             for what in ["the gradient of the input", "the cached output", "the last gradient"] {
                 self.tensor(what)?;
             }
@@ -84,7 +83,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One number a layer from the last to the first, and the input, whose name's length no format's number reaches.
+    /// Reads one number a layer from the last to the first, and the input. The length of the input's name is larger
+    /// than any format's number.
     fn wrappers(&mut self) -> Result<Vec<Wrapper>, String> {
         let mut wrappers = Vec::new();
         loop {
@@ -97,9 +97,9 @@ impl<'a> Reader<'a> {
                     self.at = at;
                     self.input()?;
                     return match wrappers.split_last() {
-                        Some((Wrapper::Tag, _)) | None => Err("no layer stands upon the input".to_owned()),
+                        Some((Wrapper::Tag, _)) | None => Err("no layer reads the input".to_owned()),
                         Some((_, above)) if above.contains(&Wrapper::First) => {
-                            Err("a layer that is not the first stands upon the input".to_owned())
+                            Err("a layer other than the first reads the input".to_owned())
                         }
                         Some(_) => Ok(wrappers),
                     };
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A layer's own content.
+    /// Reads a layer's own content.
     fn details(&mut self) -> Result<Layer, String> {
         let name = self.text("a layer's name")?;
         let layer = match name {
@@ -150,9 +150,9 @@ impl<'a> Reader<'a> {
             "avg_pool_2" => self.window(name)?.map_or(Layer::GlobalAvgPool, Layer::AvgPool),
             "add_prev_" => Layer::Add,
             "bn_con2" | "bn_fc2" => {
-                return Err(format!("{name} is a layer in training; let dlib write it as an affine layer"));
+                return Err(format!("{name} is a layer for training; convert it to an affine layer in dlib"));
             }
-            other => return Err(format!("{other} is no layer that is read")),
+            other => return Err(format!("the layer {other} is not supported")),
         };
         Ok(layer)
     }
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
             return Err("a convolution has no biases".to_owned());
         }
         if name == "con_6" && self.truth("whether a convolution has a relu inside")? {
-            return Err("a convolution has a relu inside; let dlib write it unfused".to_owned());
+            return Err("a convolution includes a relu; save the network unfused".to_owned());
         }
         if filters[2..] != [window.size, window.size] {
             return Err(format!("a convolution of {} pixels has filters of shape {filters:?}", window.size));
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
         Ok(Layer::Linear { weight, bias: (!bias.is_empty()).then(|| flat(bias)) })
     }
 
-    /// Size, stride and padding, each in rows and columns; none for a pool over the whole image.
+    /// Reads size, stride and padding, each in rows and columns. Returns `None` for a pool over the whole image.
     fn window(&mut self, name: &str) -> Result<Option<Window>, String> {
         let mut sides = [0; 3];
         for side in &mut sides {
@@ -233,7 +233,7 @@ impl<'a> Reader<'a> {
     }
 
     fn enabled(&mut self, name: &str) -> Result<(), String> {
-        if self.truth(name)? { Err(format!("{name} is switched off; let dlib write it unfused")) } else { Ok(()) }
+        if self.truth(name)? { Err(format!("{name} is disabled; save the network unfused")) } else { Ok(()) }
     }
 
     fn learning_rates(&mut self, name: &str) -> Result<(), String> {
@@ -243,15 +243,15 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The bytes of a tensor of any shape.
+    /// Reads the bytes of a tensor of any shape.
     fn tensor(&mut self, what: &str) -> Result<&'a [u8], String> {
         let shape = self.dimensions(what, 2)?;
         let n_bytes = n_numbers(&shape).and_then(|n| n.checked_mul(4));
-        let n_bytes = n_bytes.ok_or_else(|| format!("{what} have the shape {shape:?}"))?;
+        let n_bytes = n_bytes.ok_or_else(|| format!("{what} have the impossible shape {shape:?}"))?;
         self.take(n_bytes, what)
     }
 
-    /// Four dimensions after the number of their format.
+    /// Reads four dimensions after the number of their format.
     fn dimensions(&mut self, what: &str, format: i64) -> Result<[i64; 4], String> {
         self.expect_number(what, format)?;
         let mut shape = [0; 4];
@@ -259,7 +259,7 @@ impl<'a> Reader<'a> {
             *d = self.number(what)?;
         }
         if shape.iter().any(|d| *d < 0) {
-            return Err(format!("{what} have the shape {shape:?}"));
+            return Err(format!("{what} have the impossible shape {shape:?}"));
         }
         Ok(shape)
     }
@@ -279,7 +279,7 @@ impl<'a> Reader<'a> {
         }
         let bytes = self.take(n as usize, what)?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
-        text.ok_or_else(|| format!("{what} has a name that is no text"))
+        text.ok_or_else(|| format!("{what} has a name that is not text"))
     }
 }
 
@@ -287,12 +287,12 @@ fn n_numbers(shape: &[i64; 4]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
 }
 
-/// A layer's numbers as the two views that it has of them.
+/// Splits a layer's numbers into its two tensors.
 fn split<'a>(params: &'a [u8], first: &[i64; 4], second: &[i64; 4]) -> Result<(&'a [u8], &'a [u8]), String> {
     let n_bytes = |shape| n_numbers(shape).and_then(|n| n.checked_mul(4));
     match (n_bytes(first), n_bytes(second)) {
         (Some(a), Some(b)) if a.checked_add(b) == Some(params.len()) => Ok(params.split_at(a)),
-        _ => Err(format!("has {} bytes of weights, which are not {first:?} and {second:?}", params.len())),
+        _ => Err(format!("has {} bytes of weights, expected {first:?} and {second:?}", params.len())),
     }
 }
 

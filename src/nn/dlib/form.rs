@@ -1,8 +1,8 @@
-//! The forms of dlib's networks, whatever file holds them.
+//! The forms of dlib's networks, independent of file formats.
 //!
-//! Neither of the two files names its weights after what they are: `.dat` streams name none, ONNX graphs number them.
-//! Both readers therefore give the layers in the order in which an image passes them, and this is the one place that
-//! knows which layer has which name. A network of another form is refused, naming the first layer that is not its.
+//! Neither file format gives weights meaningful names: `.dat` streams have none, ONNX graphs number them. Both readers
+//! therefore return the layers in forward order, and only this file knows each layer's name. A network of another form
+//! is refused with an error that names the first unexpected layer.
 
 use std::{iter::Peekable, vec};
 
@@ -19,14 +19,14 @@ pub(super) struct Values {
 }
 
 impl Values {
-    /// A matrix with its rows as columns, or what is wrong with it.
+    /// Transposes a matrix, or returns what is wrong with it.
     pub(super) fn transposed(&self) -> Result<Self, String> {
         let (rows, columns) = match self.shape.as_slice() {
             [rows, columns] => (usize::try_from(*rows).unwrap_or(0), usize::try_from(*columns).unwrap_or(0)),
-            other => return Err(format!("has the shape {other:?}, which is no matrix")),
+            other => return Err(format!("has the shape {other:?}, which is not a matrix")),
         };
         if rows.checked_mul(columns).and_then(|n| n.checked_mul(4)) != Some(self.bytes.len()) {
-            return Err(format!("has {} bytes, which are not {rows} by {columns} numbers", self.bytes.len()));
+            return Err(format!("has {} bytes, which do not match {rows} by {columns} numbers", self.bytes.len()));
         }
         let mut bytes = Vec::with_capacity(self.bytes.len());
         for column in 0..columns {
@@ -39,7 +39,7 @@ impl Values {
     }
 }
 
-/// A window that moves over an image, in pixels, the same along both sides.
+/// A sliding window over an image, in pixels, the same along both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     pub(super) size: i64,
@@ -47,7 +47,7 @@ pub(super) struct Window {
     pub(super) padding: i64,
 }
 
-/// One layer, in the order of the way forward.
+/// One layer, in forward order.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Layer {
     Conv {
@@ -62,15 +62,15 @@ pub(super) enum Layer {
     },
     Relu,
     MaxPool(Window),
-    /// Also the one on the way around a block, which is written behind the block's last affine layer.
+    /// Also a block's shortcut, which follows the block's last affine layer.
     AvgPool(Window),
     /// The mean of the whole image.
     GlobalAvgPool,
-    /// The sum of a block and the way around it, the smaller filled up with zeros behind its last channel, row, column.
+    /// The sum of a block and its shortcut, the smaller padded with zeros behind its last channel, row, column.
     Add,
-    /// One factor for everything.
+    /// One factor for all values.
     Scale(Values),
-    /// Every input with every output; the weight's shape is `[outputs, inputs]`.
+    /// A fully connected layer; the weight's shape is `[outputs, inputs]`.
     Linear {
         weight: Values,
         bias: Option<Values>,
@@ -99,8 +99,8 @@ const SAME: Window = Window { size: 3, stride: 1, padding: 1 };
 const DOWN: Window = Window { size: 3, stride: 2, padding: 0 };
 const HALF: Window = Window { size: 2, stride: 2, padding: 0 };
 
-/// The weights of these layers under their networks' names: those of [`DlibResNet`](super::DlibResNet) where there are
-/// ways around, else those of [`DlibPlainNet`](super::DlibPlainNet).
+/// Names the weights of these layers: as in [`DlibResNet`](super::DlibResNet) if there are shortcuts, else as in
+/// [`DlibPlainNet`](super::DlibPlainNet).
 pub(super) fn name_layers(layers: Vec<Layer>) -> Result<Vec<TensorData>, String> {
     let is_residual = layers.iter().any(|layer| matches!(layer, Layer::Add));
     let mut walk = Walk { layers: layers.into_iter().peekable(), n_passed: 0, tensors: Vec::new() };
@@ -233,6 +233,6 @@ impl Walk {
 
     fn unexpected(&self, found: Option<&Layer>, expected: &str) -> String {
         let found = found.map_or_else(|| "missing".to_owned(), Layer::describe);
-        format!("it is no network of this kind: layer {} is {found}, expected {expected}", self.n_passed)
+        format!("it is not a network of this kind: layer {} is {found}, expected {expected}", self.n_passed)
     }
 }

@@ -1,9 +1,9 @@
-//! Networks and weights that come from dlib.
+//! dlib's networks and weights.
 //!
 //! Owns the readers of dlib's own files (`dat` for networks, `shape` for landmark predictors), the reader of the same
-//! networks as ONNX, and the two kinds of network that they describe: `plain`, a row of convolutions, and `resnet`.
-//! `form` names what a reader has found in the networks' own terms; `numbers` reads dlib's numbers. Knows nothing of
-//! how ONNX is written: [`super::onnx`] reads that.
+//! networks as ONNX, and the two kinds of network: `plain`, a chain of convolutions, and `resnet`. `form` names the
+//! weights that a reader has found; `numbers` reads dlib's numbers. Knows nothing of ONNX's encoding, which
+//! [`super::onnx`] reads.
 
 mod dat;
 mod form;

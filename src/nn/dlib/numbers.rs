@@ -1,10 +1,10 @@
-//! Numbers as dlib serialises them: a control byte (the sign, and how many bytes follow) and the bytes, lowest first;
-//! real numbers as a number and an exponent of two.
+//! Reads dlib's serialised numbers. Integers: a control byte (the sign, and how many bytes follow) and the bytes,
+//! lowest first. Real numbers: an integer and an exponent of two.
 
-/// The exponents that are no exponents: infinity, its opposite, and what is no number.
+/// The first special exponent: they encode infinity, negative infinity and NaN.
 const FIRST_SPECIAL_EXPONENT: i32 = 32000;
 
-/// What a file of dlib's holds.
+/// The content of a file of dlib's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DlibKind {
     /// A network.
@@ -14,8 +14,8 @@ pub(crate) enum DlibKind {
 }
 
 impl DlibKind {
-    /// Told by a file's first bytes. Both kinds begin with the number 1 and another; a network goes on with the letters
-    /// of its loss, a shape predictor with one more number, and no number begins with a letter.
+    /// Detects the kind from a file's first bytes. Both kinds begin with the number 1 and another; then a network has
+    /// the letters of its loss, a shape predictor one more number, and no number begins with a letter.
     pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         reader.expect_number("the version", 1).ok()?;
@@ -28,10 +28,10 @@ impl DlibKind {
     }
 }
 
-/// Reads a stream from its beginning; nothing is allocated.
+/// Reads a stream from its beginning; allocates nothing.
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
-    /// How far it has come.
+    /// The position of the next byte.
     pub(super) at: usize,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Reader<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// How many bytes are to come.
+    /// Returns the number of bytes left.
     pub(super) fn n_left(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
         let control = self.take(1, what)?[0];
         let n_bytes = usize::from(control & 0x0f);
         if control & 0x70 != 0 || !(1..=8).contains(&n_bytes) {
-            return Err(format!("{what}: {control:#04x} begins no number"));
+            return Err(format!("{what}: no number begins with {control:#04x}"));
         }
         let bytes = self.take(n_bytes, what)?;
         let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
         Ok(if control & 0x80 == 0 { value } else { -value })
     }
 
-    /// How many things follow, each of at least `min_bytes`: never more than the bytes that are left can hold.
+    /// Reads a count of items of at least `min_bytes` each; refuses more than the bytes left can hold.
     pub(super) fn count(&mut self, what: &str, min_bytes: usize) -> Result<usize, String> {
         let n = self.number(what)?;
         let n_left = self.n_left();
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         fitting.ok_or_else(|| format!("{what}: {n} are announced, and {n_left} bytes are left"))
     }
 
-    /// A real number; infinities and what is no number are refused.
+    /// Reads a real number; refuses infinities and NaN.
     pub(super) fn real(&mut self, what: &str) -> Result<f64, String> {
         let (mantissa, exponent) = (self.number(what)?, self.number(what)?);
         let exponent = i32::try_from(exponent).ok().filter(|e| e.abs() < FIRST_SPECIAL_EXPONENT);
@@ -78,7 +78,8 @@ impl<'a> Reader<'a> {
         value.filter(|value| value.is_finite()).ok_or_else(|| format!("{what} is not finite"))
     }
 
-    /// A real number that is an f32 in dlib's memory: its 24 bits of mantissa are written, so none is lost.
+    /// Reads a real number that is an f32 in dlib's memory. dlib writes all 24 bits of its mantissa, so the value is
+    /// exact.
     pub(super) fn float(&mut self, what: &str) -> Result<f32, String> {
         let value = self.real(what)? as f32;
         if value.is_finite() { Ok(value) } else { Err(format!("{what} is too large")) }
@@ -86,7 +87,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], String> {
         let left = &self.bytes[self.at..];
-        let bytes = left.get(..n).ok_or_else(|| format!("{what} asks for {n} bytes, {} are left", left.len()))?;
+        let bytes = left.get(..n).ok_or_else(|| format!("{what}: {n} bytes are needed, {} are left", left.len()))?;
         self.at += n;
         Ok(bytes)
     }
@@ -114,7 +115,7 @@ mod tests {
         let real = |bytes: &[u8]| Reader::new(bytes).real("it");
         assert_eq!(real(&[0x01, 3, 0x81, 2]), Ok(0.75));
         assert_eq!(real(&[0x81, 3, 0x01, 2]), Ok(-12.0));
-        // 32000 to 32002: infinity, its opposite, no number; then what would be too large.
+        // 32000 to 32002: infinity, negative infinity, NaN; then a number that is too large.
         for exponent in [[0x00, 0x7d], [0x01, 0x7d], [0x02, 0x7d], [0x00, 0x04]] {
             for mantissa in [0, 1] {
                 let bytes = [0x01, mantissa, 0x02, exponent[0], exponent[1]];

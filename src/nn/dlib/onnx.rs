@@ -1,7 +1,7 @@
-//! The names of the weights in an ONNX graph that came from dlib.
+//! Names the weights of an ONNX graph that was converted from dlib.
 //!
-//! Such graphs number their layers. One image is followed through the nodes, in their order, along the way through each
-//! block and the way around it, until the layers stand in a row; `form` then knows their names.
+//! Such graphs number their layers. The nodes are followed in order, through each block and its shortcut, until the
+//! layers are in a sequence; `form` then names them.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::nn::{
     onnx::{Graph, Node},
 };
 
-/// The weights of a network that came from dlib, under our names. The graph must be such a network and no other.
+/// Returns the weights of a network converted from dlib, under our names. The graph must be exactly such a network.
 ///
 /// # Errors
 /// What is wrong with the file, or which node is unexpected.
@@ -21,7 +21,7 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     for initialiser in graph.initialisers {
         let tensor = initialiser.data()?;
         if let Some(twice) = weights.insert(tensor.name.clone(), tensor) {
-            return Err(format!("tensor {} is there twice", twice.name));
+            return Err(format!("tensor {} occurs twice", twice.name));
         }
     }
     let [output] = graph.outputs.as_slice() else {
@@ -35,7 +35,7 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
         walk.step(node).map_err(|why| format!("node {} ({}) {why}", node.name, node.op))?;
     }
     if walk.main != *output {
-        return Err(format!("its last node does not give the output {output}"));
+        return Err(format!("its last node does not produce the output {output}"));
     }
     if let Some(unused) = walk.weights.keys().min() {
         return Err(format!("tensor {unused} is used by no node"));
@@ -43,13 +43,13 @@ pub fn parse_dlib_onnx(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     name_layers(walk.layers)
 }
 
-/// Follows one image through the graph.
+/// Follows an image's path through the graph.
 struct Walk {
-    /// The initialisers that no node has taken yet.
+    /// The initialisers that no node has used yet.
     weights: HashMap<String, TensorData>,
-    /// The name of what the last layer gave.
+    /// The name of the last layer's output.
     main: String,
-    /// The name of what goes around the block that is being read.
+    /// The name of the current block's shortcut.
     around: String,
     layers: Vec<Layer>,
 }
@@ -60,7 +60,7 @@ impl Walk {
         if node.op != "Add"
             && matches!(self.layers.last(), Some(Layer::Affine { offset, .. }) if offset.bytes.is_empty())
         {
-            return Err("stands where the shift of the multiplication before it was expected".to_owned());
+            return Err("is in the place of the addition that must follow a multiplication".to_owned());
         }
         match node.op {
             "Conv" => {
@@ -129,7 +129,7 @@ impl Walk {
             }
             "Pad" => {
                 node.check_pad()?;
-                let pads = self.weights.get(node.input(1)?).ok_or("pads by what is no tensor of the file")?;
+                let pads = self.weights.get(node.input(1)?).ok_or("has pads that are not a tensor of the file")?;
                 let leading = pads.bytes.get(..pads.bytes.len() / 2).unwrap_or_default();
                 if pads.dtype != Dtype::I64 || pads.shape != [8] || leading.iter().any(|b| *b != 0) {
                     return Err("does not pad four dimensions at their ends only".to_owned());
@@ -164,12 +164,12 @@ impl Walk {
                 let bias = node.inputs.get(2).map(|name| self.take(name)).transpose()?;
                 self.layers.push(Layer::Linear { weight, bias });
             }
-            // Whoever asks the network makes probabilities of its logits.
+            // Callers convert logits to probabilities themselves.
             "Softmax" if matches!(self.layers.last(), Some(Layer::Linear { .. })) => self.follows(from)?,
-            _ => return Err("is no operation of such a network".to_owned()),
+            _ => return Err("is not an operation of such a network".to_owned()),
         }
         self.main = to.to_owned();
-        // What ends a block begins the next, and goes around it too.
+        // A block's output is the next block's input and shortcut.
         let n = self.layers.len();
         let ends_block = match self.layers.last() {
             Some(Layer::MaxPool(_)) => true,
@@ -199,7 +199,7 @@ impl Walk {
     }
 }
 
-/// `[1, C, 1, 1]` as `[C]`.
+/// Reshapes `[1, C, 1, 1]` to `[C]`.
 fn by_channel(values: Values) -> Result<Values, String> {
     match values.shape.as_slice() {
         [1, n, 1, 1] => Ok(Values { shape: vec![*n], bytes: values.bytes }),
@@ -207,12 +207,12 @@ fn by_channel(values: Values) -> Result<Values, String> {
     }
 }
 
-/// What the settings of such a graph's nodes say.
+/// Interpretation of the attributes of such a graph's nodes.
 impl Node<'_> {
     fn check_pad(&self) -> Result<(), String> {
         self.only(&["mode"])?;
         if self.inputs.len() != 2 || self.attribute("mode").is_some_and(|mode| mode.text != b"constant") {
-            return Err("pads by other values than zeros".to_owned());
+            return Err("pads with values other than zeros".to_owned());
         }
         Ok(())
     }
@@ -226,10 +226,10 @@ impl Node<'_> {
         Ok(Window { size: square("kernel_shape", 0)?, stride: square("strides", 1)?, padding: square("pads", 0)? })
     }
 
-    /// A pool's window; what is cut off at the edges must not count.
+    /// Returns a pool's window. Pixels outside the image must not count.
     fn pool(&self) -> Result<Window, String> {
         if self.int("ceil_mode", 0) != 0 || self.int("count_include_pad", 0) != 0 {
-            return Err("counts beyond the image's edges".to_owned());
+            return Err("includes pixels beyond the image's edges".to_owned());
         }
         if self.int("storage_order", 0) != 0 || self.ints("dilations").iter().any(|d| *d != 1) {
             return Err("has dilations or another order".to_owned());

@@ -1,7 +1,7 @@
-//! dlib's plain networks: the one that tells women from men.
+//! dlib's plain networks: the gender network.
 //!
 //! Blocks of two 3x3 convolutions, each with an affine layer and a relu, and an average pool behind each block; then
-//! two linear layers, each behind a factor that stands where dropout was in training. Parameters: `blocks.{i}.conv1`,
+//! two linear layers, each behind a factor that replaces the dropout of training. Parameters: `blocks.{i}.conv1`,
 //! `.affine1`, `.conv2`, `.affine2`, `scale1`, `fc1`, `scale2`, `fc2`. Affine layers and factors are folded into the
 //! weights when they are loaded.
 
@@ -12,16 +12,16 @@ use tch::Tensor;
 use super::resnet::{DLIB_MEAN, DLIB_STD, FoldedConv, check_images, conv_shapes};
 use crate::nn::{Device, NnError, Normalisation, TensorData, inference::infer_squares, network::Loaded};
 
-/// All that fixes the shape of a network of this kind.
+/// The facts that determine the shape of a network of this kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DlibPlainConfig {
     /// The side of the images, in pixels.
     pub side_px: u32,
     /// The channels of each block; each halves the image.
     pub widths: Vec<u32>,
-    /// Units of the first linear layer.
+    /// The number of units of the first linear layer.
     pub n_hidden: u32,
-    /// Outputs of the last layer.
+    /// The number of outputs of the last layer.
     pub n_outputs: u32,
 }
 
@@ -65,8 +65,8 @@ impl FoldedLinear {
     }
 }
 
-/// A plain network of dlib's with fixed weights on one device. It may move between threads, and belongs to one at a
-/// time.
+/// A plain network of dlib's with fixed weights on one device. It may move between threads, but only one may use it at
+/// a time.
 #[derive(Debug)]
 pub struct DlibPlainNet {
     side_px: u32,
@@ -77,7 +77,7 @@ pub struct DlibPlainNet {
 }
 
 impl DlibPlainNet {
-    /// The network of these tensors, which must be all of its own.
+    /// Loads a network from its tensors, which must be complete and no others.
     ///
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that do not fit, [`NnError::OutOfMemory`].
@@ -98,7 +98,7 @@ impl DlibPlainNet {
         })
     }
 
-    /// Interleaved RGB squares of the network's side, up to the largest bucket, to logits.
+    /// Runs the network on interleaved RGB squares of its side, up to the largest bucket; returns logits.
     ///
     /// # Errors
     /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
@@ -106,7 +106,7 @@ impl DlibPlainNet {
         infer_squares(rgb, self.side_px, &self.normalisation, |images| self.forward(images))
     }
 
-    /// `[N, 3, side, side]`, normalised and best channels-last, to `[N, outputs]`.
+    /// Maps `[N, 3, side, side]`, normalised and preferably channels-last, to `[N, outputs]`.
     pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor, NnError> {
         check_images(images, self.side_px)?;
         tch::no_grad(|| {
@@ -115,7 +115,7 @@ impl DlibPlainNet {
                 let y = conv2.forward(&conv1.forward(&x)?.f_relu_()?)?.f_relu_()?;
                 x = y.f_avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)?;
             }
-            // By channels first, whatever the layout in memory.
+            // Channels first, whatever the layout in memory.
             let hidden = x.f_flatten(1, -1)?.f_linear(&self.fc1.weight, Some(&self.fc1.bias))?.f_relu_()?;
             Ok(hidden.f_linear(&self.fc2.weight, Some(&self.fc2.bias))?)
         })

@@ -1,13 +1,13 @@
-//! dlib's residual networks: the face descriptor of 128 numbers, and the one that reads age.
+//! dlib's residual networks: the face descriptor of 128 numbers, and the age network.
 //!
 //! King, "High Quality Face Recognition with Deep Metric Learning" (2017), and the networks in dlib's examples: a stem
 //! of 7x7, blocks of two 3x3 convolutions, the mean over the image, one linear layer. Three things differ from
-//! torchvision's: an affine layer stands where batch norm was; a block that halves the image does so without padding,
-//! and the way around it is an average pool; and where the two are of different size, the smaller is filled up with
-//! zeros behind its last channel, row and column.
+//! torchvision: an affine layer replaces batch norm; a block that halves the image does so without padding, and its
+//! shortcut is an average pool; where the block and its shortcut differ in size, the smaller is padded with zeros
+//! behind its last channel, row and column.
 //!
-//! Parameters: `conv1`, `affine1`, `blocks.{i}.conv1`, `.affine1`, `.conv2`, `.affine2`, `fc`. These networks only
-//! answer, so the affine layers are folded into the convolutions when they are loaded.
+//! Parameters: `conv1`, `affine1`, `blocks.{i}.conv1`, `.affine1`, `.conv2`, `.affine2`, `fc`. These networks are not
+//! trained here, so the affine layers are folded into the convolutions when they are loaded.
 
 use std::collections::HashMap;
 
@@ -19,25 +19,25 @@ use crate::nn::{
     network::{Loaded, channels_last},
 };
 
-/// What dlib takes from red, green and blue of 0..255 before it divides by 256.
+/// The means that dlib subtracts from red, green and blue of 0..255 before it divides by 256.
 pub(super) const DLIB_MEANS: [f32; 3] = [122.782, 117.001, 104.298];
 
 /// The mean of RGB in 0..1 that dlib's networks expect.
 pub const DLIB_MEAN: [f32; 3] = [DLIB_MEANS[0] / 255.0, DLIB_MEANS[1] / 255.0, DLIB_MEANS[2] / 255.0];
 
-/// The standard deviation of RGB in 0..1 that stands for dlib's division by 256.
+/// The standard deviation of RGB in 0..1 that is equivalent to dlib's division by 256.
 pub const DLIB_STD: [f32; 3] = [256.0 / 255.0; 3];
 
-/// All that fixes the shape of a network of this kind.
+/// The facts that determine the shape of a network of this kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DlibResNetConfig {
     /// The side of the images, in pixels.
     pub side_px: u32,
-    /// Channels behind the stem.
+    /// The number of channels behind the stem.
     pub stem_width: u32,
-    /// From the stem on.
+    /// The blocks in order, behind the stem.
     pub blocks: Vec<DlibBlock>,
-    /// Outputs of the last layer.
+    /// The number of outputs of the last layer.
     pub n_outputs: u32,
     /// Whether the last layer has a bias.
     pub fc_bias: bool,
@@ -46,14 +46,14 @@ pub struct DlibResNetConfig {
 /// One residual block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DlibBlock {
-    /// Its channels.
+    /// The number of its channels.
     pub width: u32,
     /// Whether it halves the image.
     pub down: bool,
 }
 
 impl DlibResNetConfig {
-    /// The face descriptor: 29 convolutions, 150 pixels, 128 numbers to be compared by Euclidean distance.
+    /// The face descriptor: 29 convolutions, 150 pixels, 128 numbers that are compared by Euclidean distance.
     #[must_use]
     pub fn face_descriptor() -> Self {
         let levels = [(32, false, 3), (64, true, 4), (128, true, 3), (256, true, 3), (256, true, 1)];
@@ -85,13 +85,13 @@ impl DlibResNetConfig {
     }
 }
 
-/// Levels of so many blocks, of which the first may halve the image.
+/// Expands levels of `(width, down, n_blocks)`; only a level's first block may halve the image.
 fn blocks(levels: &[(u32, bool, usize)]) -> Vec<DlibBlock> {
     let level = |&(width, down, n): &(u32, bool, usize)| (0..n).map(move |i| DlibBlock { width, down: down && i == 0 });
     levels.iter().flat_map(level).collect()
 }
 
-/// Enters the shapes of a convolution and the affine layer behind it.
+/// Adds the shapes of a convolution and the affine layer behind it.
 pub(super) fn conv_shapes(
     shapes: &mut HashMap<String, Vec<i64>>,
     prefix: &str,
@@ -151,7 +151,7 @@ impl Block {
             return y.f_add_(x)?.f_relu_();
         }
         let around = x.f_avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>)?;
-        // The pooled image is never the smaller one, and has no more channels.
+        // The pooled image is never the smaller one, and never has more channels.
         let (_, n_around, rows, columns) = around.size4()?;
         let (_, _, n_rows, n_columns) = y.size4()?;
         if (n_rows, n_columns) != (rows, columns) {
@@ -162,8 +162,8 @@ impl Block {
     }
 }
 
-/// A residual network of dlib's with fixed weights on one device. It may move between threads, and belongs to one at
-/// a time.
+/// A residual network of dlib's with fixed weights on one device. It may move between threads, but only one may use it
+/// at a time.
 #[derive(Debug)]
 pub struct DlibResNet {
     side_px: u32,
@@ -175,7 +175,7 @@ pub struct DlibResNet {
 }
 
 impl DlibResNet {
-    /// The network of these tensors, which must be all of its own.
+    /// Loads a network from its tensors, which must be complete and no others.
     ///
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that do not fit, [`NnError::OutOfMemory`].
@@ -202,7 +202,8 @@ impl DlibResNet {
         })
     }
 
-    /// Interleaved RGB squares of the network's side, up to the largest bucket, to the last layer's outputs.
+    /// Runs the network on interleaved RGB squares of its side, up to the largest bucket; returns the last layer's
+    /// outputs.
     ///
     /// # Errors
     /// [`NnError::OutOfMemory`], or [`NnError::Torch`] for pixels of another size.
@@ -210,7 +211,7 @@ impl DlibResNet {
         infer_squares(rgb, self.side_px, &self.normalisation, |images| self.forward(images))
     }
 
-    /// `[N, 3, side, side]`, normalised and best channels-last, to `[N, outputs]`.
+    /// Maps `[N, 3, side, side]`, normalised and preferably channels-last, to `[N, outputs]`.
     pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor, NnError> {
         check_images(images, self.side_px)?;
         tch::no_grad(|| {
@@ -225,7 +226,7 @@ impl DlibResNet {
     }
 }
 
-/// That these are images for a network of this side.
+/// Checks that these are images for a network of this side.
 pub(super) fn check_images(images: &Tensor, side_px: u32) -> Result<(), NnError> {
     let (size, side) = (images.size(), i64::from(side_px));
     if size.len() == 4 && size[1..] == [3, side, side] && images.kind() == Kind::Float {

@@ -1,37 +1,37 @@
-//! dlib's predictors of five landmarks (`.dat`): ensembles of regression trees (Kazemi and Sullivan, "One Millisecond
-//! Face Alignment with an Ensemble of Regression Trees", 2014).
+//! Reads dlib's predictors of five landmarks (`.dat`): ensembles of regression trees (Kazemi and Sullivan, "One
+//! Millisecond Face Alignment with an Ensemble of Regression Trees", 2014).
 //!
-//! The file: a version, the average shape, the forests (one a cascade; a tree is its splits and its leaves), and for
-//! each cascade the pixels that it compares, first by the landmark that each lies near, then by the way from there.
-//! Every cascade must have as many trees, splits and pixels as the first, so that the numbers are tensors. A count is
-//! held against the bytes that are left before anything is allocated, and every index against what it counts, so that
-//! what was read can be used unseen.
+//! The file has a version, the average shape, the forests (one a cascade; a tree is its splits and its leaves), and for
+//! each cascade the pixels that it compares: first the landmark near each, then the offset from that landmark. Every
+//! cascade must have as many trees, splits and pixels as the first, so that the numbers form tensors. Counts are
+//! compared with the bytes left before anything is allocated, and every index with its range, so users of the tensors
+//! need no further checks.
 
 use super::numbers::Reader;
 use crate::nn::{Dtype, TensorData};
 
-/// What the names of a predictor's tensors begin with.
+/// The prefix of a predictor's tensors.
 pub const SHAPE_PREFIX: &str = "shape.";
 
 const N_POINTS: usize = 5;
 
-/// The fewest bytes of a number, and of a real number.
+/// The minimum size of an integer and of a real number, in bytes.
 const NUMBER_BYTES: usize = 2;
 const REAL_BYTES: usize = 2 * NUMBER_BYTES;
 
-/// The tensors in the bytes of a five-point shape predictor that dlib wrote, by name:
+/// Parses a five-point shape predictor written by dlib into these tensors:
 ///
-/// | tensor | shape | what it holds |
+/// | tensor | shape | content |
 /// |---|---|---|
-/// | `shape.anchors` | `[cascades, pixels]`, i64 | the landmark that each pixel lies near |
-/// | `shape.deltas` | `[cascades, pixels, 2]` | the way from there, in the unit square |
+/// | `shape.anchors` | `[cascades, pixels]`, i64 | the landmark near each pixel |
+/// | `shape.deltas` | `[cascades, pixels, 2]` | the offset from that landmark, in the unit square |
 /// | `shape.initial` | `[5, 2]` | the average shape in the unit square |
 /// | `shape.leaves` | `[cascades, trees, splits + 1, 10]` | what a leaf adds to the shape |
 /// | `shape.splits` | `[cascades, trees, splits, 2]`, i64 | the two pixels that a split compares |
-/// | `shape.thresholds` | `[cascades, trees, splits]` | what their difference must exceed to go left |
+/// | `shape.thresholds` | `[cascades, trees, splits]` | the difference above which a split goes left |
 ///
 /// # Errors
-/// What is wrong with them, and where.
+/// What is wrong with the bytes, and where.
 pub fn parse_dlib_shape(bytes: &[u8]) -> Result<Vec<TensorData>, String> {
     let mut reader = Reader::new(bytes);
     let ensemble = Ensemble::read(&mut reader).map_err(|why| format!("at byte {}: {why}", reader.at))?;
@@ -55,7 +55,7 @@ struct Ensemble {
     n_pixels: Same,
 }
 
-/// A length that is the same wherever it occurs.
+/// A length that must be the same everywhere.
 #[derive(Default)]
 struct Same(Option<usize>);
 
@@ -111,7 +111,7 @@ impl Ensemble {
         }
         let n_leaves = reader.count("the leaves", 2 * N_POINTS * REAL_BYTES)?;
         if n_leaves != n_splits + 1 || !n_leaves.is_power_of_two() {
-            return Err(format!("{n_splits} splits and {n_leaves} leaves are no full tree"));
+            return Err(format!("{n_splits} splits and {n_leaves} leaves do not form a full tree"));
         }
         for _ in 0..n_leaves {
             self.leaves.extend(points(reader, "a leaf")?);
@@ -122,7 +122,7 @@ impl Ensemble {
     fn expect_cascades(&self, reader: &mut Reader<'_>, what: &str) -> Result<(), String> {
         match reader.count(what, NUMBER_BYTES)? {
             n if n == self.n_cascades => Ok(()),
-            n => Err(format!("{what} are of {n} cascades, the forests of {}", self.n_cascades)),
+            n => Err(format!("{what} have {n} cascades, the forests have {}", self.n_cascades)),
         }
     }
 
@@ -132,7 +132,7 @@ impl Ensemble {
         for _ in 0..n_pixels {
             let anchor = reader.number("a pixel's landmark")?;
             if !(0..N_POINTS as i64).contains(&anchor) {
-                return Err(format!("a pixel lies near landmark {anchor} of {N_POINTS}"));
+                return Err(format!("a pixel refers to landmark {anchor} of {N_POINTS}"));
             }
             self.anchors.push(anchor);
         }
@@ -148,7 +148,7 @@ impl Ensemble {
         Ok(())
     }
 
-    /// How many pixels there are to compare, the file says only behind the trees.
+    /// Checks the splits' pixels. The file states the number of pixels only behind the trees.
     fn check_splits(&self) -> Result<(), String> {
         let n_pixels = self.n_pixels.get();
         let Some(i) = self.splits.iter().position(|pixel| !(0..n_pixels as i64).contains(pixel)) else {
@@ -183,7 +183,8 @@ impl Ensemble {
     }
 }
 
-/// Five points: a matrix of one column, whose sides dlib writes as negative numbers, and wrote as positive ones once.
+/// Reads five points: a matrix of one column. dlib writes its sides as negative numbers; earlier versions wrote
+/// positive ones.
 fn points(reader: &mut Reader<'_>, what: &str) -> Result<Vec<f32>, String> {
     let sides = (reader.number(what)?, reader.number(what)?);
     let n = 2 * N_POINTS as i64;

@@ -1,4 +1,4 @@
-//! Channels and profiles: everything becomes 8-bit sRGB.
+//! Channels and profiles: every image becomes 8-bit sRGB.
 
 use image::ExtendedColorType;
 use jpeg_encoder::ColorType;
@@ -82,14 +82,14 @@ fn with_profile(pixels: &[u8], profile: &[u8]) -> DecodedImage {
 #[test]
 fn display_p3_becomes_srgb() {
     let p3 = ColorProfile::new_display_p3().encode().unwrap();
-    // The reddest that sRGB has, as Display P3 has it; and a skin tone (both from CSS Color 4's matrices).
+    // The reddest sRGB colour in Display P3, and a skin tone (both from CSS Color 4's matrices).
     for (p3_value, srgb_value) in [([234u8, 51, 35], [255u8, 0, 0]), ([216, 172, 148], [224, 170, 144])] {
         let image = with_profile(&p3_value.repeat(256), &p3);
         assert_eq!(image.colour(), &ColourSource::Converted);
         let pixel = &image.rgb()[..3];
         assert!(pixel.iter().zip(srgb_value).all(|(a, b)| a.abs_diff(b) <= 5), "{pixel:?} for {srgb_value:?}");
     }
-    // At every size by the same profile.
+    // Every size uses the same profile.
     let bytes = jpeg(JpegForm::default(), (64, 64), &[216u8, 172, 148].repeat(64 * 64), &[], &p3);
     for wanted in [Wanted::Full, Wanted::LongSide(8)] {
         let image = decode(&bytes, &DecodeLimits::default(), wanted).unwrap();
@@ -98,7 +98,7 @@ fn display_p3_becomes_srgb() {
     }
 }
 
-/// Held against what LittleCMS makes of the same file.
+/// The expected values are LittleCMS's conversion of the same file.
 #[test]
 fn display_p3_is_converted_as_others_convert_it() {
     let image = decode_default(include_bytes!("../../../tests/fixtures/display_p3.png")).unwrap();
@@ -131,7 +131,7 @@ fn grey_profiles_serve_grey_pictures() {
     let form = JpegForm { colour: ColorType::Luma, ..JpegForm::default() };
     let grey = decode_default(&jpeg(form, (16, 16), &[55; 256], &[], &profile)).unwrap();
     assert_eq!(grey.colour(), &ColourSource::Converted);
-    // A fifth of the light is half-way up sRGB's scale.
+    // A fifth of linear light is half-way up sRGB's scale.
     assert!(grey.rgb().iter().all(|v| v.abs_diff(127) <= 2), "{:?}", &grey.rgb()[..3]);
     let coloured = with_profile(&photo(16, 16), &profile);
     assert!(matches!(coloured.colour(), ColourSource::ProfileIgnored { .. }));
@@ -157,7 +157,7 @@ fn a_profile_that_cannot_be_followed_is_named() {
     }
     let huge = to_srgb(&mut [1, 2, 3], false, Ok(Some(&vec![0; MAX_PROFILE_BYTES + 1])));
     assert!(matches!(huge, ColourSource::ProfileIgnored { .. }));
-    // Inks with a profile for light.
+    // Inks with a profile for RGB.
     let form = JpegForm { colour: ColorType::Cmyk, ..JpegForm::default() };
     let inked = decode_default(&jpeg(form, (16, 16), &[0; 1024], &[], &p3)).unwrap();
     assert!(matches!(inked.colour(), ColourSource::ProfileIgnored { .. }));

@@ -1,4 +1,4 @@
-//! Decoding what somebody means to harm with.
+//! Decoding hostile files.
 
 use image::ExtendedColorType;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Decoding at the size that is wanted.
+//! Decoding at the wanted size.
 
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ fn other_formats_come_in_full() {
 fn what_is_not_read_reduced_is_read_whole() {
     let bytes = jpeg(JpegForm::default(), (64, 48), &photo(64, 48), &[], &[]);
     assert_eq!(decode_to(&bytes, Wanted::LongSide(8)).width_px(), 8);
-    // A code that is in no table, somewhere amid the data; whole pictures are decoded around it.
+    // Bits that are no code, in the middle of the data; the decoder of full images continues after them.
     let mut n_whole = 0;
     for at in (bytes.len() - 800..bytes.len() - 40).step_by(8) {
         let mut damaged = bytes.clone();
@@ -73,8 +73,8 @@ fn memory_is_counted_before_it_is_taken() {
     let bytes = jpeg(form, (256, 256), &inks, &[], &[]);
     let result =
         |max_alloc_bytes, wanted| decode(&bytes, &DecodeLimits { max_alloc_bytes, ..DecodeLimits::default() }, wanted);
-    // Seven bytes a pixel pass for four inks and their picture; the coefficients need as much again, but for a reduced
-    // picture few are kept.
+    // Seven bytes a pixel are enough for four inks and their image. The coefficients need as much again, but few of
+    // them are kept for a reduced image.
     let full = result(256 * 256 * 7, Wanted::Full);
     assert!(matches!(full, Err(ImageError::TooLarge { width: 256, height: 256, .. })), "{full:?}");
     assert!(result(256 * 256 * 24, Wanted::Full).is_ok());
@@ -100,7 +100,8 @@ proptest! {
         let size_now = (size.0.div_ceil(divisor), size.1.div_ceil(divisor));
         prop_assert_eq!((small.width_px(), small.height_px()), size_now);
         prop_assert!(small.width_px().min(small.height_px()) >= least.min(width.min(height)));
-        // Turned sides round at the other end, so sizes that do not divide are compared unturned only.
+        // Rotated sides are rounded up at the other end, so sizes that do not divide are compared without rotation
+        // only.
         if orientation == 1 || (width % divisor == 0 && height % divisor == 0) {
             let boxed = boxed((size.0 as usize, size.1 as usize), 3, full.rgb(), divisor as usize);
             let distance = distance(small.rgb(), &boxed);

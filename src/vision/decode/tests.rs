@@ -22,7 +22,7 @@ fn reads_a_portrait() {
 
 #[test]
 fn every_format_and_orientation_comes_out_upright() {
-    // Where EXIF 2.3 says the stored rows and columns belong.
+    // The positions of the stored rows and columns by EXIF 2.3.
     let upright: [[[u8; 3]; 4]; 8] = [
         [RED, GREEN, BLUE, GREY],
         [GREEN, RED, GREY, BLUE],
@@ -65,7 +65,7 @@ fn other_bytes_are_no_image() {
 
 #[test]
 fn codings_that_are_not_read_are_named() {
-    for (mark, expected) in [(0xc3, "without loss"), (0xc9, "arithmetically"), (0xc5, "hierarchy"), (0xf7, "JPEG-LS")] {
+    for (mark, expected) in [(0xc3, "lossless"), (0xc9, "arithmetic"), (0xc5, "hierarchical"), (0xf7, "JPEG-LS")] {
         let bytes = [&[0xff, 0xd8, 0xff, mark, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0][..], &[0xff, 0xd9]].concat();
         let error = decode_default(&bytes).unwrap_err().to_string();
         assert!(error.contains(expected), "{mark:#x}: {error}");
@@ -94,7 +94,7 @@ fn every_cut_is_noticed() {
             assert_eq!(image.rgb(), decode_default(&bytes).unwrap().rgb(), "{format:?} at {n_bytes}");
             assert_eq!(image.notes(), [PhotoNote::EndMissing], "{format:?} at {n_bytes}");
         }
-        // What trails the image is not part of it.
+        // Bytes after the image do not belong to it.
         let mut trailed = bytes.clone();
         trailed.extend(b"maker's notes \xff\xd8\xff");
         assert_eq!(decode_default(&trailed), decode_default(&bytes), "{format:?}");
@@ -102,7 +102,8 @@ fn every_cut_is_noticed() {
     assert!(matches!(decode_default(&PORTRAIT[..PORTRAIT.len() / 2]), Err(ImageError::Unreadable { .. })));
 }
 
-/// Of every form of JPEG: whole without its end mark or with something else before it, and no byte of pixels less.
+/// Every form of JPEG is complete without its end mark or with other bytes before it, but not with a byte of pixels
+/// less.
 #[test]
 fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
     let pixels = photo(72, 56);
@@ -140,7 +141,8 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
                     assert!(matches!(result, Err(ImageError::Unreadable { .. })), "{form:?} at {n_bytes}");
                 }
             }
-            // Nor does an end mark behind the cut make it whole. A progressive one lacks what its last scans refine.
+            // An end mark behind the cut does not make it complete. A cut progressive one lacks what its last scans
+            // refine.
             for n_bytes in (first_scan + 20..pixels.len() - pixels.len() / 20).step_by(7) {
                 let closed = [&bytes[..n_bytes], end, &bytes[n_bytes..]].concat();
                 for wanted in [Wanted::Full, Wanted::LongSide(20)] {
@@ -169,7 +171,7 @@ fn a_png_that_is_cut_between_its_pixels_is_refused() {
     for at in &starts[1..] {
         match decode_default(&bytes[..at - 4]) {
             Err(ImageError::Unreadable { .. }) => {}
-            // The last of them may hold but a checksum.
+            // The last of them may hold only a checksum.
             cut => assert_eq!(cut.unwrap().rgb(), whole.rgb(), "{at}"),
         }
     }
@@ -196,7 +198,7 @@ fn the_header_is_checked_before_memory_is_taken() {
     let mut png = encode(As::Png, (1, 1), &[0], ExtendedColorType::L8, &[]);
     png[16..24].copy_from_slice(&[0, 0, 0x7a, 0x12, 0, 0, 0x80, 0]);
     assert!(matches!(decode_default(&png[..33]), Err(ImageError::TooLarge { width: 31250, height: 32768, .. })));
-    // Few pixels, and none beside another: scaling would cost what its length says.
+    // Few pixels in a single column: scaling costs as much as its length suggests.
     png[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 1]);
     assert!(matches!(decode_default(&png[..33]), Err(ImageError::TooLarge { width: 65536, height: 1, .. })));
     let mut jpeg = encode(As::Jpeg, (16, 16), &[0; 256], ExtendedColorType::L8, &[]);

@@ -1,10 +1,11 @@
-//! Finding faces: all of the cascade that is pixels and boxes. The networks are in `nn`, the two meet in `serving`.
+//! Finds faces: the parts of the cascade that handle pixels and boxes. The networks are in `nn`; `serving` combines the
+//! two.
 //!
 //! MTCNN (Zhang, Zhang, Li and Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
-//! Networks", 2016) looks at a photo in many sizes with a small network, and at what that proposes with two larger
-//! ones. The sizes are laid out side by side on one of a few fixed canvases ([`Pyramid`]), so that the first network
-//! runs once a photo and in few shapes; [`Proposals`] go from stage to stage, and [`DetectedFace`]s come out. What the
-//! view of a large photo does not show of them is looked at again ([`DetectionView`]).
+//! Networks", 2016) scans a photo at many sizes with a small network, and checks its proposals with two larger ones.
+//! The sizes are laid out side by side on one of a few fixed canvases ([`Pyramid`]), so that the first network runs
+//! once a photo and in few shapes. [`Proposals`] pass from stage to stage, and [`DetectedFace`]s come out. Faces that
+//! the view of a large photo shows too coarsely are detected again ([`DetectionView`]).
 
 mod boxes;
 mod cascade;

@@ -1,31 +1,31 @@
-//! A photo in all the sizes at which faces are looked for, on one canvas.
+//! Lays out a photo at all detection scales on one canvas.
 
 use std::sync::Arc;
 
 use crate::vision::{DecodedImage, area::area_resize};
 
-/// How faces are looked for; part of a detector's manifest.
+/// How faces are searched for; part of a detector's manifest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CascadeSettings {
-    /// Smaller faces are not looked for; in pixels of the photo as it is looked at.
+    /// The smallest face that is searched for, in pixels of the photo at detection size.
     pub min_face_px: f64,
-    /// Each size is this share of the one before, above 0 and below 1.
+    /// The ratio of each size to the one before, above 0 and below 1.
     pub factor: f64,
-    /// What the three networks must score, 0 to 1.
+    /// The minimum scores of the three networks, 0 to 1.
     pub thresholds: [f32; 3],
-    /// Photos are looked at with their longer side at most this, in pixels.
+    /// The maximum of the photo's longer side at detection, in pixels.
     pub max_side_px: u32,
 }
 
 impl CascadeSettings {
-    /// The longest side that is looked at, in pixels: the settings' or that of the largest canvas.
+    /// Returns the longest side at detection, in pixels: the setting's or the largest canvas's.
     pub(super) fn longest_side_px(&self) -> u32 {
         self.max_side_px.min(MAX_SIDE_PX)
     }
 }
 
 impl Default for CascadeSettings {
-    /// As the networks were published, in photos of up to 1024 pixels.
+    /// The published networks' settings, for photos of up to 1024 pixels.
     fn default() -> Self {
         Self { min_face_px: 20.0, factor: 0.709, thresholds: [0.6, 0.7, 0.7], max_side_px: MAX_SIDE_PX }
     }
@@ -34,55 +34,55 @@ impl Default for CascadeSettings {
 /// The longest side for which there is a canvas.
 const MAX_SIDE_PX: u32 = 1024;
 
-/// Width and height of the canvases, by area. Few, because kernels are prepared and kept by shape.
+/// Width and height of the canvases, by area. Few, because kernels are prepared and cached by shape.
 const CANVASES: [(u32, u32); 9] =
     [(224, 192), (336, 304), (512, 448), (704, 448), (512, 640), (768, 672), (1088, 704), (800, 960), (1088, 960)];
 
-/// The side of what the first network sees at once, in pixels.
+/// The side of the first network's field of view, in pixels.
 const CELL_PX: u32 = 12;
 
-/// Pixels from one cell to the next.
+/// The distance between cells, in pixels.
 const STRIDE_PX: u32 = 2;
 
-/// More sizes than any photo up to the longest side has.
+/// More than the levels of any photo up to the longest side.
 const MAX_LEVELS: usize = 32;
 
-/// One size of the photo.
+/// The photo at one scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Level {
-    /// Its side, per side of the photo.
+    /// The level's side divided by the photo's.
     scale: f64,
-    /// Its place on the canvas; even, so that cells lie on it as if it stood alone.
+    /// Its position on the canvas; even, so that the cells align with the level's edges.
     left: u32,
     top: u32,
     width: u32,
     height: u32,
 }
 
-/// A photo as it is looked at, with all its sizes on one canvas.
+/// A photo at detection size, with all its levels on one canvas.
 #[derive(Clone, Debug)]
 pub struct Pyramid {
-    /// Shared, so that whoever looks at the photo afterwards does not keep the canvas, which is several times as large.
+    /// Shared, so that later users of the photo do not keep the canvas, which is several times as large.
     photo: Arc<DecodedImage>,
     canvas: (u32, u32),
     pixels: Vec<f32>,
     levels: Vec<Level>,
 }
 
-/// What the first network says about a canvas.
+/// The first network's output for a canvas.
 #[derive(Clone, Copy, Debug)]
 pub struct ProposalMap<'a> {
-    /// Cells in a row.
+    /// The number of cells in a row.
     pub width: usize,
     /// `height * width` probabilities that a cell shows a face.
     pub scores: &'a [f32],
-    /// Four planes of `height * width`: offsets of the box's left, top, right and bottom, in shares of its sides.
+    /// Four planes of `height * width`: offsets of the box's left, top, right and bottom, as fractions of its sides.
     pub offsets: &'a [f32],
 }
 
 /// A cell in which the first network sees a face.
 pub(super) struct Cell {
-    /// Which size of the photo.
+    /// The index of the level.
     pub(super) level_idx: usize,
     /// In pixels of the photo: left, top, right, bottom.
     pub(super) edges: [f32; 4],
@@ -91,18 +91,18 @@ pub(super) struct Cell {
 }
 
 impl Pyramid {
-    /// Lays out a photo, which is made smaller first if its longer side is over the settings' or the canvases' limit.
-    /// A photo smaller than a face has no size to look at, and no face.
+    /// Lays out a photo. Reduces it first if its longer side is over the settings' or the canvases' limit. A photo
+    /// smaller than the smallest face has no levels.
     #[must_use]
     pub fn new(photo: impl Into<Arc<DecodedImage>>, settings: &CascadeSettings) -> Self {
         let photo = within(photo.into(), settings.longest_side_px());
         let sizes = sizes(photo.width_px(), photo.height_px(), settings);
-        // The largest canvas takes all sizes of every photo up to the limit; a test tries them.
+        // The largest canvas holds all levels of every photo up to the limit; a test tries them.
         let (canvas, levels) = CANVASES
             .into_iter()
             .find_map(|canvas| Some((canvas, layout(canvas, &sizes)?)))
             .unwrap_or((CANVASES[0], Vec::new()));
-        // Zero is the middle grey between the sizes.
+        // Zero is the middle grey between the levels.
         let mut pixels = vec![0.0; canvas.0 as usize * canvas.1 as usize * 3];
         for level in &levels {
             let at = (level.top as usize * canvas.0 as usize + level.left as usize) * 3;
@@ -112,26 +112,26 @@ impl Pyramid {
         Self { photo, canvas, pixels, levels }
     }
 
-    /// The photo as it is looked at.
+    /// The photo at detection size.
     #[must_use]
     pub fn photo(&self) -> &Arc<DecodedImage> {
         &self.photo
     }
 
-    /// What photo and canvas hold of memory.
+    /// The memory that photo and canvas take, in bytes.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
         self.photo.rgb().len() + size_of_val(self.pixels.as_slice())
     }
 
-    /// The canvas: width and height in pixels, and rows of interleaved RGB as the networks take it.
+    /// The canvas: width and height in pixels, and rows of interleaved RGB in the networks' input range.
     #[must_use]
     pub fn canvas(&self) -> (u32, u32, &[f32]) {
         (self.canvas.0, self.canvas.1, &self.pixels)
     }
 
-    /// The cells that score at least `threshold`, each within one size of the photo. A map of another size than the
-    /// canvas's has none beyond its end.
+    /// Returns the cells that score at least `threshold`, each within one level. Where a map is smaller than the
+    /// canvas, the rest has no cells.
     pub(super) fn cells(&self, map: &ProposalMap<'_>, threshold: f32) -> Vec<Cell> {
         let n_cells = map.scores.len();
         let mut cells = Vec::new();
@@ -142,7 +142,7 @@ impl Pyramid {
                     let at = at + column as usize;
                     let Some(&score) = map.scores.get(at).filter(|score| **score >= threshold) else { continue };
                     let offset = |plane: usize| map.offsets.get(plane * n_cells + at).copied().unwrap_or(0.0);
-                    // The published code rounds to whole pixels here, and the networks behind it expect that.
+                    // The published code rounds to whole pixels here, and the later networks expect that.
                     let edge = |cell: u32, more: u32| (f64::from(cell * STRIDE_PX + more) / level.scale).floor() as f32;
                     cells.push(Cell {
                         level_idx,
@@ -156,13 +156,13 @@ impl Pyramid {
         cells
     }
 
-    /// How many sizes there are.
+    /// The number of levels.
     pub(super) fn n_levels(&self) -> usize {
         self.levels.len()
     }
 }
 
-/// Cells along a side: a convolution of 3, a pooling of 2 that rounds up, two convolutions of 3.
+/// The number of cells along a side: a convolution of 3, a pooling of 2 that rounds up, two convolutions of 3.
 fn n_cells_along(side_px: u32) -> u32 {
     side_px.saturating_sub(2).div_ceil(STRIDE_PX).saturating_sub(4)
 }
@@ -177,7 +177,7 @@ fn within(photo: Arc<DecodedImage>, max_side_px: u32) -> Arc<DecodedImage> {
     Arc::new(photo.resized(shrunk(width), shrunk(height)))
 }
 
-/// Scale, width and height of each size, the largest first.
+/// Returns the scale, width and height of each level, the largest first.
 fn sizes(width: u32, height: u32, settings: &CascadeSettings) -> Vec<(f64, u32, u32)> {
     let cell = f64::from(CELL_PX);
     let mut scale = cell / settings.min_face_px;
@@ -192,7 +192,7 @@ fn sizes(width: u32, height: u32, settings: &CascadeSettings) -> Vec<(f64, u32, 
     sizes
 }
 
-/// A place for each size, or nothing when the canvas is too small. Guillotine packing: a size goes into the smallest
+/// Places each level, or returns `None` if the canvas is too small. Guillotine packing: a level goes into the smallest
 /// free rectangle that holds it, and leaves one to its right and one below.
 fn layout(canvas: (u32, u32), sizes: &[(f64, u32, u32)]) -> Option<Vec<Level>> {
     struct Free {
@@ -201,7 +201,7 @@ fn layout(canvas: (u32, u32), sizes: &[(f64, u32, u32)]) -> Option<Vec<Level>> {
         width: u32,
         height: u32,
     }
-    // Even, and with room between neighbours for the last, rounded-up cell.
+    // Even, and with a gap for the last, rounded-up cell.
     let taken = |side: u32| (side + 2).next_multiple_of(STRIDE_PX);
     let mut free = vec![Free { left: 0, top: 0, width: canvas.0, height: canvas.1 }];
     let mut levels = Vec::new();

@@ -1,10 +1,9 @@
-//! Looking again: faces are looked for in a small view of a photo, and what was found there may not be enough.
+//! Runs the detector again on parts of a photo, because faces are first searched for in a small view of it.
 //!
-//! A face of which a chip shows more than the view has is read again from more of the photo's pixels: the part around it
-//! is decoded at the size that the chip needs, and the detector looks at it anew, so that box and points are as exact as
-//! if the part had been sent alone. And a face that the detector is less sure of than of most is looked at rotated by
-//! 180 degrees, and read so if the detector is surer then: people upside down are found now and then, and what networks
-//! say of them means nothing.
+//! Where a face's chip needs more pixels than the view has, the part around the face is decoded at the size that the
+//! chip needs and detected anew. Box and points are then as exact as if the part had been sent alone. A face whose
+//! score is unusually low is also detected rotated by 180 degrees, and read that way if that scores higher: faces
+//! upside down are sometimes detected, but the readers' results for them are meaningless.
 
 use std::sync::Arc;
 
@@ -14,78 +13,78 @@ use super::{
 };
 use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, Wanted, decode, pixels_shown};
 
-/// A face is also looked at rotated by 180 degrees when the cascade is less sure of it than the first, or, being asked, as
-/// sure as the second of it rotated. Of upright faces that are answered 1 to 5 in 100 are, of those upside down all but 1
-/// in 300; measured with the published weights.
+/// A face is also detected rotated by 180 degrees if the cascade's score is below `LESS_SURE`, or if the rotated face,
+/// where it was scored, has at least `ROTATED_TOO`. This holds for 1 to 5 in 100 upright faces that are answered, and
+/// for all but 1 in 300 faces that are upside down; measured with the published weights.
 const LESS_SURE: f32 = 0.99;
 const ROTATED_TOO: f32 = 0.9;
 
-/// Pixels of its picture, along a line, that a pixel of the finest chip should show. At 1 nothing is enlarged, but a reduced
-/// reading still shows: ages lie as much as 0.2 years further from those of the same face alone than at 1.5, and at 2 no
-/// nearer.
+/// The image pixels, along a line, that a pixel of the finest chip should cover. At 1 nothing is enlarged, but reduced
+/// decoding still has an effect: ages differ as much as 0.2 years more from those of the same face sent alone than at
+/// 1.5, and at 2 no less than at 1.5.
 const ENOUGH: f64 = 1.5;
 
-/// The least overlap, intersection over union, of a face with where it was seen before. In a view of an eighth the box of
-/// a small face is good to some pixels only.
+/// The minimum overlap (intersection over union) of a face with its earlier box. In a view at 1/8 the box of a small
+/// face is only accurate to some pixels.
 const SAME_FACE: f32 = 0.3;
 
-/// The same, with where it was seen upside down: what was taken for a face may have been half of it and a collar.
+/// The same for a face that was upside down: its earlier box may have covered half of it and a collar.
 const SAME_UPSIDE_DOWN: f32 = 0.05;
 
-/// The side of the part that is looked at again, in sides of the face's box: room for every chip, however the head is
-/// tilted.
+/// The side of a part, in sides of the face's box: room for every chip at any tilt of the head.
 const PART_SIDES: f32 = 4.0;
 
-/// The smallest face that is looked for in such a part, in sides of the expected box.
+/// The smallest face that is searched for in a part, in sides of the expected box.
 const LEAST_FACE: f64 = 0.5;
 
-/// Pixels of a decoded photo up to which it is kept until its faces are cut out; more are decoded again when needed.
+/// The largest decoded photo that is kept until its faces are cut out, in pixels; larger ones are decoded again when
+/// needed.
 const MAX_KEPT_PIXELS: u64 = 1536 * 1536;
 
-/// A photo as faces were looked for in it.
+/// A photo at the size at which faces were searched for.
 pub struct DetectionView {
-    /// As it was looked at.
+    /// The photo at detection size.
     photo: Arc<DecodedImage>,
-    /// As it was decoded, where that is more and not too much to keep.
+    /// The photo as decoded, if it is larger and within `MAX_KEPT_PIXELS`.
     decoded: Option<Arc<DecodedImage>>,
-    /// Sides of the photo as it was sent, in pixels.
+    /// Width and height of the photo as sent, in pixels.
     sent: (f32, f32),
     notes: Vec<PhotoNote>,
 }
 
-/// A face and the picture that it is to be cut out of.
+/// A face and the image that it is cut out of.
 pub struct FaceCrop {
-    /// The photo or the part of it around the face; rotated by 180 degrees when the face was upside down.
+    /// The photo or the part of it around the face; rotated by 180 degrees if the face is upside down.
     pub picture: Arc<DecodedImage>,
-    /// In pixels of the picture.
+    /// The face in pixels of `picture`.
     pub face: DetectedFace,
-    /// In pixels of the photo as it was sent.
+    /// The face in pixels of the photo as sent.
     pub sent: DetectedFace,
     /// Whether the face is upside down in the photo.
     pub upside_down: bool,
-    /// Pixels of the photo as it was sent per pixel of the picture, along a line; 1 where the picture has less than the
-    /// chips show, so that only what was read counts.
+    /// Pixels of the photo as sent per pixel of `picture`, along a line. It is 1 where `picture` has fewer pixels than
+    /// the chips cover, so that only pixels that were read count.
     pub scale: f64,
 }
 
-/// A part of a photo that is to be looked at again for one face.
+/// A part of a photo in which one face is detected again.
 pub struct FacePart {
     face_idx: usize,
     picture: Arc<DecodedImage>,
-    /// Where the face was seen before, in pixels of the picture.
+    /// Where the face is expected, in pixels of the part's image.
     expected: BoundingBox,
     upside_down: bool,
-    /// From the picture's pixels to those of the photo as it was sent: times these, then from there on.
+    /// Scale and offset from the part's pixels to those of the photo as sent.
     to_sent: ((f32, f32), (f32, f32)),
 }
 
 impl DetectionView {
-    /// Decodes a photo and lays it out to be looked at.
+    /// Decodes a photo and lays it out for the detector.
     ///
     /// # Errors
     /// Those of [`decode()`].
     pub fn new(image: &[u8], limits: &DecodeLimits, settings: &CascadeSettings) -> Result<(Pyramid, Self), ImageError> {
-        // Three quarters are enough to look at; a photo that is a little larger then need not be decoded whole.
+        // Three quarters are enough to detect faces, and spare decoding a slightly larger photo in full.
         let decoded = Arc::new(decode(image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?);
         let pyramid = Pyramid::new(Arc::clone(&decoded), settings);
         let photo = Arc::clone(pyramid.photo());
@@ -96,20 +95,20 @@ impl DetectionView {
         Ok((pyramid, Self { photo, decoded: is_kept.then_some(decoded), sent, notes }))
     }
 
-    /// What was odd about the photo's file.
+    /// The defects of the photo's file.
     #[must_use]
     pub fn notes(&self) -> &[PhotoNote] {
         &self.notes
     }
 
-    /// Whether every face can be cut out of the view, so that nothing has to be looked at again.
+    /// Returns true if every face can be cut out of the view, without running the detector again.
     #[must_use]
     pub fn is_enough(&self, faces: &[DetectedFace], chips: &[ChipSettings]) -> bool {
         faces.iter().all(|face| self.enlargement(face, chips) <= 1.0 && !may_be_upside_down(face))
     }
 
-    /// The parts of the photo that are to be looked at again for these faces, decoded from `image` once more where the
-    /// view has too few pixels. What cannot be decoded at that size is taken from what there is.
+    /// Returns the parts of the photo on which the detector runs again for these faces. Decodes `image` once more if
+    /// the view has too few pixels; if that fails, cuts the parts from the pixels at hand.
     #[must_use]
     pub fn parts(
         &self,
@@ -124,7 +123,7 @@ impl DetectionView {
         let source = self.larger(image, limits, (long_side * most).round() as u32);
         let mut parts = Vec::new();
         for (face_idx, face) in faces.iter().enumerate() {
-            // The face as it is comes first.
+            // `crops` applies the parts in order, so the upright one must come first.
             if self.enlargement(face, chips) > 1.0 {
                 parts.push(self.part(face_idx, face, &source, false, chips, settings));
             }
@@ -135,7 +134,7 @@ impl DetectionView {
         parts
     }
 
-    /// Each face with the picture that it is to be cut out of, given what the detector `found` in each part.
+    /// Returns each face with the image to cut it out of, given what the detector `found` in each part.
     #[must_use]
     pub fn crops(
         &self,
@@ -154,26 +153,26 @@ impl DetectionView {
         crops
     }
 
-    /// A face as it was found.
+    /// Cuts a face out of the view.
     fn crop(&self, face: DetectedFace, chips: &[ChipSettings]) -> FaceCrop {
         let (x, y) = self.sent_per(&self.photo);
         FaceCrop::new(Arc::clone(&self.photo), face, face.scaled(x, y), false, x.min(y), chips)
     }
 
-    /// Pixels of the photo as it was sent for each of `picture`, which shows all of it.
+    /// Pixels of the photo as sent per pixel of `picture`, which shows the whole photo.
     fn sent_per(&self, picture: &DecodedImage) -> (f32, f32) {
         (self.sent.0 / picture.width_px() as f32, self.sent.1 / picture.height_px() as f32)
     }
 
-    /// How many times as long a side the view must have for the face to be read from enough pixels; 1 if it has them, or
-    /// all that there are.
+    /// Returns the factor by which the view's sides must grow to read the face from enough pixels. It is 1 if the view
+    /// has them or cannot be enlarged.
     fn enlargement(&self, face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
         let (x, y) = self.sent_per(&self.photo);
         (ENOUGH / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
     }
 
-    /// The photo with its long side at least that long, or as it was decoded before where it cannot be had so: memory may
-    /// forbid it, and another decoder reads what is not reduced.
+    /// Returns the photo with its long side at least this long. Falls back to the decoded pixels at hand if decoding
+    /// fails, for example at the memory limit or in another decoder.
     fn larger(&self, image: &[u8], limits: &DecodeLimits, long_side_px: u32) -> Arc<DecodedImage> {
         let kept = self.decoded.as_ref().unwrap_or(&self.photo);
         if long_side(kept) >= long_side_px {
@@ -182,7 +181,7 @@ impl DetectionView {
         decode(image, limits, Wanted::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
     }
 
-    /// The part of `source`, which shows all of the photo, around a face, with as many of its pixels as the chips need.
+    /// Cuts the part around a face from `source`, which shows the whole photo, with the resolution that the chips need.
     fn part(
         &self,
         face_idx: usize,
@@ -203,7 +202,7 @@ impl DetectionView {
         };
         let (from_x, width) = span((left + right) / 2.0, source.width_px());
         let (from_y, height) = span((top + bottom) / 2.0, source.height_px());
-        // The photo may have been decoded larger for another face, and a face is not looked for in any size.
+        // The photo may have been decoded larger for another face, and not every face size is searched for.
         let needed = 2.0 * ENOUGH / shown(&expected, chips);
         let reduction = needed.min(f64::from(settings.longest_side_px()) / f64::from(width.max(height))).min(1.0);
         let reduced = |side: u32| (f64::from(side) * reduction) as u32;
@@ -242,7 +241,7 @@ impl FaceCrop {
 }
 
 impl FacePart {
-    /// The face that was looked for, if it is among those that were found.
+    /// Returns the expected face if it is among `faces`.
     fn find(&self, faces: &[DetectedFace]) -> Option<DetectedFace> {
         let least = if self.upside_down { SAME_UPSIDE_DOWN } else { SAME_FACE };
         let overlap = |face: &DetectedFace| face.bounds.iou(&self.expected);
@@ -263,7 +262,7 @@ fn may_be_upside_down(face: &DetectedFace) -> bool {
     face.score < LESS_SURE || face.rotated_score.is_some_and(|score| score >= ROTATED_TOO)
 }
 
-/// Pixels of its picture, along a line, that a pixel of the finest chip shows; above 0.
+/// Image pixels, along a line, that a pixel of the finest chip covers; above 0.
 fn shown(face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
     chips.iter().map(|chip| pixels_shown(&face.alignment, chip)).fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE)
 }
@@ -314,14 +313,14 @@ mod tests {
             .all(|(a, b)| (a - b).abs() <= px)
     }
 
-    /// Parts of a small, unsure and of a large, unsure face in one photo: each shows enough, none is too large to be looked
-    /// at whole, and what is found in it is where it lies in the photo.
+    /// Parts of a small and a large face, both of low score: each has enough pixels, none exceeds the detection size,
+    /// and what is found in it is mapped back to the photo.
     #[test]
     fn every_face_gets_a_part_of_the_size_that_it_needs() {
         let (limits, settings) = (DecodeLimits::default(), CascadeSettings::default());
         let bytes = photo(4032, 3024);
         let (_, view) = DetectionView::new(&bytes, &limits, &settings).unwrap();
-        // Of 1008 pixels; one in a corner, so that its part is cut off.
+        // Of 1008 pixels; one in a corner, so that its part is clipped.
         let faces = vec![face(40.0, 30.0, 30.0, 0.98), face(500.0, 300.0, 300.0, 0.98), face(200.0, 600.0, 90.0, 1.0)];
         assert!(!view.is_enough(&faces, &[CHIP]));
         let large = face(500.0, 300.0, 300.0, 0.995);
@@ -336,7 +335,7 @@ mod tests {
             assert!(pyramid.n_levels() > 0 && part.picture.width_px().max(part.picture.height_px()) <= 1024);
             let side = part.expected.width();
             assert!((20.0..400.0).contains(&side), "{side}");
-            // Found where it was expected, and upside down the surer.
+            // Found where it was expected, with a higher score upside down.
             let score = if part.upside_down { 0.999 } else { 0.998 };
             found.push(vec![face(part.expected.left, part.expected.top, side, score)]);
         }
@@ -348,11 +347,11 @@ mod tests {
             assert!(shown(&crop.face, &[CHIP]) >= 1.0 && crop.scale >= 1.0);
         }
         assert_eq!(crops.iter().map(|crop| crop.upside_down).collect::<Vec<_>>(), [true, true, false]);
-        // Less sure of it upside down, or nothing found: as it was.
+        // A lower score upside down, or nothing found: the face is unchanged.
         let unsure: Vec<_> = parts.iter().map(|part| vec![face(part.expected.left, 0.0, 1.0, 0.5)]).collect();
         let crops = view.crops(faces.clone(), &parts, &unsure, &[CHIP]);
         assert!(crops.iter().zip(&faces).all(|(crop, face)| crop.face == *face && !crop.upside_down));
-        // Thirty pixels for the hundred that the chip shows: these were read, whatever the photo has.
+        // Thirty pixels for the hundred that the chip covers: only those were read, whatever the photo has.
         assert_eq!(crops[0].scale, 1.0);
         assert_eq!(crops[1].scale, 4.0);
     }

@@ -1,4 +1,4 @@
-//! How a detector looks for faces, and where the points lie that faces are cut out by.
+//! The settings of a detector, with the points by which faces are aligned.
 
 use super::pyramid::CascadeSettings;
 use crate::vision::Point;
@@ -8,9 +8,9 @@ use crate::vision::Point;
 pub struct DetectorSettings {
     /// The settings of the cascade of networks.
     pub cascade: CascadeSettings,
-    /// Where the cascade's landmarks of an average face lie in a unit square; `None`: where those of the chip lie.
+    /// Where the cascade's landmarks of an average face lie in a unit square; `None`: at the chip's template.
     pub landmarks: Option<[Point; 5]>,
-    /// The box that the predictor of alignment points expects; `None`: faces are cut out by the landmarks themselves.
+    /// The box that the predictor of alignment points expects; `None`: faces are aligned by the landmarks themselves.
     pub alignment_box: Option<AlignmentBox>,
 }
 
@@ -25,7 +25,7 @@ pub struct AlignmentBox {
     pub side: f32,
 }
 
-/// Five points from ten numbers: x, y, x, y, and so on.
+/// Makes five points of ten numbers: x, y, x, y, and so on. Returns `None` for another count.
 #[must_use]
 pub fn points(numbers: &[f32]) -> Option<[Point; 5]> {
     let numbers = <[f32; 10]>::try_from(numbers).ok()?;

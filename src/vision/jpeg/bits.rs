@@ -2,13 +2,13 @@
 
 use super::super::container::next_mark;
 
-/// Reads one run of entropy-coded data, from which stuffed zeros have been taken out. Behind its end are zeros without
-/// end; whether they were needed is asked afterwards, so that the inner loops need not.
+/// Reads one run of entropy-coded data without stuffed zeros. The data continues with endless zeros; [`Self::overrun`]
+/// reports afterwards whether they were read, so that the inner loops need no checks.
 #[derive(Clone)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     at: usize,
-    /// The next bits, from the top. Of those below `n_bits` some may be there already; they are the right ones.
+    /// The next bits, from the top. Bits below `n_bits` may already hold data; it is correct.
     buffer: u64,
     n_bits: u32,
 }
@@ -18,8 +18,8 @@ impl<'a> Bits<'a> {
         Self { data, at: 0, buffer: 0, n_bits: 0 }
     }
 
-    /// Makes at least 56 bits ready, more than the longest code and the longest number behind it. Never asks whether there
-    /// are enough already: that would be guessed wrongly more often than it saves anything.
+    /// Makes at least 56 bits available, more than the longest code and the longest number behind it. It does not check
+    /// for enough bits first: mispredicted branches would cost more than the check saves.
     #[inline(always)]
     pub(super) fn refill(&mut self) {
         let next = match self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
@@ -40,19 +40,19 @@ impl<'a> Bits<'a> {
         u64::from_be_bytes(bytes)
     }
 
-    /// The next 1 to 32 bits, after a refill.
+    /// Returns the next 1 to 32 bits, after a refill.
     #[inline(always)]
     pub(super) fn peek(&self, n: u32) -> u32 {
         (self.buffer >> (64 - n)) as u32
     }
 
-    /// `size` bits (1 to 16) that begin `skip` bits further on, after a refill.
+    /// Returns `size` bits (1 to 16), starting `skip` bits later, after a refill.
     #[inline(always)]
     pub(super) fn peek_behind(&self, skip: u32, size: u32) -> u32 {
         ((self.buffer << skip) >> (64 - size)) as u32
     }
 
-    /// Goes on by up to 32 bits that were peeked at.
+    /// Consumes up to 32 bits that were peeked at.
     #[inline(always)]
     pub(super) fn consume(&mut self, n: u32) {
         self.buffer <<= n;
@@ -71,7 +71,7 @@ impl<'a> Bits<'a> {
         value
     }
 
-    /// Goes on by up to 64 bits unseen.
+    /// Skips up to 64 bits.
     #[inline(always)]
     pub(super) fn skip(&mut self, mut n: u32) {
         self.refill();
@@ -83,7 +83,7 @@ impl<'a> Bits<'a> {
         self.consume(n);
     }
 
-    /// Whether more was read than there was.
+    /// Returns true if more bits were consumed than the data has.
     pub(super) fn overrun(&self) -> bool {
         self.at * 8 > self.data.len() * 8 + self.n_bits as usize
     }
@@ -96,7 +96,7 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Cleans the data of one scan, which reaches to the next mark that is no restart.
+    /// Unstuffs the data of one scan, which extends to the next mark other than a restart.
     pub(super) fn new(data: &[u8]) -> Self {
         let mut clean = Vec::with_capacity(data.len());
         let mut ends = Vec::new();
@@ -105,7 +105,7 @@ impl Runs {
             clean.extend_from_slice(&rest[..at]);
             rest = &rest[at + 1..];
             match rest.split_first() {
-                // A fill byte: the mark's code is still to come.
+                // A fill byte: the mark's code follows.
                 Some((0xff, _)) => {}
                 Some((0x00, after)) => {
                     clean.push(0xff);
@@ -123,7 +123,7 @@ impl Runs {
         Self { clean, ends }
     }
 
-    /// The run of that number, nothing when there are fewer.
+    /// Returns the run with this number, if it exists.
     pub(super) fn run(&self, run_idx: usize) -> Option<Bits<'_>> {
         let end = *self.ends.get(run_idx)?;
         let start = run_idx.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;

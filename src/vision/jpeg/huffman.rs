@@ -1,23 +1,23 @@
-//! Huffman tables, made for reading a code and the number behind it in one look.
+//! Huffman tables, built to read a code and the number behind it in one lookup.
 
 use super::{Bits, Setback};
 
-/// Bits that are looked up at once; nine codes of ten in a photo, their numbers included, are no longer.
+/// The number of bits that are looked up at once; nine of ten codes in a photo fit, with their numbers.
 const LOOKUP_BITS: u32 = 10;
 const N_LOOKUP: usize = 1 << LOOKUP_BITS;
 
-/// A table as a scan uses it.
+/// A table in the form that decoding uses.
 pub(super) struct Huffman {
     lookup: Box<[Entry; N_LOOKUP]>,
     /// By code length: the first 16-bit window that is above all codes of that length.
     above: [u32; 17],
-    /// By code length: what, added to a code, gives its symbol's position.
+    /// By code length: added to a code, this is its symbol's position.
     shift: [i32; 17],
     symbols: [u8; 256],
 }
 
-/// A code's meaning: bits 0 to 4 its length, 5 to 8 the size of the number behind it, 9 to 12 the run of zeros before
-/// that, 13 whether the number itself is known, which then stands from bit 16 on. Zero: no code.
+/// The meaning of a code. Bits 0 to 4: its length. 5 to 8: the size of the number behind it. 9 to 12: the run of zeros
+/// before the number. 13: whether the number is included, from bit 16 on. Zero: no code.
 #[derive(Clone, Copy)]
 pub(super) struct Entry(u32);
 
@@ -28,7 +28,7 @@ impl Entry {
         Self(length | u32::from(symbol & 15) << 5 | u32::from(symbol >> 4) << 9)
     }
 
-    /// Whether the bits were no code of the table.
+    /// Returns true if the bits are no code of the table.
     pub(super) fn is_nothing(self) -> bool {
         self.0 == 0
     }
@@ -39,19 +39,19 @@ impl Entry {
         self.0 & 31
     }
 
-    /// The low half of the symbol: how many bits the number behind the code takes.
+    /// The low half of the symbol: the size of the number behind the code, in bits.
     #[inline(always)]
     pub(super) fn size(self) -> u32 {
         self.0 >> 5 & 15
     }
 
-    /// The high half of the symbol.
+    /// The high half of the symbol: the run of zeros.
     #[inline(always)]
     pub(super) fn run(self) -> usize {
         (self.0 >> 9 & 15) as usize
     }
 
-    /// The number behind the code, whose bits are still to be consumed.
+    /// Returns the number behind the code, whose bits have not been consumed yet.
     #[inline(always)]
     pub(super) fn number(self, bits: &Bits<'_>) -> i32 {
         if self.0 & Self::KNOWN != 0 {
@@ -72,7 +72,7 @@ fn extend(raw: u32, size: u32) -> i32 {
 }
 
 impl Huffman {
-    /// From a definition: sixteen counts, one for each length, and the symbols.
+    /// Builds a table from a definition: sixteen counts, one for each length, and the symbols.
     pub(super) fn new(counts: &[u8; 16], listed: &[u8]) -> Result<Self, Setback> {
         let mut table =
             Self { lookup: Box::new([Entry(0); N_LOOKUP]), above: [0; 17], shift: [0; 17], symbols: [0; 256] };
@@ -100,7 +100,7 @@ impl Huffman {
         Ok(table)
     }
 
-    /// Fills every place of the lookup that starts with the code.
+    /// Fills every lookup entry that starts with the code.
     fn enter(&mut self, code: u32, length: u32, symbol: u8) {
         let entry = Entry::new(length, symbol);
         let n_free = LOOKUP_BITS - length;
@@ -115,7 +115,7 @@ impl Huffman {
         }
     }
 
-    /// What the next bits mean. Consumes nothing; afterwards there are bits for code and number.
+    /// Decodes the next code without consuming it. Refills, so that `bits` has code and number ready.
     #[inline(always)]
     pub(super) fn look(&self, bits: &mut Bits<'_>) -> Entry {
         bits.refill();

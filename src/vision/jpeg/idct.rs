@@ -1,17 +1,17 @@
-//! From a block's frequencies to its pixels, at 8, 4, 2 or 1 a side.
+//! Transforms a block's frequencies into its pixels, 8, 4, 2 or 1 a side.
 //!
-//! An N-point inverse transform of the N lowest frequencies each way gives the block reduced to N pixels a side, with
-//! what such a picture cannot show left out. In single precision and in one order on every machine: the pixels do not
-//! depend on what the processor can do.
+//! An N-point inverse transform of the N lowest frequencies each way yields the block reduced to N pixels a side,
+//! without the frequencies that such an image cannot show. It runs in single precision and in one order, so the pixels
+//! do not depend on the processor.
 
-/// Where the k-th coefficient of a file stands in its block, row by row.
+/// The position in its block (row by row) of the k-th coefficient of a file.
 pub(super) const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
     28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63,
 ];
 
-/// The last coefficient in the file's order that matters at `side` pixels a block.
+/// Returns the index, in the file's order, of the last coefficient that affects `side` pixels a block.
 pub(super) fn last_needed(side: usize) -> usize {
     match side {
         1 => 0,
@@ -24,7 +24,7 @@ pub(super) fn last_needed(side: usize) -> usize {
 /// Dequantised coefficients of one block, row by row.
 pub(super) type Block = [f32; 64];
 
-/// Makes the pixels of one block into the plane at `at`, rows `stride` apart. The plane has room for them.
+/// Writes the pixels of one block into the plane at `at`, rows `stride` apart. The plane must have room for them.
 pub(super) fn invert(block: &Block, side: usize, plane: &mut [u8], at: usize, stride: usize) {
     match side {
         1 => {
@@ -38,7 +38,7 @@ pub(super) fn invert(block: &Block, side: usize, plane: &mut [u8], at: usize, st
     }
 }
 
-/// Fills the block's place with what its mean alone gives.
+/// Fills a block that has a mean only.
 pub(super) fn fill(mean: f32, side: usize, plane: &mut [u8], at: usize, stride: usize) {
     let sample = to_sample(mean * 0.125);
     for y in 0..side {
@@ -71,7 +71,7 @@ fn invert_to<const N: usize>(block: &Block, basis: &[[f32; N]; N], plane: &mut [
     }
 }
 
-/// Adds the middle grey, keeps within a byte and rounds to nearest, by letting the float's last places fall off.
+/// Adds the middle grey, clamps to a byte and rounds to nearest: adding 2^23 leaves the rounded number in the low bits.
 #[inline(always)]
 fn to_sample(value: f32) -> u8 {
     ((value + 128.0).clamp(0.0, 255.0) + 8_388_608.0).to_bits() as u8
@@ -81,7 +81,7 @@ const BASIS_2: [[f32; 2]; 2] = basis();
 const BASIS_4: [[f32; 4]; 4] = basis();
 const BASIS_8: [[f32; 8]; 8] = basis();
 
-/// `basis[u][x]`: what the frequency `u` adds at the pixel `x`, each way.
+/// `basis[u][x]`: the contribution of frequency `u` to pixel `x`, in each direction.
 const fn basis<const N: usize>() -> [[f32; N]; N] {
     let mut basis = [[0.0; N]; N];
     let mut u = 0;
@@ -97,7 +97,7 @@ const fn basis<const N: usize>() -> [[f32; N]; N] {
     basis
 }
 
-/// The cosine of so many sixteenths of pi.
+/// Returns the cosine of `sixteenths` sixteenths of pi.
 const fn cosine(sixteenths: usize) -> f32 {
     const QUARTER: [f32; 9] = [
         1.0,
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_met() {
-        // Coefficients that keep within a byte.
+        // Coefficients whose pixels stay within a byte.
         let mut block = [0.0; 64];
         for (k, value) in [(0, 200.0), (1, -90.0), (8, 55.0), (9, 31.0), (2, 20.0), (18, -13.0), (27, 11.0)] {
             block[k] = value;

@@ -1,6 +1,6 @@
-//! Progressive coding: coefficients come in several scans, a few or a bit at a time, and pixels at the end.
+//! Progressive coding: coefficients arrive in several scans, a few or a bit at a time; pixels are computed at the end.
 //!
-//! A scan that brings only what the reduced picture does not show is not read at all.
+//! A scan that holds only coefficients the reduced image does not need is skipped.
 
 use super::{
     Bits, Huffman, Setback,
@@ -12,17 +12,17 @@ use super::{
 const NO_CODE: Setback = "bits that are no code";
 const NO_TABLE: Setback = "a scan without its table";
 
-/// The coefficients of one channel. What a reduced picture does not show is not kept, only that it is there: a refinement
-/// has a bit for each coefficient that is, and where its bits begin can be told in no other way.
+/// The coefficients of one channel. Of those that a reduced image does not need, only their presence is kept: a
+/// refinement has a bit for each present coefficient, so the position of later bits depends on it.
 struct Kept {
-    /// Coefficients of a block whose values are kept.
+    /// The number of a block's coefficients whose values are kept.
     n_kept: usize,
-    /// Coefficients of a block of which it is known whether they are there.
+    /// The number of a block's coefficients whose presence is known.
     n_known: usize,
     blocks_w: usize,
     /// By block, in the file's order.
     values: Vec<i16>,
-    /// By block, a bit for each coefficient but the mean.
+    /// By block, a presence bit for each coefficient but the mean.
     present: Vec<u64>,
     /// The quantisation in force at the channel's first scan.
     quant: Option<[f32; 64]>,
@@ -34,8 +34,8 @@ struct Block<'a> {
     present: &'a mut u64,
 }
 
-/// How many coefficients of each block of the channel must be known: those that its pixels need, and all that a scan
-/// brings together with one of them, because a refinement is read by what is there already.
+/// Returns the number of coefficients whose presence must be known for each block of the channel: those that its pixels
+/// need, and all that a scan holds together with one of them, because reading a refinement depends on them.
 fn n_known(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
     let mut last = layout.frame.last_needed(component_idx, divisor);
     let brought = |scan: &&Scan<'_>| scan.parts.iter().any(|part| part.component_idx == component_idx);
@@ -49,12 +49,12 @@ fn n_known(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
     }
 }
 
-/// The bytes that are held for each block of the channel, besides its pixels.
+/// Returns the bytes held for each block of the channel, besides its pixels.
 pub(super) fn bytes_per_block(layout: &Layout<'_>, component_idx: usize, divisor: u32) -> usize {
     size_of::<i16>() * (layout.frame.last_needed(component_idx, divisor) + 1) + size_of::<u64>()
 }
 
-/// Decodes every scan that matters, then makes the planes' pixels.
+/// Decodes every scan that affects the result, then computes the planes' pixels.
 pub(super) fn decode(layout: &Layout<'_>, divisor: u32, planes: &mut [Plane]) -> Result<(), Setback> {
     let frame = &layout.frame;
     let kept = frame.components.iter().enumerate().map(|(idx, component)| {
@@ -117,7 +117,7 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
     if scan.refines {
         walk(frame, scan, |bits, carried, place| {
             let block = kept.block(place.block_x, place.block_y).ok_or(NO_CODE)?;
-            // In a place of their own, the bits stay in registers.
+            // In a local copy the bits stay in registers.
             let mut own = bits.clone();
             refine(&mut own, ac, carried, block, band, 1 << low_bit)?;
             *bits = own;
@@ -138,13 +138,13 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
     }
 }
 
-/// The bits of all coefficients before this one.
+/// Returns the bits of all coefficients before this one.
 #[inline(always)]
 fn below(k: usize) -> u64 {
     1u64.checked_shl(k as u32).map_or(u64::MAX, |bit| bit - 1)
 }
 
-/// A block's coefficients for the first time (T.81, G.1.2.2).
+/// Reads a block's coefficients for the first time (T.81, G.1.2.2).
 #[inline(always)]
 fn begin(
     bits: &mut Bits<'_>,
@@ -182,7 +182,7 @@ fn begin(
     Ok(())
 }
 
-/// One more bit of a block's coefficients, of those in `band` (T.81, G.1.2.3).
+/// Reads one more bit of those of a block's coefficients that are in `band` (T.81, G.1.2.3).
 #[inline(always)]
 fn refine(
     bits: &mut Bits<'_>,
@@ -205,7 +205,7 @@ fn refine(
         }
         let new = if bits.peek_behind(entry.length(), 1) == 1 { bit } else { -bit };
         bits.consume(entry.length() + entry.size());
-        // The code counts the absent ones; those that are there are passed, and each has its bit on the way.
+        // The code counts absent coefficients; the present ones before it are corrected on the way.
         let absent = without_first(entry.run(), ahead & !*block.present);
         let place = absent & absent.wrapping_neg();
         let passed = ahead & place.wrapping_sub(1);
@@ -225,8 +225,8 @@ fn refine(
     Ok(())
 }
 
-/// The places without the first `n` of them, at most 15. A loop of `n` rounds would cost most codes a wrong guess of the
-/// processor at its end, and refinements have little but codes.
+/// Removes the first `n` places, at most 15. A loop of `n` rounds would mispredict its end for most codes, and
+/// refinements consist almost only of codes.
 #[inline(always)]
 fn without_first(n: usize, mut places: u64) -> u64 {
     let without_one = |places: u64| places & places.wrapping_sub(1);
@@ -243,7 +243,7 @@ fn without_first(n: usize, mut places: u64) -> u64 {
 }
 
 impl Block<'_> {
-    /// Reads one more bit of each of the coefficients in `places` that are there.
+    /// Reads one more bit of each present coefficient in `places`.
     #[inline(always)]
     fn correct(&mut self, bits: &mut Bits<'_>, places: u64, bit: i16) {
         let there = places & *self.present;
@@ -266,7 +266,7 @@ impl Block<'_> {
 }
 
 impl Kept {
-    /// The coefficients of a block; none when there is no such block.
+    /// Returns the coefficients of a block, if it exists.
     #[inline(always)]
     fn block(&mut self, block_x: usize, block_y: usize) -> Option<Block<'_>> {
         let block_idx = block_y * self.blocks_w + block_x;

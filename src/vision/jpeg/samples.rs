@@ -1,10 +1,10 @@
-//! The channels of a picture, put together pixel by pixel.
+//! Joins the channels of an image pixel by pixel.
 
 use std::borrow::Cow;
 
 use super::{Setback, scan::Plane};
 
-/// What the samples of a pixel are.
+/// The meaning of a pixel's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Channels {
     /// Brightness alone.
@@ -15,7 +15,7 @@ pub(in super::super) enum Channels {
     Cmyk,
 }
 
-/// A picture as it was stored, but for its size.
+/// An image in its stored colours, at the reduced size.
 pub(in super::super) struct Samples {
     pub(in super::super) width_px: usize,
     pub(in super::super) height_px: usize,
@@ -25,8 +25,8 @@ pub(in super::super) struct Samples {
 }
 
 impl Samples {
-    /// Joins one, three or four planes. Without Adobe's word three are YCbCr, as JFIF has it, and four are inks; with
-    /// it, inks are stored the other way round.
+    /// Joins one, three or four planes. Without Adobe's segment, three are YCbCr as in JFIF, and four are inks; with
+    /// it, inks are stored inverted.
     pub(super) fn join(planes: &[Plane], width: usize, height: usize, adobe: Option<u8>) -> Result<Self, Setback> {
         let channels = match planes.len() {
             1 => Channels::Grey,
@@ -60,7 +60,7 @@ impl Samples {
 }
 
 impl Plane {
-    /// A row of the picture: its samples, repeated where the channel has fewer.
+    /// Returns a row of the image, with samples repeated if the channel has fewer.
     fn row(&self, y: usize, width: usize) -> Result<Cow<'_, [u8]>, Setback> {
         let start = y / self.v_repeat * self.stride;
         let row = self.samples.get(start..start + width.div_ceil(self.h_repeat)).ok_or("a channel is too small")?;
@@ -71,7 +71,7 @@ impl Plane {
     }
 }
 
-/// JFIF's YCbCr to RGB, in integers of 16 binary places.
+/// Converts JFIF's YCbCr to RGB, in integers with 16 fractional bits.
 #[inline(always)]
 fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     let y = (i32::from(y) << 16) + (1 << 15);
@@ -82,7 +82,8 @@ fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
 
 fn inks([a, b, c, k]: [u8; 4], adobe: Option<u8>) -> [u8; 4] {
     match adobe {
-        // YCCK: the first three say what light the inks leave, and are themselves turned round.
+        // YCCK: Y, Cb and Cr encode the inverted light that the inks leave. The two inversions cancel out, so only K is
+        // inverted.
         Some(2) => {
             let [a, b, c] = rgb(a, b, c);
             [a, b, c, 255 - k]

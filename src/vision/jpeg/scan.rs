@@ -1,4 +1,4 @@
-//! Walks the blocks of one scan in the order of the file.
+//! Iterates over the blocks of one scan in the file's order.
 
 use super::{
     Bits, DATA_ENDS_EARLY, Runs, Setback,
@@ -7,34 +7,34 @@ use super::{
 
 /// The pixels of one channel.
 pub(super) struct Plane {
-    /// Pixels that a block becomes, a side.
+    /// The side of a decoded block, in pixels.
     pub(super) side: usize,
-    /// How often each sample is repeated to reach the picture's size, across and down.
+    /// How often each sample is repeated to reach the image's size, across and down.
     pub(super) h_repeat: usize,
     pub(super) v_repeat: usize,
-    /// Samples a row.
+    /// The number of samples in a row.
     pub(super) stride: usize,
     pub(super) samples: Vec<u8>,
 }
 
 impl Plane {
-    /// Where a block's first pixel is.
+    /// Returns the index of a block's first pixel.
     #[inline(always)]
     pub(super) fn place(&self, block_x: usize, block_y: usize) -> usize {
         (block_y * self.stride + block_x) * self.side
     }
 }
 
-/// What is carried from block to block, until a restart mark.
+/// The decoder's state from block to block, until a restart mark.
 #[derive(Default)]
 pub(super) struct Carried {
     /// The last mean of each part's channel.
     pub(super) means: [i32; 4],
-    /// Blocks still to come that bring nothing new.
+    /// The number of following blocks without new data.
     pub(super) n_empty: u32,
 }
 
-/// Where a block belongs.
+/// The position of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) part_idx: usize,
@@ -54,7 +54,7 @@ pub(super) fn walk(
     let mut carried = Carried::default();
     let mut run_idx = 0;
     let mut n_left = scan.restart_interval;
-    // A scan of one channel has its blocks row by row, without those that only fill up groups.
+    // A scan of one channel stores its blocks row by row, without those that only pad groups.
     let alone = (scan.parts.len() == 1).then(|| &frame.components[scan.parts[0].component_idx]);
     let (n_across, n_down) =
         alone.map_or((frame.groups_w, frame.groups_h), |component| (component.blocks_w, component.blocks_h));

@@ -1,4 +1,4 @@
-//! Follows a file's segments to its [`Layout`].
+//! Parses a file's segments into its [`Layout`].
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ struct TableSpec<'a> {
     symbols: &'a [u8],
 }
 
-/// What is in force while the segments go by. Huffman tables are made only where a scan uses them.
+/// The definitions in force while segments are parsed. Huffman tables are built only when a scan uses them.
 #[derive(Default)]
 struct Reading<'a> {
     specs: [[Option<TableSpec<'a>>; 4]; 2],
@@ -34,12 +34,12 @@ enum Step {
     Scan,
     /// The end mark.
     End,
-    /// Anything else.
+    /// Any other segment.
     On,
 }
 
 impl<'a> Layout<'a> {
-    /// Follows the segments of a whole file.
+    /// Parses the segments of a complete file.
     pub(in super::super) fn read(bytes: &'a [u8]) -> Result<Self, Setback> {
         let mut reading = Reading::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
@@ -47,7 +47,7 @@ impl<'a> Layout<'a> {
         reading.finish()
     }
 
-    /// Follows the segments of a file that does not end as it should, and answers where its last scan's data end.
+    /// Parses the segments of a file without a proper end. Also returns the position where its last scan's data ends.
     pub(in super::super) fn read_unended(bytes: &'a [u8]) -> Result<(Self, usize), Setback> {
         let mut reading = Reading::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
@@ -65,7 +65,7 @@ impl<'a> Layout<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Takes the next segment; of a scan, its data, too.
+    /// Parses the next segment; for a scan, its data, too.
     fn step(&mut self, rest: &mut &'a [u8]) -> Result<Step, Setback> {
         let mark = next_mark(rest).ok_or(CUT_SHORT)?;
         let after_mark = &rest[mark + 1..];
@@ -92,7 +92,7 @@ impl<'a> Reading<'a> {
                 return Ok(Step::Scan);
             }
             0xdb => self.quantisation(body)?,
-            0xdc => return Err("its height comes late"),
+            0xdc => return Err("its height follows its pixels"),
             0xdd => self.restart_interval = u16::from_be_bytes(*body.first_chunk().ok_or(CUT_SHORT)?).into(),
             0xe2 if body.starts_with(b"ICC_PROFILE\0") => self.claims_profile = true,
             0xee if body.starts_with(b"Adobe") => self.adobe_transform = body.get(11).copied(),
@@ -117,7 +117,7 @@ impl<'a> Reading<'a> {
         }
         let mut components = Vec::with_capacity(n_components);
         for channel in channels.get(..3 * n_components).ok_or(CUT_SHORT)?.chunks_exact(3) {
-            // A single channel is not interleaved, whatever its factors say.
+            // A single channel is not interleaved, whatever its factors are.
             let factors = if n_components == 1 { 0x11 } else { channel[1] };
             let (h, v) = (usize::from(factors >> 4), usize::from(factors & 15));
             let quant_idx = usize::from(channel[2]);
@@ -145,7 +145,7 @@ impl<'a> Reading<'a> {
             let (symbols, after) = after.split_at_checked(n_symbols).ok_or(CUT_SHORT)?;
             let place = self.specs.get_mut(usize::from(class_and_idx >> 4));
             let place = place.and_then(|class| class.get_mut(usize::from(class_and_idx & 15)));
-            *place.ok_or("a Huffman table without a place")? = Some(TableSpec { counts, symbols });
+            *place.ok_or("a Huffman table with an invalid index")? = Some(TableSpec { counts, symbols });
             body = after;
         }
         Ok(())
@@ -160,13 +160,13 @@ impl<'a> Reading<'a> {
                 *to = from.iter().fold(0.0, |value, &byte| value * 256.0 + f32::from(byte));
             }
             let place = self.quants.get_mut(usize::from(depth_and_idx & 15));
-            *place.ok_or("a quantisation table without a place")? = Some(quant);
+            *place.ok_or("a quantisation table with an invalid index")? = Some(quant);
             body = after;
         }
         Ok(())
     }
 
-    /// Takes a scan and answers with what follows its data.
+    /// Parses a scan and returns the bytes behind its data.
     fn scan(&mut self, body: &'a [u8], rest: &'a [u8]) -> Result<&'a [u8], Setback> {
         let frame = self.frame.as_ref().ok_or("a scan before its frame")?;
         let (&n_parts, body) = body.split_first().ok_or(CUT_SHORT)?;
@@ -177,12 +177,12 @@ impl<'a> Reading<'a> {
         let sound = first <= last && last < 64 && low_bit < 14 && (1..=4).contains(&n_parts);
         let alone = !frame.progressive || if first == 0 { last == 0 } else { n_parts == 1 };
         if !sound || !alone {
-            return Err("a scan of impossible extent");
+            return Err("a scan with impossible parameters");
         }
         let mut parts: Vec<Part> = Vec::with_capacity(usize::from(n_parts));
         for channel in channels.chunks_exact(2) {
             let component_idx =
-                frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of no channel")?;
+                frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of an unknown channel")?;
             if parts.iter().any(|part| part.component_idx == component_idx) {
                 return Err("a scan that names a channel twice");
             }
@@ -203,7 +203,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Where entropy-coded data ends: at the next mark that is no restart.
+/// Returns the position where entropy-coded data ends: at the next mark other than a restart.
 fn end_of_data(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(step) = next_mark(&bytes[at..]) {

@@ -1,4 +1,5 @@
-//! Baseline and extended sequential coding: a block's coefficients all at once, its pixels right away.
+//! Baseline and extended sequential coding: each block's coefficients arrive together, so its pixels are computed at
+//! once.
 
 use super::{
     Bits, Huffman, Setback,
@@ -9,7 +10,7 @@ use super::{
 
 const NO_CODE: Setback = "bits that are no code";
 
-/// What one channel's blocks are read with.
+/// The tables that one channel's blocks are read with.
 struct Reader<'a> {
     dc: &'a Huffman,
     ac: &'a Huffman,
@@ -52,10 +53,10 @@ impl<'a> Reader<'a> {
         Ok(Self { dc, ac, quant, last_needed: last_needed(planes[part.component_idx].side) })
     }
 
-    /// Reads one block, of which those coefficients are written that are needed. Answers how many were written or
-    /// passed over with a value, the mean among them.
+    /// Reads one block and writes its coefficients up to the last one needed. Returns how many it wrote, including the
+    /// mean.
     fn read(&self, bits: &mut Bits<'_>, mean: &mut i32, block: &mut Block) -> Result<usize, Setback> {
-        // In a place of their own, the bits stay in registers.
+        // In a local copy the bits stay in registers.
         let mut own = bits.clone();
         let n_coefficients = self.read_from(&mut own, mean, block)?;
         *bits = own;
@@ -97,7 +98,7 @@ impl<'a> Reader<'a> {
         Ok(n_coefficients)
     }
 
-    /// Goes to the block's end without taking note of values.
+    /// Skips to the block's end without decoding values.
     #[inline(always)]
     fn pass_over(&self, bits: &mut Bits<'_>, mut k: usize) -> Result<(), Setback> {
         while k < 64 {

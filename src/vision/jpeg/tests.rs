@@ -1,4 +1,4 @@
-//! Reduced decoding, held against whole decoding and a mean over squares.
+//! Compares reduced decoding with full decoding and a mean over squares.
 
 use jpeg_encoder::{ColorType, SamplingFactor};
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ fn decode(bytes: &[u8], divisor: u32) -> Result<Samples, Setback> {
     Layout::read(bytes).and_then(|layout| layout.decode(divisor))
 }
 
-/// Holds a JPEG at every size against the pixels that it was made from and answers with the largest distance.
+/// Decodes a JPEG at every size and returns the largest distance from the pixels it was made from.
 fn furthest(bytes: &[u8], (width, height): (u32, u32), n_channels: usize, pixels: &[u8]) -> f64 {
     let (width, height) = (width as usize, height as usize);
     let distances = [1usize, 2, 4, 8].map(|divisor| {
@@ -49,7 +49,7 @@ proptest! {
         let pixels = photo(width, height);
         let bytes = jpeg(form, (width, height), &pixels, &[], &[]);
         let distance = furthest(&bytes, (width, height), 3, &pixels);
-        // Where a block is cut off, what the encoder filled it up with shows in the little that is left.
+        // Where a block is clipped, the encoder's padding affects the few pixels that remain.
         let most = if width.min(height) < 24 { 24.0 } else { 6.0 };
         prop_assert!(distance < most, "{distance}");
     }
@@ -66,7 +66,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        // A frame that grew is refused before it comes here.
+        // A larger frame would be refused by the callers of `decode`.
         if let Ok(layout) = Layout::read(&bytes) && layout.alloc_bytes(divisor) < 4 << 20 {
             let once = layout.decode(divisor).map(|samples| samples.bytes);
             prop_assert_eq!(once, layout.decode(divisor).map(|samples| samples.bytes));
@@ -74,7 +74,7 @@ proptest! {
     }
 }
 
-/// Pillow's encoder adds bits to coefficients in later scans, which the one used here does not.
+/// Pillow's encoder refines coefficients in later scans; the encoder of these tests does not.
 #[test]
 fn refinements_are_read() {
     let bytes = include_bytes!("../../../tests/fixtures/progressive.jpg");
@@ -84,7 +84,7 @@ fn refinements_are_read() {
     assert!(distance < 3.0, "{distance}");
 }
 
-/// However its coefficients come, a picture's pixels are the same ones.
+/// The order in which coefficients arrive does not affect the pixels.
 #[test]
 fn refinements_end_in_the_very_coefficients() {
     let progressive = include_bytes!("../../../tests/fixtures/progressive.jpg");
@@ -124,7 +124,7 @@ fn inks_are_read_either_way_they_are_stored() {
 fn what_is_not_for_here_is_left_alone() {
     let bytes = jpeg(JpegForm::default(), (40, 40), &photo(40, 40), &[], &[]);
     let frame = bytes.windows(2).position(|pair| pair == b"\xff\xc0").unwrap();
-    // Arithmetic coding, twelve bits, a height that comes later, a factor of three.
+    // Arithmetic coding, twelve bits, a height that follows later, a factor of three.
     for (at, value) in [(1, 0xc9), (4, 12), (11, 0x31)] {
         let mut other = bytes.clone();
         other[frame + at] = value;

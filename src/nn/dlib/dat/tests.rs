@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes what dlib writes.
+/// Writes dlib's format.
 #[derive(Default)]
 struct Writer(Vec<u8>);
 
@@ -28,7 +28,7 @@ impl Writer {
     }
 
     fn real(&mut self, thousandths: i64) -> &mut Self {
-        // Near enough to a thousandth, by a mantissa over 2^40.
+        // Accurate to a thousandth, by a mantissa over 2^40.
         self.number(((thousandths as f64 / 1000.0) * 2f64.powi(40)) as i64).number(-40)
     }
 
@@ -63,7 +63,8 @@ impl Writer {
 fn tiny() -> Vec<u8> {
     let mut file = Writer::default();
     file.number(1).text("loss_metric_2").real(40).real(600);
-    // fc, mean, relu, add, pool around; skip and tag; affine, conv, relu, affine, conv; tag; pool, relu, affine, conv.
+    // fc, mean, relu, add, pool of the shortcut; skip and tag; affine, conv, relu, affine, conv; tag; pool, relu,
+    // affine, conv.
     file.numbers(&[2, 2, 2, 2, 2, 1, 1, 2, 2, 2, 2, 2, 1, 2, 2, 2, 3]);
     file.text("input_rgb_image_sized").real(122_782).real(117_001).real(104_298).numbers(&[150, 150]);
     file.conv(3, 2, [7, 2, 0]).end_of_layer().number(1);

@@ -100,7 +100,7 @@ impl Model {
         Message::default().number(1, 10).text(2, "a test").bytes(7, &graph.0).0
     }
 
-    /// A stem, a block, a block that halves the image, the mean and a linear layer, numbered from behind.
+    /// A stem, a block, a block that halves the image, the mean and a linear layer, numbered from the end.
     fn residual() -> Self {
         let mut model = Self { last: "images".to_owned(), ..Self::default() };
         model.conv(9, [2, 3, 7, 7], 2, 0);
@@ -164,7 +164,7 @@ fn initialisers_keep_the_names_of_the_file() {
     let left = tensors.iter().find(|t| t.name == "left").unwrap();
     assert_eq!((left.dtype, left.shape.as_slice(), left.bytes.len()), (Dtype::I64, [8].as_slice(), 64));
     assert_eq!(tensors.len(), 24);
-    // Numbers that are listed and not in one piece.
+    // Numbers that are listed instead of stored as bytes.
     let floats: Vec<u8> = [1.5f32, 2.5].iter().flat_map(|v| v.to_le_bytes()).collect();
     let mut model = Model::default();
     model.tensors.push(Message::default().number(1, 2).number(2, 1).text(8, "f").bytes(4, &floats));
@@ -183,9 +183,9 @@ fn tensors_that_cannot_be_read_are_named() {
         (tensor("negative", &[-1], &[], 1), "negative has 0 bytes"),
         (tensor("deep", &[1; 9], &[0; 4], 1), "more than 8"),
         (tensor("", &[1], &[0; 4], 1), "without a name"),
-        (counting("far", &[1]).bytes(13, b""), "far lies in another file"),
-        (counting("far", &[1]).number(14, 1), "far lies in another file"),
-        (counting("twice", &[1]).bytes(4, &[0; 4]), "twice holds its numbers in two ways"),
+        (counting("far", &[1]).bytes(13, b""), "far is stored in another file"),
+        (counting("far", &[1]).number(14, 1), "far is stored in another file"),
+        (counting("twice", &[1]).bytes(4, &[0; 4]), "twice stores its numbers twice"),
     ];
     for (tensor, words) in cases {
         let model = Model { tensors: vec![tensor], ..Model::default() };

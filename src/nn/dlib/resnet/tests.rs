@@ -6,7 +6,7 @@ use crate::nn::{DlibPlainConfig, DlibPlainNet, Dtype, golden_input, read_weights
 /// Made by `tests/fixtures/dlib_networks.py` with dlib 20.0.1 and ONNX Runtime 1.32.0.
 const GOLDEN: &str = include_str!("../../../../tests/fixtures/dlib_networks.json");
 
-/// Weights are not committed: where their folder is not named, the tests that need them say so and pass.
+/// Weights are not committed. If their folder is not set, the tests that need them print so and pass.
 fn weights(file: &str) -> Option<Vec<TensorData>> {
     let Some(folder) = std::env::var_os("VISAGE_WEIGHTS") else {
         eprintln!("skipped: VISAGE_WEIGHTS names no folder of published weights");
@@ -56,7 +56,7 @@ fn age_and_gender_are_those_of_onnx_runtime() {
     assert_golden("gender", &answers, 1e-4);
 }
 
-/// Small numbers of both signs, the same every time.
+/// Small numbers of both signs, the same in every run.
 fn drawn(shapes: HashMap<String, Vec<i64>>) -> Vec<TensorData> {
     let tensor = |(name, shape): (String, Vec<i64>)| {
         let n = usize::try_from(shape.iter().product::<i64>()).unwrap();
@@ -79,7 +79,7 @@ fn folding_and_filling_up_keep_the_answer() {
     let image = golden_input(3, config.side_px);
     let answer = &network.infer(&[&image]).unwrap()[0];
 
-    // Layer by layer as dlib computes it: nothing folded, everything filled up with zeros.
+    // Layer by layer as dlib computes it: nothing folded, everything padded with zeros.
     let loaded = Loaded::check(&config.shapes(), &tensors, Device::Cpu).unwrap();
     let get = |name: String| loaded.tensor(&name).unwrap();
     let layer = |x: &Tensor, prefix: &str, n: usize, stride: i64, padding: i64| {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What dlib writes, number by number, so that a test can spoil any of them.
+/// dlib's format as a list of numbers, so that a test can spoil any of them.
 #[derive(Clone)]
 struct Stream(Vec<i64>);
 
@@ -57,7 +57,7 @@ impl Stream {
     }
 }
 
-/// Where the stream's parts begin, in numbers.
+/// The first position of each part of the stream, in numbers.
 const CASCADES: usize = 1 + 22;
 const TREES: usize = CASCADES + 1;
 const SPLITS: usize = TREES + 1;
@@ -119,10 +119,10 @@ fn what_is_wrong_is_named_with_its_place() {
         (SPLITS + second + 2, 3, &["cascade 0, tree 1", "pixel 3 of 3"]),
         (SPLITS + 1, -1, &["cascade 0, tree 0", "pixel -1 of 3"]),
         (LEAVES, 3, &["3 splits and 3 leaves"]),
-        (ANCHORS, 1, &["landmarks are of 1 cascades, the forests of 2"]),
+        (ANCHORS, 1, &["landmarks have 1 cascades, the forests have 2"]),
         (ANCHORS + 2, 5, &["cascade 0", "landmark 5 of 5"]),
         (ANCHORS + 5, 2, &["cascade 1", "landmarks: 2 where there were 3"]),
-        (DELTAS, 3, &["ways are of 3 cascades"]),
+        (DELTAS, 3, &["ways have 3 cascades"]),
         (DELTAS + 1, 2, &["cascade 0", "ways: 2 where there were 3"]),
     ];
     for (at, n, words) in cases {
@@ -146,7 +146,7 @@ fn a_tree_must_be_full() {
         stream.0.drain(start + 9..start + 13);
         (stream.0[start], stream.0[start + 9]) = (2, 3);
     }
-    assert!(parse_dlib_shape(&stream.bytes()).unwrap_err().contains("2 splits and 3 leaves are no full tree"));
+    assert!(parse_dlib_shape(&stream.bytes()).unwrap_err().contains("2 splits and 3 leaves do not form a full tree"));
 }
 
 #[test]
