@@ -1,7 +1,7 @@
-//! What the handles, the executor and the loader of one device share: the scheduler, the versions and their engines.
+//! The state that one device's handles, executor and loader share: the scheduler, the versions and their engines.
 //!
-//! One mutex guards it, held for moments only: no engine runs, no engine is built or dropped, and no waiter is
-//! answered under it. The two threads sleep on a condition variable each.
+//! One mutex guards it and is held only briefly: no engine runs, is built or is dropped, and no waiter is answered,
+//! under it. Each of the two threads sleeps on a condition variable of its own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,10 +20,10 @@ use super::{
 };
 use crate::names::VersionName;
 
-/// How many versions may wait to be loaded or probed on one device.
+/// The most versions that may wait to be loaded or probed on one device.
 const MAX_ERRANDS: usize = 16;
 
-/// Where a version stands.
+/// A version's place in its lifecycle.
 #[derive(Debug)]
 enum Phase {
     Loading,
@@ -49,7 +49,7 @@ struct Slot {
     engine: Option<LoadedEngine>,
     input: InputKind,
     memory_bytes: u64,
-    /// Whoever waits for the present change to end.
+    /// The callers that wait for the present change to end.
     waiters: Vec<oneshot::Sender<Result<(), ServeError>>>,
 }
 
@@ -59,11 +59,11 @@ struct State {
     /// At most [`MAX_ERRANDS`].
     errands: VecDeque<Errand>,
     retired: Vec<LoadedEngine>,
-    /// Once set, nothing new is taken; what waits is served until then.
+    /// Once set, no new work is accepted; queued work is served until then.
     stop_by: Option<Instant>,
     /// The executor has ended in order.
     stopped: bool,
-    /// A thread has ended out of order: nothing can be answered any more.
+    /// A thread has ended unexpectedly: nothing can be answered any more.
     is_broken: bool,
     stop_waiters: Vec<oneshot::Sender<usize>>,
 }
@@ -72,11 +72,11 @@ struct State {
 pub(super) struct Device {
     pub(super) settings: ServingSettings,
     state: Mutex<State>,
-    /// For the executor.
+    /// Wakes the executor.
     work: Condvar,
-    /// For the loader.
+    /// Wakes the loader.
     errands: Condvar,
-    /// Rises whenever a version's state changes.
+    /// Increases whenever a version's state changes.
     changes: watch::Sender<u64>,
 }
 
@@ -101,7 +101,7 @@ impl Device {
         }
     }
 
-    // For the handles.
+    // Called by the handles.
 
     pub(super) fn enqueue(
         &self,
@@ -138,12 +138,12 @@ impl Device {
     pub(super) fn cancel(&self, ticket: &Ticket) {
         let cancelled = self.state.lock().scheduler.cancel(ticket);
         if cancelled.is_some() {
-            // It may have been the last that a drain waited for.
+            // A drain may have waited for this image alone.
             self.work.notify_one();
         }
     }
 
-    /// Asks for a version. `Ok(None)`: it is loaded; otherwise the receiver hears of the end.
+    /// Queues a version's load. Returns `Ok(None)` if it is loaded, otherwise a receiver of the outcome.
     pub(super) fn load(&self, source: EngineSource) -> Result<Option<Change>, ServeError> {
         let memory_bytes: u64 = source.tensors.iter().map(|t| t.bytes.len() as u64).sum();
         let version = source.version.clone();
@@ -195,7 +195,7 @@ impl Device {
         Ok(answer)
     }
 
-    /// Asks for a version to go. `None`: it is not there.
+    /// Starts unloading a version. Returns `None` if it is absent.
     pub(super) fn unload(&self, version: &VersionName) -> Option<Change> {
         let mut state = self.state.lock();
         let State { scheduler, slots, .. } = &mut *state;
@@ -239,8 +239,8 @@ impl Device {
         state.stop_by.is_none() && !state.is_broken
     }
 
-    /// Takes nothing more, and ends the threads once all is served or `by` has come. The receiver hears how many
-    /// images were left then; none where the end has come already.
+    /// Refuses new work, and ends the threads once all is served or `by` has passed. The receiver gets the number of
+    /// images left then. Returns `None` if the device has stopped already.
     pub(super) fn stop(&self, by: Instant) -> Option<oneshot::Receiver<usize>> {
         let mut state = self.state.lock();
         state.stop_by = Some(state.stop_by.map_or(by, |earlier| earlier.min(by)));
@@ -255,8 +255,8 @@ impl Device {
         ended
     }
 
-    /// One of the threads has ended. If nobody asked for that, no version can answer any more: whoever waits hears it, and
-    /// so does whoever watches.
+    /// Records that one of the threads has ended. Unless a stop was requested, every waiter gets an error and the
+    /// watchers are notified, since no version can answer any more.
     pub(super) fn thread_ended(&self) {
         let mut state = self.state.lock();
         if state.stop_by.is_some() || state.is_broken {
@@ -269,7 +269,7 @@ impl Device {
             state.fail(&version, &thread_lost(), &mut replies);
         }
         state.errands.clear();
-        // The other thread ends, too.
+        // Ends the other thread, too.
         state.stop_by = Some(Instant::now());
         replies.extend(state.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, 0)));
         drop(state);
@@ -280,9 +280,9 @@ impl Device {
         self.changed();
     }
 
-    // For the executor.
+    // Called by the executor.
 
-    /// Sleeps until there is something to do. The answers are for the caller to send.
+    /// Sleeps until there is something to do. The caller sends the replies.
     pub(super) fn next_turn(&self, replies: &mut Vec<Reply>) -> Turn {
         let mut state = self.state.lock();
         loop {
@@ -347,7 +347,7 @@ impl Device {
         }
     }
 
-    /// After a defect of the executor itself: versions whose engine was lost with it are failed.
+    /// Fails the versions whose engine was lost in a defect of the executor itself.
     pub(super) fn recover(&self, detail: &str, replies: &mut Vec<Reply>) {
         let mut state = self.state.lock();
         state.scheduler.finished();
@@ -363,7 +363,7 @@ impl Device {
         self.changed();
     }
 
-    // For the loader.
+    // Called by the loader.
 
     pub(super) fn next_errand(&self) -> Errand {
         let mut state = self.state.lock();
@@ -383,7 +383,7 @@ impl Device {
         }
     }
 
-    /// The loader is done with a version: it serves from now on, or has failed.
+    /// Takes over a loaded version, which serves from now on, or records that its load failed.
     pub(super) fn loaded(&self, version: &VersionName, result: Result<Warmed, ServeError>) {
         let mut state = self.state.lock();
         let State { scheduler, slots, retired, .. } = &mut *state;
@@ -447,7 +447,7 @@ impl State {
         !idle.is_empty()
     }
 
-    /// Closes a version whose engine cannot be used any more. One that was draining is simply gone.
+    /// Closes a version whose engine is unusable. A draining version is removed.
     fn fail(&mut self, version: &VersionName, error: &ServeError, replies: &mut Vec<Reply>) {
         replies.extend(refuse(self.scheduler.remove_version(version), error));
         let Some(slot) = self.slots.get_mut(version) else { return };
@@ -459,18 +459,18 @@ impl State {
         }
     }
 
-    /// Answers everything that waits, images and changes alike, and gives up the engines.
+    /// Answers every queued image and pending change, and gives up the engines.
     fn stop(&mut self, replies: &mut Vec<Reply>) {
         let left = self.scheduler.take_all();
         let n_left = left.len();
         replies.extend(refuse(left.into_iter().map(|(_, waiting)| waiting), &ServeError::Stopping));
         for slot in mem::take(&mut self.slots).into_values() {
             self.retired.extend(slot.engine);
-            // An unload that a stop overtakes has what it wanted.
+            // A stop fulfils a pending unload.
             let outcome = if matches!(slot.phase, Phase::Draining) { Ok(()) } else { Err(ServeError::Stopping) };
             replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, outcome.clone())));
         }
-        // A probe's caller hears that its channel is closed.
+        // The caller of a dropped probe sees a closed channel.
         self.errands.clear();
         self.stopped = true;
         replies.extend(self.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, n_left)));

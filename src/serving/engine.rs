@@ -1,6 +1,6 @@
-//! A network as the scheduler sees it: what goes in, what comes out, and how it is built.
+//! A network as the scheduler sees it: its input, its output, and how it is built.
 //!
-//! The core of this layer knows networks by these types alone, so that a fake engine can stand in for a real one.
+//! The scheduler and the pool know networks by these types alone, so a fake engine can replace a real one.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,52 +10,52 @@ use crate::{
     vision::{DetectedFace, DetectorSettings, Pixels, Pyramid},
 };
 
-/// What a network says about one image.
+/// A network's output for one image.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ImageOutput {
-    /// One vector a head, in the version's order: the number of a regression, or the probabilities of a
+    /// One vector per head, in the version's order: the number of a regression, or the probabilities of a
     /// classification (they sum to one).
     pub heads: Vec<Vec<f32>>,
-    /// The layers that serve as embeddings, by name, as the network gives them (not normalised).
+    /// The outputs of the embedding layers, by layer name, not normalised.
     pub embeddings: BTreeMap<String, Vec<f32>>,
-    /// One a head, in the version's order: the standard deviation of the distribution that the head answers with, in
-    /// its unit; none for a head that answers with a number alone. Empty when no head has one.
+    /// One per head, in the version's order: the standard deviation of the head's predicted distribution, in its unit;
+    /// none for a head that predicts only a number. Empty when no head has one.
     pub spreads: Vec<Option<f32>>,
-    /// What a detector found, in pixels of the photo as it was looked at; the largest first.
+    /// The faces that a detector found, the largest first, in pixels of the scaled photo that it searched.
     pub faces: Vec<DetectedFace>,
 }
 
 impl ImageOutput {
-    /// The answers of heads and embeddings, with nothing else.
+    /// Creates an output with heads and embeddings only.
     #[must_use]
     pub(crate) fn new(heads: Vec<Vec<f32>>, embeddings: BTreeMap<String, Vec<f32>>) -> Self {
         Self { heads, embeddings, spreads: Vec::new(), faces: Vec::new() }
     }
 }
 
-/// What a network reads.
+/// The kind of image that a network reads.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum InputKind {
-    /// A whole photo or a face, cut to a square.
+    /// A whole photo or a face, resized to a square.
     Square {
         /// The square's side in pixels.
         side_px: u32,
     },
-    /// A photo in which faces are to be found.
+    /// A photo to search for faces.
     Photo(DetectorSettings),
 }
 
 /// An image for a network.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
-    /// A whole photo or a face, cut to the network's side.
+    /// A whole photo or a face, resized to the network's side.
     Square(Pixels),
-    /// A photo in which faces are to be found.
+    /// A photo to search for faces.
     Photo(Pyramid),
 }
 
 impl Input {
-    /// Whether a network of this kind reads it.
+    /// Returns true if a network of this kind reads it.
     pub(super) fn is_of(&self, kind: &InputKind) -> bool {
         match (self, kind) {
             (Self::Square(pixels), InputKind::Square { side_px }) => {
@@ -66,7 +66,7 @@ impl Input {
         }
     }
 
-    /// What its pixels hold of memory.
+    /// The memory that its pixels occupy.
     #[must_use]
     pub(crate) fn n_bytes(&self) -> usize {
         match self {
@@ -75,7 +75,7 @@ impl Input {
         }
     }
 
-    /// The pixels of a square.
+    /// Returns the pixels of a square.
     ///
     /// # Errors
     /// [`EngineError::Failed`] for a photo.
@@ -86,7 +86,7 @@ impl Input {
         }
     }
 
-    /// The photo in which faces are to be found.
+    /// Returns the photo to search for faces.
     ///
     /// # Errors
     /// [`EngineError::Failed`] for a square.
@@ -100,14 +100,14 @@ impl Input {
 
 /// A loaded network, owned by one thread at a time.
 pub(crate) trait Engine: Send {
-    /// Answers a batch; all inputs are of the version's kind and side.
+    /// Answers a batch of inputs, all of the version's kind and side.
     ///
     /// # Errors
-    /// When the batch as a whole cannot be answered; the caller then tries smaller ones.
+    /// Fails when the batch as a whole cannot be answered; the caller then tries smaller ones.
     fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError>;
 
-    /// The numbers that identify the network's answer to one input: what golden outputs hold. The heads' outputs in
-    /// order; of a network without heads, its embeddings'.
+    /// Returns the numbers that identify the network's answer to one input, for golden outputs: the heads' outputs in
+    /// order, or the embeddings' if there are no heads.
     ///
     /// # Errors
     /// As [`Engine::run`].
@@ -120,57 +120,58 @@ pub(crate) trait Engine: Send {
         Ok(if output.heads.is_empty() { embeddings() } else { output.heads.concat() })
     }
 
-    /// The most inputs that one run is worth.
+    /// The largest batch that one run gains from.
     fn max_batch(&self) -> usize {
         BUCKETS[BUCKETS.len() - 1]
     }
 }
 
-/// Builds engines. Called on the loader thread only.
+/// Builds engines, on the loader thread only.
 pub(crate) trait EngineLoader: Send + Sync {
     /// Builds a version's engine on the device.
     ///
     /// # Errors
-    /// When the tensors do not fit the network, the device is not there or has no memory.
+    /// Fails when the tensors do not fit the network, or the device is missing or has no memory.
     fn load(&self, source: &EngineSource) -> Result<Box<dyn Engine>, EngineError>;
 
-    /// Called once at the start of each thread that will touch engines, to set how many cores its kernels may use.
+    /// Sets how many cores a thread's kernels may use. Called once at the start of each thread that will touch engines.
     fn enter_thread(&self, _n_threads: usize) {}
 }
 
-/// All that makes a version's engine. Free of any handle to the store, so that it can be dropped once it is built.
+/// All that is needed to build a version's engine. It holds no handle to the store, so it can be dropped after the
+/// build.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineSource {
     /// The version.
     pub version: VersionName,
     /// Its network.
     pub network: NetworkKind,
-    /// What the network reads.
+    /// The kind of image that the network reads.
     pub input: InputKind,
-    /// The layers whose outputs it gives as embeddings.
+    /// The layers whose outputs serve as embeddings.
     pub embedding_layers: Vec<String>,
-    /// What it answered when it was registered; none for one that is not registered yet.
+    /// The outputs recorded at registration; none before it.
     pub golden: Option<Golden>,
     /// Its tensors, checksums verified.
     pub tensors: Vec<TensorData>,
 }
 
-/// Why an engine did not answer.
+/// An error of an engine.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum EngineError {
     /// No memory on the device for a batch of this size.
     #[error("no device memory: {0}")]
     OutOfMemory(String),
-    /// The tensors are not the network's; the message names them.
+    /// The tensors do not fit the network; the message names them.
     #[error("the weights do not fit the network: {0}")]
     WeightsMismatch(String),
-    /// Anything else.
+    /// Any other failure.
     #[error("{0}")]
     Failed(String),
 }
 
 impl EngineError {
-    /// The error of a caught panic. libtorch's layers have no fallible form, and panic when memory runs out.
+    /// Converts a caught panic. libtorch's layers have no fallible form, and panic when memory runs out.
     pub(super) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let message = panic_message(panic);
         if is_out_of_memory(&message) { Self::OutOfMemory(message) } else { Self::Failed(message) }
@@ -187,7 +188,7 @@ impl From<NnError> for EngineError {
     }
 }
 
-/// The message of a caught panic, for an error.
+/// Formats the message of a caught panic for an error.
 pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panicked: {}", crate::error::panic_message(panic).unwrap_or("without a message"))
 }

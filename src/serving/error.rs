@@ -1,15 +1,15 @@
-//! Why a photo got no answer from a device.
+//! Why a device did not answer a photo.
 
 use std::{fmt, time::Duration};
 
 use crate::{error::Kind, names::VersionName};
 
-/// Where a photo waits and is worked on.
+/// A place where a photo waits and is processed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// In the pixel pool, which decodes photos and cuts faces out.
+    /// The pixel pool, which decodes photos and crops faces.
     Pixels,
-    /// In the queue of a version.
+    /// The queue of a version.
     Version(VersionName),
 }
 
@@ -31,14 +31,14 @@ impl fmt::Display for Stage {
 /// An error of the serving layer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ServeError {
-    /// The queue is full, in images or in their bytes.
+    /// The queue is full, by number of images or by bytes.
     #[error("{stage} has {n_waiting} images waiting and no room for another")]
     Overloaded {
         /// The queue.
         stage: Stage,
         /// The queue's length.
         n_waiting: usize,
-        /// When a place is expected.
+        /// Expected time until a place is free.
         retry_after: Duration,
     },
     /// The deadline passed while the image waited.
@@ -47,7 +47,7 @@ pub(crate) enum ServeError {
         /// Where it waited.
         stage: Stage,
     },
-    /// Refused at once: the measured times say that the deadline cannot be met.
+    /// Refused at once: by the measured times, the deadline cannot be met.
     #[error("{version} needs about {needed:?}, the deadline leaves {left:?}")]
     DeadlineUnmeetable {
         /// The version.
@@ -57,7 +57,7 @@ pub(crate) enum ServeError {
         /// Time to the deadline.
         left: Duration,
     },
-    /// The version is not loaded, or has been unloaded meanwhile.
+    /// The version is not loaded, or was unloaded meanwhile.
     #[error("{version} is not loaded")]
     NotLoaded {
         /// The version.
@@ -79,7 +79,7 @@ pub(crate) enum ServeError {
         /// For the log.
         detail: String,
     },
-    /// The system gave no thread.
+    /// The operating system could not start a thread.
     #[error("the system gives no thread for {name}: {detail}")]
     NoThread {
         /// The thread's name.
@@ -87,7 +87,7 @@ pub(crate) enum ServeError {
         /// The system's message.
         detail: String,
     },
-    /// The version's golden outputs were not met when it was loaded.
+    /// When the version was loaded, its outputs differed from its golden outputs.
     #[error("{version} does not answer as it did when it was registered: {detail}")]
     GoldenMismatch {
         /// The version.
@@ -95,12 +95,12 @@ pub(crate) enum ServeError {
         /// Difference and tolerance.
         detail: String,
     },
-    /// The tensors are not those of the version's network.
+    /// The tensors do not fit the version's network.
     #[error("the weights of {version} do not fit its network: {detail}")]
     WeightsMismatch {
         /// The version.
         version: VersionName,
-        /// Which tensors, and how.
+        /// Which tensors, and how they differ.
         detail: String,
     },
     /// The server is stopping.
@@ -109,7 +109,7 @@ pub(crate) enum ServeError {
 }
 
 impl ServeError {
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {

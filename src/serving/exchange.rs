@@ -1,4 +1,4 @@
-//! What the handles, the executor and the loader hand to each other through `device`.
+//! The messages that the handles, the executor and the loader exchange through `device`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,39 +6,39 @@ use tokio::sync::oneshot;
 
 use super::{Engine, EngineSource, ImageOutput, Input, ServeError, scheduler::Batch};
 
-/// What a version is on this device.
+/// A version's state on this device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LoadState {
-    /// Not there, or on its way out: what waits for it is still answered, and nothing more is taken.
+    /// Absent or draining: queued images are still answered, new ones are refused.
     #[default]
     Unloaded,
     /// Being built, compared with its golden outputs, and warmed.
     Loading,
-    /// Answers.
+    /// Serving.
     Loaded,
-    /// Could not be loaded, or fails every image; another load may mend it.
+    /// Failed to load, or fails every image; another load may repair it.
     Failed,
 }
 
-/// What a pool is made with.
+/// The settings of a pool.
 #[derive(Clone, Debug)]
 pub(crate) struct ServingSettings {
-    /// The device's name, `cpu` or `cuda:N`, for the threads' names; the loader decides where engines live.
+    /// The device's name, `cpu` or `cuda:N`, used in thread names only; the loader decides where engines live.
     pub device: String,
     /// Cores that one forward pass may use; 0: all.
     pub n_threads: usize,
     /// Images that may wait for one version.
     pub queue_capacity: usize,
-    /// Bytes that these may hold together; one that is larger still may wait alone.
+    /// Bytes that these may hold together; a single larger image may wait alone.
     pub queue_bytes: usize,
-    /// Images in one batch at most, rounded down to 1, 2, 4, 8, 16 or 32.
+    /// The largest batch, rounded down to 1, 2, 4, 8, 16 or 32.
     pub max_batch: usize,
     /// Bytes of tensors that may be loaded together; none: no cap.
     pub memory_budget_bytes: Option<u64>,
 }
 
 impl Default for ServingSettings {
-    /// All cores of the CPU, 256 images of 512 MiB waiting, batches of 32.
+    /// All cores of the CPU; 256 images in 512 MiB may wait; batches of 32.
     fn default() -> Self {
         Self {
             device: "cpu".into(),
@@ -51,14 +51,14 @@ impl Default for ServingSettings {
     }
 }
 
-/// An answer and where its time went.
+/// An answer, with the time spent on it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Served {
-    /// What the network says.
+    /// The network's output.
     pub output: ImageOutput,
-    /// From the call until the batch began.
+    /// Time from the call until the batch began.
     pub queue: Duration,
-    /// The batch's forward pass.
+    /// Time of the batch's forward pass.
     pub inference: Duration,
     /// Images in the batch.
     pub batch_size: usize,
@@ -71,34 +71,34 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<Served, ServeError>>,
 }
 
-/// An engine with what the executor must know of it.
+/// An engine with the executor's records about it.
 pub(super) struct LoadedEngine {
     pub(super) engine: Box<dyn Engine>,
-    /// An image that it has answered before: tells a bad engine from bad images.
+    /// An image it has answered before; a failure on it shows that the engine is bad, not the images.
     pub(super) probe: Arc<Input>,
     /// Single images that failed since the last success.
     pub(super) n_failed: u32,
 }
 
-/// What the loader found out about a version.
+/// The loader's findings about a version.
 pub(super) struct Warmed {
     pub(super) engine: LoadedEngine,
     /// Bucket and time of each warm run, in the order of the buckets; the last is the largest that fits the memory.
     pub(super) took: Vec<(usize, Duration)>,
 }
 
-/// What the executor found out in a batch.
+/// The executor's findings in a batch.
 #[derive(Default)]
 pub(super) struct Report {
     /// Images and time of each successful run.
     pub(super) took: Vec<(usize, Duration)>,
     /// The largest batch that the memory allows, when one was too large.
     pub(super) max_batch: Option<usize>,
-    /// The engine fails what it answered before.
+    /// The error of an engine that fails on an image it answered before.
     pub(super) broken: Option<ServeError>,
 }
 
-/// An answer to give once the lock is released.
+/// A reply to send once the lock is released.
 pub(super) enum Reply {
     Image(oneshot::Sender<Result<Served, ServeError>>, ServeError),
     Change(oneshot::Sender<Result<(), ServeError>>, Result<(), ServeError>),
@@ -106,7 +106,7 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// A waiter that has gone away needs none.
+    /// Sends the reply. A waiter that has left needs none.
     pub(super) fn send(self) {
         match self {
             Self::Image(to, error) => drop(to.send(Err(error))),
@@ -116,39 +116,39 @@ impl Reply {
     }
 }
 
-/// The executor's next thing to do.
+/// The executor's next task.
 pub(super) enum Turn {
-    /// Run this; the engine comes back with `Device::give_back`.
+    /// Run this batch, then return the engine with `Device::give_back`.
     Run(Batch<Job>, LoadedEngine),
-    /// Only answers.
+    /// Only send replies.
     Answer,
-    /// The end.
+    /// End the thread.
     Stop,
 }
 
-/// The loader's next thing to do.
+/// The loader's next task.
 pub(super) enum Errand {
     Load(Box<EngineSource>),
-    /// Build an engine, ask it about the test pattern of this seed, and drop it.
+    /// Build an engine, run the test pattern of this seed, and drop the engine.
     Probe(Box<Probe>),
-    /// Engines whose memory is to be given back, which takes its time.
+    /// Drop engines, which takes time to release their memory.
     Drop(Vec<LoadedEngine>),
     Stop,
 }
 
-/// What a version that is not registered yet is asked.
+/// A test run of a version that is not registered yet.
 pub(super) struct Probe {
     pub(super) source: EngineSource,
     pub(super) seed: u64,
     pub(super) reply: oneshot::Sender<Result<Vec<f32>, ServeError>>,
 }
 
-/// What the caller of a load or an unload waits for.
+/// A change that the caller of a load or an unload waits for.
 pub(super) enum Change {
-    /// The version's load ends.
+    /// The load ends.
     Loaded(oneshot::Receiver<Result<(), ServeError>>),
-    /// The version's unload ends.
+    /// The unload ends.
     Unloaded(oneshot::Receiver<Result<(), ServeError>>),
-    /// The version's unload ends; then this may be loaded.
+    /// The unload ends; then this source may be loaded.
     Gone(oneshot::Receiver<Result<(), ServeError>>, Box<EngineSource>),
 }

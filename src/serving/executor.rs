@@ -1,8 +1,8 @@
-//! The device's thread: runs batches, contains what goes wrong in one to the image that causes it.
+//! The device's thread, which runs batches and confines a failure to the image that causes it.
 //!
-//! A batch that fails is halved until the bad image is alone, so that its neighbours are answered. When images keep
-//! failing alone, the engine is asked for one that it has answered before: if it answers, the images were bad, and it
-//! goes on; if not, the engine is, and its version is failed.
+//! A failed batch is halved until the bad image is alone, so that its neighbours are answered. When images keep failing
+//! alone, the engine runs one that it has answered before. If that succeeds, the images were bad and serving continues;
+//! if not, the engine is bad and its version is failed.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::names::VersionName;
 
-/// Single images that may fail in a row before the engine itself is doubted.
+/// Single images that may fail in a row before the engine itself is tested.
 const MAX_FAILED_IN_A_ROW: u32 = 3;
 
-/// The thread's body; ends when the device is stopped.
+/// Runs the thread until the device is stopped.
 pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
     loader.enter_thread(device.settings.n_threads);
     let mut replies = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
             Ok(()) => return,
             Err(panic) => {
                 let detail = panic_message(&*panic);
-                error!(%detail, "the executor failed and goes on");
+                error!(%detail, "the executor failed and continues");
                 device.recover(&detail, &mut replies);
                 replies.drain(..).for_each(Reply::send);
             }
@@ -77,7 +77,7 @@ impl Run<'_> {
             return;
         }
         let start = Instant::now();
-        // Halving takes time, in which callers go away and deadlines pass.
+        // Halving takes time, in which callers leave and deadlines pass.
         let version = self.version;
         for late in entries.extract_if(.., |entry| entry.deadline.is_some_and(|due| due <= start)) {
             answer(late, Err(ServeError::DeadlineExceeded { stage: version.clone().into() }));
@@ -110,7 +110,7 @@ impl Run<'_> {
                 self.doubt();
             }
             (Err(cause), _) => {
-                warn!(%version, %cause, n_images, "a batch failed and is tried in halves");
+                warn!(%version, %cause, n_images, "a batch failed and is retried in halves");
                 let half = entries.split_off(n_images / 2);
                 if matches!(cause, EngineError::OutOfMemory(_)) {
                     let max_batch = self.report.max_batch.map_or(n_images / 2, |max| max.min(n_images / 2));
@@ -122,7 +122,7 @@ impl Run<'_> {
         }
     }
 
-    /// After another image that failed alone: is it the engine?
+    /// Tests the engine after repeated failures of single images.
     fn doubt(&mut self) {
         self.engine.n_failed += 1;
         if self.engine.n_failed < MAX_FAILED_IN_A_ROW {
@@ -140,9 +140,9 @@ impl Run<'_> {
     }
 }
 
-/// Runs the engine; a panic is an error, and so are too few answers.
+/// Runs the engine. A panic or too few answers is an error.
 fn attempt(engine: &mut LoadedEngine, images: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
-    // An engine that is left half-way by a panic shows in the images that follow; see `doubt`.
+    // If a panic leaves the engine inconsistent, the following images fail; see `doubt`.
     let outputs = catch_unwind(AssertUnwindSafe(|| engine.engine.run(images)))
         .map_err(|panic| EngineError::of_panic(&*panic))??;
     if outputs.len() != images.len() {
@@ -151,7 +151,7 @@ fn attempt(engine: &mut LoadedEngine, images: &[Arc<Input>]) -> Result<Vec<Image
     Ok(outputs)
 }
 
-/// A caller that has gone away needs no answer.
+/// Replies to the caller; one that has left needs no reply.
 fn answer(entry: Waiting<Job>, result: Result<Served, ServeError>) {
     drop(entry.payload.reply.send(result));
 }

@@ -1,4 +1,4 @@
-//! Compares an engine with the outputs that its version gave when it was registered.
+//! Compares an engine with the outputs recorded when its version was registered.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use crate::{
     vision::{DecodedImage, Pixels, Pyramid},
 };
 
-/// The side of the test pattern in which a detector looks for faces.
+/// The side of a detector's test pattern, in pixels.
 const DETECTOR_SIDE_PX: u32 = 96;
 
-/// The test pattern of this seed, as an input of this kind.
+/// Creates the test pattern of this seed as an input of this kind.
 pub(super) fn input(kind: &InputKind, seed: u64) -> Input {
     let square = |side_px| Pixels { side_px, rgb: nn::golden_input(seed, side_px).into() };
     match kind {
@@ -30,8 +30,8 @@ pub(super) fn input(kind: &InputKind, seed: u64) -> Input {
 /// Compares the engine with the version's golden outputs.
 ///
 /// # Errors
-/// [`ServeError::GoldenMismatch`] when one output differs by more than the tolerance or is no number, or there are
-/// more or fewer of them; [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`] when there is no answer.
+/// [`ServeError::GoldenMismatch`] when the number of outputs differs, or an output is NaN or differs by more than the
+/// tolerance; [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`] when there is no answer.
 pub(super) fn check(
     version: &VersionName,
     engine: &mut dyn Engine,
@@ -53,7 +53,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What the engine answers to one input, as golden outputs hold it. A classification's are its probabilities.
+/// Returns the engine's outputs for one input, in the form of golden outputs: probabilities for a classification.
 ///
 /// # Errors
 /// [`ServeError::EngineFailed`] or [`ServeError::DeviceMemory`].
@@ -65,7 +65,7 @@ pub(super) fn outputs(
     engine.fingerprint(input).map_err(|error| engine_error(version, error))
 }
 
-/// The serving layer's error for an engine's.
+/// Converts an engine's error to one of the serving layer.
 pub(super) fn engine_error(version: &VersionName, error: EngineError) -> ServeError {
     let version = version.clone();
     match error {

@@ -1,10 +1,10 @@
-//! What is known of how long a batch takes, by version and bucket.
+//! Expected time of a batch, by version and bucket.
 //!
-//! Warming gives each bucket's first figure, the base. Serving moves the figure of the bucket it runs by an
-//! exponentially weighted average, and with it a common factor, since what makes one bucket slow (a training run
-//! beside it, a throttled clock) makes all slow. A bucket that is not run drifts to its base times that factor, or to
-//! what the bucket that is run makes plausible, if that is less: a smaller one takes no longer, a larger one no longer
-//! than in proportion. So a bucket that was once measured in a bad moment is not avoided for ever.
+//! Warming measures each bucket's base time. Serving updates the time of the bucket that runs by an exponentially
+//! weighted average, and a factor common to all buckets, because whatever slows one (a training run beside it, a
+//! throttled clock) slows all. The time of a bucket that does not run drifts to the lower of two values: its base times
+//! the factor, and a bound from the bucket that runs (a smaller one takes no longer, a larger one no longer than in
+//! proportion). So one bad measurement does not exclude a bucket for ever.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{names::VersionName, nn::BUCKETS};
 
 /// The weight of a new measurement.
 const GAIN: f64 = 0.2;
-/// How far a bucket that was not run drifts with each run of another.
+/// How far the time of an idle bucket drifts with each run of another.
 const DRIFT: f64 = 0.02;
 
 /// Expected seconds by version and bucket.
@@ -29,7 +29,7 @@ struct Speeds {
 }
 
 impl LatencyTable {
-    /// Takes in how long a batch of this bucket took.
+    /// Records how long a batch of this bucket took.
     pub(crate) fn record(&mut self, version: &VersionName, bucket: usize, took: Duration) {
         let Some(at) = BUCKETS.iter().position(|&b| b == bucket) else { return };
         let took = took.as_secs_f64().max(1e-9);
@@ -46,13 +46,13 @@ impl LatencyTable {
         }
     }
 
-    /// How long a batch of this bucket will take; nothing is known of a version that never ran.
+    /// The expected time of a batch of this bucket; none for a version that never ran.
     pub(crate) fn expected(&self, version: &VersionName, bucket: usize) -> Option<Duration> {
         let speeds = self.versions.get(version)?;
         let at = BUCKETS.iter().position(|&b| b == bucket)?;
         let seconds = match speeds.current[at] {
             Some(seconds) => seconds,
-            // The nearest bucket that ran, in proportion.
+            // Scales the nearest bucket that ran.
             None => BUCKETS
                 .iter()
                 .zip(speeds.current)

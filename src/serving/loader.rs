@@ -1,4 +1,4 @@
-//! The device's second thread: builds, checks and warms engines, and drops them, while the first goes on serving.
+//! The device's second thread, which builds, checks, warms and drops engines while the first serves.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::nn::{BUCKETS, TensorData};
 
-/// The thread's body; ends when the device is stopped.
+/// Runs the thread until the device is stopped.
 pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
     yield_to_serving();
     loader.enter_thread(device.settings.n_threads);
@@ -30,7 +30,7 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                     .unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 match &result {
                     Ok(_) => info!(%version, took = ?start.elapsed(), "loaded"),
-                    Err(ServeError::Stopping) => info!(%version, "is not loaded any more, for the server stops"),
+                    Err(ServeError::Stopping) => info!(%version, "not loaded: the server is stopping"),
                     Err(error) => warn!(%version, %error, "could not be loaded"),
                 }
                 device.loaded(&version, result);
@@ -41,11 +41,11 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 let asked = catch_unwind(AssertUnwindSafe(|| ask(loader, &source, seed)));
                 let outputs =
                     asked.unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
-                // A caller that has gone away needs no answer.
+                // A caller that has left needs no reply.
                 drop(reply.send(outputs));
             }
             Errand::Drop(engines) => {
-                // A destructor that panics must not take the thread along.
+                // A panicking destructor must not end the thread.
                 drop(catch_unwind(AssertUnwindSafe(|| drop(engines))));
             }
             Errand::Stop => return,
@@ -53,7 +53,7 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
     }
 }
 
-/// What an engine that is built for this alone says about a test pattern.
+/// Builds an engine only to run a test pattern on it, and returns its outputs.
 fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
     let version = &source.version;
     let mut engine = loader.load(source).map_err(|error| golden::engine_error(version, error))?;
@@ -64,12 +64,12 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
     if !source.tensors.iter().all(TensorData::is_intact) {
-        let detail = "the file of its weights was cut while it was read; load it again".to_owned();
+        let detail = "the weights file was truncated during the load; load the version again".to_owned();
         return Err(ServeError::EngineFailed { stage: version.into(), detail });
     }
     let golden = source.golden.clone();
     let probe = Arc::new(golden::input(&source.input, golden.as_ref().map_or(0, |g| g.input_seed)));
-    // The tensors are on the device now; their bytes need not be held while it is warmed.
+    // The tensors are on the device now; free their bytes before warming.
     drop(source);
     match &golden {
         Some(golden) => golden::check(&version, &mut *engine, &probe, golden)?,
@@ -79,16 +79,17 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
     let max_batch = device.settings.max_batch.min(engine.max_batch());
     for bucket in BUCKETS.into_iter().filter(|&b| b == 1 || b <= max_batch) {
         let batch = vec![probe.clone(); bucket];
-        // The first run of a shape makes its plans, so small batches, where that shows, are timed in the second.
+        // The first run of a shape also plans its kernels. Small batches, where that shows, are timed in the second
+        // run.
         let n_runs = if bucket <= 4 { 2 } else { 1 };
         let mut fastest = Duration::MAX;
         for _ in 0..n_runs {
-            // Whoever stops the server does not wait until an engine is warm that nobody will ask.
+            // A stopping server does not wait for an engine to warm.
             if !device.is_taking() {
                 return Err(ServeError::Stopping);
             }
             let start = Instant::now();
-            // A panic for want of memory limits the batch; any other fails the load.
+            // A panic for lack of memory limits the batch; any other fails the load.
             let ran = catch_unwind(AssertUnwindSafe(|| engine.run(&batch)));
             match ran.unwrap_or_else(|panic| Err(EngineError::of_panic(&*panic))) {
                 Ok(outputs) if outputs.len() == bucket => fastest = fastest.min(start.elapsed()),
@@ -108,13 +109,13 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
     Ok(Warmed { engine: LoadedEngine { engine, probe, n_failed: 0 }, took })
 }
 
-/// Lowers this thread's share of the cores, and with it that of the kernel threads it will start, so that warming a new
-/// version takes what serving leaves.
+/// Lowers the priority of this thread and of the kernel threads it will start, so that warming uses only the time that
+/// serving leaves.
 fn yield_to_serving() {
     #[cfg(target_os = "linux")]
     {
         const NICENESS: i32 = 10;
-        // On Linux, no process means the calling thread alone.
+        // On Linux, `None` means the calling thread alone.
         if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             warn!(%error, "loading versions will compete with serving");
         }

@@ -1,14 +1,15 @@
 //! From pixels to raw outputs, on time: scheduler, executors, admission.
 //!
-//! Owns the bounded queues and the threads that own the models. A network is an [`Engine`] here, so that the scheduler
-//! is tested with a fake one; `engines` alone knows libtorch. Knows no transport, no store and no manifest.
+//! Owns the bounded queues and the threads that own the models. A network is an [`Engine`] here, so that tests can
+//! drive the scheduler with a fake one; only `engines` knows libtorch. Knows no transport, no store and no manifest.
 //!
-//! A photo's way: [`PixelPool`] makes its pixels; [`ServingPool::run`] lets it wait in its version's queue
-//! (`scheduler`, which also refuses what cannot be met, by what `latency` has measured); the device's one thread
-//! (`executor`) forms a batch when it is free and runs the version's [`Engine`]. A version's way: [`ServingPool::load`]
-//! has the device's second thread (`loader`) build the engine, compare it with the version's golden outputs and warm it,
-//! while the first goes on serving; [`ServingPool::unload`] lets what waits be answered first. What the threads and the
-//! handles share is `device`; what they pass to one another is in `exchange`.
+//! A photo's path: [`PixelPool`] decodes it. [`ServingPool::run`] puts it in its version's queue (`scheduler`), or
+//! refuses it if the times measured by `latency` show that it would be late. The device's thread (`executor`), once
+//! free, forms a batch and runs the version's [`Engine`].
+//!
+//! A version's path: [`ServingPool::load`] makes the device's second thread (`loader`) build the engine, compare it
+//! with the version's golden outputs and warm it, while the first thread serves. [`ServingPool::unload`] waits for
+//! queued images first. The threads and the handles share `device`, and exchange the messages of `exchange`.
 
 mod device;
 mod engine;

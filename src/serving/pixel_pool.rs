@@ -1,8 +1,8 @@
-//! Work on pixels on threads of its own: bounded, by deadline, sized to the cores.
+//! A pool of threads for work on pixels: bounded, ordered by deadline, sized to the cores.
 //!
-//! Decoding a phone's photo costs more than a small network's forward pass, and would stall the threads that carry
-//! requests; cutting faces out and judging them costs less, but enough. Work waits here as it does for the device: the
-//! earliest deadline first, what is cancelled leaves the queue, and what has expired is answered without being done.
+//! Decoding a phone's photo costs more than a small network's forward pass and would block the threads that handle
+//! requests; cropping and judging faces costs less, but enough. Work waits here as it does for the device: the earliest
+//! deadline first. Cancelled work leaves the queue; expired work is answered without being done.
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +18,19 @@ use tokio::sync::oneshot;
 use super::{ServeError, Stage, panic_message};
 use crate::vision::{DecodeLimits, ImageError};
 
-/// What a pool is made with.
+/// The settings of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PixelPoolSettings {
-    /// Threads; 0: as many as cores.
+    /// Number of threads; 0: one per core.
     pub n_threads: usize,
     /// Pieces of work that may wait.
     pub queue_capacity: usize,
-    /// What one photo may cost.
+    /// Limits on decoding one photo.
     pub limits: DecodeLimits,
 }
 
 impl Default for PixelPoolSettings {
-    /// A thread a core, 256 pieces of work waiting.
+    /// One thread per core; 256 pieces of work may wait.
     fn default() -> Self {
         Self { n_threads: 0, queue_capacity: 256, limits: DecodeLimits::default() }
     }
@@ -47,7 +47,7 @@ pub(crate) enum PixelError {
     Serve(#[from] ServeError),
 }
 
-/// The threads. A cheap handle: clones share the pool, and dropping the last one stops it.
+/// A cheap handle to the threads: clones share the pool, and dropping the last one stops it.
 #[derive(Clone)]
 pub(crate) struct PixelPool {
     inner: Arc<Inner>,
@@ -73,10 +73,10 @@ struct State {
     stopping: bool,
 }
 
-/// Those with a deadline first, the earlier before the later; then by arrival.
+/// The order of the queue: work with a deadline first, the earlier deadline first; then by arrival.
 type Key = (bool, Option<Instant>, u64);
 
-/// Does the work and answers, or answers with the error; says whether the work was done.
+/// Does the work and replies, or replies with the error; returns true if the work was done.
 type Job = Box<dyn FnOnce(Result<&DecodeLimits, ServeError>) -> bool + Send>;
 
 impl PixelPool {
@@ -105,8 +105,8 @@ impl PixelPool {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Does `work`, which is told what decoding one image may cost. Dropping the future takes it out of the queue, if it
-    /// still waits there. A panic in it is contained.
+    /// Runs `work` with the decoding limits. Dropping the future removes it from the queue, if it still waits. A panic
+    /// in it is contained.
     ///
     /// # Errors
     /// Those of `work`; as [`PixelError::Serve`]: [`ServeError::Overloaded`] at once when the queue is full,
@@ -128,8 +128,7 @@ impl PixelPool {
         })
     }
 
-    /// Stops: what waits is answered with [`ServeError::Stopping`], and the threads are joined. Blocks for as long as
-    /// the work in hand takes.
+    /// Answers all queued work with [`ServeError::Stopping`] and joins the threads. Blocks until running work is done.
     #[cfg(test)]
     fn shutdown(&self) {
         self.inner.shutdown();
@@ -170,7 +169,7 @@ impl Shared {
         }
         let n_waiting = state.waiting.len();
         if n_waiting >= self.settings.queue_capacity {
-            // One thread of so many is free after its share of a piece's time.
+            // On average, one of the threads is free after this long.
             let retry_after = Duration::from_secs_f64((state.seconds / state.n_threads as f64).clamp(0.01, 30.0));
             return Err(ServeError::Overloaded { stage: Stage::Pixels, n_waiting, retry_after });
         }
@@ -182,7 +181,7 @@ impl Shared {
         Ok(key)
     }
 
-    /// A thread's body.
+    /// Runs one thread.
     fn serve(&self) {
         while let Some(((_, deadline, _), job)) = self.next() {
             let start = Instant::now();
@@ -209,7 +208,7 @@ impl Shared {
     }
 }
 
-/// The work with its answer's way.
+/// Wraps the work together with the channel for its reply.
 fn job<T: Send + 'static>(
     work: impl FnOnce(&DecodeLimits) -> Result<T, ImageError> + Send + 'static,
     reply: oneshot::Sender<Result<T, PixelError>>,
@@ -222,7 +221,7 @@ fn job<T: Send + 'static>(
                 return false;
             }
         };
-        // Its caller has gone away.
+        // The caller has left.
         if reply.is_closed() {
             return false;
         }
@@ -241,7 +240,7 @@ fn job<T: Send + 'static>(
 
 struct CancelOnDrop<'a> {
     shared: &'a Shared,
-    /// Nothing once it is answered.
+    /// None once it is answered.
     key: Option<Key>,
 }
 
@@ -294,7 +293,7 @@ mod tests {
     fn the_earliest_deadline_is_first_and_the_cancelled_leave() {
         let settings = PixelPoolSettings { queue_capacity: 3, ..Default::default() };
         let state = State { waiting: BTreeMap::new(), n_arrivals: 0, n_threads: 1, seconds: 0.1, stopping: false };
-        // No thread serves it: the queue stands still.
+        // Without threads, the queue keeps its content.
         let shared = Shared { settings, state: Mutex::new(state), work: Condvar::new() };
         let in_secs = |secs| Some(Instant::now() + Duration::from_secs(secs));
         let done = Arc::new(Mutex::new(Vec::new()));

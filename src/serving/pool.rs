@@ -1,4 +1,4 @@
-//! The handle: load, run, unload, drain.
+//! The handle of a device: load, run, unload, drain.
 
 use std::{
     sync::Arc,
@@ -17,7 +17,7 @@ use crate::names::VersionName;
 
 /// The versions on one device, and the two threads that own them.
 ///
-/// A cheap handle: clones share the pool. When the last one is dropped the pool stops, and what waits is answered with
+/// A cheap handle: clones share the pool. Dropping the last one stops the pool, and queued images are answered with
 /// [`ServeError::Stopping`]. Its futures need no particular runtime.
 #[derive(Clone)]
 pub(crate) struct ServingPool {
@@ -47,7 +47,7 @@ impl ServingPool {
                     body(&device, &*loader);
                 }
             });
-            // When the second cannot be had, `Inner`'s drop ends the first.
+            // If the second thread fails to start, `Inner`'s drop ends the first.
             inner.keep(spawned.map_err(|e| ServeError::NoThread {
                 name: format!("{name}-{}", device.settings.device),
                 detail: e.to_string(),
@@ -57,13 +57,12 @@ impl ServingPool {
     }
 
     /// Loads a version: builds its engine, compares it with the version's golden outputs, warms every batch size, and
-    /// lets it serve. Other versions go on serving meanwhile. One that is loaded already is left as it is; one that
-    /// another call is loading is waited for. Dropping the future does not stop the load.
+    /// starts serving it. Other versions are served meanwhile. A loaded version is left as it is; a load in progress is
+    /// awaited. Dropping the future does not stop the load.
     ///
     /// # Errors
     /// [`ServeError::GoldenMismatch`], [`ServeError::DeviceMemory`] (also when over the budget),
-    /// [`ServeError::EngineFailed`], [`ServeError::Overloaded`] when too many wait to be loaded,
-    /// [`ServeError::Stopping`].
+    /// [`ServeError::EngineFailed`], [`ServeError::Overloaded`] when too many loads wait, [`ServeError::Stopping`].
     pub(crate) async fn load(&self, mut source: EngineSource) -> Result<(), ServeError> {
         loop {
             match self.inner.device.load(source)? {
@@ -79,47 +78,47 @@ impl ServingPool {
         }
     }
 
-    /// Unloads a version: new images are refused, those that wait are answered, then its memory is given back. One that
-    /// is not there is unloaded already; one that is being loaded is waited for. Dropping the future does not stop it.
+    /// Unloads a version: refuses new images, answers the queued ones, then releases its memory. Does nothing for an
+    /// absent version; waits first for a load in progress. Dropping the future does not stop the unload.
     pub(crate) async fn unload(&self, version: &VersionName) {
         while let Some(change) = self.inner.device.unload(version) {
             match change {
-                // However the load ended: the next round sees what there is to unload.
+                // The outcome of the load does not matter: the next round checks the state again.
                 Change::Loaded(end) => drop(end.await),
-                // Gone, or the pool has stopped and everything with it.
+                // Unloaded, or the pool has stopped.
                 Change::Unloaded(end) | Change::Gone(end, _) => return drop(end.await),
             }
         }
     }
 
-    /// Builds a version's engine, asks it about the test pattern of this seed ([`super::golden_pixels`]), and drops it:
-    /// the golden outputs of a version that is not registered yet. Serving goes on meanwhile.
+    /// Builds a version's engine, runs the test pattern of this seed, and drops it: the outputs become the golden
+    /// outputs of a version that is not registered yet. Serving continues meanwhile.
     ///
     /// # Errors
-    /// [`ServeError::EngineFailed`], [`ServeError::DeviceMemory`], [`ServeError::Overloaded`] when too many wait to be
-    /// loaded, [`ServeError::Stopping`].
+    /// [`ServeError::EngineFailed`], [`ServeError::DeviceMemory`], [`ServeError::Overloaded`] when too many loads wait,
+    /// [`ServeError::Stopping`].
     pub(crate) async fn probe(&self, source: EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
         let answer = self.inner.device.probe(source, seed)?;
         answer.await.unwrap_or(Err(ServeError::Stopping))
     }
 
-    /// What the version is on this device.
+    /// The version's state on this device.
     #[must_use]
     pub(crate) fn state(&self, version: &VersionName) -> LoadState {
         self.inner.device.state(version)
     }
 
-    /// A counter that rises whenever a version's state changes, or the executor ends.
+    /// A counter that increases whenever a version's state changes or the executor ends.
     #[must_use]
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.device.changes()
     }
 
-    /// Queries a version about an image, which must have the version's side. Dropping the
-    /// future takes the image out of the queue, if it still waits there.
+    /// Queries a version about an image, which must have the version's side. Dropping the future removes the image from
+    /// the queue, if it still waits.
     ///
-    /// A deadline that passes while the image waits is noticed when the device is next free; a caller that must know
-    /// sooner keeps a timer of its own and drops the future.
+    /// A deadline that passes in the queue is noticed when the device is next free; a caller that must know sooner sets
+    /// its own timer and drops the future.
     ///
     /// # Errors
     /// [`ServeError::NotLoaded`]; [`ServeError::Overloaded`] and [`ServeError::DeadlineUnmeetable`] at once;
@@ -144,21 +143,20 @@ impl ServingPool {
         })
     }
 
-    /// Whether images and loads are taken: the pool is not stopping, and its threads live.
+    /// Returns true if images and loads are accepted: the pool is not stopping, and its threads live.
     #[must_use]
     pub(crate) fn is_taking(&self) -> bool {
         self.inner.device.is_taking()
     }
 
-    /// Stands in for a thread that ended out of order.
+    /// Simulates a thread that ended unexpectedly.
     #[cfg(test)]
     pub(super) fn lose_a_thread(&self) {
         self.inner.device.thread_ended();
     }
 
-    /// Takes nothing more, and serves what waits for at most `timeout`, then answers the rest with
-    /// [`ServeError::Stopping`]; says how many these were. A batch that is running then is waited for. The pool cannot
-    /// be used afterwards.
+    /// Refuses new work, serves queued images for at most `timeout`, and answers the rest with
+    /// [`ServeError::Stopping`]; returns their number. A running batch is awaited. The pool is unusable afterwards.
     pub(crate) async fn drain(&self, timeout: Duration) -> usize {
         let now = Instant::now();
         match self.inner.device.stop(now.checked_add(timeout).unwrap_or(now)) {
@@ -167,8 +165,8 @@ impl ServingPool {
         }
     }
 
-    /// Stops at once, answering what waits with [`ServeError::Stopping`], and joins the threads. Blocks for as long as
-    /// the batch or the load in flight takes.
+    /// Stops at once: answers queued images with [`ServeError::Stopping`] and joins the threads. Blocks until the
+    /// running batch or load is done.
     pub(crate) fn shutdown(&self) {
         self.inner.shutdown();
     }
@@ -183,7 +181,7 @@ impl Inner {
         drop(self.device.stop(Instant::now()));
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            // Both bodies contain panics; one that came through has been printed.
+            // Both threads catch panics; any other has been printed.
             drop(thread.join());
         }
     }
@@ -195,7 +193,7 @@ impl Drop for Inner {
     }
 }
 
-/// Reports the end of one of the device's threads, however it came.
+/// Reports the end of one of the device's threads, by a panic too.
 struct ThreadEnd<'a>(&'a Device);
 
 impl Drop for ThreadEnd<'_> {
@@ -204,10 +202,10 @@ impl Drop for ThreadEnd<'_> {
     }
 }
 
-/// Takes an image out of the queue when its caller goes away.
+/// Removes an image from the queue when its caller drops the future.
 struct CancelOnDrop<'a> {
     device: &'a Device,
-    /// Nothing once it is answered.
+    /// None once it is answered.
     ticket: Option<Ticket>,
 }
 

@@ -1,16 +1,16 @@
-//! Which images go to the device next, and which are refused: a pure state machine.
+//! A pure state machine that chooses the next images for the device, and which to refuse.
 //!
-//! One device, one queue a version. It holds no clock, no lock and no thread: the time comes as an argument, so that
-//! every decision can be tested. Its rules:
+//! There is one scheduler per device and one queue per version. It has no clock, lock or thread: the time is an
+//! argument, so every decision can be tested. Its rules:
 //!
-//! - A queue is bounded, in images and in their bytes. What cannot be met in time, by what is measured, is refused when
-//!   it comes ([`Scheduler::enqueue`]).
-//! - Within a queue the more urgent priority goes first, then the earlier deadline, then the earlier arrival.
-//! - A batch is formed at the moment the device is free, from what waits then ([`Scheduler::next_batch`]); nothing is
-//!   ever held back to wait for more.
+//! - A queue is bounded in images and in bytes. An image that would be late, by the measured times, is refused on
+//!   arrival ([`Scheduler::enqueue`]).
+//! - Within a queue the higher priority goes first, then the earlier deadline, then the earlier arrival.
+//! - A batch is formed when the device is free, from the images that wait then ([`Scheduler::next_batch`]); none is
+//!   held back to wait for more.
 //! - Between queues of equal priority, the version that has used the device least goes first (start-time fair queuing,
 //!   Goyal, Vin and Cheng 1996), so that a busy version cannot starve a quiet one.
-//! - What has expired is handed out to be answered, and never reaches the device; what is cancelled leaves at once.
+//! - An expired image is returned to be answered and never reaches the device; a cancelled one leaves at once.
 
 use std::{
     collections::BTreeMap,
@@ -20,25 +20,25 @@ use std::{
 use super::{ServeError, latency::LatencyTable};
 use crate::{names::VersionName, nn::BUCKETS};
 
-/// The smallest bucket that holds `n_images`, or the largest there is.
+/// Returns the smallest bucket that holds `n_images`, or the largest bucket.
 fn bucket_for(n_images: usize) -> usize {
     BUCKETS.into_iter().find(|&b| b >= n_images).unwrap_or(BUCKETS[BUCKETS.len() - 1])
 }
 
-/// Which images go first when more wait than the device can take.
+/// The order of images when more wait than the device can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Priority {
     /// Before everything else.
     #[cfg_attr(not(test), expect(dead_code, reason = "no caller has a right to it yet"))]
     High,
-    /// The ordinary.
+    /// The default.
     #[default]
     Normal,
     /// Only when nothing else waits: bulk work.
     Low,
 }
 
-/// When an answer is due; without a deadline, after all that have one.
+/// When an answer is due. Images without a deadline come after all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     At(Instant),
@@ -53,43 +53,43 @@ struct Key {
     arrival: u64,
 }
 
-/// Names a waiting image, to cancel it.
+/// Identifies a waiting image, to cancel it.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
     version: VersionName,
     key: Key,
 }
 
-/// An image that comes.
+/// An image that arrives.
 #[derive(Debug)]
 pub(crate) struct Arrival<T> {
     pub(crate) priority: Priority,
     /// When its answer is due.
     pub(crate) deadline: Option<Instant>,
-    /// What it holds of the host's memory while it waits.
+    /// Host memory that it holds while it waits.
     pub(crate) n_bytes: usize,
-    /// What the caller of the scheduler keeps with it.
+    /// Data that the caller attaches to it.
     pub(crate) payload: T,
 }
 
-/// What may wait for one version.
+/// The limits of one version's queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacity {
     pub(crate) n_images: usize,
-    /// An image that is larger still may wait alone.
+    /// A single larger image may wait alone.
     pub(crate) n_bytes: usize,
 }
 
-/// An image that waits.
+/// An image in a queue.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
-    /// When it came.
+    /// When it arrived.
     pub(crate) since: Instant,
     /// When its answer is due.
     pub(crate) deadline: Option<Instant>,
-    /// What it holds of the host's memory.
+    /// Host memory that it holds.
     n_bytes: usize,
-    /// What the caller of the scheduler keeps with it.
+    /// Data that the caller attached to it.
     pub(crate) payload: T,
 }
 
@@ -105,23 +105,23 @@ pub(crate) struct Batch<T> {
 #[derive(Debug)]
 pub(crate) struct Next<T> {
     pub(crate) batch: Option<Batch<T>>,
-    /// To be answered as expired, with their version.
+    /// Expired images to be answered, with their version.
     pub(crate) expired: Vec<(VersionName, Waiting<T>)>,
 }
 
 #[derive(Debug)]
 struct Queue<T> {
     waiting: BTreeMap<Key, Waiting<T>>,
-    /// What these hold together of the host's memory.
+    /// Host memory that these hold together.
     n_bytes: usize,
     capacity: Capacity,
     /// A bucket.
     max_batch: usize,
     draining: bool,
-    /// Seconds of the device given so far, on the fair queue's clock.
+    /// Seconds of device time used so far, on the fair queue's clock.
     used: f64,
-    /// Refusals by estimate since the last batch. Each lowers the estimate a little: a version that was slow once and
-    /// is refused ever since would otherwise never be measured again.
+    /// Refusals by estimate since the last batch. Each lowers the estimate a little; otherwise a version that was slow
+    /// once would be refused for ever and never measured again.
     n_refused: u32,
 }
 
@@ -130,7 +130,7 @@ impl<T> Queue<T> {
         Self { waiting: BTreeMap::new(), n_bytes: 0, capacity, max_batch, draining: false, used: 0.0, n_refused: 0 }
     }
 
-    /// Whether one more image, of so many bytes, may wait.
+    /// Returns true if one more image of `n_bytes` may wait.
     fn has_room(&self, n_bytes: usize) -> bool {
         let fits = self.waiting.is_empty() || self.n_bytes.saturating_add(n_bytes) <= self.capacity.n_bytes;
         fits && self.waiting.len() < self.capacity.n_images
@@ -159,13 +159,12 @@ impl<T> Queue<T> {
         std::mem::take(&mut self.waiting).into_values()
     }
 
-    /// How many images go before one with this key. Most arrivals are due after those that wait, so it counts from the
-    /// end.
+    /// Counts the images before this key. Counts from the end, because most arrivals are due after those that wait.
     fn n_before(&self, key: Key) -> usize {
         self.waiting.len() - self.waiting.range(key..).count()
     }
 
-    /// Takes out what is due by `now`.
+    /// Removes the images due by `now`.
     fn take_expired(&mut self, now: Instant) -> Vec<Waiting<T>> {
         let late = self.waiting.extract_if(.., |key, _| key.due <= Due::At(now));
         let late: Vec<_> = late.map(|(_, waiting)| waiting).collect();
@@ -187,7 +186,7 @@ pub(crate) struct Scheduler<T> {
     latencies: LatencyTable,
     in_flight: Option<InFlight>,
     n_arrivals: u64,
-    /// The fair queue's clock: the `used` of the version served last, before it was served.
+    /// The fair queue's clock: the `used` of the last version served, before it was served.
     clock: f64,
 }
 
@@ -197,43 +196,43 @@ impl<T> Scheduler<T> {
         Self { queues, latencies, in_flight: None, n_arrivals: 0, clock: 0.0 }
     }
 
-    /// Opens a version's queue for at most `capacity`; batches hold at most `max_batch`, rounded down to a
-    /// bucket. A queue that is there is opened anew with what waits in it.
+    /// Opens a version's queue for at most `capacity`; batches hold at most `max_batch`, rounded down to a bucket. An
+    /// existing queue is reopened with its images.
     pub(crate) fn add_version(&mut self, version: &VersionName, capacity: Capacity, max_batch: usize) {
         let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
         let queue = self.queues.entry(version.clone()).or_insert_with(|| Queue::new(capacity, max_batch));
         (queue.capacity, queue.max_batch, queue.draining) = (capacity, max_batch, false);
     }
 
-    /// Refuses new images for the version; those that wait are served.
+    /// Refuses new images for the version; queued ones are served.
     pub(crate) fn drain_version(&mut self, version: &VersionName) {
         if let Some(queue) = self.queues.get_mut(version) {
             queue.draining = true;
         }
     }
 
-    /// Closes the version's queue and hands out what waited in it.
+    /// Closes the version's queue and returns its images.
     pub(crate) fn remove_version(&mut self, version: &VersionName) -> Vec<Waiting<T>> {
         self.latencies.forget(version);
         self.queues.remove(version).map_or_else(Vec::new, |mut queue| queue.take_all().collect())
     }
 
-    /// Whether nothing of the version waits or runs.
+    /// Returns true if no image of the version waits or runs.
     pub(crate) fn is_idle(&self, version: &VersionName) -> bool {
         self.n_waiting(version) == 0 && self.in_flight.as_ref().is_none_or(|f| f.version != *version)
     }
 
-    /// Images of the version that wait.
+    /// The number of the version's images that wait.
     pub(crate) fn n_waiting(&self, version: &VersionName) -> usize {
         self.queues.get(version).map_or(0, |queue| queue.waiting.len())
     }
 
-    /// Whether nothing waits.
+    /// Returns true if no image waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.queues.values().all(|queue| queue.waiting.is_empty())
     }
 
-    /// Empties every queue and hands out what waited, with its version.
+    /// Empties every queue and returns the images with their versions.
     pub(crate) fn take_all(&mut self) -> Vec<(VersionName, Waiting<T>)> {
         let take = |(version, queue): (&VersionName, &mut Queue<T>)| {
             let version = version.clone();
@@ -242,11 +241,11 @@ impl<T> Scheduler<T> {
         self.queues.iter_mut().flat_map(take).collect()
     }
 
-    /// Lets an image wait, or refuses it at once.
+    /// Queues an image, or refuses it at once.
     ///
     /// # Errors
     /// [`ServeError::NotLoaded`], [`ServeError::Overloaded`], [`ServeError::DeadlineExceeded`] when the deadline has
-    /// passed already, [`ServeError::DeadlineUnmeetable`] when it is nearer than what is measured allows.
+    /// passed, [`ServeError::DeadlineUnmeetable`] when the measured times exceed it.
     pub(crate) fn enqueue(
         &mut self,
         version: &VersionName,
@@ -281,7 +280,7 @@ impl<T> Scheduler<T> {
         let clock = self.clock;
         if let Some(queue) = self.queues.get_mut(version) {
             if n_waiting == 0 {
-                // Time in which it asked for nothing is not saved up.
+                // A version earns no credit for idle time.
                 queue.used = queue.used.max(clock);
             }
             queue.insert(key, Waiting { since: now, deadline, n_bytes, payload });
@@ -289,12 +288,12 @@ impl<T> Scheduler<T> {
         Ok(Ticket { version: version.clone(), key })
     }
 
-    /// Takes an image out of its queue; nothing when it has left it already.
+    /// Removes an image from its queue; none if it has left already.
     pub(crate) fn cancel(&mut self, ticket: &Ticket) -> Option<Waiting<T>> {
         self.queues.get_mut(&ticket.version)?.remove(&ticket.key)
     }
 
-    /// Forms the next batch for a device that is free, from what waits now.
+    /// Forms the next batch for a free device from the images that wait now.
     pub(crate) fn next_batch(&mut self, now: Instant) -> Next<T> {
         let mut expired = Vec::new();
         for (version, queue) in &mut self.queues {
@@ -322,7 +321,7 @@ impl<T> Scheduler<T> {
         Some(Batch { version, entries })
     }
 
-    /// How many images to take: the bucket that answers the most images a second among those in time for the tightest
+    /// Chooses how many images to take: the bucket with the most images per second among those in time for the tightest
     /// deadline taken, or among all when none is. A bucket may be filled in part, if that pays.
     fn batch_size(&self, version: &VersionName, queue: &Queue<T>, now: Instant) -> usize {
         let n_waiting = queue.waiting.len();
@@ -330,7 +329,7 @@ impl<T> Scheduler<T> {
         for bucket in BUCKETS.into_iter().filter(|&b| b <= queue.max_batch) {
             let n = bucket.min(n_waiting);
             let Some(latency) = self.latencies.expected(version, bucket) else {
-                // Nothing is measured: the largest bucket that is full.
+                // Without measurements, take the largest bucket that is full.
                 best.2 = if bucket <= n_waiting { bucket } else { best.2 };
                 continue;
             };
@@ -347,7 +346,7 @@ impl<T> Scheduler<T> {
         best.2
     }
 
-    /// Takes in how long the device took for `n_images` of the version.
+    /// Records how long the device took for `n_images` of the version.
     pub(crate) fn record(&mut self, version: &VersionName, n_images: usize, took: Duration) {
         self.latencies.record(version, bucket_for(n_images), took);
         if let Some(queue) = self.queues.get_mut(version) {
@@ -355,12 +354,12 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// The batch in flight is done: the device is free.
+    /// Marks the device as free: the batch in flight is done.
     pub(crate) fn finished(&mut self) {
         self.in_flight = None;
     }
 
-    /// Lowers the version's largest batch, when the device had no memory for more.
+    /// Lowers the version's largest batch when the device had no memory for more.
     pub(crate) fn limit_batch(&mut self, version: &VersionName, max_batch: usize) {
         if let Some(queue) = self.queues.get_mut(version) {
             let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
@@ -368,8 +367,8 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Expected time until an image with this key would be answered: the rest of the batch in flight, what goes before
-    /// it in its own queue, and the turns of other versions. Nothing while nothing is measured.
+    /// Expected time until an image with this key is answered: the rest of the batch in flight, the images before it in
+    /// its own queue, and the batches of other versions. None without measurements.
     fn expected(&self, version: &VersionName, queue: &Queue<T>, key: Key, now: Instant) -> Option<Duration> {
         let n = queue.n_before(key) + 1;
         let own = self.work(version, queue, n)?;
@@ -396,7 +395,7 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Expected device time that other versions take in so many rounds, each with a batch of each.
+    /// Expected device time of other versions in `n_rounds` rounds, with one batch of each per round.
     fn turns_of_others(&self, version: &VersionName, priority: Priority, n_rounds: usize) -> Duration {
         self.queues
             .iter()

@@ -1,4 +1,4 @@
-//! The scheduler's rules, with a clock that stands where the test puts it.
+//! The scheduler's rules, under a clock that the test sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -121,7 +121,7 @@ fn a_full_queue_refuses_and_says_when_to_come_again() {
 #[test]
 fn large_images_fill_a_queue_by_their_bytes() {
     let mut b = Bench::new(&["v"], 100, 8);
-    // Larger than the queue may hold: it may wait alone.
+    // Larger than the queue's limit: it may wait alone.
     b.put_bytes(500_000, 0).unwrap();
     assert!(matches!(b.put_bytes(1, 1), Err(ServeError::Overloaded { n_waiting: 1, .. })));
     assert_eq!(b.next(0).0, [0]);
@@ -143,7 +143,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once() {
     b.scheduler.record(&version("v"), 1, ms(100));
     // Before the first, alone.
     assert!(b.put("v", Some(100), 3).is_ok());
-    // Another version has its turn, too.
+    // Another version gets a batch, too.
     b.put("w", None, 9).unwrap();
     assert!(matches!(b.put("v", Some(600), 4), Err(ServeError::DeadlineUnmeetable { .. })));
     assert!(matches!(b.put("v", Some(0), 5), Err(ServeError::DeadlineExceeded { .. })));
@@ -179,7 +179,7 @@ fn a_busy_version_does_not_starve_a_quiet_one() {
     b.measured("quiet", &[(1, 10)]);
     (0..400).for_each(|i| drop(b.put("busy", None, i).unwrap()));
     (0..10).for_each(|_| drop(b.next(0)));
-    // It asked for nothing until now, and gets its turn at once, but not ten turns in a row.
+    // It was idle until now, and gets one batch at once, but not ten in a row.
     (1000..1040).for_each(|i| drop(b.put("quiet", None, i).unwrap()));
     let turns: Vec<bool> = (0..8).map(|_| b.next(0).0[0] >= 1000).collect();
     assert!(turns[..2].contains(&true), "{turns:?}");
@@ -238,7 +238,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever happens in whatever order: the bound holds, each image leaves once, in order, and never too late.
+    /// In any order of events, the bound holds and each image leaves once, in order, and never too late.
     #[test]
     fn nothing_is_lost_or_late(
         steps in steps(),

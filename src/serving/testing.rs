@@ -1,7 +1,7 @@
 //! A fake engine, for the tests of this layer and of those above it.
 //!
-//! It answers at once, or as slowly as told, with numbers that depend on the pixels alone; fails or panics on images
-//! that begin with a marker; and can hold the device busy until the test says so. Never used by a server.
+//! Its answers depend on the pixels alone and come at once or after a set delay. It fails or panics on images that
+//! begin with a marker, and can hold the device busy until the test releases it. Never used by a server.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use crate::{
     vision::Pixels,
 };
 
-/// Makes engines that need no network. Clones share what they are told and what they have seen.
+/// Creates engines that need no network. Clones share their settings and records.
 #[derive(Clone, Default)]
 pub(crate) struct FakeEngineLoader {
     shared: Arc<Shared>,
@@ -48,13 +48,13 @@ struct Told {
 }
 
 impl FakeEngineLoader {
-    /// An engine that answers at once.
+    /// Creates engines that answer at once.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// Each run takes this long, and so much longer for each image.
+    /// Each run takes `delay`, and `per_image` more for each image.
     #[must_use]
     pub(crate) fn with_delay(self, delay: Duration, per_image: Duration) -> Self {
         self.tell(|told| (told.delay, told.delay_per_image) = (delay, per_image))
@@ -78,28 +78,28 @@ impl FakeEngineLoader {
         self.tell(|told| told.max_batch = Some(n_images))
     }
 
-    /// Loads fail from now on, or no more.
+    /// Makes loads fail from now on, or stops that.
     pub(crate) fn refuse_to_load(&self, refuse: bool) {
         let _ = self.clone().tell(|told| told.refuse_to_load = refuse);
     }
 
-    /// Every run panics from now on, or no more.
+    /// Makes every run panic from now on, or stops that.
     pub(crate) fn panic_always(&self, panics: bool) {
         let _ = self.clone().tell(|told| told.panic_always = panics);
     }
 
-    /// Runs stop at their beginning until [`FakeEngineLoader::open`], so that others must wait.
+    /// Blocks runs at their start until [`FakeEngineLoader::open`], so that others must wait.
     pub(crate) fn close(&self) {
         self.shared.gate.lock().closed = true;
     }
 
-    /// Lets runs go on.
+    /// Lets runs continue.
     pub(crate) fn open(&self) {
         self.shared.gate.lock().closed = false;
         self.shared.gate.changed.notify_all();
     }
 
-    /// Blocks until a run stands at the closed gate.
+    /// Blocks until a run waits at the closed gate.
     pub(crate) fn wait_until_held(&self) {
         let gate = &self.shared.gate;
         let mut state = gate.lock();
@@ -108,7 +108,7 @@ impl FakeEngineLoader {
         }
     }
 
-    /// The first bytes of the images of each run so far, warming included, failed runs too.
+    /// The first bytes of the images of each run so far, including warming and failed runs.
     #[must_use]
     pub(crate) fn calls(&self) -> Vec<Vec<u8>> {
         self.shared.calls.lock().clone()
@@ -119,13 +119,13 @@ impl FakeEngineLoader {
         self.shared.calls.lock().clear();
     }
 
-    /// Engines that are built and not dropped.
+    /// The number of engines built and not dropped.
     #[must_use]
     pub(crate) fn n_alive(&self) -> usize {
         self.shared.n_alive.load(Ordering::SeqCst)
     }
 
-    /// Engines that were to be built so far.
+    /// The number of attempts to build an engine.
     #[must_use]
     pub(crate) fn n_loads(&self) -> usize {
         self.shared.n_loads.load(Ordering::SeqCst)
@@ -178,7 +178,7 @@ impl Engine for FakeEngine {
     }
 }
 
-/// Where runs stop while a test has closed it.
+/// Runs stop here while a test keeps it closed.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -207,8 +207,8 @@ impl Gate {
     }
 }
 
-/// What the fake answers for an image: a regression gives the mean of the bytes, the labels of a classification share by
-/// the first bytes, and an embedding is made of bytes spread over the picture.
+/// Computes the fake's answer for an image: a regression is the mean of the bytes, a classification's labels share by
+/// the first bytes, and an embedding is made of bytes spread over the image.
 #[must_use]
 pub(crate) fn output(source: &EngineSource, image: &Input) -> ImageOutput {
     let bytes = bytes(image);
@@ -234,13 +234,13 @@ pub(crate) fn output(source: &EngineSource, image: &Input) -> ImageOutput {
     ImageOutput::new(heads, source.embedding_layers.iter().map(embedding).collect())
 }
 
-/// The first version of a model.
+/// Names the first version of a model.
 #[must_use]
 pub(crate) fn version(model: &str) -> VersionName {
     VersionName { model: ModelId::parse("model", model).unwrap(), number: 1 }
 }
 
-/// A version with the heads `age` and `gender`, two embedding layers, the fake's golden outputs and no tensors.
+/// Creates a version with the heads `age` and `gender`, two embedding layers, the fake's golden outputs and no tensors.
 #[must_use]
 pub(crate) fn engine_source(model: &str, number: u64, side_px: u32) -> EngineSource {
     let heads =
@@ -259,7 +259,7 @@ pub(crate) fn engine_source(model: &str, number: u64, side_px: u32) -> EngineSou
     source
 }
 
-/// An image of one colour, so that its first byte is its marker.
+/// Creates an image of one colour, so that its first byte is its marker.
 #[must_use]
 pub(crate) fn marked(marker: u8, side_px: u32) -> Arc<Input> {
     Arc::new(Input::Square(Pixels { side_px, rgb: vec![marker; side_px as usize * side_px as usize * 3].into() }))

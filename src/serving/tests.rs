@@ -61,7 +61,7 @@ async fn run_by(pool: &ServingPool, marker: u8, deadline: Instant) -> Result<Ser
     run_on(pool, v1(), marked(marker, SIDE_PX), Some(deadline)).await
 }
 
-/// Begins a future, so that its image is in the queue.
+/// Polls a future once, so that its image is in the queue.
 fn begin<F: Future>(future: F) -> std::pin::Pin<Box<F>>
 where
     F::Output: std::fmt::Debug,
@@ -158,7 +158,8 @@ async fn a_deadline_shorter_than_what_is_measured_is_refused_at_once() {
     assert!(answered(2, &run_by(&pool, 2, Instant::now() + Duration::from_secs(60)).await));
 }
 
-/// Submits the markers while the device is busy, so that they wait together; the runs they made come with the answers.
+/// Submits the markers while the device is busy, so that they wait together; returns the answers and the resulting
+/// runs.
 async fn together(
     fake: &FakeEngineLoader,
     pool: &ServingPool,
@@ -174,7 +175,7 @@ async fn together(
     (join_all(all).await, fake.calls())
 }
 
-/// A device that is as fast with many images as with one, so that the scheduler comes to prefer large batches.
+/// Creates a device as fast with many images as with one, so that the scheduler learns to prefer large batches.
 fn sluggish() -> FakeEngineLoader {
     FakeEngineLoader::new().with_delay(Duration::from_millis(1), Duration::ZERO)
 }
@@ -184,7 +185,7 @@ async fn a_bad_image_fails_alone() {
     for fake in [sluggish().failing_on(66), sluggish().panicking_on(66)] {
         let pool = loaded(&fake, ServingSettings::default()).await;
         let markers = [1, 2, 66, 4, 5, 6, 7, 8];
-        // Batches are cut by measured times; after a few rounds one surely had the bad image among others.
+        // Measured times decide the size of batches; after a few rounds the bad image has surely shared one.
         for round in 0.. {
             let (results, calls) = together(&fake, &pool, &markers).await;
             for (marker, result) in markers.into_iter().zip(&results) {
@@ -281,7 +282,8 @@ async fn a_swap_under_load_loses_nothing() {
                 for _ in 0..60 {
                     let version = current.load_full();
                     let served = run_on(&pool, (*version).clone(), marked(caller, SIDE_PX), None).await;
-                    // Between reading the alias and asking, the version may go: the caller reads it again.
+                    // The version may be unloaded between reading the alias and the query: the caller reads the alias
+                    // again.
                     match served {
                         Err(ServeError::NotLoaded { .. }) if *version == v1() => continue,
                         served => assert!(answered(caller, &served), "{served:?}"),

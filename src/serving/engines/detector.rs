@@ -1,4 +1,4 @@
-//! The engine that finds faces: three networks, and the boxes between them.
+//! The engine that finds faces, with three networks and box arithmetic between them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,11 +16,12 @@ use crate::{
 pub(super) struct DetectorEngine {
     networks: Mtcnn,
     settings: CascadeSettings,
-    /// The predictor of the points that faces are cut out by, and the box it expects; without it they are the landmarks.
+    /// Predicts the points by which faces are cropped, inside the box it expects; without it, the landmarks are used.
     alignment: Option<(ShapePredictor, AlignmentBox)>,
 }
 
-/// More photos in a run gain nothing: the first network is busy with one, and the other two see all crops together.
+/// A run gains nothing from more photos: the first network handles one at a time, and the other two see all crops
+/// together.
 const MAX_BATCH: usize = 8;
 
 impl Engine for DetectorEngine {
@@ -48,8 +49,9 @@ impl Engine for DetectorEngine {
         Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
     }
 
-    /// A pattern without faces would pass through any broken network unseen: what each of the three answers, instead, and
-    /// where the predictor places its points in the middle of it.
+    /// Returns means of the first network's map, the outputs of the other two for one crop each, and the predictor's
+    /// points in the middle of the pattern. The pattern contains no faces, so faces alone would not reveal a broken
+    /// network.
     fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
         let pyramid = input.photo()?;
         let (width, height, pixels) = pyramid.canvas();
@@ -79,7 +81,7 @@ impl Engine for DetectorEngine {
 }
 
 impl DetectorEngine {
-    /// The three networks, and the predictor if the settings ask for one.
+    /// Loads the three networks, and the predictor if the settings require one.
     pub(super) fn load(
         settings: &DetectorSettings,
         tensors: &[TensorData],
@@ -89,7 +91,7 @@ impl DetectorEngine {
             tensors.iter().cloned().partition(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
         let alignment = shape_predictor(&shape)?.zip(settings.alignment_box);
         if alignment.is_none() && settings.alignment_box.is_some() {
-            // Faces would be cut out by points of another kind than the predictor's.
+            // Without the predictor, faces would be cropped by points of another kind.
             let detail = "the version gives its predictor of points a box, and has no predictor";
             return Err(EngineError::Failed(detail.to_owned()));
         }
@@ -97,7 +99,7 @@ impl DetectorEngine {
         Ok(Self { networks, settings: settings.cascade, alignment })
     }
 
-    /// What the first network proposes in each photo. One at a time: its maps are large, and a run of one has one shape.
+    /// Runs the first network on each photo. One at a time: its maps are large, and a run of one has one shape.
     fn propose(&self, pyramids: &[&Pyramid]) -> Result<Vec<Proposals>, EngineError> {
         let proposals = pyramids.iter().map(|pyramid| {
             let (width, height, pixels) = pyramid.canvas();
@@ -108,7 +110,7 @@ impl DetectorEngine {
         proposals.collect()
     }
 
-    /// What the second (0) or third (1) network says about every box, by photo.
+    /// Runs the second (0) or third (1) network on every box; the result is by photo.
     fn ask(
         &self,
         pyramids: &[&Pyramid],
@@ -123,7 +125,7 @@ impl DetectorEngine {
         Ok(proposals.iter().map(|proposals| outputs.by_ref().take(proposals.len()).collect()).collect())
     }
 
-    /// Asks the third network once more about the faces that it is less sure of, rotated.
+    /// Runs the third network again, rotated, on the faces with a low score.
     fn look_rotated(&self, pyramids: &[&Pyramid], faces: &mut [Vec<DetectedFace>]) -> Result<(), EngineError> {
         let is_unsure = |face: &&DetectedFace| face.score < SURE;
         let crops = pyramids.iter().zip(faces.iter());

@@ -1,4 +1,4 @@
-//! The engines that read faces.
+//! The engines of networks that read faces.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,7 +22,7 @@ impl Engine for AgeGenderEngine {
         Ok(outputs.into_iter().map(output).collect())
     }
 
-    /// Every face goes in twice.
+    /// Every face is run twice.
     fn max_batch(&self) -> usize {
         BUCKETS[BUCKETS.len() - 1] / 2
     }

@@ -1,4 +1,4 @@
-//! Engines over libtorch: one file a kind of network.
+//! Engines over libtorch, one file per kind of network.
 
 mod detector;
 mod faces;
@@ -19,10 +19,10 @@ pub(crate) struct TorchEngineLoader {
 }
 
 impl TorchEngineLoader {
-    /// On `auto`, `cpu` or `cuda:N`.
+    /// Opens a device: `auto`, `cpu` or `cuda:N`.
     ///
     /// # Errors
-    /// [`NnError::DeviceUnavailable`] when there is no such device; there is no fallback to another.
+    /// [`NnError::DeviceUnavailable`] when it does not exist; there is no fallback to another.
     pub(crate) fn new(device: &str) -> Result<Self, NnError> {
         Ok(Self { device: Device::resolve(device)? })
     }

@@ -1,4 +1,4 @@
-//! The engine of residual networks: whole photos to heads and embeddings.
+//! The engine of residual networks, which turns whole photos into heads and embeddings.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::{
     serving::{Engine, EngineError, ImageOutput, Input},
 };
 
-/// A network of this project's own training.
+/// A network that this project trained.
 pub(super) struct ResidualEngine {
     pub(super) network: InferenceNetwork,
     pub(super) embedding_layers: Vec<String>,
@@ -23,7 +23,7 @@ impl Engine for ResidualEngine {
 }
 
 impl ResidualEngine {
-    /// Keeps the layers that the version offers for comparison, and no others.
+    /// Keeps only the layers that the version offers for comparison.
     fn output(&self, mut raw: RawOutput) -> Result<ImageOutput, EngineError> {
         let mut embedding = |layer: &String| match raw.embeddings.remove(layer) {
             Some(vector) => Ok((layer.clone(), vector)),

@@ -1,4 +1,4 @@
-//! A version's tensors to the predictor of its alignment points.
+//! Builds the predictor of alignment points from a version's tensors.
 
 use crate::{
     nn::{Dtype, SHAPE_PREFIX, TensorData},
@@ -6,7 +6,7 @@ use crate::{
     vision::{Point, ShapeParts, ShapePredictor, points},
 };
 
-/// The predictor among these tensors; none when no name begins with `shape.`.
+/// Builds the predictor from these tensors. Returns `None` when no name begins with `shape.`.
 ///
 /// # Errors
 /// [`EngineError::WeightsMismatch`] naming what is missing, misshapen or out of range.
@@ -22,7 +22,7 @@ pub(super) fn shape_predictor(tensors: &[TensorData]) -> Result<Option<ShapePred
 }
 
 fn parts(tensors: &[&TensorData]) -> Result<ShapeParts, String> {
-    // Two tensors say how many there are of everything, and the others must agree.
+    // The shapes of these two give all counts; the other tensors must agree.
     let [n_cascades, n_trees, n_splits] = dimensions(tensors, "shape.thresholds")?;
     let [_, n_pixels] = dimensions(tensors, "shape.anchors")?;
     let initial = floats(tensors, "shape.initial", &[5, 2])?;
@@ -52,12 +52,12 @@ fn dimensions<const N: usize>(tensors: &[&TensorData], name: &str) -> Result<[us
     let shape = &tensor(tensors, name)?.shape;
     let misshapen = || format!("{name} has the shape {shape:?}, expected {N} dimensions of 1 or more");
     let dimensions = <&[i64; N]>::try_from(shape.as_slice()).map_err(|_| misshapen())?;
-    // Below a 32-bit number each, so that one more is a number, too.
+    // Each fits 31 bits, so adding one cannot overflow.
     let is_size = |d: &i64| (1..=i64::from(i32::MAX)).contains(d);
     if dimensions.iter().all(is_size) { Ok(dimensions.map(|d| d as usize)) } else { Err(misshapen()) }
 }
 
-/// The bytes of a tensor that must be of this kind and shape.
+/// Returns the bytes of a tensor after checking its dtype and shape.
 fn bytes<'a>(tensors: &[&'a TensorData], name: &str, dtype: Dtype, shape: &[usize]) -> Result<&'a [u8], String> {
     let tensor = tensor(tensors, name)?;
     if tensor.dtype != dtype || !tensor.shape.iter().copied().eq(shape.iter().map(|&d| d as i64)) {
@@ -108,7 +108,7 @@ mod tests {
         TensorData { name: name.to_owned(), shape: shape.to_vec(), dtype: Dtype::I64, bytes }
     }
 
-    /// Numbers that count upwards.
+    /// Creates a tensor of ascending numbers.
     fn reals(name: &str, shape: &[i64]) -> TensorData {
         let n: i64 = shape.iter().product();
         let bytes = (0..n).flat_map(|v| (v as f32).to_le_bytes()).collect();
@@ -187,7 +187,7 @@ mod tests {
             let expected: [[f32; 2]; 5] = serde_json::from_value(face["points"].clone()).unwrap();
             let found = predictor.place(&photo, &BoundingBox { left, top, right, bottom });
             for (point, [x, y]) in found.iter().zip(expected) {
-                // dlib rounds to whole pixels, and decodes the photo a little differently.
+                // dlib rounds to whole pixels, and decodes the photo slightly differently.
                 let (dx, dy) = ((point.x - x).abs(), (point.y - y).abs());
                 assert!(dx < 0.75 && dy < 0.75, "{found:?}, expected {expected:?}");
             }
