@@ -185,7 +185,7 @@ impl Head {
         for (head_idx, head) in heads.iter().enumerate() {
             let head = Self::from_proto(&format!("{field}[{head_idx}]"), head)?;
             if !names.insert(head.name.clone()) {
-                let detail = format!("{:?} is another head's name already", head.name);
+                let detail = format!("{:?} is already the name of another head", head.name);
                 return Err(TrainingError::field(format!("{field}[{head_idx}].name"), detail));
             }
             checked.push(head);
@@ -249,7 +249,7 @@ impl Head {
 impl Target {
     fn from_proto(field: &str, kind: Option<&v1::head::Kind>) -> Result<Self, TrainingError> {
         match kind {
-            None => Err(TrainingError::field(field, "must say regression or classification")),
+            None => Err(TrainingError::field(field, "must set regression or classification")),
             Some(v1::head::Kind::Regression(head)) => {
                 Ok(Self::Regression { unit: text(&format!("{field}.regression.unit"), &head.unit)? })
             }
@@ -266,7 +266,7 @@ impl Target {
                         return Err(TrainingError::field(field, "must not be empty nor have spaces around it"));
                     }
                     if !seen.insert(label) {
-                        return Err(TrainingError::field(field, format!("{label:?} is in the list already")));
+                        return Err(TrainingError::field(field, format!("{label:?} is already in the list")));
                     }
                 }
                 Ok(Self::Classification { labels: head.labels.clone() })

@@ -23,7 +23,7 @@ impl Source {
         let named = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         match self {
             Self::UtkFace { folder } => {
-                format!("the folder {} and those below it hold no file with a picture's ending", named(folder))
+                format!("the folder {} and its sub-folders contain no file with an image's extension", named(folder))
             }
             Self::Csv(source) => format!("the table {} has a header and no line below it", named(&source.table)),
         }

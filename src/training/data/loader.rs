@@ -331,7 +331,7 @@ impl Images {
 
 fn changed(path: &Path, detail: String) -> TrainingError {
     TrainingError::BadData {
-        detail: format!("{} could be read when the run began and cannot be any more: {detail}", path.display()),
+        detail: format!("{} was readable when the run began, but no longer: {detail}", path.display()),
         report: None,
     }
 }
