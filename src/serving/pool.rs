@@ -33,7 +33,7 @@ impl ServingPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`ServeError::NoThread`] when the system gives no thread.
+    /// [`ServeError::NoThread`] when a thread cannot be started.
     pub(crate) fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
         let device = Arc::new(Device::new(settings));
         let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });

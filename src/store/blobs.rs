@@ -127,7 +127,7 @@ impl Blobs for StoreBlobs {
             bytes.extend_from_slice(chunk);
         }
         if chunks.len() != record.n_chunks as usize || bytes.len() as u64 != record.length {
-            return Err(corrupt(format!("only {} of {} bytes are present", bytes.len(), record.length)));
+            return Err(corrupt(format!("{} of {} bytes are present", bytes.len(), record.length)));
         }
         if Digest::of(&bytes) != *digest {
             return Err(corrupt("its SHA-256 is another".to_owned()));

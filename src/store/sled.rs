@@ -437,7 +437,7 @@ impl Committer {
 
     fn refusal(&self) -> StoreError {
         let why = self.failed.as_deref().unwrap_or("it was closed");
-        self.io(format!("writing has stopped, because {why}; restart the server"))
+        self.io(format!("writes are refused: {why}"))
     }
 
     fn io(&self, why: String) -> StoreError {

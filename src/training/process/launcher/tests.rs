@@ -151,7 +151,7 @@ async fn garbage_ends_the_run_and_the_process() {
         let events = [Event::Progress(Progress { learning_rate: 1.0, loss: 1.0, ..Progress::default() })];
         let (message, kind) = Shell::new(script, events).failure().await;
         assert_eq!(kind, FailureKind::Internal, "{script}: {message}");
-        assert!(message.contains("pipe") || message.contains("nothing known"), "{script}: {message}");
+        assert!(message.contains("pipe") || message.contains("unknown event"), "{script}: {message}");
     }
 }
 
