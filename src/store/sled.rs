@@ -109,8 +109,8 @@ impl SledStore {
         Ok(store)
     }
 
-    /// Opens a folder's store read-only to look for damage. Damage that [`SledStore::open`] refuses is left for
-    /// [`Store::verify_all`] to report.
+    /// Opens the store of a folder to look for damage, which [`Store::verify_all`] then reports where
+    /// [`SledStore::open`] would refuse. Commits fail.
     ///
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] when the engine can read nothing.
