@@ -1,11 +1,11 @@
-# Two commands matter: `make serve` and `make test`. Each fetches what it needs by itself.
+# Two commands matter: `make serve` and `make test`. Each fetches what it needs.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-# Set by the caller when wanted; see `make help`.
+# Set by the caller if needed; see `make help`.
 PYTHON ?= python3
 ARGS ?=
 DATA ?=
@@ -19,21 +19,21 @@ MEASURE := target/release/visage-measure
 export VISAGE_CACHE := $(CACHE)
 export PYTHON
 
-# Begins a recipe that compiles: LIBTORCH is the machine's own or the fetched one.
+# Starts a recipe that compiles: LIBTORCH is the machine's own or the fetched one.
 WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
 
-# Begins a recipe that compiles the tests: by clippy, so that lint and test share one build, with assertions in our own code
-# and the dependencies of the release binary. The binary itself stays what `make build` made.
+# Starts a recipe that compiles the tests: by clippy, so that lint and test share one build, with assertions in our own
+# code and the dependencies of the release binary. The binary itself remains the one of `make build`.
 CHECKED = export RUSTC_WORKSPACE_WRAPPER=clippy-driver CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true; \
   mkdir -p target/release; [ ! -e $(BINARY) ] || ln -f $(BINARY) $(KEPT); trap '[ ! -e $(KEPT) ] || mv -f $(KEPT) $(BINARY)' EXIT
 KEPT := target/release/visage.kept
 TESTS = --release --workspace --all-targets --locked
 
-# Begins a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
+# Starts a recipe whose tests and suites read the published face weights: the machine's own or the fetched ones.
 WITH_WEIGHTS = VISAGE_WEIGHTS="$$($(PYTHON) deploy/fetch_weights.py)"; export VISAGE_WEIGHTS
 
-# Begins a recipe that runs peers: the Python that has them.
+# Starts a recipe that runs peers: sets the Python that has their packages.
 WITH_PEERS = VISAGE_PYTHON="$$($(PYTHON) deploy/venv.py clients/python/requirements.txt benches/peers/requirements.txt \
   --no-deps benches/peers/requirements-no-deps.txt)"; export VISAGE_PYTHON
 
@@ -84,7 +84,7 @@ lint: tools ## Check format, clippy, documentation, dependencies and Python type
 fmt: tools ## Format the code
 	@cargo fmt --all
 
-# Two builds, so that what is measured is the very server that `make build` makes.
+# Two builds, so that the measured server is exactly the one of `make build`.
 measure: build
 	@$(WITH_LIBTORCH); cargo build --release --locked --package visage-benches
 
@@ -111,7 +111,7 @@ clean: ## Remove what was built (not the fetched cache, not the data folder)
 	@rm -rf target clients/python/build
 	@echo "The fetched libtorch and face weights stay in $(CACHE)."
 
-# A missing tool is named with the way to get it, before a compiler says something less clear.
+# Reports a missing tool and how to get it, before a compiler fails less clearly.
 tools:
 	@missing=0; need() { echo "make: $$1 is missing. $$2" >&2; missing=1; }; \
 	command -v cargo >/dev/null || need "the Rust toolchain" "Get it from https://rustup.rs, then open a new shell."; \

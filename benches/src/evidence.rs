@@ -1,4 +1,4 @@
-//! Rows of evidence: each has a figure, another of the same run beside it, and the bar that it must reach.
+//! Rows of evidence: each has a figure, another of the same run to compare with, and the bar that it must reach.
 
 use std::{fs, path::Path};
 
@@ -15,14 +15,14 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
-    /// What it is compared with, measured in the same run.
+    /// The compared figure, measured in the same run.
     pub(crate) versus: Option<String>,
     pub(crate) versus_value: Option<f64>,
     /// value / versus_value.
     pub(crate) ratio: Option<f64>,
-    /// The figure that the ratio must reach, or the value where there is no ratio.
+    /// The bar that the ratio must reach, or the value if there is no ratio.
     pub(crate) bar: Option<Bar>,
-    /// Absent without a bar.
+    /// None without a bar.
     pub(crate) pass: Option<bool>,
     pub(crate) note: String,
 }
@@ -107,7 +107,7 @@ impl Row {
     }
 }
 
-/// The middle value, the upper one of two; 0 of none.
+/// The middle value, the upper one of two; 0 for no values.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
@@ -116,7 +116,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 /// The titles of [`Row::cells`].
 pub(crate) const HEADERS: [&str; 7] = ["name", "value", "versus", "ratio", "bar", "", "note"];
 
-/// Prints the rows as a table and, if asked, writes them as JSON; returns true if every bar was reached.
+/// Prints the rows as a table and, if requested, writes them as JSON; returns true if every bar was reached.
 pub(crate) fn report(rows: &[Row], json: Option<&Path>) -> anyhow::Result<bool> {
     let mut table = Table::new();
     table.set_header(HEADERS);

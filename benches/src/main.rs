@@ -1,9 +1,9 @@
-//! Measures how good and how fast this build of Visage is, and prints what it finds as rows of evidence.
+//! Measures how good and how fast this build of Visage is, and prints the results as rows of evidence.
 //!
-//! `eval` measures quality and `bench` speed, one module a suite. Every suite starts the server's program, which is built
-//! into the same folder (`server.rs`, and `training_server.rs` where the suite trains), and calls it over a real port, as
-//! any client does. Most rows (`evidence.rs`) have a figure of the same run beside theirs, often that of a Python program
-//! (`peers.rs`).
+//! `eval` measures quality and `bench` speed, one module per suite. Every suite starts the server's program, which is
+//! built into the same folder (`server.rs`, and `training_server.rs` for suites that train), and calls it over a real
+//! port, as any client does. Most rows (`evidence.rs`) include a figure of the same run to compare with, often from a
+//! Python program (`peers.rs`).
 
 mod bench;
 mod eval;

@@ -1,4 +1,4 @@
-//! Runs programs that others wrote for the same work: Python, one script a subject, JSON both ways.
+//! Runs other people's programs for the same work: Python, one script per subject, with JSON as input and output.
 
 use std::{path::PathBuf, process::Stdio};
 
@@ -15,7 +15,7 @@ use visage::cli::output;
 /// The scripts, and the Python that runs them.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PeerArgs {
-    /// The Python that has the packages of benches/peers/requirements.txt; without it peers are left out, and said to be.
+    /// The Python that has the packages of benches/peers/requirements.txt; without it, peers are left out, with a note.
     #[arg(long, value_name = "PYTHON", env = "VISAGE_PYTHON")]
     python: Option<PathBuf>,
     /// The folder of the scripts that run peers.
@@ -29,11 +29,11 @@ impl PeerArgs {
         self.python.is_some()
     }
 
-    /// Runs a script on a request and reads its answers, a JSON object a line; `None` without a Python. The progress bar
-    /// shows `what`.
+    /// Runs a script on a request and parses its answers, one JSON object per line; `None` without a Python. The
+    /// progress bar shows `what`.
     ///
     /// # Errors
-    /// When the script fails or its answer has another form.
+    /// Fails when the script fails or its answer has another form.
     pub(crate) async fn ask<Answer: DeserializeOwned>(
         &self,
         script: &str,
@@ -55,7 +55,7 @@ impl PeerArgs {
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             bail!("{}: no pipes", path.display());
         };
-        // A script that ends before it has read all says why itself.
+        // A script that ends before it has read its input reports why.
         let _ = input.write_all(&serde_json::to_vec(request)?).await;
         drop(input);
         let progress = if n_answers > 1 { output::bar(n_answers as u64, what) } else { output::counter(what) };

@@ -1,4 +1,4 @@
-//! A server in a process of its own, as a user starts it: its memory and its end are its own.
+//! A server in its own process, started as a user does; its memory and its exit can be measured.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,12 +18,12 @@ use visage::cli::connection::Clients;
 pub(crate) struct ServerProcess {
     child: Child,
     pub(crate) clients: Clients,
-    /// The file of its standard error.
+    /// The file with its standard error.
     log: PathBuf,
 }
 
 impl ServerProcess {
-    /// Starts a server on a data folder and waits until it listens; `published` are the weights that it registers.
+    /// Starts a server on a data folder and waits until it listens; it registers the weights of `published`.
     pub(crate) async fn start(
         data: &Path,
         published: Option<&Path>,
@@ -59,12 +59,12 @@ impl ServerProcess {
                 None => bail!("the server ended at its start:\n{}", std::fs::read_to_string(&log)?),
             }
         };
-        // Reads to the end, so that the server never waits for room in the pipe.
+        // Reads to the end, so that the server never blocks on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok(Self { child, clients: Clients::new(Channel::from_shared(url)?.connect_lazy()), log })
     }
 
-    /// Reads the process's resident memory in MiB; an error when the process is gone.
+    /// Returns the process's resident memory in MiB; an error when the process is gone.
     pub(crate) fn resident_mib(&mut self) -> anyhow::Result<f64> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the server is gone ({status}):\n{}", self.last_words());
@@ -75,7 +75,7 @@ impl ServerProcess {
         Ok(system.process(pid).context("the server's process")?.memory() as f64 / (1024.0 * 1024.0))
     }
 
-    /// Counts the log's lines at level ERROR: what someone would have to look at.
+    /// Counts the log's lines at level ERROR, which someone would have to look into.
     pub(crate) fn n_error_lines(&self) -> anyhow::Result<usize> {
         Ok(std::fs::read_to_string(&self.log)?
             .lines()
@@ -92,17 +92,17 @@ impl ServerProcess {
     /// Stops the server as an operator does, and waits for its end.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.child.id().context("the server's process id")?;
-        // Signal 15 by the system's own program: nothing else here needs unsafe code.
+        // Sends signal 15 by the system's `kill`: calling it directly would need unsafe code.
         Command::new("kill").arg("-TERM").arg(pid.to_string()).status().await.context("kill")?;
         let status = self.child.wait().await?;
         if !status.success() {
-            bail!("the server ended badly ({status}):\n{}", self.last_words());
+            bail!("the server failed ({status}):\n{}", self.last_words());
         }
         Ok(())
     }
 }
 
-/// Finds the server's program in the folder of this one, where both are built.
+/// Returns the server's program in the folder of this one, where both are built.
 fn beside(this: &Path) -> anyhow::Result<PathBuf> {
     let program = this.with_file_name("visage");
     if !program.is_file() {

@@ -1,4 +1,4 @@
-//! A server for suites that train: in a temporary folder, below which it may also read training data.
+//! A server for suites that train, in a temporary folder that may also hold training data.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use visage::{
 
 use crate::server::ServerProcess;
 
-/// A server whose data folder, and whatever else a suite writes, is gone with it.
+/// A server whose data folder, with all that a suite writes there, is deleted with it.
 pub(crate) struct TrainingServer {
     pub(crate) clients: Clients,
     process: ServerProcess,
@@ -30,7 +30,7 @@ impl TrainingServer {
         Ok(Self { clients: process.clients.clone(), process, folder })
     }
 
-    /// Trains, and passes every event to `each`; an error when the run makes no version.
+    /// Trains, and passes every event to `each`; fails when the run creates no version.
     pub(crate) async fn train(
         &mut self,
         request: v1::TrainRequest,
@@ -44,7 +44,7 @@ impl TrainingServer {
         Ok(ended)
     }
 
-    /// The folder for training data of the suite's own.
+    /// The folder for the suite's own training data.
     pub(crate) fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }

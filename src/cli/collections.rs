@@ -1,11 +1,11 @@
-//! `visage collections`: where faces are kept.
+//! `visage collections`: collections of faces.
 
 use clap::{Args, Subcommand};
 
 use super::{connection::Remote, names, output, pages};
 use crate::proto::v1;
 
-/// Makes, shows and deletes collections of faces.
+/// Creates, shows and deletes collections of faces.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -21,12 +21,13 @@ pub(super) struct CollectionsArgs {
 
 #[derive(Subcommand, Debug)]
 enum CollectionsCommand {
-    /// Makes a collection. It belongs to one version's embedding space for good: faces of two spaces cannot be compared.
+    /// Creates a collection. It belongs to one version's embedding space for good: faces of two spaces cannot be
+    /// compared.
     Create {
         /// Its id.
         id: String,
-        /// A version as face@champion or face/3, with #LAYER for another layer than the default one; without it what the
-        /// server's default model is paired with.
+        /// A version as face@champion or face/3, with #LAYER for a layer other than the default; without it, the
+        /// embedding space paired with the server's default model.
         #[arg(long, default_value = "")]
         space: String,
         /// A name for people.
@@ -35,7 +36,7 @@ enum CollectionsCommand {
     },
     /// Lists the collections.
     List,
-    /// Shows one.
+    /// Shows a collection.
     Show {
         /// Its id.
         id: String,
@@ -60,7 +61,7 @@ pub(super) async fn run(args: CollectionsArgs) -> anyhow::Result<bool> {
                 request_id: String::new(),
             };
             let made = server.faces.create_collection(remote.request(request)).await?.into_inner();
-            output::show(remote.json, &made, |c| format!("{} is made, of {}", c.name, c.embedding_space))?;
+            output::show(remote.json, &made, |c| format!("{} created, in {}", c.name, c.embedding_space))?;
         }
         CollectionsCommand::List => {
             let all = pages::all(|page_token| {
@@ -75,7 +76,7 @@ pub(super) async fn run(args: CollectionsArgs) -> anyhow::Result<bool> {
             let row = |c: &v1::Collection| {
                 [c.name.clone(), c.n_faces.to_string(), c.embedding_space.clone(), output::time(c.create_time.as_ref())]
             };
-            let nothing = "no collection yet; `visage collections create` makes one";
+            let nothing = "no collection yet; `visage collections create` creates one";
             output::show_all(remote.json, &all, ["collection", "faces", "embedding space", "created"], row, nothing)?;
         }
         CollectionsCommand::Show { id } => {

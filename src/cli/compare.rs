@@ -1,4 +1,4 @@
-//! `visage compare`: whether two photos show the same person.
+//! `visage compare`: compares the faces of two photos.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::proto::v1;
 
-/// Says whether two photos show the same person. Nothing is stored.
+/// Reports how probably two photos show the same person. Nothing is stored.
 ///
-/// The score is the cosine of the faces' embeddings. The probability takes it as likely as not, before looking, that both
-/// are one person.
+/// The score is the cosine of the faces' embeddings. The probability assumes even odds beforehand that both are the
+/// same person.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -27,10 +27,10 @@ pub(super) struct CompareArgs {
     /// A JPEG, PNG or WebP file; - is standard input.
     #[arg(value_name = "PHOTO")]
     first: PathBuf,
-    /// The other.
+    /// The other photo.
     #[arg(value_name = "PHOTO")]
     second: PathBuf,
-    /// What to compare by, as `collections create` takes it; without it what the server's default model is paired with.
+    /// The embedding space, as in `collections create`; without it, the one paired with the server's default model.
     #[arg(long, default_value = "")]
     space: String,
     /// Which of each photo's faces is compared.
@@ -40,7 +40,7 @@ pub(super) struct CompareArgs {
     pub(super) remote: Remote,
 }
 
-/// Runs the command; `false` when the photos could not be compared.
+/// Runs the command; returns false when the photos could not be compared.
 pub(super) async fn run(args: CompareArgs) -> anyhow::Result<bool> {
     let mut server = args.remote.connect().await?;
     let request = v1::CompareFacesRequest {

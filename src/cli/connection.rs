@@ -1,4 +1,4 @@
-//! The way to a running server.
+//! The connection to a running server.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use crate::proto::{
     },
 };
 
-/// Where a server listens that was told nothing.
+/// The default address of a server.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:50051";
 
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which server is asked, how long, and how its answers are shown.
+/// The server, the timeout and the output format.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Remote {
     /// The running server.
@@ -39,18 +39,18 @@ pub(super) struct Remote {
         help_heading = "Server"
     )]
     pub(super) server: String,
-    /// The longest wait for one answer, such as 500ms or 2m; what streams has no limit.
+    /// The longest wait for one answer, such as 500ms or 2m; streams have no limit.
     #[arg(long, global = true, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration, help_heading = "Server")]
     timeout: Duration,
-    /// Prints JSON, one document a line.
+    /// Prints JSON, one document per line.
     #[arg(long, global = true)]
     pub(super) json: bool,
 }
 
-/// `host:port` or `http://host:port`, as a URL.
+/// Parses `host:port` or `http://host:port` as a URL.
 fn url(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        // As where a variable is set to nothing.
+        // An environment variable may be set to nothing.
         return Ok(DEFAULT_SERVER.to_owned());
     }
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -65,7 +65,7 @@ fn url(text: &str) -> Result<String, String> {
 }
 
 impl Remote {
-    /// Connects.
+    /// Connects to the server.
     pub(super) async fn connect(&self) -> anyhow::Result<Clients> {
         let endpoint = Endpoint::from_shared(self.server.clone())?.connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint
@@ -75,7 +75,7 @@ impl Remote {
         Ok(Clients::new(channel))
     }
 
-    /// A message with this call's deadline.
+    /// Wraps a message in a request with the timeout as its deadline.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
@@ -83,7 +83,7 @@ impl Remote {
     }
 }
 
-/// A client of every service.
+/// A client for every service.
 #[derive(Clone)]
 pub struct Clients {
     /// Answers about photos, and starts training runs.
@@ -99,10 +99,10 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Makes clients that share one connection.
+    /// Creates clients that share one connection.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        // Whoever runs a server bounds what it reads and sends; this side takes what comes.
+        // The server limits message sizes; this side accepts any.
         let unlimited = usize::MAX;
         Self {
             visage: VisageServiceClient::new(channel.clone()).max_decoding_message_size(unlimited),
@@ -113,10 +113,10 @@ impl Clients {
         }
     }
 
-    /// Starts a run and gives its name.
+    /// Starts a run and returns its name.
     ///
     /// # Errors
-    /// The server's refusal.
+    /// Fails when the server refuses.
     pub async fn train(&mut self, request: Request<v1::TrainRequest>) -> anyhow::Result<String> {
         let operation = self.visage.train(request).await?.into_inner();
         let id = operation.name.strip_prefix("operations/").context("the server's answer names no operation")?;
@@ -126,14 +126,14 @@ impl Clients {
     /// Follows a run from its first event to its end, and passes every event to `each`.
     ///
     /// # Errors
-    /// The server's error, or a stream of events that ends before the run does.
+    /// The server's error, or a stream of events that ends before the run.
     pub async fn follow(
         &mut self,
         run: &str,
         mut each: impl FnMut(&v1::WatchTrainingRunResponse),
     ) -> anyhow::Result<v1::TrainingRun> {
         let mut after_sequence = 0;
-        // A server closes connections that have grown old in peace; the events go on where they stopped.
+        // A server closes old connections gracefully; the events continue where they stopped.
         loop {
             let watch = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence };
             let mut events = self.training.watch_training_run(watch).await?.into_inner();
@@ -146,7 +146,7 @@ impl Clients {
                 }
             }
             if after_sequence == before {
-                bail!("the events of {run} ended without its end");
+                bail!("the events of {run} ended before the run");
             }
         }
     }

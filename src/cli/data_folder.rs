@@ -1,4 +1,4 @@
-//! The commands that open a data folder themselves, with no server on it: doctor, migrate, export, import.
+//! The commands that open a data folder themselves, without a server: doctor, migrate, export, import.
 
 use std::{
     fs::{self, File},
@@ -17,7 +17,7 @@ use crate::{
     store::{self, Finding, SledSettings, SledStore, Store, StoreError},
 };
 
-/// Which data folder, and how what is found is shown.
+/// The data folder, and the output format.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Folder {
     /// The data folder [default: that of the configuration].
@@ -28,7 +28,7 @@ pub(super) struct Folder {
     pub(super) json: bool,
 }
 
-/// Verifies every record, blob and reference of a data folder, and says what is damaged and what that affects.
+/// Verifies every record, blob and reference of a data folder, and reports damage and its effects.
 ///
 /// No server may run on the folder. Nothing is repaired. Exits with 1 when something is damaged.
 #[derive(Args, Debug)]
@@ -38,7 +38,7 @@ pub(super) struct DoctorArgs {
     pub(super) folder: Folder,
 }
 
-/// Brings a data folder to the format of this version of visage; `visage serve` does the same when it starts.
+/// Migrates a data folder to the format of this version of visage; `visage serve` does the same when it starts.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage export before.visage && visage migrate")]
 pub(super) struct MigrateArgs {
@@ -46,11 +46,11 @@ pub(super) struct MigrateArgs {
     pub(super) folder: Folder,
 }
 
-/// Writes everything in a data folder into one file, checked from end to end when it is read again.
+/// Writes everything in a data folder into one file with a checksum.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage export --data-dir /srv/visage backup.visage")]
 pub(super) struct ExportArgs {
-    /// The file; a file that is there is not overwritten.
+    /// The file; an existing file is not overwritten.
     file: PathBuf,
     #[command(flatten)]
     pub(super) folder: Folder,
@@ -60,7 +60,7 @@ pub(super) struct ExportArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage import --data-dir /srv/restored backup.visage")]
 pub(super) struct ImportArgs {
-    /// What `visage export` wrote.
+    /// A file from `visage export`.
     file: PathBuf,
     #[command(flatten)]
     pub(super) folder: Folder,
@@ -82,7 +82,7 @@ impl Folder {
 }
 
 impl Place {
-    /// Opens what is there; a folder without a store is a mistake in the name, not an empty store.
+    /// Opens an existing store. A folder without one means a wrong name, not an empty store.
     fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
         Ok(Arc::new(SledStore::open(self.existing_dir()?, &self.settings)?))
     }
@@ -95,7 +95,7 @@ impl Place {
     }
 }
 
-/// Verifies; `false` when something is damaged.
+/// Verifies; returns false when something is damaged.
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let place = args.folder.place(config)?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_to_examine(place.existing_dir()?, &place.settings)?);
@@ -136,16 +136,16 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
             "{n_entries} records and {} blobs of format {} examined: {}",
             report.n_blobs,
             format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
-            if n == 0 { "all whole".to_owned() } else { format!("{n} findings") }
+            if n == 0 { "no damage".to_owned() } else { format!("{n} findings") }
         )?;
         if n > 0 {
-            say!("An export from before the damage brings everything back: visage import --data-dir NEW EXPORT")?;
+            say!("To restore an export from before the damage: visage import --data-dir NEW EXPORT")?;
         }
     }
     Ok(report.findings.is_empty())
 }
 
-/// Migrates.
+/// Migrates the store.
 pub(super) fn migrate(args: &MigrateArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let place = args.folder.place(config)?;
     let migrated = store::migrate(&place.existing()?)?;
@@ -159,7 +159,7 @@ pub(super) fn migrate(args: &MigrateArgs, config: Option<&Path>) -> anyhow::Resu
     Ok(true)
 }
 
-/// Exports into a file that has its name only when it is whole.
+/// Exports into a file that gets its name only when complete.
 pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let place = args.folder.place(config)?;
     let named = || args.file.display().to_string();

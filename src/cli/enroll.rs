@@ -21,7 +21,7 @@ use crate::proto::v1::{self, enroll_face_request::Source, stream_enroll_faces_re
 
 /// Adds the faces of photos to a collection.
 ///
-/// A face is acknowledged when it is safely stored. A photo that fails leaves the others as they are.
+/// A face is acknowledged once it is stored. If a photo fails, the others are not affected.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -32,22 +32,22 @@ pub(super) struct EnrollArgs {
     /// JPEG, PNG or WebP files; - is standard input.
     #[arg(required = true, value_name = "PHOTO")]
     photos: Vec<PathBuf>,
-    /// Where to.
+    /// The collection.
     #[arg(long, short)]
     collection: String,
-    /// The face's id, for one photo; without it the server makes one.
+    /// The face's id, for one photo; without it, the server generates one.
     #[arg(long, conflicts_with = "ids_from_names")]
     id: Option<String>,
-    /// Takes each file's name without its extension as the face's id, so that a second run finds what is there.
+    /// Uses each file's name without its extension as the face's id, so that a second run finds existing faces.
     #[arg(long)]
     ids_from_names: bool,
-    /// Which of a photo's faces is added; single refuses a photo of several.
+    /// Which of a photo's faces is added; single refuses a photo with several.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
-    /// Whose face: a policy or a customer number of yours.
+    /// The person: your policy or customer number, for example.
     #[arg(long, default_value = "")]
     subject: String,
-    /// Something to find it by: source=branch-12. May be given more than once.
+    /// A label to filter by: source=branch-12. May be given more than once.
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
     #[command(flatten)]
@@ -59,13 +59,13 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// Runs the command; `false` when a photo was refused.
+/// Runs the command; returns false when a photo was refused.
 pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     if args.id.is_some() && args.photos.len() > 1 {
-        bail!(Usage("--id names one face and there are several photos; --ids-from-names names each".to_owned()));
+        bail!(Usage("--id names one face, but there are several photos; use --ids-from-names".to_owned()));
     }
     if args.ids_from_names && args.photos.iter().any(|photo| photo == Path::new("-")) {
-        bail!(Usage("standard input has no name to take as an id".to_owned()));
+        bail!(Usage("standard input has no file name to use as an id".to_owned()));
     }
     let labels: BTreeMap<String, String> = args.label.iter().cloned().collect();
     let template = v1::EnrollFaceRequest {
@@ -77,14 +77,14 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
         ..v1::EnrollFaceRequest::default()
     };
     let mut server = args.remote.connect().await?;
-    // By names also one photo goes as many do: what is there already is no failure.
+    // With ids from names, one photo is treated like many: an existing face is no failure.
     if let ([photo], false) = (args.photos.as_slice(), args.ids_from_names) {
         let source = Some(Source::Image(photo::read(photo).await?));
         let request = args.remote.request(v1::EnrollFaceRequest { source, ..template });
         let about = || photo.display().to_string();
         let face = server.faces.enroll_face(request).await.with_context(about)?.into_inner();
         let line = format!("{} enrolled", face.name);
-        // In the form of many, so that a script need not count its photos.
+        // In the form of a stream, so that scripts need not distinguish one photo from many.
         let correlation_id = photo.display().to_string();
         let answer = v1::StreamEnrollFacesResponse { correlation_id, result: Some(Item::Face(face)) };
         output::show(args.remote.json, &answer, |_| line)?;
@@ -112,7 +112,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
             }
             Some(Item::Error(error)) if ids_from_names && failure::reason_of(error) == "RESOURCE_EXISTS" => {
                 n_there += 1;
-                "is there already".to_owned()
+                "exists already".to_owned()
             }
             Some(Item::Error(error)) => {
                 n_refused += 1;
@@ -129,7 +129,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     if !args.remote.json {
         let collection = names::collection(&args.collection);
         let (enrolled, refused) = (output::counted(n_enrolled, "face"), output::counted(n_refused, "photo"));
-        say!("{enrolled} enrolled in {collection}, {n_there} there already, {refused} refused")?;
+        say!("{enrolled} enrolled in {collection}, {n_there} existed already, {refused} refused")?;
     }
     let n_lost = args.photos.len() - n_enrolled - n_there - n_refused;
     if n_lost > 0 {
@@ -142,7 +142,7 @@ fn distinct(photos: &[PathBuf]) -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
     match photos.iter().find(|photo| !seen.insert(photo::stem(photo))) {
         Some(twice) => {
-            bail!(Usage(format!("two photos are named {}: their faces would have one id", photo::stem(twice))))
+            bail!(Usage(format!("two photos are named {}: their faces would have the same id", photo::stem(twice))))
         }
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Which faces of a photo, and what they must be, as options.
+//! The options that select a photo's faces and their thresholds.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use clap::{Args, ValueEnum};
 use super::failure::Usage;
 use crate::proto::v1;
 
-/// Which faces are read.
+/// The faces to read.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(super) enum Faces {
-    /// The largest.
+    /// The largest face.
     #[default]
     Largest,
-    /// Every one.
+    /// Every face.
     All,
-    /// The only one; a photo of several is not answered.
+    /// The only face; a photo with several is refused.
     Single,
 }
 
@@ -30,24 +30,25 @@ impl From<Faces> for v1::FaceSelection {
     }
 }
 
-/// What is asked of a photo's faces.
+/// The options for a photo's faces.
 #[derive(Args, Clone, Debug)]
 pub(super) struct FaceArgs {
     /// Which faces of a photo are read.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
-    /// Answers each face's embedding, too; --json shows its numbers.
+    /// Also returns each face's embedding; --json shows its numbers.
     #[arg(long)]
     embedding: bool,
-    /// Instead of the version's own threshold, such as min_face_px=20; may be given more than once. There are
+    /// Replaces one of the version's thresholds, such as min_face_px=20; may be given more than once. The names are
     /// min_face_px, min_detection, min_sharpness, min_brightness, max_brightness, min_contrast, max_yaw_degrees,
-    /// max_pitch_degrees, min_symmetry, min_visible, max_misfit and max_spread; `visage models show` tells a version's own.
+    /// max_pitch_degrees, min_symmetry, min_visible, max_misfit and max_spread; `visage models show` shows a version's
+    /// own.
     #[arg(long, value_name = "NAME=NUMBER")]
     threshold: Vec<String>,
 }
 
 impl FaceArgs {
-    /// The request's fields of these options.
+    /// Returns a request with the fields of these options.
     pub(super) fn request(&self) -> anyhow::Result<v1::PredictRequest> {
         let thresholds = if self.threshold.is_empty() { None } else { Some(thresholds(&self.threshold)?) };
         Ok(v1::PredictRequest {
@@ -69,14 +70,14 @@ fn thresholds(options: &[String]) -> anyhow::Result<v1::QualityThresholds> {
         }
         let Some(value) = set.get_mut(name) else {
             let known = set.keys().cloned().collect::<Vec<_>>().join(", ");
-            bail!(Usage(format!("--threshold {option}: there is no threshold {name}; there are {known}")));
+            bail!(Usage(format!("--threshold {option}: unknown threshold {name}; use one of {known}")));
         };
         *value = Some(number);
     }
     Ok(serde_json::from_value(serde_json::to_value(set)?)?)
 }
 
-/// Every threshold by its name.
+/// Returns every threshold by its name.
 pub(super) fn by_name(set: &v1::QualityThresholds) -> anyhow::Result<BTreeMap<String, Option<f64>>> {
     Ok(serde_json::from_value(serde_json::to_value(set)?)?)
 }

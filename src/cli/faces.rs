@@ -1,4 +1,4 @@
-//! `visage faces`: the faces of a collection, one by one.
+//! `visage faces`: the faces of a collection.
 
 use clap::{Args, Subcommand};
 
@@ -26,12 +26,12 @@ enum FacesCommand {
         #[arg(long, short)]
         collection: String,
     },
-    /// Shows one.
+    /// Shows a face.
     Show {
         /// COLLECTION/ID.
         face: String,
     },
-    /// Deletes one for good: no search finds it again.
+    /// Deletes a face for good: no search finds it again.
     Delete {
         /// COLLECTION/ID.
         face: String,

@@ -1,12 +1,12 @@
-//! What a person is told when a command fails, and the exit code that a script sees.
+//! The message for a failed command, and its exit code for scripts.
 
 use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-/// A command did what it could and the answer is no, such as a refusal or a finding.
+/// The command worked, but the answer is negative: a refusal or a finding.
 const FAILED: u8 = 1;
-/// The command line itself is wrong; clap uses the same.
+/// The command line is wrong; clap uses the same code.
 const USAGE: u8 = 2;
 /// No server answers.
 const UNREACHABLE: u8 = 3;
@@ -20,12 +20,12 @@ pub(super) struct Unreachable {
     pub(super) source: anyhow::Error,
 }
 
-/// A command line that clap accepts and that still makes no sense.
+/// A command line that clap accepts but that has no valid meaning.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Says on standard error what went wrong and what to do, and gives the exit code.
+/// Prints the failure and a hint to standard error, and returns the exit code.
 #[must_use]
 pub fn report(error: &anyhow::Error, json: bool) -> u8 {
     let (code, message, hint) = if let Some(status) = error.downcast_ref::<Status>() {
@@ -33,7 +33,7 @@ pub fn report(error: &anyhow::Error, json: bool) -> u8 {
             eprintln!("{}", status_json(status));
             return FAILED;
         }
-        // Which input it was about, where the command says so.
+        // The input concerned, if the command gave it.
         let context = Some(error.to_string()).filter(|text| *text != status.to_string());
         let about = context.map(|text| format!("{text}: ")).unwrap_or_default();
         (FAILED, format!("{about}{}", in_words(status)), hint(status))
@@ -54,12 +54,12 @@ pub fn report(error: &anyhow::Error, json: bool) -> u8 {
     code
 }
 
-/// One line for an item of a stream that failed.
+/// Formats a failed item of a stream in one line.
 pub(super) fn one_line(status: &crate::proto::rpc::Status) -> String {
     format!("{}: {}", reason_of(status), status.message)
 }
 
-/// The machine-readable reason of an item of a stream that failed; its code where it has none.
+/// Returns the machine-readable reason of a stream's failed item, or its code if it has none.
 #[must_use]
 pub fn reason_of(status: &crate::proto::rpc::Status) -> String {
     let reason = status.details.iter().find_map(|any| {
@@ -71,12 +71,12 @@ pub fn reason_of(status: &crate::proto::rpc::Status) -> String {
     reason.unwrap_or_else(|| format!("{:?}", tonic::Code::from(status.code)))
 }
 
-/// Whether this side gave up waiting: the transport calls that cancelled.
+/// Returns true if this side timed out: the transport reports that as cancelled.
 fn gave_up(status: &Status) -> bool {
     status.code() == tonic::Code::Cancelled && status.message() == "Timeout expired"
 }
 
-/// Code, reason and message; what says the same is said once.
+/// Formats code, reason and message without repetition.
 fn in_words(status: &Status) -> String {
     if gave_up(status) {
         return "DEADLINE_EXCEEDED: no answer within --timeout".to_owned();
@@ -89,7 +89,7 @@ fn in_words(status: &Status) -> String {
     }
 }
 
-/// An error with its causes; a cause that the error itself has said is left out.
+/// Formats an error with its causes, except those that its message already contains.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -104,7 +104,7 @@ fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
-/// A code as the gRPC papers spell it: `NOT_FOUND`.
+/// Formats a code as in the gRPC documentation: `NOT_FOUND`.
 fn code_name(status: &Status) -> String {
     let camel = format!("{:?}", status.code());
     let mut name = String::new();
@@ -122,13 +122,13 @@ fn hint(status: &Status) -> Option<&'static str> {
         return Some("a longer --timeout gives it more time");
     }
     Some(match reason(status).as_str() {
-        "MODEL_NOT_FOUND" => "`visage models list` shows what there is",
-        "MODEL_VERSION_NOT_FOUND" | "MODEL_ALIAS_NOT_FOUND" => "`visage models versions MODEL` shows what there is",
+        "MODEL_NOT_FOUND" => "`visage models list` shows the models",
+        "MODEL_VERSION_NOT_FOUND" | "MODEL_ALIAS_NOT_FOUND" => "`visage models versions MODEL` shows the versions",
         "COLLECTION_NOT_FOUND" => {
-            "`visage collections list` shows what there is; `visage collections create` makes one"
+            "`visage collections list` shows the collections; `visage collections create` creates one"
         }
-        "FACE_NOT_FOUND" => "`visage faces list --collection NAME` shows what there is",
-        "TRAINING_RUN_NOT_FOUND" | "OPERATION_NOT_FOUND" => "`visage runs list` shows what there is",
+        "FACE_NOT_FOUND" => "`visage faces list --collection NAME` shows the faces",
+        "TRAINING_RUN_NOT_FOUND" | "OPERATION_NOT_FOUND" => "`visage runs list` shows the runs",
         "PATH_OUTSIDE_ROOTS" => "allow the folder where the server starts: `visage serve --training-root FOLDER`",
         "OVERLOADED" => "the server is busy: try again in a moment",
         "DEADLINE_EXCEEDED" | "DEADLINE_UNMEETABLE" => "a longer --timeout gives it more time",

@@ -1,4 +1,4 @@
-//! What a network is to answer, as options: shared by training and importing.
+//! The options for a network's heads and body, shared by training and importing.
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -11,13 +11,13 @@ pub(super) struct HeadArgs {
     /// A number to predict, with its unit after a colon: age:years. May be given more than once.
     #[arg(long, value_name = "NAME[:UNIT]")]
     regression: Vec<String>,
-    /// A choice to predict, with its labels after `=`, or none to take those of the data: smoker=no,yes.
+    /// A choice to predict, with its labels after `=`; without labels, the data's: smoker=no,yes.
     #[arg(long, value_name = "NAME[=LABEL,…]")]
     classification: Vec<String>,
 }
 
 impl HeadArgs {
-    /// The heads in the order regression, classification; empty when no option was given.
+    /// Returns the heads, regressions first, then classifications; empty when no option was given.
     pub(super) fn heads(&self) -> anyhow::Result<Vec<v1::Head>> {
         let regression = self.regression.iter().map(|text| {
             let (name, unit) = text.split_once(':').unwrap_or((text, ""));
@@ -36,7 +36,7 @@ impl HeadArgs {
     }
 }
 
-/// A head in one line: `age (years)`, `gender (female, male)`.
+/// Describes a head in one line: `age (years)`, `gender (female, male)`.
 pub(super) fn describe(head: &v1::Head) -> String {
     match &head.kind {
         Some(v1::head::Kind::Regression(r)) if !r.unit.is_empty() => format!("{} ({})", head.name, r.unit),

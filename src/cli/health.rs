@@ -1,4 +1,4 @@
-//! `visage health`: whether a server is ready, for people and for container health checks.
+//! `visage health`: checks whether a server is ready, for people and for container health checks.
 
 use anyhow::Context;
 use clap::Args;
@@ -8,18 +8,18 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use super::{connection::Remote, failure::Unreachable, output::say};
 
-/// Asks a server whether it is ready; exits with 0 if it is.
+/// Checks whether a server is ready; exits with 0 if it is.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage health && visage predict --model face portrait.jpg")]
 pub(super) struct HealthArgs {
-    /// A service, such as visage.v1.VisageService; all of the server without it.
+    /// A service, such as visage.v1.VisageService; without it, the whole server.
     #[arg(default_value = "")]
     service: String,
     #[command(flatten)]
     pub(super) remote: Remote,
 }
 
-/// Runs the command; `false` when the server is not ready.
+/// Runs the command; returns false when the server is not ready.
 pub(super) async fn run(args: HealthArgs) -> anyhow::Result<bool> {
     let server = args.remote.server.clone();
     let channel = Endpoint::from_shared(server.clone())?

@@ -1,8 +1,8 @@
-//! The command line: one file a command.
+//! The command line, one file per command.
 //!
-//! Commands that ask a running server go through its gRPC API and nothing else (`connection.rs`); those that open a
-//! data folder themselves are in `data_folder.rs`. What people see is made in `output.rs`, what they are told when
-//! something fails in `failure.rs`. What is `pub` below is what the measuring program in `benches/` shares.
+//! Commands for a running server use only its gRPC API (`connection.rs`); those that open a data folder themselves are
+//! in `data_folder.rs`. `output.rs` formats output, `failure.rs` error messages. The `pub` items below are shared with
+//! the measuring program in `benches/`.
 
 mod collections;
 mod compare;
@@ -43,7 +43,7 @@ use clap_complete::Shell;
 
 use crate::{config::LogConfig, telemetry, training};
 
-/// Serves and trains models that read a face photo.
+/// Serves and trains models that read face photos.
 #[derive(Parser, Debug)]
 #[command(
     name = "visage",
@@ -90,7 +90,7 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// The process that trains, started by a server.
+    /// The training process, started by a server.
     #[command(hide = true)]
     Worker,
 }
@@ -118,12 +118,12 @@ impl Command {
     }
 }
 
-/// Runs the command of the process's arguments.
+/// Runs the command given by the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if matches!(cli.command, Command::Worker) {
-        // The server reads these lines and logs them as its own.
+        // The server reads these lines and adds them to its own log.
         if let Err(error) = telemetry::init(&LogConfig::default()) {
             eprintln!("{error}");
         }
@@ -144,7 +144,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Runs a command; `false` is a plain no, such as a finding.
+/// Runs a command; returns false for a negative answer, such as a finding.
 fn run(cli: Cli) -> anyhow::Result<bool> {
     let config = cli.config.as_deref();
     match cli.command {
@@ -177,12 +177,13 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 fn block_on(command: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Runtime::new()?;
     let done = runtime.block_on(command);
-    // Whatever blocks still, a read of a file that does not come, is not waited for.
+    // Does not wait for blocked work, such as a read that never completes.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-/// Whoever reads the output has had enough, as `head` has: no failure. A connection to a server that died breaks alike.
+/// Returns true if the reader of the output closed the pipe, like `head`: no failure. A broken connection to a server
+/// looks alike.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let is_broken = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(is_broken))

@@ -1,4 +1,4 @@
-//! `visage models`: what is there, and which version answers.
+//! `visage models`: models and their versions.
 
 use clap::{Args, Subcommand};
 
@@ -33,38 +33,38 @@ enum ModelsCommand {
         /// The model.
         model: String,
     },
-    /// Shows a version: its heads, figures and origin.
+    /// Shows a version: its heads, metrics and origin.
     Show {
         /// face for its champion, face@ALIAS, or face/3.
         version: String,
     },
     /// Points an alias at a version: loads it, warms it, and swaps without dropping a request.
     Promote {
-        /// Such as face/2.
+        /// For example face/2.
         version: String,
         /// The alias.
         #[arg(long, default_value = "champion")]
         alias: String,
-        /// Only if the alias points there now; none: only if it does not exist.
+        /// Only if the alias points to this version now; none: only if the alias does not exist.
         #[arg(long, value_name = "VERSION|none")]
         expect: Option<String>,
     },
-    /// Loads a version, so that its first answer is a fast one.
+    /// Loads a version, so that its first answer is fast.
     Load {
-        /// Such as face/2.
+        /// For example face/2.
         version: String,
     },
     /// Frees the memory of a version that no alias points at.
     Unload {
-        /// Such as face/2.
+        /// For example face/2.
         version: String,
     },
     /// Deletes a version that no alias points at, for good.
     Delete {
-        /// Such as face/2.
+        /// For example face/2.
         version: String,
     },
-    /// Makes a version from a weights file on the server's machine.
+    /// Creates a version from a weights file on the server's machine.
     #[command(after_help = "\
 Examples:
   visage models import --model face --weights weights/age.safetensors --architecture resnet34 \\
@@ -75,7 +75,7 @@ Examples:
 
 #[derive(Args, Debug)]
 struct ImportArgs {
-    /// The model that gets the version.
+    /// The model of the new version.
     #[arg(long, short)]
     model: String,
     /// A weights file or a folder of them, below one of the server's training roots: for a ResNet a safetensors or
@@ -83,7 +83,7 @@ struct ImportArgs {
     /// gender.onnx; dlib-face-descriptor: dlib's .dat file.
     #[arg(long, value_name = "PATH")]
     weights: String,
-    /// The network that the weights are of.
+    /// The network of these weights.
     #[arg(long, value_enum)]
     architecture: ImportedArchitecture,
     /// Side of the network's input in pixels, for a ResNet.
@@ -94,7 +94,7 @@ struct ImportArgs {
     /// The version that finds faces, for dlib's networks.
     #[arg(long, value_name = "VERSION")]
     detector: Option<String>,
-    /// The version whose embedding answers are paired with, for dlib-age-gender.
+    /// The version whose embedding is returned with answers, for dlib-age-gender.
     #[arg(long, value_name = "VERSION")]
     embedder: Option<String>,
     /// The weights' licence, as an SPDX expression.
@@ -195,7 +195,7 @@ async fn list(remote: &Remote, server: &Clients) -> anyhow::Result<()> {
         let aliases = aliases.collect::<Vec<_>>().join(", ");
         [model.name.clone(), model.latest_version.to_string(), aliases, output::time(model.create_time.as_ref())]
     };
-    let nothing = "no model yet; `visage train` makes the first version of one";
+    let nothing = "no model yet; `visage train` creates the first version of one";
     output::show_all(remote.json, &models, ["model", "latest", "aliases", "created"], row, nothing)
 }
 
@@ -234,14 +234,14 @@ fn metrics(version: &v1::ModelVersion, between: &str) -> String {
     version.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect::<Vec<_>>().join(between)
 }
 
-/// What a face must reach, a line each.
+/// Lists a version's quality thresholds, one per line.
 fn thresholds(reader: &v1::FaceReader) -> anyhow::Result<String> {
     let set = by_name(&reader.thresholds.unwrap_or_default())?;
     let lines = set.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What a space's scores were calibrated on.
+/// Describes how a space's scores were calibrated.
 fn calibration(identity: &v1::IdentityCalibration) -> String {
     let half = -identity.intercept / identity.slope;
     format!(

@@ -1,6 +1,6 @@
 //! Resource names as people type them: `face` for `models/face`.
 
-/// A model, a version or an alias: `face`, `face@champion`, `face/2`, or the full name.
+/// Expands a model, version or alias: `face`, `face@champion`, `face/2`, or the full name.
 pub(super) fn model(name: &str) -> String {
     if name.is_empty() || name.starts_with("models/") {
         return name.to_owned();
@@ -13,7 +13,7 @@ pub(super) fn model(name: &str) -> String {
     }
 }
 
-/// An embedding space: a model's name as [`model`] has it, with or without `#layer`.
+/// Expands an embedding space: a name as in [`model`], with or without `#layer`.
 pub(super) fn space(name: &str) -> String {
     match name.split_once('#') {
         Some((version, layer)) => format!("{}#{layer}", model(version)),
@@ -21,17 +21,17 @@ pub(super) fn space(name: &str) -> String {
     }
 }
 
-/// The model of a version's or an alias's full name.
+/// Returns the model of a version's or an alias's full name.
 pub(super) fn model_of(version: &str) -> &str {
     version.split_once("/versions/").or_else(|| version.split_once('@')).map_or(version, |(model, _)| model)
 }
 
-/// A collection: `policies` or `collections/policies`.
+/// Expands a collection: `policies` or `collections/policies`.
 pub(super) fn collection(name: &str) -> String {
     prefixed("collections/", name)
 }
 
-/// A face: `policies/f1` or `collections/policies/faces/f1`.
+/// Expands a face: `policies/f1` or `collections/policies/faces/f1`.
 pub(super) fn face(name: &str) -> String {
     match name.split_once('/') {
         Some((collection, id)) if !name.starts_with("collections/") => format!("collections/{collection}/faces/{id}"),
@@ -39,12 +39,12 @@ pub(super) fn face(name: &str) -> String {
     }
 }
 
-/// A training run: its id, `trainingRuns/ID` or `operations/ID`.
+/// Expands a training run: its id, `trainingRuns/ID` or `operations/ID`.
 pub(super) fn run(name: &str) -> String {
     prefixed("trainingRuns/", name.strip_prefix("operations/").unwrap_or(name))
 }
 
-/// Names the operation of a training run.
+/// Returns the operation of a training run.
 #[must_use]
 pub fn operation(run: &str) -> String {
     run.replacen("trainingRuns/", "operations/", 1)

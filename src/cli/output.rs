@@ -1,4 +1,4 @@
-//! What commands print: tables and lines for people, the JSON form of the proto messages for machines.
+//! The output of commands: tables and lines for people, the JSON form of the proto messages for machines.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -10,7 +10,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Serialize
 
 use crate::proto;
 
-/// A line on standard output; an error where whoever reads it has gone, which `println!` would make a panic.
+/// Prints a line; returns an error if the reader has gone, where `println!` would panic.
 macro_rules! say {
     ($($text:tt)*) => {
         std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)))
@@ -18,7 +18,7 @@ macro_rules! say {
 }
 pub(super) use say;
 
-/// The contract's messages and those that errors carry.
+/// Returns the contract's messages and those that errors carry.
 fn descriptors() -> anyhow::Result<&'static DescriptorPool> {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     if let Some(pool) = POOL.get() {
@@ -26,7 +26,7 @@ fn descriptors() -> anyhow::Result<&'static DescriptorPool> {
     }
     let mut pool = DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET)?;
     let details = prost_types::FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?;
-    // The same messages stand there under other file names.
+    // The same messages occur there under other file names.
     let is_known = |f: &prost_types::FileDescriptorProto| {
         let mut names = f.message_type.iter().map(|message| format!("{}.{}", f.package(), message.name()));
         pool.get_file_by_name(f.name()).is_some() || names.any(|name| pool.get_message_by_name(&name).is_some())
@@ -41,8 +41,8 @@ fn descriptor<M: Name>() -> anyhow::Result<MessageDescriptor> {
     descriptors()?.get_message_by_name(&name).with_context(|| format!("{name} is not in the contract"))
 }
 
-/// A message in the JSON form of protobuf, on one line. Fields of no value are left out but for numbers and booleans
-/// that stand alone, as `grpcurl` shows them.
+/// Formats a message in protobuf's JSON form, on one line. Fields without a value are left out, except single numbers
+/// and booleans, as in `grpcurl`.
 pub(super) fn to_json<M: Message + Name>(message: &M) -> anyhow::Result<String> {
     let dynamic = DynamicMessage::decode(descriptor::<M>()?, message.encode_to_vec().as_slice())?;
     let mut line = serde_json::Serializer::new(Vec::new());
@@ -50,7 +50,7 @@ pub(super) fn to_json<M: Message + Name>(message: &M) -> anyhow::Result<String> 
     Ok(String::from_utf8(line.into_inner())?)
 }
 
-/// A message from its JSON form; an unknown field is an error.
+/// Parses a message from its JSON form; an unknown field is an error.
 pub(super) fn from_json<M: Message + Name + Default>(text: &str) -> anyhow::Result<M> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let dynamic = DynamicMessage::deserialize(descriptor::<M>()?, &mut reader)?;
@@ -58,13 +58,13 @@ pub(super) fn from_json<M: Message + Name + Default>(text: &str) -> anyhow::Resu
     Ok(M::decode(dynamic.encode_to_vec().as_slice())?)
 }
 
-/// Prints a message: as JSON, or as `text` has it.
+/// Prints a message as JSON, or as `text` formats it.
 pub(super) fn show<M: Message + Name>(json: bool, message: &M, text: impl FnOnce(&M) -> String) -> anyhow::Result<()> {
     say!("{}", if json { to_json(message)? } else { text(message) })?;
     Ok(())
 }
 
-/// Prints a list: JSON documents line by line, or a table; `nothing` when it is empty.
+/// Prints a list as JSON lines or as a table; prints `nothing` when it is empty.
 pub(super) fn show_all<M: Message + Name, const N: usize>(
     json: bool,
     messages: &[M],
@@ -84,7 +84,7 @@ pub(super) fn show_all<M: Message + Name, const N: usize>(
     Ok(())
 }
 
-/// Rows under headers, without lines.
+/// Lays out rows under headers, without lines.
 pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(headers);
@@ -92,14 +92,14 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl Iterator<Item
     table
 }
 
-/// Names and values of one thing, below one another.
+/// Lays out the names and values of one thing, one per line.
 pub(super) fn facts(rows: impl Iterator<Item = [String; 2]>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).add_rows(rows);
     table.to_string()
 }
 
-/// A probability, as far as it is worth telling: never a whole 0 or 100.
+/// Formats a probability; never rounds to 0 or 100.
 pub(super) fn percent(probability: f64) -> String {
     match probability {
         p if p > 0.999 => "> 99.9 %".to_owned(),
@@ -108,23 +108,23 @@ pub(super) fn percent(probability: f64) -> String {
     }
 }
 
-/// How often something happens: `12 %`, or `1 in 5,000` where it is rare.
+/// Formats a rate: `12 %`, or `1 in 5,000` when rare.
 pub(super) fn rate(rate: f64) -> String {
     if rate >= 0.01 || rate <= 0.0 {
         return format!("{:.0} %", 100.0 * rate);
     }
-    // Two digits say as much as there is to say.
+    // Two digits are as precise as the figure.
     let one_in = 1.0 / rate;
     let unit = 10f64.powf(one_in.log10().floor() - 1.0);
     format!("1 in {}", HumanCount(((one_in / unit).round() * unit) as u64))
 }
 
-/// `1 face`, `2 faces`.
+/// Formats a count: `1 face`, `2 faces`.
 pub(super) fn counted(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
-/// Says that something is gone.
+/// Reports a deletion.
 pub(super) fn deleted(json: bool, name: &str) -> anyhow::Result<()> {
     if json {
         say!("{}", serde_json::json!({ "deleted": name }))?;
@@ -134,29 +134,29 @@ pub(super) fn deleted(json: bool, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A time as people write it: `2026-03-01 12:00:00`, in UTC.
+/// Formats a time: `2026-03-01 12:00:00`, in UTC.
 pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     let Some(time) = time else { return String::new() };
     let since = Duration::new(time.seconds.unsigned_abs(), 0);
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string().replace('T', " ").replace('Z', "")
 }
 
-/// A name of an enum's value without the enum's prefix: `SUCCEEDED`.
+/// Removes the enum's prefix from a value's name: `SUCCEEDED`.
 pub(super) fn enum_name<'a>(full: &'a str, prefix: &str) -> &'a str {
     full.strip_prefix(prefix).unwrap_or(full)
 }
 
-/// A bar on standard error with the time that is left; not drawn where that is no terminal.
+/// Shows a bar with the remaining time on standard error, if that is a terminal.
 pub fn bar(length: u64, what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new(length).with_message(what.into());
-    // The template is constant; were it wrong, the bar would be a plain one.
+    // The template is constant; if it were invalid, a plain bar would be shown.
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len}  {eta} left");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
 
-/// A count whose end is not known.
+/// Shows a count whose end is unknown.
 pub fn counter(what: impl Into<String>) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what.into());
     let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}  {elapsed}");

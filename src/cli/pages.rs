@@ -1,8 +1,8 @@
-//! Lists that come in pages.
+//! Lists that are returned in pages.
 
 use std::future::Future;
 
-/// Reads every entry of a list; `page` fetches the page of a token and gives its entries and the next token.
+/// Reads every entry of a list; `page` fetches the page of a token and returns its entries and the next token.
 ///
 /// # Errors
 /// The first error of `page`.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tokio::io::AsyncReadExt;
 
-/// A file's bytes; `-` is standard input.
+/// Reads a file's bytes; `-` is standard input.
 pub(super) async fn read(path: &Path) -> anyhow::Result<Bytes> {
     if path == Path::new("-") {
         let mut bytes = Vec::new();
@@ -26,17 +26,17 @@ pub(super) async fn read(path: &Path) -> anyhow::Result<Bytes> {
     Ok(tokio::fs::read(path).await.with_context(|| path.display().to_string())?.into())
 }
 
-/// A file's name without folder and extension.
+/// Returns a file's name without folder and extension.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The photos of a stream that could not be read: told at once, and left out of it.
+/// Counts a stream's unreadable photos, which are reported at once and left out.
 #[derive(Clone, Default)]
 pub(super) struct Unread(Arc<AtomicUsize>);
 
 impl Unread {
-    /// The files with their bytes, in order, without those that cannot be read.
+    /// Streams the readable files with their bytes, in order.
     pub(super) fn stream(&self, photos: Vec<PathBuf>) -> impl Stream<Item = (PathBuf, Bytes)> + Send + 'static {
         let unread = self.clone();
         futures::stream::iter(photos).filter_map(move |path| {
@@ -54,7 +54,7 @@ impl Unread {
         })
     }
 
-    /// How many there were so far.
+    /// The number of unreadable photos so far.
     pub(super) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! Pictures for people: SVG over a photo, and a page of matches. Text and vectors, so that no font and no drawing
-//! library is needed, and every browser shows them; the photos lie within, so that a file stands alone.
+//! Pictures for people: SVG over a photo, and a page of matches. Text and vectors need no font and no drawing library,
+//! and every browser shows them. The photos are embedded, so each file is self-contained.
 
 use std::fmt::Write;
 
@@ -13,30 +13,30 @@ use crate::{
     vision::{DecodeLimits, Wanted, decode},
 };
 
-/// Longest side in pixels of an annotated photo and of one on a sheet, about.
+/// The approximate longest side in pixels of an annotated photo and of one on a sheet.
 const ANNOTATED_PX: u32 = 1600;
 const SHEET_PX: u32 = 400;
 
-/// Letters that are as wide as a face.
+/// The number of letters that fit a face's width.
 const CHARACTERS_A_LINE: f64 = 9.0;
 
 /// A photo and a match, for a page.
 pub(super) struct Match {
     /// The face's name, and its subject.
     pub(super) title: String,
-    /// Lines below.
+    /// The lines below it.
     pub(super) lines: Vec<String>,
     /// The photo's bytes, if they were found.
     pub(super) photo: Option<Vec<u8>>,
 }
 
-/// The photo with its faces' boxes, landmarks, answers and reasons, as SVG.
+/// Draws the faces' boxes, landmarks, answers and reasons over the photo, as SVG.
 ///
 /// # Errors
-/// When the photo cannot be decoded.
+/// Fails when the photo cannot be decoded.
 pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::Result<String> {
     let Upright { jpeg, width, height } = upright(photo, ANNOTATED_PX)?;
-    // Lines of a width that is seen at any photo's size.
+    // The line width is proportional to the photo's size.
     let unit = f64::from(width.max(height)) / 100.0;
     let mut svg = String::new();
     writeln!(
@@ -70,7 +70,7 @@ pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::R
         if let Some(first) = lines.first_mut().filter(|_| answer.faces.len() > 1) {
             *first = format!("{}. {first}", i + 1);
         }
-        // As wide as the face, so that neighbours do not write over one another.
+        // As wide as the face, so that captions of neighbours do not overlap.
         let size = ((place.right - place.left) / CHARACTERS_A_LINE).clamp(unit, unit * 4.0);
         captions(&mut svg, &lines, (place.left.max(0.0), place.top), size)?;
     }
@@ -82,7 +82,7 @@ pub(super) fn annotated(photo: &[u8], answer: &v1::PredictResponse) -> anyhow::R
     Ok(svg)
 }
 
-/// What a head says, in lines that are as wide as a face.
+/// Formats a head's answer in lines as wide as a face.
 fn short(prediction: &v1::Prediction) -> Vec<String> {
     match &prediction.result {
         Some(Answer::Regression(r)) => {
@@ -95,14 +95,14 @@ fn short(prediction: &v1::Prediction) -> Vec<String> {
     }
 }
 
-/// Lines of text at a place, dark-rimmed so that they are read on any photo.
+/// Draws lines of text at a place, with a dark rim for legibility on any photo.
 fn captions(svg: &mut String, lines: &[String], (left, top): (f64, f64), size: f64) -> anyhow::Result<()> {
     for (i, line) in lines.iter().enumerate() {
-        // Above the box where there is room, else from the photo's upper edge down.
+        // Above the box if there is room, else from the photo's upper edge down.
         let first = (top - size * 1.2 * lines.len() as f64).max(0.0);
         let y = first + size * 1.2 * (i as f64 + 0.85);
         let text = escaped(line);
-        // The rim first and the letters over it: not every viewer knows `paint-order`.
+        // The rim first and the letters over it: not every viewer supports `paint-order`.
         for (fill, rim) in
             [("#000", format!(" stroke=\"#000\" stroke-width=\"{:.2}\"", size / 5.0)), ("#fff", String::new())]
         {
@@ -115,7 +115,7 @@ fn captions(svg: &mut String, lines: &[String], (left, top): (f64, f64), size: f
     Ok(())
 }
 
-/// A page of what was looked for and its matches, under a text of what it shows.
+/// Creates a page of a query and its matches, below an explanation.
 pub(super) fn sheet(about: &str, query: &Match, matches: &[Match]) -> String {
     let mut page = format!(
         "<!doctype html><meta charset=\"utf-8\"><title>Matches</title><style>body{{font:15px sans-serif;margin:2em}}\
@@ -141,8 +141,8 @@ pub(super) fn sheet(about: &str, query: &Match, matches: &[Match]) -> String {
     page
 }
 
-/// A photo as a JPEG that every viewer shows the same way: turned upright, in sRGB, and without the file's metadata, which
-/// may say where it was taken.
+/// A photo as a JPEG that every viewer shows alike: upright, in sRGB, and without the file's metadata, which may
+/// contain the place it was taken.
 struct Upright {
     jpeg: Vec<u8>,
     /// The photo's own size, upright, in pixels.
@@ -150,7 +150,7 @@ struct Upright {
     height: u32,
 }
 
-/// Of about `long_side` pixels, or the photo's own where that is less.
+/// Decodes a photo to about `long_side` pixels, or its own size if that is smaller.
 fn upright(photo: &[u8], long_side: u32) -> anyhow::Result<Upright> {
     let image = decode(photo, &DecodeLimits::default(), Wanted::LongSide(long_side)).context("the photo")?;
     let mut jpeg = Vec::new();

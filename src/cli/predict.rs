@@ -1,4 +1,4 @@
-//! `visage predict`: what a model says of photos.
+//! `visage predict`: queries a model about photos.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use futures::StreamExt;
 use super::{connection::Remote, face_options::FaceArgs, failure, names, output, photo, pictures, wording::text};
 use crate::proto::v1::{self, stream_predict_response::Result as Item};
 
-/// Says what a model reads from photos.
+/// Queries a model about photos.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -19,10 +19,10 @@ pub(super) struct PredictArgs {
     /// JPEG, PNG or WebP files; - is standard input.
     #[arg(required = true, value_name = "PHOTO")]
     photos: Vec<PathBuf>,
-    /// face for its champion, face@ALIAS, face/3 for a version; without it the server's default model answers.
+    /// face for its champion, face@ALIAS, face/3 for a version; without it, the server's default model.
     #[arg(long, short, default_value = "")]
     model: String,
-    /// Only these heads; all of the model without it.
+    /// Only these heads; without it, all of the model's.
     #[arg(long)]
     head: Vec<String>,
     #[command(flatten)]
@@ -34,17 +34,17 @@ pub(super) struct PredictArgs {
     pub(super) remote: Remote,
 }
 
-/// Runs the command; `false` when a photo could not be answered.
+/// Runs the command; returns false when a photo could not be answered.
 pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
     let mut server = args.remote.connect().await?;
     let template =
         v1::PredictRequest { model: names::model(&args.model), heads: args.head.clone(), ..args.faces.request()? };
     if let Some(file) = &args.annotate {
         if args.photos.len() > 1 {
-            bail!(failure::Usage("--annotate draws over one photo; give it one".to_owned()));
+            bail!(failure::Usage("--annotate needs exactly one photo".to_owned()));
         }
         if file.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
-            bail!(failure::Usage(format!("--annotate {}: writes SVG; name a file that ends in .svg", file.display())));
+            bail!(failure::Usage(format!("--annotate {}: must end in .svg, the format it writes", file.display())));
         }
     }
     if let [photo] = args.photos.as_slice() {
@@ -57,7 +57,7 @@ pub(super) async fn run(args: PredictArgs) -> anyhow::Result<bool> {
             let picture = pictures::annotated(&image, &response)?;
             tokio::fs::write(file, picture).await.with_context(|| file.display().to_string())?;
         }
-        // In the form of many, so that a script need not count its photos.
+        // In the form of a stream, so that scripts need not distinguish one photo from many.
         let answer = v1::StreamPredictResponse { correlation_id: shown, result: Some(Item::Response(response)) };
         output::show(args.remote.json, &answer, |_| lines)?;
         return Ok(true);

@@ -30,24 +30,24 @@ enum RunsCommand {
         #[arg(long, short, default_value = "")]
         model: String,
     },
-    /// Shows one.
+    /// Shows a run.
     Show {
         /// Its id.
         run: String,
     },
-    /// Follows one to its end, from its beginning; Ctrl-C leaves it running.
+    /// Follows a run from its beginning to its end; Ctrl-C leaves it running.
     Watch {
         /// Its id.
         run: String,
     },
-    /// Stops one. What it has learnt is dropped.
+    /// Cancels a run. Nothing that it learnt is kept.
     Cancel {
         /// Its id.
         run: String,
     },
 }
 
-/// Runs the command; `false` when a run that was watched did not succeed.
+/// Runs the command; returns false when a watched run did not succeed.
 pub(super) async fn run(args: RunsArgs) -> anyhow::Result<bool> {
     let remote = &args.remote;
     let mut server = remote.connect().await?;

@@ -17,8 +17,8 @@ use crate::{
 
 /// Starts a server on a data folder and serves until SIGTERM or Ctrl-C.
 ///
-/// An empty folder is made into one. Settings come from the file of --config, the environment and the options here,
-/// later ones winning; `visage config` shows them all.
+/// An empty folder is initialised. Settings come from the file of --config, the environment and the options here, each
+/// overriding the ones before; `visage config` shows them all.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -27,19 +27,19 @@ pub(super) struct ServeArgs {
     /// IP address and port, such as [::1]:50051; port 0 takes a free one [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Where everything is kept [default: visage-data].
+    /// The folder of all data [default: visage-data].
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// auto, cpu or cuda:N [default: auto].
     #[arg(long)]
     device: Option<String>,
-    /// A folder below which training data and weights may lie; may be given more than once.
+    /// A folder that training data and weights may be in; may be given more than once.
     #[arg(long, value_name = "FOLDER")]
     training_root: Vec<PathBuf>,
 }
 
 impl ServeArgs {
-    /// The options as settings.
+    /// Returns the options as settings.
     pub(super) fn flags(&self) -> Flags {
         Flags::default()
             .with("server.listen", self.listen.map(|address| address.to_string()))
@@ -49,9 +49,9 @@ impl ServeArgs {
     }
 }
 
-/// Serves until it is told to stop.
+/// Serves until a signal stops it.
 pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::Result<bool> {
-    // First of all: whoever stops a server that has hardly begun wants its orderly end, too.
+    // Listen first: a server that has hardly begun must also stop in order.
     let signals = Signals::listen()?;
     let config = Config::load(config_file, args.flags())?.config;
     telemetry::init(&config.log)?;
@@ -63,7 +63,7 @@ pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::
     if !address.ip().is_loopback() {
         tracing::warn!(
             %address,
-            "whoever reaches this address can use the server: it checks no credentials and does not encrypt"
+            "anyone who can reach this address can use the server: it checks no credentials and does not encrypt"
         );
     }
     tracing::info!(data_dir = %config.data_dir.display(), "starting");
@@ -71,14 +71,14 @@ pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::
     let roots = config.training.roots.clone();
     let welcome = move || {
         let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
-        // Whoever has closed the output has no use for it, and the server serves all the same.
+        // The server also runs without a reader of its output.
         let _ = say!("{}", invitation(&program, address, &roots, has_published));
     };
     grpc::run(config, listener, signals.asked_to_stop(), welcome).await?;
     Ok(true)
 }
 
-/// Where a client on this machine reaches a server that listens on `address`.
+/// Returns where a client on this machine reaches a server that listens on `address`.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
@@ -87,7 +87,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// `program` is what this one was called by, so that the lines can be pasted as they are.
+/// Formats the first commands to try. They use `program`, this program's name as it was called, so that they can be
+/// pasted.
 fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_published: bool) -> String {
     let server = match reachable(address) {
         usual if usual == SocketAddr::from(([127, 0, 0, 1], 50_051)) => String::new(),
@@ -102,7 +103,7 @@ fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_publish
              {program} similar --collection people PHOTO{server}"
         );
     }
-    // As the other terminal may stand in another folder.
+    // The other terminal may be in another folder.
     let shown = |root: &PathBuf| root.canonicalize().unwrap_or_else(|_| root.clone()).display().to_string();
     let folder = roots.first().map_or_else(|| "FOLDER".to_owned(), shown);
     let mut text = format!(
@@ -112,7 +113,7 @@ fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_publish
          {program} collections create policies --space face@champion{server}"
     );
     if roots.is_empty() {
-        text.push_str("\n(training reads only below a folder that is named at the start: --training-root FOLDER)");
+        text.push_str("\n(training reads only below folders given at the start: --training-root FOLDER)");
     }
     text
 }

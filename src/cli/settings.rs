@@ -20,7 +20,7 @@ pub(super) struct ConfigArgs {
     /// Prints the documented file with every default instead.
     #[arg(long)]
     default: bool,
-    /// Prints JSON, one setting a line.
+    /// Prints JSON, one setting per line.
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]

@@ -1,17 +1,17 @@
-//! What ends a server from outside, and how its process ends.
+//! The signals that stop a server, and the end of its process.
 
 use std::io::{self, Write};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a shell shows for a program that Ctrl-C ended.
+/// The exit code that shells show after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
-/// The signals that a server heeds. From the moment it exists none of them kills.
+/// The signals that a server handles. While it exists, none of them kills the process.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Nothing where whoever started the process had it ignore hangups, as `nohup` does.
+    /// None if the process was started with hangups ignored, as by `nohup`.
     hangup: Option<Signal>,
     had_terminal: bool,
 }
@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// Ends when the server is to stop; a Ctrl-C after that ends the process at once.
+    /// Waits for a signal to stop the server; a later Ctrl-C ends the process at once.
     pub(super) async fn asked_to_stop(mut self) {
         loop {
             let hangup = async {
@@ -41,40 +41,40 @@ impl Signals {
                 _ = hangup => {}
             }
             if self.had_terminal && !has_terminal() {
-                tracing::info!("the terminal is gone; the server stops");
+                tracing::info!("the terminal is gone; stopping");
                 break;
             }
-            // A daemon has nothing to hang up: there it asks for the settings to be read again.
+            // A daemon has no terminal: there SIGHUP conventionally means to reload the settings.
             tracing::warn!(
                 "SIGHUP changes nothing: settings are read at the start, so restart the server for new ones"
             );
         }
         tokio::spawn(async move {
             if self.interrupt.recv().await.is_some() {
-                tracing::warn!("interrupted while stopping: ends at once, what is in work is cut");
+                tracing::warn!("interrupted while stopping: ending at once, running work is lost");
                 leave(INTERRUPTED);
             }
         });
     }
 }
 
-/// Ends the process without running anybody's destructors: libtorch's must not run while one of our threads is still in
-/// a kernel, and everything of ours that matters has been closed before, or survives a kill.
+/// Ends the process without running destructors: libtorch's must not run while one of our threads is still in a kernel.
+/// Everything of ours that matters is closed by now, or survives a kill.
 pub(super) fn leave(status: u8) -> ! {
-    // Nobody is left to be told of a failure.
+    // A failure can no longer be reported.
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();
     signal_hook::low_level::exit(status.into())
 }
 
-/// Whether the process ignores a signal, as Linux shows it: one bit a signal.
+/// Returns true if the process ignores a signal; Linux shows one bit per signal.
 fn is_ignored(signal: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     ignored.is_some_and(|ignored| ignored >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
-/// Whether the process has a controlling terminal that still answers.
+/// Returns true if the process has a working controlling terminal.
 fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }

@@ -1,4 +1,4 @@
-//! `visage similar`: faces of a collection that are like a photo, a face or a vector.
+//! `visage similar`: finds the faces of a collection that are like a photo, a face or a vector.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::proto::v1::{self, find_similar_request::Query};
 
-/// Finds the faces of a collection that are most alike.
+/// Finds the most similar faces of a collection.
 ///
-/// A score is the cosine of two embeddings: 1 for the same photo. Where the space was calibrated on identities, each
-/// match has the probability that it is the same person, at even odds beforehand, and how often faces of different people
+/// A score is the cosine of two embeddings: 1 for the same photo. If the space was calibrated on identities, each match
+/// has the probability that it is the same person, at even odds beforehand, and how often faces of different people
 /// score as much.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -26,34 +26,34 @@ Examples:
   visage similar --collection policies portrait.jpg
   visage similar --collection policies --face policy-4711 -k 5 --min-score 0.8 --exact")]
 pub(super) struct SimilarArgs {
-    /// A photo of the face to look for; - is standard input.
+    /// A photo of the face to search for; - is standard input.
     #[arg(value_name = "PHOTO", required_unless_present_any = ["face", "vector"], conflicts_with_all = ["face", "vector"])]
     photo: Option<PathBuf>,
-    /// Where to look.
+    /// The collection to search.
     #[arg(long, short)]
     collection: String,
-    /// A face of the collection to look for; it is not among its own matches.
+    /// A face of the collection to search for; it is not among its own matches.
     #[arg(long, value_name = "ID", conflicts_with = "vector")]
     face: Option<String>,
-    /// A file with the embedding to look for, a JSON array of numbers.
+    /// A file with the embedding to search for, a JSON array of numbers.
     #[arg(long, value_name = "FILE")]
     vector: Option<PathBuf>,
-    /// The most matches.
+    /// The maximum number of matches.
     #[arg(short, default_value_t = 10)]
     k: i32,
-    /// Leaves out what scores less, -1 to 1.
+    /// Leaves out matches with a lower score, -1 to 1.
     #[arg(long, allow_negative_numbers = true)]
     min_score: Option<f32>,
     /// Compares with every face, however long that takes.
     #[arg(long)]
     exact: bool,
-    /// Which of the photo's faces is looked for.
+    /// Which of the photo's faces to search for.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
-    /// Makes a page of what was looked for and its matches.
+    /// Writes an HTML page of the query and its matches.
     #[arg(long, value_name = "FILE.html")]
     sheet: Option<PathBuf>,
-    /// Where the sheet's photos of the matches lie, named by their faces' ids; searched with its sub-folders.
+    /// The folder of the matches' photos for --sheet, named by their faces' ids; searched recursively.
     #[arg(long, value_name = "FOLDER", requires = "sheet")]
     photos: Option<PathBuf>,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(super) struct SimilarArgs {
 pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
     let collection = names::collection(&args.collection);
     if let Some(folder) = args.photos.as_ref().filter(|folder| !folder.is_dir()) {
-        bail!(Usage(format!("--photos {}: there is no such folder", folder.display())));
+        bail!(Usage(format!("--photos {}: the folder does not exist", folder.display())));
     }
     let query = match (&args.photo, &args.face, &args.vector) {
         (Some(photo), ..) => Query::Image(photo::read(photo).await?),
@@ -111,7 +111,8 @@ pub(super) async fn run(args: SimilarArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// What a score means: how probable it is that both are one person, and how often two people's photos score as much.
+/// Formats a score's evidence: the probability that both are one person, and how often two people's photos score as
+/// much.
 pub(super) fn evidence(identity: &v1::IdentityEvidence) -> (String, String) {
     let probability = output::percent(identity.same_person_probability);
     let false_matches = match &identity.false_match_rate {
@@ -122,7 +123,7 @@ pub(super) fn evidence(identity: &v1::IdentityEvidence) -> (String, String) {
     (probability, false_matches)
 }
 
-/// The page of what was looked for and its matches.
+/// Creates the page of the query and its matches.
 fn sheet(args: &SimilarArgs, found: &v1::FindSimilarResponse) -> anyhow::Result<String> {
     let photos = args.photos.as_deref();
     let (title, photo) = match (&args.photo, &args.face) {
@@ -157,12 +158,12 @@ fn sheet(args: &SimilarArgs, found: &v1::FindSimilarResponse) -> anyhow::Result<
     Ok(pictures::sheet(&about, &query, &matches.collect::<Vec<_>>()))
 }
 
-/// A face's own part of its name.
+/// Returns the last part of a face's name.
 fn id_of(face: &str) -> String {
     face.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// The photo in a folder whose name is the face's id.
+/// Reads the photo in a folder that is named by the face's id.
 fn photo_of(folder: &Path, id: &str) -> Option<Vec<u8>> {
     let named = |entry: &walkdir::DirEntry| {
         entry.file_type().is_file() && (entry.file_name() == id || entry.path().file_stem().is_some_and(|s| s == id))
@@ -171,7 +172,7 @@ fn photo_of(folder: &Path, id: &str) -> Option<Vec<u8>> {
     std::fs::read(found.path()).ok()
 }
 
-/// Labels in one cell: `a=1 b=2`.
+/// Formats labels for one cell: `a=1 b=2`.
 pub(super) fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }

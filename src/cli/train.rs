@@ -1,4 +1,4 @@
-//! `visage train`: a run, watched.
+//! `visage train`: starts a training run and watches it.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ use super::{
 };
 use crate::proto::v1::{self, data_source::Source, recipe::WarmStart};
 
-/// What is trained when nobody says: half an hour for ten thousand photos on two cores.
+/// The default stage: half an hour for ten thousand photos on two cores.
 pub(super) const DEFAULT_STAGE: v1::Stage =
     v1::Stage { epochs: 8, image_size_px: 64, max_learning_rate: 2e-3, freeze_body: false };
 
 /// Trains a model on labelled photos and watches it; Ctrl-C cancels the run.
 ///
-/// The data lies on the server's machine, below one of its training roots. The first version of a model becomes its
+/// The data must be on the server's machine, below one of its training roots. The first version of a model becomes its
 /// champion; later ones wait for `--promote` or `visage models promote`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -34,13 +34,13 @@ Examples:
 A recipe file has the JSON form of visage.v1.Recipe; options on the command line win over it. That of a version:
   visage models show face/2 --json | jq .provenance.recipe > recipe.json")]
 pub(super) struct TrainArgs {
-    /// The model that gets a new version; made if it is not there.
+    /// The model of the new version; created if absent.
     #[arg(long, short)]
     model: String,
     /// A folder on the server's machine with UTKFace file names: AGE_GENDER_RACE_DATE.jpg. May be given more than once.
     #[arg(long, value_name = "FOLDER", required_unless_present = "csv")]
     utkface: Vec<PathBuf>,
-    /// A table on the server's machine with a column `path`, one for every head, and if you like `split`.
+    /// A table on the server's machine with a column `path`, one for every head, and optionally `split`.
     #[arg(long, value_name = "FILE")]
     csv: Vec<PathBuf>,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub(super) struct TrainArgs {
     /// The peak of the one-cycle learning rate [default: 0.002].
     #[arg(long)]
     lr: Option<f64>,
-    /// Photos in a step [default: 32].
+    /// Photos per step [default: 32].
     #[arg(long)]
     batch_size: Option<i32>,
     /// Dropout before the head's layers, 0 to below 1.
@@ -75,10 +75,10 @@ pub(super) struct TrainArgs {
     /// Starts from a torchvision weights file on the server's machine.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// The share of unreadable photos and rows at which the run gives up, 0 to 1.
+    /// The share of unreadable photos and rows above which the run fails, 0 to 1.
     #[arg(long, value_name = "SHARE")]
     max_bad: Option<f64>,
-    /// Makes the new version the champion when it is done.
+    /// Makes the new version the champion at the end.
     #[arg(long, conflicts_with = "detach")]
     promote: bool,
     /// Starts the run and returns.
@@ -150,20 +150,20 @@ impl TrainArgs {
     }
 }
 
-/// A path as the server is to read it: what is here under that name is meant, if there is such a thing.
+/// Returns a path for the server: absolute if the path exists here.
 ///
-/// The server often runs on this machine, and a path relative to this folder means nothing to it.
+/// The server often runs on this machine, but in another folder.
 fn on_server(path: &Path) -> anyhow::Result<String> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     path.into_os_string().into_string().map_err(|path| Usage(format!("{} is not UTF-8", path.display())).into())
 }
 
-/// Runs the command; `false` when the run did not succeed.
+/// Runs the command; returns false when the run did not succeed.
 pub(super) async fn run(args: TrainArgs) -> anyhow::Result<bool> {
     let mut request = args.request()?;
     let mut server = args.remote.connect().await?;
     if let (Some(version), None, None) = (&args.from, args.image_size, &args.recipe) {
-        // What goes on learning goes on reading photos of the same size.
+        // Continued training reads photos of the same size.
         let name = v1::GetModelVersionRequest { name: names::model(version) };
         let parent = server.models.get_model_version(args.remote.request(name)).await?.into_inner();
         for stage in request.recipe.iter_mut().flat_map(|recipe| &mut recipe.stages) {

@@ -1,4 +1,4 @@
-//! A training run as it is watched: a bar, a line for every epoch, and how it ended.
+//! Shows a training run: a bar, a line for every epoch, and how it ended.
 
 use std::cell::Cell;
 
@@ -14,16 +14,16 @@ use crate::proto::{
     v1::{self, watch_training_run_response::Event},
 };
 
-/// What Ctrl-C does to the run.
+/// The effect of Ctrl-C on the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnInterrupt {
     /// The run is cancelled, and watched to its end.
     Cancel,
-    /// The watching ends, the run goes on.
+    /// The watching ends, the run continues.
     Leave,
 }
 
-/// Watches a run to its end and shows it; `None` when the watching was left.
+/// Watches a run to its end; returns `None` if the user left.
 pub(super) async fn watch(
     remote: &Remote,
     server: &mut Clients,
@@ -41,7 +41,7 @@ pub(super) async fn watch(
     interrupted?;
     if on_interrupt == OnInterrupt::Leave {
         shown.bar.finish_and_clear();
-        eprintln!("{run} goes on; `visage runs watch` follows it again");
+        eprintln!("{run} continues; `visage runs watch` follows it again");
         return Ok(None);
     }
     shown.bar.set_message("cancelling");
@@ -53,14 +53,14 @@ pub(super) async fn watch(
 struct Shown {
     json: bool,
     bar: ProgressBar,
-    /// Stage, epoch and step as last told.
+    /// Stage, epoch and step of the last event.
     last: Cell<(i32, i32, i32)>,
 }
 
 impl Shown {
     fn event(&self, response: &v1::WatchTrainingRunResponse) {
         if self.json {
-            // A message of the contract has a JSON form; one that has none is left out, not the watching.
+            // A message without a JSON form is skipped; the watching continues.
             if let Ok(line) = output::to_json(response) {
                 self.say(&line);
             }
@@ -89,25 +89,25 @@ impl Shown {
         let stage = if p.n_stages > 1 { format!("stage {}/{} ", p.stage, p.n_stages) } else { String::new() };
         let metrics = p.metrics.iter().map(|(name, value)| format!(", {name} {value:.3}")).collect::<String>();
         let so_far = format!("{stage}epoch {}/{}  loss {:.4}{metrics}", p.epoch, p.n_epochs, p.loss);
-        // An epoch's last step is told twice, the second time with what the epoch has come to.
+        // The last step of an epoch is reported twice, the second time with the epoch's metrics.
         let at = (p.stage, p.epoch, p.step);
         if self.last.replace(at) == at && p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
             self.say(&so_far);
         }
         let left = p.eta.and_then(|eta| std::time::Duration::try_from(eta).ok());
         let left = left.map(|left| format!("  {} left", humantime::format_duration(whole_seconds(left))));
-        // The run knows its own speed better than a bar that may have joined late.
+        // The run knows its speed better than a bar that may have joined late.
         self.bar.set_message(format!("{so_far}  {:.0} img/s{}", p.images_per_second, left.unwrap_or_default()));
     }
 
     fn say(&self, line: &str) {
-        // Whoever read along may have gone; the run is watched to its end all the same.
+        // If the output's reader has gone, the run is still watched to its end.
         let _ = self.bar.suspend(|| say!("{line}"));
     }
 
     fn end(&self, run: v1::TrainingRun) -> anyhow::Result<v1::TrainingRun> {
         self.bar.finish_and_clear();
-        // In JSON the last event has said it.
+        // In JSON the last event has reported it.
         if !self.json {
             say!("{}", ended(&run))?;
         }
@@ -115,7 +115,7 @@ impl Shown {
     }
 }
 
-/// Moves a bar to where a run is.
+/// Moves a bar to a run's position.
 pub fn advance(bar: &ProgressBar, p: &v1::Progress) {
     // Epoch 0 is the reading of the data, which has steps of its own.
     let (n_epochs, n_done) = if p.epoch == 0 { (1, 0) } else { (p.n_epochs, p.epoch - 1) };
@@ -127,7 +127,7 @@ fn whole_seconds(time: std::time::Duration) -> std::time::Duration {
     std::time::Duration::from_secs(time.as_secs())
 }
 
-/// Describes the data of a run: how many photos it has, and which rows are left out.
+/// Describes the data of a run: the number of photos, and the rejected rows.
 #[must_use]
 pub fn data(report: &v1::DataReport) -> String {
     let mut text = format!(
@@ -147,7 +147,7 @@ pub fn data(report: &v1::DataReport) -> String {
     text
 }
 
-/// Says in one line how a run ended.
+/// Describes in one line how a run ended.
 #[must_use]
 pub fn ended(run: &v1::TrainingRun) -> String {
     let state = output::enum_name(run.state().as_str_name(), "RUN_STATE_").to_lowercase();

@@ -1,4 +1,4 @@
-//! Answers in words: predictions, reasons and notes, as commands print them.
+//! Formats answers for people: predictions, reasons and notes.
 
 use super::output;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     proto::v1::{self, prediction::Result as Answer},
 };
 
-/// An answer to a photo, as lines for people.
+/// Formats the answer to a photo as lines for people.
 pub(super) fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     let total = answer.timing.as_ref().and_then(|t| t.total).map(|d| f64::from(d.nanos) / 1e6 + d.seconds as f64 * 1e3);
     let mut text = format!("{photo}  {}  {:.0} ms", answer.model_version, total.unwrap_or(0.0));
@@ -21,13 +21,13 @@ pub(super) fn text(photo: &str, answer: &v1::PredictResponse) -> String {
         text.push_str(&format!("\n  no answer: {why}"));
     }
     if !answer.abstained && answer.predictions.is_empty() && answer.faces.is_empty() {
-        text.push_str("\n  nothing to say: this version has no heads");
+        text.push_str("\n  no predictions: this version has no heads");
     }
     if answer.faces.is_empty() {
         return text + &predictions("  ", &answer.predictions);
     }
     if answer.n_faces_found > 1 {
-        text.push_str(&format!("\n  {} faces found, {} looked at", answer.n_faces_found, answer.faces.len()));
+        text.push_str(&format!("\n  {} faces found, {} read", answer.n_faces_found, answer.faces.len()));
     }
     for (i, face) in answer.faces.iter().enumerate() {
         if answer.faces.len() > 1 {
@@ -50,24 +50,24 @@ pub(super) fn text(photo: &str, answer: &v1::PredictResponse) -> String {
     text
 }
 
-/// Reasons in words, with commas between.
+/// Formats reasons, separated by commas.
 pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> String {
     reasons.map(reason).collect::<Vec<_>>().join(", ")
 }
 
-/// Lists what was odd about a photo's file; `None` if nothing was.
+/// Lists the anomalies of a photo's file; `None` if there are none.
 pub(super) fn notes(notes: impl Iterator<Item = v1::PhotoNote>) -> Option<String> {
     let told = |note| match note {
-        v1::PhotoNote::EndMissing => "its end mark is missing or misplaced; every pixel is there",
-        v1::PhotoNote::ChunkMissing => "its header promises a chunk that is not there",
-        v1::PhotoNote::ColoursUnsure => "its colours could not be followed and may be off",
-        v1::PhotoNote::Unspecified => "in a way that this program does not know",
+        v1::PhotoNote::EndMissing => "its end marker is missing or misplaced; every pixel is present",
+        v1::PhotoNote::ChunkMissing => "its header announces a chunk that is missing",
+        v1::PhotoNote::ColoursUnsure => "its colour description could not be used, so colours may be wrong",
+        v1::PhotoNote::Unspecified => "in a way unknown to this program",
     };
     let told: Vec<_> = notes.map(told).collect();
     (!told.is_empty()).then(|| told.join("; "))
 }
 
-/// A face's reasons, each with the quality signals that it depends on; `visage models show` has their thresholds.
+/// Formats a face's reasons, each with the quality signals it depends on; `visage models show` shows their thresholds.
 fn reasons_of(face: &v1::FaceReading) -> String {
     let with_signals = |why: v1::AbstentionReason| {
         let signals = signals_of(why).into_iter();
@@ -90,7 +90,7 @@ fn predictions(indent: &str, predictions: &[v1::Prediction]) -> String {
     text
 }
 
-/// What a head predicts, in words.
+/// Formats a head's prediction.
 fn said(prediction: &v1::Prediction) -> String {
     match &prediction.result {
         Some(Answer::Regression(r)) => regression(r),
@@ -99,7 +99,7 @@ fn said(prediction: &v1::Prediction) -> String {
     }
 }
 
-/// A reason in words: `face too small`.
+/// Formats a reason: `face too small`.
 #[must_use]
 pub fn reason(reason: v1::AbstentionReason) -> String {
     output::enum_name(reason.as_str_name(), "ABSTENTION_REASON_").to_lowercase().replace('_', " ")

@@ -5,6 +5,7 @@
 
 mod error;
 mod manifest;
+mod origin;
 mod reads;
 mod version;
 mod versions;
@@ -14,7 +15,8 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use parking_lot::{Mutex, RwLock};
 
 pub(crate) use error::RegistryError;
-pub(crate) use manifest::{NewVersion, Origin};
+pub(crate) use manifest::NewVersion;
+pub(crate) use origin::Origin;
 pub(crate) use reads::{Normalised, Reads};
 pub(crate) use version::{AnswerKind, Head, Interval, Version};
 

@@ -447,7 +447,7 @@ impl State {
         !idle.is_empty()
     }
 
-    /// Closes a version whose engine cannot be used any more. One that was draining is simply gone.
+    /// Closes a version whose engine is unusable. A draining version is removed.
     fn fail(&mut self, version: &VersionName, error: &ServeError, replies: &mut Vec<Reply>) {
         replies.extend(refuse(self.scheduler.remove_version(version), error));
         let Some(slot) = self.slots.get_mut(version) else { return };

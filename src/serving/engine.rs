@@ -18,8 +18,8 @@ pub(crate) struct ImageOutput {
     pub heads: Vec<Vec<f32>>,
     /// The outputs of the embedding layers, by layer name, not normalised.
     pub embeddings: BTreeMap<String, Vec<f32>>,
-    /// One a head, in the version's order: the standard deviation of the distribution that the head answers with, in
-    /// its unit; none for a head that answers with a number alone. Empty when no head has one.
+    /// One per head, in the version's order: the standard deviation of the head's predicted distribution, in its unit;
+    /// none for a head that predicts only a number. Empty when no head has one.
     pub spreads: Vec<Option<f32>>,
     /// The faces that a detector found, the largest first, in pixels of the scaled photo that it searched.
     pub faces: Vec<DetectedFace>,

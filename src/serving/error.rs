@@ -80,7 +80,7 @@ pub(crate) enum ServeError {
         detail: String,
     },
     /// The operating system could not start a thread.
-    #[error("the system gives no thread for {name}: {detail}")]
+    #[error("cannot start the thread {name}: {detail}")]
     NoThread {
         /// The thread's name.
         name: String,

@@ -83,7 +83,7 @@ impl PixelPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`ServeError::NoThread`] when the system gives no thread.
+    /// [`ServeError::NoThread`] when a thread cannot be started.
     pub(crate) fn start(settings: PixelPoolSettings) -> Result<Self, ServeError> {
         let n_threads = match settings.n_threads {
             0 => thread::available_parallelism().map_or(1, usize::from),

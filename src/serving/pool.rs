@@ -33,7 +33,7 @@ impl ServingPool {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`ServeError::NoThread`] when the system gives no thread.
+    /// [`ServeError::NoThread`] when a thread cannot be started.
     pub(crate) fn start(settings: ServingSettings, loader: Arc<dyn EngineLoader>) -> Result<Self, ServeError> {
         let device = Arc::new(Device::new(settings));
         let inner = Arc::new(Inner { device: device.clone(), threads: Mutex::default() });
@@ -83,7 +83,7 @@ impl ServingPool {
     pub(crate) async fn unload(&self, version: &VersionName) {
         while let Some(change) = self.inner.device.unload(version) {
             match change {
-                // However the load ended: the next round sees what there is to unload.
+                // The outcome of the load does not matter: the next round checks the state again.
                 Change::Loaded(end) => drop(end.await),
                 // Unloaded, or the pool has stopped.
                 Change::Unloaded(end) | Change::Gone(end, _) => return drop(end.await),

@@ -120,8 +120,8 @@ struct Queue<T> {
     draining: bool,
     /// Seconds of device time used so far, on the fair queue's clock.
     used: f64,
-    /// Refusals by estimate since the last batch. Each lowers the estimate a little: a version that was slow once and
-    /// is refused ever since would otherwise never be measured again.
+    /// Refusals by estimate since the last batch. Each lowers the estimate a little; otherwise a version that was slow
+    /// once would be refused for ever and never measured again.
     n_refused: u32,
 }
 

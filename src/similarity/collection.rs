@@ -1,8 +1,8 @@
 //! A collection in memory: sealed segments with graphs, and a small tail that is scanned.
 //!
-//! What is here is a cache of the store. Faces join the tail; a full tail is sealed and gets its graph in the
-//! background, segments of like size are merged, and segments with many gone faces are made anew. A search never waits
-//! for that: it sees the old segments or the new ones.
+//! It is a cache of the store. New faces join the tail. In the background, a full tail is sealed and gets its graph,
+//! segments of similar size are merged, and segments with many deleted faces are rebuilt. A search never waits for
+//! that: it sees either the old segments or the new ones.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,13 +13,13 @@ use super::{
     segment::{Hit, Segment, TopK},
 };
 
-/// Segments of like size that are merged into one.
+/// Segments of similar size that are merged into one.
 const MERGE_FACTOR: usize = 4;
 
-/// A segment is made anew when one in this many of its faces is gone.
+/// A segment is rebuilt when one in this many of its faces is deleted.
 const REBUILD_ONE_IN: usize = 4;
 
-/// Where a face lies.
+/// The place of a face.
 #[derive(Clone)]
 enum Place {
     Tail(usize),
@@ -48,7 +48,7 @@ impl Faces {
         self.state.read().places.len()
     }
 
-    /// Adds a face, in place of one of the same id; says whether the background has work now.
+    /// Adds a face, or replaces the one with the same id; returns true if there is background work now.
     pub(super) fn insert(&self, id: &str, vector: &[f32], settings: &SimilaritySettings) -> bool {
         let mut state = self.state.write();
         let id: Arc<str> = id.into();
@@ -61,8 +61,8 @@ impl Faces {
             return false;
         }
         let full = Arc::new(std::mem::replace(&mut state.tail, Segment::new(self.dimensions)));
-        // The hidden ones too: whoever hid one will forget it or show it again. Not those that a newer face of the same
-        // id has replaced.
+        // Hidden faces too, since they will be forgotten or shown again. Not those that a newer face of the same id has
+        // replaced.
         for (idx, id) in full.ids().iter().enumerate() {
             if let Some(place) = state.places.get_mut(id)
                 && matches!(place, Place::Tail(i) if *i == idx)
@@ -74,18 +74,18 @@ impl Faces {
         true
     }
 
-    /// Hides a face from every search; `false` when it is not here.
+    /// Hides a face from every search; returns false if it is absent.
     pub(super) fn hide(&self, id: &str) -> bool {
         self.set_alive(id, false)
     }
 
-    /// Shows a face again, whose deletion failed.
+    /// Shows a face again after its deletion failed.
     pub(super) fn show(&self, id: &str) {
         self.set_alive(id, true);
     }
 
     fn set_alive(&self, id: &str, alive: bool) -> bool {
-        // For writing, so that no swap of segments comes between.
+        // The write lock keeps segments from being swapped meanwhile.
         let state = self.state.write();
         let place = state.places.get(id).cloned();
         place.is_some_and(|place| {
@@ -102,7 +102,7 @@ impl Faces {
         }
     }
 
-    /// A face's vector.
+    /// Returns a face's vector.
     pub(super) fn vector(&self, id: &str) -> Option<Vec<f32>> {
         let state = self.state.read();
         match state.places.get(id)? {
@@ -111,7 +111,7 @@ impl Faces {
         }
     }
 
-    /// The best `k` faces, best first, and whether every face was compared.
+    /// Returns the best `k` faces, best first, and whether every face was compared.
     pub(super) fn search(
         &self,
         query: &[f32],
@@ -137,10 +137,10 @@ impl Faces {
         (best.into_sorted(), all_compared)
     }
 
-    /// Does one piece of background work; `false` when there is none.
+    /// Does one piece of background work; returns false if there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings) -> bool {
         let sealed = self.state.read().sealed.clone();
-        // Hidden faces that are not forgotten would be hidden in the new segment, too: nothing is gained by making it.
+        // Faces that are hidden but not forgotten would stay hidden in a new segment: rebuilding it would gain nothing.
         let worn = |s: &&Arc<Segment>| {
             let n_gone = s.len() - if s.n_dead() > 0 { self.belonging(&[Arc::clone(s)]).len() } else { s.len() };
             n_gone > 0 && n_gone * REBUILD_ONE_IN >= s.len()
@@ -180,10 +180,10 @@ impl Faces {
         belonging
     }
 
-    /// Puts one new segment in the place of old ones, with the faces that are left of them.
+    /// Replaces old segments by one new one with their remaining faces.
     fn replace(&self, old: &[Arc<Segment>]) {
         let mut merged = Segment::new(self.dimensions);
-        // By new position: where the face came from.
+        // The origin of each face, by its new position.
         let mut origins = Vec::new();
         for (segment, idx) in self.belonging(old) {
             merged.push(Arc::clone(&segment.ids()[idx]), segment.vector(idx));
@@ -199,7 +199,7 @@ impl Faces {
             return;
         }
         for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
-            // What was hidden while the graph was built is hidden in the new segment too.
+            // Faces hidden while the graph was built stay hidden in the new segment.
             merged.set_alive(idx, segment.is_alive(*old_idx));
             if let Some(place) = state.places.get_mut(id)
                 && matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx)

@@ -7,10 +7,10 @@ use super::SimilarityError;
 pub(crate) struct Embedding(Vec<f32>);
 
 impl Embedding {
-    /// Checks and normalises a vector; `field` is where a request gave it.
+    /// Checks and normalises a vector; `field` is the request field it came from.
     ///
     /// # Errors
-    /// [`SimilarityError::Invalid`] for another length, a number that is not finite, or a vector without direction.
+    /// [`SimilarityError::Invalid`] for another length, a number that is not finite, or a zero vector.
     pub(crate) fn new(field: &str, values: Vec<f32>, dimensions: usize) -> Result<Self, SimilarityError> {
         if values.len() != dimensions {
             let rule = format!("has {} numbers, the embedding space has {dimensions}", values.len());
@@ -19,7 +19,7 @@ impl Embedding {
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(SimilarityError::invalid(field, format!("number {at} is {}, not a finite number", values[at])));
         }
-        // In f64, where neither the squares of large numbers nor their sum overflow.
+        // In f64, neither the squares of large numbers nor their sum overflow.
         let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         if norm == 0.0 {
             return Err(SimilarityError::invalid(field, "is zero in every number and so has no direction"));
@@ -37,7 +37,7 @@ impl Embedding {
         self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
     }
 
-    /// The embedding of a stored face; `None` when the bytes are not that many numbers.
+    /// Decodes the embedding of a stored face; none if the bytes are of another length.
     pub(super) fn from_bytes(bytes: &[u8], dimensions: usize) -> Option<Self> {
         let (numbers, rest) = bytes.as_chunks::<4>();
         let whole = rest.is_empty() && numbers.len() == dimensions;
@@ -50,7 +50,7 @@ impl Embedding {
 pub(crate) struct Score(f32);
 
 impl Score {
-    /// Of two vectors of length one; rounding beyond the range is cut off.
+    /// Computes the score of two vectors of length one; rounding beyond the range is clamped.
     #[must_use]
     pub(crate) fn of(a: &[f32], b: &[f32]) -> Self {
         Self(dot(a, b).clamp(-1.0, 1.0))
@@ -67,10 +67,10 @@ impl Score {
     }
 }
 
-/// Sums in flight at once, so that the compiler can use vector registers.
+/// Sums computed in parallel, so that the compiler can use vector registers.
 const LANES: usize = 16;
 
-/// The scalar product.
+/// Computes the scalar product.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_lanes, a_rest) = a.as_chunks::<LANES>();
     let (b_lanes, b_rest) = b.as_chunks::<LANES>();

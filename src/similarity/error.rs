@@ -1,25 +1,25 @@
-//! What can go wrong with collections, faces and searches.
+//! The errors of collections, faces and searches.
 
 use crate::{error::Kind, store::StoreError};
 
 /// An error of the similarity layer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SimilarityError {
-    /// A field that cannot be used.
+    /// A request field is invalid.
     #[error("{field}: {rule}")]
     Invalid {
         /// The request's field.
         field: String,
-        /// What is wrong, and what is allowed.
+        /// The fault, and what is allowed.
         rule: String,
     },
-    /// No such collection.
+    /// The collection does not exist.
     #[error("there is no collection {name}")]
     CollectionNotFound {
         /// collections/{c}
         name: String,
     },
-    /// No such face.
+    /// The face does not exist.
     #[error("there is no face {name}")]
     FaceNotFound {
         /// collections/{c}/faces/{f}
@@ -31,15 +31,15 @@ pub(crate) enum SimilarityError {
         /// The resource's name.
         name: String,
     },
-    /// An embedding of another space than the collection's.
+    /// The embedding is of another space than the collection.
     #[error("the embedding is of the space {got}, the collection compares in {expected}")]
     SpaceMismatch {
         /// The embedding's space.
         got: String,
-        /// The collection's.
+        /// The collection's space.
         expected: String,
     },
-    /// Of the store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -49,7 +49,7 @@ impl SimilarityError {
         Self::Invalid { field: field.to_owned(), rule: rule.into() }
     }
 
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {

@@ -1,8 +1,8 @@
-//! A navigable graph over a segment's vectors: the only place that names `hnsw_rs`.
+//! A navigable graph over a segment's vectors. Only this file names `hnsw_rs`.
 //!
 //! Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
-//! World graphs" (2016). `hnsw_rs` leaves some points unreachable after a parallel build, so every point is searched
-//! for itself afterwards; those not found are named, to be compared with every query.
+//! World graphs" (2016). `hnsw_rs` leaves some points unreachable after a parallel build, so afterwards a search for
+//! every point checks that it is found; the others are listed and compared with every query.
 
 use std::panic::{self, AssertUnwindSafe};
 
@@ -18,13 +18,13 @@ const MAX_LAYERS: usize = 16;
 /// Candidates kept while a point is inserted.
 const EF_CONSTRUCTION: usize = 200;
 
-/// Candidates kept while a point is searched for itself.
+/// Candidates kept while a point searches for itself.
 const EF_AUDIT: usize = 32;
 
-/// Among how many nearest to itself a point must be: copies of it may come first.
+/// A point must be among this many nearest to itself: copies of it may come first.
 const N_AUDIT: usize = 4;
 
-/// One minus the cosine of vectors of length one; never below zero, where rounding would lead.
+/// One minus the cosine of vectors of length one; never below zero, despite rounding.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cosine;
 
@@ -37,12 +37,12 @@ impl Distance<f32> for Cosine {
 /// A graph over vectors, by their position.
 pub(super) struct Graph {
     hnsw: Hnsw<'static, f32, Cosine>,
-    /// Positions that the graph does not lead to, in order.
+    /// Positions that the graph does not reach, in order.
     stragglers: Vec<usize>,
 }
 
 impl Graph {
-    /// Builds the graph of contiguous vectors and audits it; `None` when the library gave up.
+    /// Builds and audits the graph of contiguous vectors; none if the library panicked.
     pub(super) fn build(vectors: &[f32], dimensions: usize) -> Option<Self> {
         let build = || {
             let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
@@ -62,12 +62,12 @@ impl Graph {
         panic::catch_unwind(AssertUnwindSafe(build)).ok()
     }
 
-    /// Up to `ef` positions near a vector, nearest first; `None` when the library gave up.
+    /// Returns up to `ef` positions near a vector, nearest first; none if the library panicked.
     pub(super) fn nearest(&self, vector: &[f32], ef: usize) -> Option<Vec<usize>> {
         panic::catch_unwind(AssertUnwindSafe(|| self.neighbours(vector, ef, ef))).ok()
     }
 
-    /// Positions that the graph does not lead to, which a search compares beside what it found.
+    /// Positions that the graph does not reach, which a search compares in addition.
     pub(super) fn stragglers(&self) -> &[usize] {
         &self.stragglers
     }

@@ -1,12 +1,12 @@
-//! What a score says about whether two faces are one person's.
+//! The evidence of a score that two faces are one person's.
 
 use crate::proto::v1::{FalseMatchRate, IdentityCalibration, IdentityEvidence};
 
-/// What a score of a calibrated space means.
+/// Interprets a score of a calibrated space.
 ///
 /// The probability is logistic in the score, fitted on pairs of the same person and of different people in equal
-/// weight. The false-match rate is read from a table that was counted, from the highest score in it that this one
-/// reaches: so it is never lower than what was counted at this score.
+/// weight. The false-match rate comes from a table of counts, at the highest listed score that this one reaches; so it
+/// is never lower than the count at this score.
 #[must_use]
 pub(crate) fn identity_evidence(calibration: &IdentityCalibration, score: f32) -> IdentityEvidence {
     let score = f64::from(score);
@@ -21,7 +21,7 @@ fn false_match_rate(calibration: &IdentityCalibration, score: f64) -> FalseMatch
     let points = &calibration.false_matches;
     let above = points.partition_point(|point| point.score <= score);
     let Some(point) = above.checked_sub(1).and_then(|i| points.get(i)) else {
-        // Below all that was counted: more pairs than the table's first score this much.
+        // Below the table: at least as many pairs as the first listed score match.
         let lower = points.first().map_or(0.0, |first| first.lower);
         return FalseMatchRate { rate: None, lower, upper: 1.0, supported: lower > 0.0 };
     };
@@ -29,7 +29,7 @@ fn false_match_rate(calibration: &IdentityCalibration, score: f64) -> FalseMatch
         rate: (point.rate > 0.0).then_some(point.rate),
         lower: point.lower,
         upper: point.upper,
-        // An interval that reaches down to nothing says only how large the rate is at most.
+        // An interval that reaches zero only bounds the rate from above.
         supported: point.lower > 0.0,
     }
 }

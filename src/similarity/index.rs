@@ -1,4 +1,4 @@
-//! The collections of a store: what is written there first, and found here.
+//! The collections of a store, which are written there first and then searched here.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,14 +19,14 @@ use crate::{
 /// Records read or removed at once.
 const PAGE: usize = 512;
 
-/// A collection to make.
+/// A collection to create.
 #[derive(Clone, Debug)]
 pub(crate) struct NewCollection {
     /// Its id.
     pub id: CollectionId,
-    /// The only space in which it compares.
+    /// The only embedding space that it accepts.
     pub space: EmbeddingSpace,
-    /// Numbers of a vector.
+    /// The length of its vectors.
     pub dimensions: usize,
     /// Free text for people.
     pub display_name: String,
@@ -35,60 +35,60 @@ pub(crate) struct NewCollection {
 /// A face to enrol.
 #[derive(Clone, Debug)]
 pub(crate) struct NewFace {
-    /// Chosen by the caller, or made here.
+    /// Chosen by the caller, or generated here.
     pub id: Option<FaceId>,
     /// The caller's key of the person.
     pub subject: String,
-    /// Small facts to find it by.
+    /// Small facts for filtering and display.
     pub labels: BTreeMap<String, String>,
 }
 
-/// What to look for.
+/// The target of a search.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
     /// Faces near a vector.
     Vector(Embedding),
-    /// Faces near an enrolled one, without itself.
+    /// Faces near an enrolled face, except itself.
     Face(FaceId),
 }
 
 /// A search.
 #[derive(Clone, Debug)]
 pub(crate) struct Query {
-    /// What to look for.
+    /// The target.
     pub target: Target,
-    /// The most matches, 1 to the settings' limit.
+    /// The maximum number of matches, 1 to the settings' limit.
     pub k: usize,
-    /// Matches below are left out.
+    /// Matches below this score are left out.
     pub min_score: Option<f32>,
     /// Compare with every face.
     pub exact: bool,
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchResult {
     /// Best first.
     pub matches: Vec<(FaceRecord, Score)>,
     /// Whether every face was compared.
     pub exact: bool,
-    /// In which space.
+    /// The space of the scores.
     pub space: EmbeddingSpace,
 }
 
 struct Collection {
     record: CollectionRecord,
     space: EmbeddingSpace,
-    /// As stored: the condition under which faces join.
+    /// The stored record; a new face requires that it is unchanged.
     bytes: Vec<u8>,
     faces: Faces,
     turns: Turns,
 }
 
-/// How many faces of a collection can be changed at once.
+/// The number of locks that a collection's faces share.
 const N_TURNS: usize = 64;
 
-/// One change of a face at a time, from before it is stored until memory agrees with the store.
+/// Locks a face from before a change is stored until memory agrees with the store.
 struct Turns([Mutex<()>; N_TURNS]);
 
 impl Turns {
@@ -106,7 +106,7 @@ struct Shared {
     store: Arc<dyn Store>,
     settings: SimilaritySettings,
     collections: RwLock<HashMap<CollectionId, Arc<Collection>>>,
-    /// Held while a collection is made or deleted, so that one does not see the other half done.
+    /// Held while a collection is created or deleted, so that neither sees the other half done.
     changing: Mutex<()>,
     work: Mutex<Work>,
     wake: Condvar,
@@ -133,10 +133,10 @@ fn faces_of(collection: &str) -> Vec<u8> {
 }
 
 impl SimilarityIndex {
-    /// Reads every collection; graphs are built in the background, and until then faces are scanned.
+    /// Loads every collection; graphs are built in the background, and until then faces are scanned.
     ///
     /// # Errors
-    /// [`SimilarityError::Store`] naming the first record that is damaged.
+    /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
         let mut collections = HashMap::new();
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
@@ -146,7 +146,7 @@ impl SimilarityIndex {
             let space = EmbeddingSpace::parse("embedding_space", &record.embedding_space);
             let space = space.map_err(|error| StoreError::Corrupt {
                 what: format!("{}: {error}", id.name()),
-                affects: "what its faces can be compared with is not known; import the last export".to_owned(),
+                affects: "the embedding space of its faces is unknown; import the last export".to_owned(),
             })?;
             let dimensions = record.dimensions as usize;
             let faces = Faces::new(dimensions);
@@ -181,7 +181,7 @@ impl SimilarityIndex {
         collections.get(id).cloned().ok_or_else(|| SimilarityError::CollectionNotFound { name: id.name() })
     }
 
-    /// Makes a collection; `extra` adds writes to the same commit.
+    /// Creates a collection; `extra` adds writes to the same commit.
     ///
     /// # Errors
     /// [`SimilarityError::AlreadyExists`].
@@ -216,7 +216,7 @@ impl SimilarityIndex {
         Ok(record)
     }
 
-    /// The space in which a collection compares.
+    /// Returns the embedding space of a collection.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
@@ -224,7 +224,7 @@ impl SimilarityIndex {
         Ok(self.collection(id)?.space.clone())
     }
 
-    /// A collection and how many faces it has.
+    /// Returns a collection and its number of faces.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
@@ -233,10 +233,10 @@ impl SimilarityIndex {
         Ok((collection.record.clone(), collection.faces.len()))
     }
 
-    /// Up to `limit` collections by id, from beyond the id `after`, with their numbers of faces.
+    /// Lists up to `limit` collections by id, after the id `after`, with their numbers of faces.
     ///
     /// # Errors
-    /// When the store fails.
+    /// Fails when the store fails.
     pub(crate) fn list_collections(
         &self,
         after: Option<&[u8]>,
@@ -252,8 +252,8 @@ impl SimilarityIndex {
         Ok(rows.into_iter().map(|(_, record)| with_faces(record)).collect())
     }
 
-    /// Forgets a collection with its faces. From the first commit on it is gone; what a crash leaves of its faces is
-    /// removed at the next start, before anybody can make a collection of the same id.
+    /// Deletes a collection with its faces. It is gone with the first commit; faces that a crash leaves are removed at
+    /// the next start, before a collection with the same id can be created.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
@@ -268,15 +268,15 @@ impl SimilarityIndex {
         Ok(remove_faces(&*self.shared.store, id.as_str())?)
     }
 
-    /// The collections, each with the space in which it compares.
+    /// Returns the collections with their embedding spaces.
     #[must_use]
     pub(crate) fn spaces(&self) -> Vec<(CollectionId, EmbeddingSpace)> {
         let collections = self.shared.collections.read();
         collections.iter().map(|(id, collection)| (id.clone(), collection.space.clone())).collect()
     }
 
-    /// Stores a face; `extra` adds writes to the same commit. When it returns, the face is found by every search and
-    /// after every crash.
+    /// Stores a face; `extra` adds writes to the same commit. Once it returns, every search finds the face, after a
+    /// crash too.
     ///
     /// # Errors
     /// [`SimilarityError::AlreadyExists`] for a taken id, [`SimilarityError::SpaceMismatch`].
@@ -331,7 +331,7 @@ impl SimilarityIndex {
         Ok(record)
     }
 
-    /// An enrolled face.
+    /// Returns an enrolled face.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
@@ -341,7 +341,7 @@ impl SimilarityIndex {
         record.ok_or_else(|| not_found(id, face))
     }
 
-    /// Up to `limit` faces by id, from beyond the id `after`.
+    /// Lists up to `limit` faces by id, after the id `after`.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
@@ -359,7 +359,7 @@ impl SimilarityIndex {
         Ok(rows.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// Forgets a face. When it returns, no search gives it any more.
+    /// Deletes a face. Once it returns, no search finds the face.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
@@ -391,7 +391,7 @@ impl SimilarityIndex {
         }
     }
 
-    /// Refuses what [`SimilarityIndex::search`] would, before a photo is read for it.
+    /// Checks a query as [`SimilarityIndex::search`] does, before a photo is decoded for it.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range.
@@ -406,7 +406,7 @@ impl SimilarityIndex {
         Ok(())
     }
 
-    /// The faces nearest to a target.
+    /// Returns the faces nearest to a target.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range, [`SimilarityError::CollectionNotFound`],
@@ -426,7 +426,7 @@ impl SimilarityIndex {
         let (hits, exact) = collection.faces.search(&vector, k, query.min_score, query.exact, settings);
         let mut matches = Vec::with_capacity(hits.len());
         for hit in hits.iter().filter(|hit| Some(&*hit.id) != itself).take(query.k) {
-            // One that was deleted a moment ago is left out.
+            // A face deleted meanwhile is left out.
             if let Some(record) = self.shared.store.get_record(Table::Faces, &face_key(id, &hit.id))? {
                 matches.push((record, Score::from_cosine(hit.score)));
             }
@@ -434,7 +434,7 @@ impl SimilarityIndex {
         Ok(SearchResult { matches, exact, space: collection.space.clone() })
     }
 
-    /// Waits until the background has nothing left to do.
+    /// Waits until no background work is left.
     #[cfg(test)]
     pub(crate) fn settle(&self) {
         loop {
@@ -463,7 +463,7 @@ impl Shared {
         self.wake.notify_all();
     }
 
-    /// The background thread: sleeps until woken, works until nothing is left.
+    /// Runs the background thread: sleeps until woken, then works until nothing is left.
     fn maintain(&self) {
         loop {
             let mut work = self.work.lock();
@@ -490,7 +490,7 @@ impl Shared {
         self.work.lock().stopping
     }
 
-    /// Removes the faces whose collection was deleted when a crash came between.
+    /// Removes the faces of collections whose deletion was interrupted by a crash.
     fn finish_deletions(&self) -> Result<(), SimilarityError> {
         let mut after = None;
         loop {
@@ -498,10 +498,10 @@ impl Shared {
             let Some((key, _)) = self.store.scan(Table::Faces, &range, 1)?.pop() else { return Ok(()) };
             let collection = String::from_utf8_lossy(key.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
             if self.store.get(Table::Collections, collection.as_bytes())?.is_none() {
-                tracing::warn!(%collection, "finishes the deletion of a collection");
+                tracing::warn!(%collection, "finishing the deletion of a collection");
                 remove_faces(&*self.store, &collection)?;
             }
-            // On to the next collection: no id has a byte of 1 where this one ends.
+            // Skips to the next collection: no id has a byte of 1 where this one ends.
             after = Some([collection.as_bytes(), &[1]].concat());
         }
     }

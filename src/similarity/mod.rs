@@ -1,8 +1,8 @@
-//! Collections of faces: who looks like whom.
+//! Collections of faces, and searches for similar ones.
 //!
-//! The store is the truth, what is in memory a cache of it: every face is stored before it is found, and hidden before
-//! it is unstored. Vectors are compared by cosine, only within one embedding space. `graph.rs` alone names `hnsw_rs`;
-//! the exact scan is the oracle of every test. Knows no networks and no transport.
+//! The store is the truth; memory is a cache of it: every face is stored before it can be found, and hidden before it
+//! is deleted. Vectors are compared by cosine, only within one embedding space. Only `graph.rs` names `hnsw_rs`; the
+//! exact scan is the oracle of every test. Knows no networks and no transport.
 
 mod collection;
 mod embedding;
@@ -19,18 +19,18 @@ pub(crate) use identity::identity_evidence;
 pub(crate) use index::{NewCollection, NewFace, Query, SimilarityIndex, Target};
 pub(crate) use names::{CollectionId, FaceId, FaceName};
 
-/// The bounds of collections and searches.
+/// The limits of collections and searches.
 #[derive(Clone, Debug)]
 pub(crate) struct SimilaritySettings {
     /// The largest `k`.
     pub max_k: usize,
-    /// Collections up to this many faces are compared whole.
+    /// Collections up to this size are always scanned exactly.
     pub exact_up_to: usize,
-    /// Faces of a tail that is sealed and gets a graph.
+    /// The tail's size at which it is sealed and gets a graph.
     pub seal_at: usize,
-    /// Candidates kept in a search of a graph; more find more and take longer.
+    /// Candidates kept in a search of a graph; a higher number finds more and takes longer.
     pub ef_search: usize,
-    /// Labels of a face.
+    /// The most labels of a face.
     pub max_labels: usize,
     /// Bytes of a label's key.
     pub max_label_key_bytes: usize,

@@ -9,7 +9,7 @@ use super::SimilarityError;
 pub(crate) struct CollectionId(String);
 
 impl CollectionId {
-    /// Checks an id; `field` is where a request gave it.
+    /// Parses an id; `field` is the request field it came from.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].
@@ -45,7 +45,7 @@ impl fmt::Display for CollectionId {
 pub(crate) struct FaceId(String);
 
 impl FaceId {
-    /// Checks an id; `field` is where a request gave it.
+    /// Parses an id; `field` is the request field it came from.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].
@@ -58,7 +58,7 @@ impl FaceId {
         Err(SimilarityError::invalid(field, rule))
     }
 
-    /// A new one, in the order of time.
+    /// Generates an id; ids sort by time.
     pub(super) fn generate() -> Self {
         Self(uuid::Uuid::now_v7().simple().to_string())
     }
@@ -84,7 +84,7 @@ pub(crate) struct FaceName {
 }
 
 impl FaceName {
-    /// Reads a name; `field` is where a request gave it.
+    /// Parses a name; `field` is the request field it came from.
     ///
     /// # Errors
     /// [`SimilarityError::Invalid`].

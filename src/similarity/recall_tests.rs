@@ -1,4 +1,4 @@
-//! Whatever came before, a search gives what comparing every face gives.
+//! After any history, a search finds what an exact scan finds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,10 +16,10 @@ use crate::{
     store::{Batch, MemoryStore, Store},
 };
 
-/// As the published descriptor has.
+/// As in the published descriptor.
 const DIMENSIONS: usize = 128;
 
-/// A collection that was changed in ways that a graph does not like.
+/// A collection changed in ways that are hard for a graph.
 struct Gallery {
     index: SimilarityIndex,
     collection: CollectionId,
@@ -52,7 +52,7 @@ impl Gallery {
         (0..DIMENSIONS).map(|_| self.rng.sample(StandardNormal)).collect()
     }
 
-    /// A vector whose cosine to `centre` falls with `spread`, the noise's share.
+    /// Creates a vector whose cosine to `centre` falls with `spread`, the noise's share.
     fn near(&mut self, centre: &[f32], spread: f32) -> Vec<f32> {
         let noise = self.random();
         centre.iter().zip(noise).map(|(c, n)| c + spread * n).collect()
@@ -83,7 +83,7 @@ impl Gallery {
         found
     }
 
-    /// The share of the `k` nearest that a search gives; of equal ones any will do.
+    /// The share of the `k` nearest that a search finds; ties count.
     fn recall(&self, vector: &[f32], k: usize) -> f64 {
         let exact = self.search(vector, k, true);
         let Some((_, worst)) = exact.last() else { return 1.0 };
@@ -91,14 +91,14 @@ impl Gallery {
         found.iter().filter(|(_, score)| *score >= worst - 1e-6).count().min(exact.len()) as f64 / exact.len() as f64
     }
 
-    /// The `n` living faces nearest to a vector.
+    /// Returns the `n` nearest faces that are not deleted.
     fn nearest(&self, vector: &[f32], n: usize) -> Vec<String> {
         self.search(vector, n.clamp(1, 1_000), true).into_iter().map(|(name, _)| name).collect()
     }
 }
 
-/// A person's photos are deleted, and the same face is enrolled under another id. With a face there five times, of which
-/// the graph leads to four, the fifth once stood in for the one that was looked for.
+/// A person's photos are deleted, and the same face is enrolled under another id. Regression: of five copies of a face
+/// the graph reached four, and the fifth replaced the face searched for.
 #[test]
 fn the_nearest_living_face_is_found_when_nearer_ones_were_deleted() {
     for (n_copies, n_deleted) in [(5, 2), (5, 1), (1, 2), (40, 20)] {
@@ -129,7 +129,8 @@ fn the_nearest_living_face_is_found_when_nearer_ones_were_deleted() {
     }
 }
 
-/// Faces of people, up to four copies of one, deletions of single faces and of whole neighbourhoods, merges between.
+/// Builds a history: faces of people, up to four copies of one, deletions of single faces and of whole neighbourhoods,
+/// merges between.
 fn history(seed: u64, settings: SimilaritySettings) -> Gallery {
     let mut gallery = Gallery::new(settings, seed);
     let n_steps = gallery.rng.random_range(4..12);
@@ -170,7 +171,7 @@ fn history(seed: u64, settings: SimilaritySettings) -> Gallery {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// The bound is per query and over all of them: no query may pay for the mean.
+    /// The bound holds for each query and for the mean: no query may pay for the others.
     #[test]
     fn after_any_history_a_search_finds_what_comparing_every_face_finds(
         seed in any::<u64>(), seal_at in prop::sample::select(vec![64usize, 256, 1_024]), settled in any::<bool>(),

@@ -1,4 +1,4 @@
-//! Faces that are searched together: vectors in one block, a flag each for those that are gone, and a graph once built.
+//! Faces that are searched together: a block of vectors, a flag for each deleted one, and a graph once built.
 
 use std::{
     collections::BinaryHeap,
@@ -13,11 +13,11 @@ use super::{
     graph::Graph,
 };
 
-/// A search that keeps one in this many of a segment's faces as candidates compares with so many on its way that
-/// comparing with all of them, one after the other in memory, is no slower.
+/// When a search keeps one in this many of a segment's faces as candidates, it compares with so many others that
+/// scanning all of them, in memory order, is no slower.
 const SCAN_ONE_IN: usize = 8;
 
-/// A face found: its score and id.
+/// The score and id of a face that a search found.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Hit {
     pub(super) score: f32,
@@ -27,8 +27,7 @@ pub(super) struct Hit {
 impl Eq for Hit {}
 
 impl Ord for Hit {
-    /// The worst is the greatest, so that a heap gives it up first; equal scores by id, so that answers are the same
-    /// every time.
+    /// The worst is the greatest, so a heap drops it first; ties are ordered by id, so answers are reproducible.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         other.score.total_cmp(&self.score).then_with(|| self.id.cmp(&other.id))
     }
@@ -40,7 +39,7 @@ impl PartialOrd for Hit {
     }
 }
 
-/// The best `k` of what it is shown.
+/// Keeps the best `k` of the hits shown to it.
 pub(super) struct TopK {
     k: usize,
     min_score: f32,
@@ -67,13 +66,13 @@ impl TopK {
         }
     }
 
-    /// Best first.
+    /// Returns the hits, best first.
     pub(super) fn into_sorted(self) -> Vec<Hit> {
         self.heap.into_sorted_vec()
     }
 }
 
-/// A block of faces; faces only join while it is a collection's tail.
+/// A block of faces; faces are added only while it is a collection's tail.
 pub(super) struct Segment {
     dimensions: usize,
     ids: Vec<Arc<str>>,
@@ -96,7 +95,7 @@ impl Segment {
         }
     }
 
-    /// Adds a face and gives its position.
+    /// Adds a face and returns its position.
     pub(super) fn push(&mut self, id: Arc<str>, vector: &[f32]) -> usize {
         debug_assert_eq!(vector.len(), self.dimensions);
         self.ids.push(id);
@@ -117,7 +116,7 @@ impl Segment {
         self.alive[idx].load(Ordering::Acquire)
     }
 
-    /// Marks a face as gone, or as there again when its deletion failed.
+    /// Marks a face as deleted, or as alive again when its deletion failed.
     pub(super) fn set_alive(&self, idx: usize, alive: bool) {
         let _ = match (self.alive[idx].swap(alive, Ordering::AcqRel), alive) {
             (true, false) => self.n_dead.fetch_add(1, Ordering::Relaxed),
@@ -130,21 +129,21 @@ impl Segment {
         &self.vectors[idx * self.dimensions..(idx + 1) * self.dimensions]
     }
 
-    /// Every face's id, by position.
+    /// The id of every face, by position.
     pub(super) fn ids(&self) -> &[Arc<str>] {
         &self.ids
     }
 
-    /// Whether building the graph was tried.
+    /// Returns true if building the graph was tried.
     pub(super) fn graph_tried(&self) -> bool {
         self.graph.get().is_some()
     }
 
-    /// Builds the graph, which the segment must not have yet. Without one it is scanned, which is only slower.
+    /// Builds the graph, which must not exist yet. Without a graph the segment is scanned, which is only slower.
     pub(super) fn build_graph(&self) {
         let graph = Graph::build(&self.vectors, self.dimensions);
         if graph.is_none() {
-            tracing::error!(faces = self.len(), "the graph library gave up; the segment is scanned exactly");
+            tracing::error!(faces = self.len(), "the graph library failed; the segment is scanned exactly");
         }
         let _ = self.graph.set(graph);
     }
@@ -158,10 +157,10 @@ impl Segment {
         }
     }
 
-    /// Compares with the faces that the graph leads to; says whether every face was compared instead.
+    /// Searches the graph; returns true if every face was compared instead.
     ///
-    /// Only living faces to which the graph itself led count as found: where they are fewer than there must be, those
-    /// that are gone have taken their places, and more is asked. What the graph does not lead to is compared beside.
+    /// Only living faces reached by the graph count as found. If they are too few, deleted faces have taken their
+    /// places, and the search is widened. Faces that the graph does not reach are compared in addition.
     pub(super) fn search(&self, query: &[f32], ef: usize, best: &mut TopK) -> bool {
         let Some(graph) = self.graph.get().and_then(Option::as_ref) else {
             self.scan(query, best);
@@ -169,12 +168,12 @@ impl Segment {
         };
         let n_stragglers = graph.stragglers().iter().filter(|idx| self.is_alive(**idx)).count();
         let n_expected = best.k.min((self.len() - self.n_dead()).saturating_sub(n_stragglers));
-        // Those that are gone still take places among the nearest.
+        // Deleted faces still take places among the nearest.
         let wanted = best.k + self.n_dead().min(best.k);
         let mut ef = ef.max(2 * wanted);
         while ef * SCAN_ONE_IN < self.len() {
             let Some(nearest) = graph.nearest(query, ef) else { break };
-            // A straggler is compared beside, whether the graph led to it this time or not.
+            // Stragglers are compared separately, whether the graph reached them this time or not.
             let counts = |idx: &usize| self.is_alive(*idx) && !graph.is_straggler(*idx);
             let living: Vec<usize> = nearest.into_iter().filter(counts).take(best.k).collect();
             if living.len() >= n_expected {

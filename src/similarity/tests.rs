@@ -27,7 +27,7 @@ fn face(text: &str) -> FaceId {
     FaceId::parse("id", text).unwrap()
 }
 
-/// Small enough that a few hundred faces make several segments, and graphs are used.
+/// Limits so low that a few hundred faces make several segments and use graphs.
 fn small() -> SimilaritySettings {
     SimilaritySettings { exact_up_to: 10, seal_at: 64, ef_search: 64, ..SimilaritySettings::default() }
 }
@@ -57,7 +57,7 @@ fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> V
     found.matches.into_iter().map(|(record, _)| record.id).collect()
 }
 
-/// Vectors around a few centres, as faces of people are.
+/// Creates vectors around a few centres, like faces of people.
 fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
     let centres: Vec<Vec<f32>> =
         (0..20).map(|_| (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect()).collect();
@@ -73,7 +73,7 @@ fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
             scope.spawn(move || {
                 let mut rng = ChaCha8Rng::seed_from_u64(worker.into());
                 for _ in 0..200 {
-                    // Refusals are part of it: the face is there already, or not there any more.
+                    // Some calls are refused: the face exists already, or no longer.
                     if rng.random() {
                         let _ = enroll(index, "f", (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect());
                     } else {
@@ -155,7 +155,7 @@ fn a_deleted_collection_is_gone_with_its_faces_even_after_a_crash_between() {
     assert!(matches!(enroll(&index, "f1", vec![1.0; DIMENSIONS]), Err(SimilarityError::CollectionNotFound { .. })));
     assert_eq!(store.scan(Table::Faces, &crate::store::Range::default(), 9).unwrap(), []);
 
-    // As a crash leaves it: the collection's record is gone, a face is still there.
+    // The state after a crash: the collection's record is gone, a face still exists.
     let (store, index) = with_collection();
     enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
     drop(index);
@@ -214,7 +214,7 @@ fn what_is_wrong_is_said() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Any order of enrolling, deleting and searching gives what a plain list gives.
+    /// For any order of enrolling, deleting and searching, the index answers like a plain list.
     #[test]
     fn the_index_is_a_list_that_forgets_nothing(
         steps in prop::collection::vec((0u8..3, 0u16..120), 1..400), seed in any::<u64>()

@@ -1,7 +1,7 @@
-//! Big values by their SHA-256: what keeps them, and the one that keeps them in the store.
+//! Large values by their SHA-256: the trait [`Blobs`], and the implementation in the store.
 //!
-//! Chunks are at most 16 KiB, since sled pays for larger values with several times their size on disk and in memory.
-//! A blob exists once its [`BlobRecord`] does, which is written after its chunks; what a crash leaves before that is
+//! Chunks are at most 16 KiB, because sled takes several times the size of larger values on disk and in memory. A blob
+//! exists once its [`BlobRecord`] does, which is written after its chunks; chunks that a crash leaves before that are
 //! swept.
 
 use std::{collections::HashSet, sync::Arc};
@@ -11,56 +11,57 @@ use bytes::Bytes;
 use super::{Batch, Digest, Range, Store, StoreError, StoreExt, Table, Write};
 use crate::proto::store::BlobRecord;
 
-/// The most bytes of a chunk.
+/// The maximum size of a chunk.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Chunks of one commit.
+/// Chunks per commit.
 const CHUNKS_PER_COMMIT: usize = 256;
 
-/// CRC-32 before a chunk's bytes.
+/// The size of the CRC-32 before a chunk's bytes.
 const CRC_BYTES: usize = 4;
 
-/// What a sweep removed.
+/// The result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SweepReport {
-    /// Blobs that nothing names.
+    /// Removed blobs that nothing refers to.
     pub n_blobs: usize,
-    /// Chunks, those of blobs that were never finished included.
+    /// Removed chunks, including those of unfinished blobs.
     pub n_chunks: usize,
 }
 
-/// Big values by their SHA-256.
+/// Large values by their SHA-256.
 ///
-/// Calls block and belong on blocking threads. The store's own chunks are one implementation, [`super::CachedBlobs`] is
-/// one that keeps files in front of another. An object store is to be a third, with the digest as the object's name: a
-/// `put` that returns has been acknowledged by it, and `sweep` lists the bucket. Where several servers share the blobs,
-/// such a `sweep` must spare what is younger than a registration can last, for its caller knows of its own only.
+/// Calls block and belong on blocking threads. One implementation is the store's own chunks; [`super::CachedBlobs`]
+/// puts files in front of another. A third is planned: an object store with the digest as the object's name, where
+/// `put` returns once the object store has acknowledged, and `sweep` lists the bucket. If several servers share the
+/// blobs, such a `sweep` must spare objects younger than the longest registration, because its caller knows only its
+/// own.
 pub(crate) trait Blobs: Send + Sync + 'static {
-    /// Keeps bytes under their digest; when it returns, they survive a kill. Bytes that are there already are not
-    /// written again.
+    /// Stores bytes under their digest; once it returns, they survive a kill. Existing bytes are not written again.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// Fails when they cannot be written.
     fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError>;
 
-    /// The bytes of a digest, verified. They may lie in a mapped file: ask [`crate::mapped::is_intact`] after reading.
+    /// Returns the verified bytes of a digest. They may be a mapped file: call [`crate::mapped::is_intact`] after
+    /// reading.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] naming the blob when it is missing or damaged.
     fn get(&self, digest: &Digest) -> Result<Bytes, StoreError>;
 
-    /// Returns true if a digest's bytes are kept.
+    /// Returns true if the digest's bytes are stored.
     ///
     /// # Errors
-    /// When that cannot be found out.
+    /// Fails when the store cannot be read.
     fn contains(&self, digest: &Digest) -> Result<bool, StoreError>;
 
-    /// Removes every blob that `live` does not name, and what is left of blobs that were never finished.
+    /// Removes every blob that is not in `live`, and the remains of unfinished blobs.
     ///
-    /// The caller makes sure that it writes no blob meanwhile.
+    /// The caller ensures that it writes no blob meanwhile.
     ///
     /// # Errors
-    /// When something cannot be removed; what was removed so far stays removed.
+    /// Fails when something cannot be removed; earlier removals remain.
     fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError>;
 }
 
@@ -71,7 +72,7 @@ pub(crate) struct StoreBlobs {
 }
 
 impl StoreBlobs {
-    /// The blobs of `store`.
+    /// Opens the blobs of `store`.
     #[must_use]
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
@@ -105,7 +106,7 @@ impl Blobs for StoreBlobs {
     fn get(&self, digest: &Digest) -> Result<Bytes, StoreError> {
         let corrupt = |why: String| StoreError::Corrupt {
             what: format!("the blob {digest} ({why})"),
-            affects: "what is made of it cannot be loaded; restore it from an export".to_owned(),
+            affects: "whatever needs it cannot be loaded; restore it from an export".to_owned(),
         };
         let record = self
             .store
@@ -126,7 +127,7 @@ impl Blobs for StoreBlobs {
             bytes.extend_from_slice(chunk);
         }
         if chunks.len() != record.n_chunks as usize || bytes.len() as u64 != record.length {
-            return Err(corrupt(format!("{} of {} bytes are there", bytes.len(), record.length)));
+            return Err(corrupt(format!("{} of {} bytes are present", bytes.len(), record.length)));
         }
         if Digest::of(&bytes) != *digest {
             return Err(corrupt("its SHA-256 is another".to_owned()));
@@ -142,7 +143,7 @@ impl Blobs for StoreBlobs {
         let mut report = SweepReport::default();
         let is_live =
             |key: &[u8]| key.get(..32).and_then(|k| Digest::try_from(k).ok()).is_some_and(|d| live.contains(&d));
-        // The records first: a crash in between leaves chunks without a record, which the next sweep takes.
+        // Records first: a crash in between leaves chunks without a record, which the next sweep removes.
         for (table, count) in [(Table::Blobs, &mut report.n_blobs), (Table::BlobChunks, &mut report.n_chunks)] {
             for page in self.store.pages(table, Range::default()) {
                 let mut batch = Batch::default();

@@ -1,9 +1,9 @@
-//! Blobs with files in front: what is large is read from the store once, and mapped ever after.
+//! Blobs with a cache of files: a large blob is read from the store once, and mapped from then on.
 //!
-//! A folder holds one file for each blob of [`MIN_BYTES`] or more that was read since it is there, named by the blob's
-//! digest: its bytes and [`mapped::END`]. The store is the truth. A file is verified against its name whenever it is
-//! mapped; one that is gone or damaged is made again, and where none can be made the store serves. So the folder may be
-//! deleted at any time.
+//! The folder holds one file for each blob of [`MIN_BYTES`] or more that has been read, named by the blob's digest: its
+//! bytes and [`mapped::END`]. The store is the truth. A file is verified against its name whenever it is mapped; a
+//! missing or damaged one is written again, and if that fails the store serves. So the folder may be deleted at any
+//! time.
 
 use std::{
     collections::HashSet,
@@ -20,25 +20,25 @@ use parking_lot::Mutex;
 use super::{Blobs, Digest, StoreError, SweepReport};
 use crate::mapped;
 
-/// Smaller blobs come from the store: opening and mapping a file takes as long as reading a few chunks.
+/// Smaller blobs are read from the store: opening and mapping a file takes as long as reading a few chunks.
 const MIN_BYTES: usize = 64 << 10;
 
-/// What begins the names of files that are not finished.
+/// The prefix of unfinished files.
 const UNFINISHED_PREFIX: &str = "unfinished-";
 
 /// Blobs with a folder of mapped files in front.
 pub(crate) struct CachedBlobs<B> {
     blobs: B,
     dir: PathBuf,
-    /// The blobs whose files were mapped or made since the start.
+    /// The blobs whose files were mapped or written since the start.
     made: Mutex<HashSet<Digest>>,
-    /// The last file could not be made: that is said once, until it works again.
+    /// The last file could not be written. Logged once, until it works again.
     is_failing: AtomicBool,
 }
 
 impl<B: Blobs> CachedBlobs<B> {
-    /// Keeps files of `blobs` in a folder, made if absent, that no other process uses. Without such a folder
-    /// the blobs themselves serve.
+    /// Keeps files of `blobs` in a folder, created if absent, that no other process uses. Without a folder the blobs
+    /// themselves serve.
     pub(crate) fn open(dir: PathBuf, blobs: B) -> Self {
         let cached = Self { blobs, dir, made: Mutex::default(), is_failing: AtomicBool::new(false) };
         let is_unfinished = |name: &str| name.starts_with(UNFINISHED_PREFIX);
@@ -50,7 +50,7 @@ impl<B: Blobs> CachedBlobs<B> {
 
     fn make_dir(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        // It may be there since long, with other rights.
+        // An existing folder may have other permissions.
         fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
     }
 
@@ -58,7 +58,7 @@ impl<B: Blobs> CachedBlobs<B> {
         self.dir.join(digest.to_string())
     }
 
-    /// Maps the file of a blob and verifies it.
+    /// Maps a blob's file and verifies it.
     fn mapped(&self, digest: &Digest) -> io::Result<Bytes> {
         let bytes = mapped::map(&File::open(self.path(digest))?)?;
         if Digest::of(&bytes) != *digest {
@@ -68,7 +68,7 @@ impl<B: Blobs> CachedBlobs<B> {
         Ok(bytes)
     }
 
-    /// Makes the file of a blob: under its name there is only ever a finished one.
+    /// Writes a blob's file. Only a finished file ever has its name.
     fn make(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
         self.make_dir()?;
         let mut file = tempfile::Builder::new()
@@ -77,7 +77,7 @@ impl<B: Blobs> CachedBlobs<B> {
             .tempfile_in(&self.dir)?;
         file.write_all(bytes)?;
         file.write_all(&[mapped::END])?;
-        // What cannot reach the disk must be known now: its pages would change under the reader later.
+        // A write error must surface now: later, the mapped pages would change under the reader.
         file.as_file().sync_all()?;
         file.persist(self.path(digest))?;
         File::open(&self.dir)?.sync_all()
@@ -86,11 +86,11 @@ impl<B: Blobs> CachedBlobs<B> {
     fn cannot_make(&self, error: &io::Error) {
         if !self.is_failing.swap(true, Ordering::Relaxed) {
             let folder = self.dir.display();
-            tracing::warn!(%folder, %error, "no files can be made in the cache folder; the store serves in their place");
+            tracing::warn!(%folder, %error, "no files can be made in the cache folder; blobs are read from the store instead");
         }
     }
 
-    /// Removes the files with such names.
+    /// Removes the files with unwanted names.
     fn remove(&self, is_unwanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -118,11 +118,11 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
             Ok(bytes) => return Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.made.lock().remove(digest) {
-                    tracing::warn!(%file, "a cache file is gone; it is made again from the store");
+                    tracing::warn!(%file, "a cache file is missing; it is written again from the store");
                 }
             }
             Err(error) => {
-                tracing::warn!(%file, %error, "a cache file cannot be used; it is made again from the store");
+                tracing::warn!(%file, %error, "a cache file is unusable; it is written again from the store");
                 if let Err(error) = remove_file(&path) {
                     self.cannot_make(&error);
                 }
@@ -160,7 +160,7 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
     }
 }
 
-/// Removes a file that may be gone.
+/// Removes a file that may be absent.
 fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

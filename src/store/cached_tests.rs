@@ -34,7 +34,7 @@ impl Store for Counting {
     }
 }
 
-/// What was logged.
+/// The log's output.
 #[derive(Clone, Default)]
 struct Log(Arc<StdMutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! Verifies everything in a store, and says what is damaged and what that affects.
+//! Verifies everything in a store, and reports damage and its effects.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -13,23 +13,23 @@ use crate::proto::store::{
     StoreRecord, VersionRecord,
 };
 
-/// One thing that is wrong.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// Which record, blob or reference.
+    /// The faulty record, blob or reference.
     pub what: String,
-    /// What that means for whom.
+    /// The effect, and on what.
     pub affects: String,
 }
 
-/// What a doctor found.
+/// The result of an examination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DoctorReport {
-    /// Entries by table.
+    /// Number of entries by table.
     pub entries: BTreeMap<String, u64>,
-    /// Blobs whose every byte was verified.
+    /// Blobs verified byte by byte.
     pub n_blobs: u64,
-    /// What is wrong; empty: nothing.
+    /// The faults found; empty if there are none.
     pub findings: Vec<Finding>,
 }
 
@@ -39,7 +39,7 @@ impl DoctorReport {
     }
 }
 
-/// Verifies every record, blob and reference; `progress` is told what is done and what there is, in entries.
+/// Verifies every record, blob and reference; `progress` receives the entries done and the total.
 pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> DoctorReport {
     let mut report = DoctorReport::default();
     let mut seen = Seen::default();
@@ -79,11 +79,11 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
     report
 }
 
-/// The same page may be met by more than one look at it.
+/// Adds an error to the findings, once: several checks may meet the same page.
 fn damaged(report: &mut DoctorReport, error: StoreError) {
     let finding = match error {
         StoreError::Corrupt { what, affects } => Finding { what, affects },
-        other => Finding { what: other.to_string(), affects: "what could not be read cannot be used".to_owned() },
+        other => Finding { what: other.to_string(), affects: "the unreadable part cannot be used".to_owned() },
     };
     if !report.findings.contains(&finding) {
         report.findings.push(finding);
@@ -97,7 +97,7 @@ fn each(store: &dyn Store, table: Table, mut look: impl FnMut(&[u8], &[u8])) -> 
     Ok(())
 }
 
-/// What refers to what.
+/// The references found between records.
 #[derive(Default)]
 struct Seen {
     blobs: HashSet<Digest>,
@@ -107,7 +107,7 @@ struct Seen {
     aliases: Vec<(String, String)>,
     collections: HashSet<String>,
     faces_of: HashSet<String>,
-    /// Tables that could not be read to their end: what is not found in them may be there.
+    /// Tables that could not be read to their end: an entry not seen there may still exist.
     unread: HashSet<Table>,
 }
 

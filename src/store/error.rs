@@ -1,4 +1,4 @@
-//! What can go wrong with stored bytes.
+//! The errors of stored bytes.
 
 use std::path::PathBuf;
 
@@ -19,17 +19,17 @@ pub(crate) enum StoreError {
         "the store has format {found}, this version of visage reads up to {supported}; install the newer visage again, or import an export of it"
     )]
     NewerFormat {
-        /// Format found.
+        /// The format found.
         found: u32,
-        /// The newest that can be read.
+        /// The newest supported format.
         supported: u32,
     },
-    /// Bytes are not what was written.
+    /// The bytes differ from those written.
     #[error("damaged: {what}; {affects}")]
     Corrupt {
-        /// Which record, blob or file.
+        /// The damaged record, blob or file.
         what: String,
-        /// What that means, and what can be done.
+        /// The effect, and the remedy.
         affects: String,
     },
     /// A batch's condition did not hold.
@@ -40,25 +40,25 @@ pub(crate) enum StoreError {
         /// The condition's key, printable.
         key: String,
     },
-    /// The disk or the file system refused.
+    /// The disk or the file system failed.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// An import into a store that has something.
+    /// The import's target store is not empty.
     #[error("the store is not empty; import into an empty data folder")]
     NotEmpty,
-    /// An export that cannot be read.
+    /// The export cannot be read.
     #[error("not a complete visage export: {0}")]
     BadExport(String),
 }
 
 impl StoreError {
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {

@@ -1,7 +1,7 @@
-//! A whole store as one stream, and back.
+//! Exports a whole store as one stream, and imports it.
 //!
-//! A header of magic and format, every entry as a length-delimited [`ExportEntry`], an empty entry as the end, and the
-//! SHA-256 of all before it. It does not depend on the engine: what sled wrote, another store reads.
+//! The stream is a header of magic and format, every entry as a length-delimited [`ExportEntry`], an empty entry as the
+//! end, and the SHA-256 of all before it. It does not depend on the engine: any store can import what sled wrote.
 
 use std::io::{Read, Write as IoWrite};
 
@@ -13,13 +13,13 @@ use crate::proto::store::{ExportEntry, StoreRecord};
 
 const MAGIC: &[u8; 8] = b"VISAGE\x00E";
 
-/// The longest entry that is believed, well above the longest that is written.
+/// The maximum length of an entry, well above the longest written.
 const MAX_ENTRY_BYTES: u64 = 16 << 20;
 
-/// Entries of one commit, by bytes.
+/// Bytes of entries per commit.
 const COMMIT_BYTES: usize = 4 << 20;
 
-/// Reads or writes while hashing.
+/// A reader or writer that hashes what passes through it.
 struct Hashed<T> {
     inner: T,
     hasher: Sha256,
@@ -56,10 +56,10 @@ fn bad(why: String) -> StoreError {
     StoreError::BadExport(why)
 }
 
-/// Writes every entry of a store; `progress` is told the entries written so far.
+/// Writes every entry of a store; `progress` receives the number written so far.
 ///
 /// # Errors
-/// When the store cannot be read, or the stream cannot be written.
+/// Fails when the store cannot be read or the stream cannot be written.
 pub(crate) fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     let io = |source| StoreError::Io { path: "the export".into(), source };
     let mut to = Hashed { inner: to, hasher: Sha256::new() };
@@ -83,7 +83,7 @@ pub(crate) fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnM
     Ok(n_entries)
 }
 
-/// Verifies an export from beginning to end without writing anything.
+/// Verifies a whole export without writing anything.
 ///
 /// # Errors
 /// [`StoreError::BadExport`], [`StoreError::NewerFormat`].
@@ -96,10 +96,10 @@ pub(crate) fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> R
 
 /// Fills an empty store from an export.
 ///
-/// The caller has verified it first ([`verify_export`]), since entries are written as they are read.
+/// The caller verifies the export first ([`verify_export`]), since entries are written as they are read.
 ///
 /// # Errors
-/// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an export that is not whole.
+/// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an incomplete export.
 pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
     for table in Table::ALL {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
@@ -114,7 +114,7 @@ pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMu
         n_bytes += entry.key.len() + entry.value.len();
         let write = Write::Put(table, entry.key, entry.value);
         if table == Table::Meta {
-            // Written last: a store without it is one whose import did not end.
+            // Written last: a store without it has an unfinished import.
             identity = Some(write);
             return Ok(());
         }

@@ -1,10 +1,10 @@
-//! What the engine's interrupted housekeeping leaves in its folder, and how it is set aside.
+//! Files that the engine's interrupted housekeeping leaves in its folder, and how they are set aside.
 //!
-//! sled keeps its records in the log `db` and in `blobs`. A snapshot is where the pages lie in the log, written at a
-//! start so that the next one need not read all of it; `conf` says how the log is laid out, always the same here. Both
-//! can be made anew from nothing, but sled refuses the whole store where one of them is broken, and takes a snapshot
-//! that was being written when the process was killed for one. So they are judged here, by the checksums that sled
-//! itself writes, before it opens: opening cuts off and zeroes what does not fit the snapshot.
+//! sled keeps its records in the log `db` and in `blobs`. A snapshot lists where the pages are in the log; sled writes
+//! it at a start so that the next start need not read the whole log. `conf` describes the log's layout, which is always
+//! the same here. Both can be rebuilt, but sled refuses the whole store if one of them is broken, and mistakes a
+//! half-written snapshot of a killed process for a snapshot. So they are checked here, by sled's own checksums, before
+//! sled opens: opening truncates and zeroes whatever does not fit the snapshot.
 
 use std::{
     fs, io,
@@ -13,30 +13,30 @@ use std::{
 
 use super::StoreError;
 
-/// The log within the engine's folder.
+/// The log in the engine's folder.
 pub(super) const LOG_FILE: &str = "db";
 
 const CONF_FILE: &str = "conf";
 
-/// What begins the names that sled reads as those of snapshots.
+/// The prefix of names that sled reads as snapshots.
 const SNAPSHOT_PREFIX: &str = "snap.";
 
-/// What sled itself leaves out.
+/// The suffix of names that sled ignores.
 const MOVING_SUFFIX: &str = ".in___motion";
 
-/// What begins the names of what is set aside; sled reads none of them.
+/// The prefix of files set aside; sled reads none of them.
 const ASIDE_PREFIX: &str = "aside.";
 
-/// A checksum, and for a snapshot the length before it.
+/// The size of a checksum, and of the length before it in a snapshot.
 const CRC_BYTES: usize = 4;
 const LENGTH_BYTES: usize = 8;
 
-/// Names within the engine's folder that the engine is not to see.
+/// Names in the engine's folder that must be hidden from the engine.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Leftovers(Vec<PathBuf>);
 
 impl Leftovers {
-    /// The snapshots and the configuration that are not as the engine finishes them.
+    /// Finds the snapshots and the configuration that the engine did not finish.
     pub(super) fn unfinished(engine_dir: &Path) -> Result<Self, StoreError> {
         let mut found = Vec::new();
         for path in snapshots(engine_dir)? {
@@ -53,7 +53,7 @@ impl Leftovers {
         Ok(Self(found))
     }
 
-    /// Every snapshot, and the configuration where it is unfinished: the log alone is left.
+    /// Finds every snapshot, and the configuration if it is unfinished, so that only the log is left.
     pub(super) fn all_but_the_log(engine_dir: &Path) -> Result<Self, StoreError> {
         let Self(mut found) = Self::unfinished(engine_dir)?;
         found.retain(|path| path.ends_with(CONF_FILE));
@@ -65,7 +65,7 @@ impl Leftovers {
         self.0.is_empty()
     }
 
-    /// Copies the folder without them, which lets the engine try what it makes of the rest.
+    /// Copies the folder without them, so that the engine can try to open the rest.
     pub(super) fn copy_without(&self, engine_dir: &Path, to: &Path) -> Result<(), StoreError> {
         for entry in walkdir::WalkDir::new(engine_dir).min_depth(1) {
             let entry = entry.map_err(|e| io_error(engine_dir, e.into()))?;
@@ -83,7 +83,7 @@ impl Leftovers {
         Ok(())
     }
 
-    /// Renames them so that the engine does not see them; nothing is deleted but what an earlier time set aside.
+    /// Renames them out of the engine's sight. Deletes only files set aside earlier.
     pub(super) fn set_aside(&self) -> Result<(), StoreError> {
         for path in &self.0 {
             let name = path.file_name().unwrap_or_default();
@@ -95,13 +95,13 @@ impl Leftovers {
                 _ => {}
             }
             fs::rename(path, &aside).map_err(|e| io_error(path, e))?;
-            tracing::warn!(file = %path.display(), "the store is whole without it; set aside");
+            tracing::warn!(file = %path.display(), "set aside a leftover file; the store is complete without it");
         }
         Ok(())
     }
 }
 
-/// What sled takes for snapshots, by name.
+/// Finds the files that sled reads as snapshots, by name.
 fn snapshots(engine_dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = match fs::read_dir(engine_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -119,7 +119,7 @@ fn snapshots(engine_dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
-/// Whether a snapshot has the name and the checksum that sled gives it at its end.
+/// Returns true if a snapshot ends with a valid checksum and has sled's name for a finished one.
 fn is_finished_snapshot(path: &Path) -> Result<bool, StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_position = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());

@@ -1,4 +1,4 @@
-//! A store in memory: for tests, and for what need not survive.
+//! A store in memory, for tests and for data that need not survive.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -16,7 +16,7 @@ pub(crate) struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty one.
+    /// Creates an empty store.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()

@@ -1,6 +1,6 @@
-//! Brings a store to the format of this program, one numbered migration after another.
+//! Migrates a store to the format of this program, in numbered steps.
 //!
-//! Each migration and the format it leads to are one commit, so a crash leaves the store at one format or the next.
+//! Each migration and its new format number are one commit, so a crash leaves the store at one format or the next.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ mod m0001_initial;
 
 /// A step from one format to the next.
 pub(super) struct Migration {
-    /// The format it leads to.
+    /// The resulting format.
     pub(super) format: u32,
-    /// For people.
+    /// A name for people.
     pub(super) name: &'static str,
-    /// The writes that make it so, without the format's own.
+    /// Returns the writes of the migration, without the format number.
     pub(super) writes: fn(&dyn Store) -> Result<Batch, StoreError>,
 }
 
 const MIGRATIONS: &[Migration] = &[m0001_initial::MIGRATION];
 
-/// The newest format that this program knows.
+/// The newest format that this program supports.
 #[must_use]
 pub(crate) fn newest_format() -> u32 {
     MIGRATIONS.last().map_or(0, |m| m.format)
 }
 
-/// What a migration run did.
+/// The result of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Migrated {
     /// The format found; 0 for an empty store.
@@ -41,7 +41,7 @@ pub(crate) struct Migrated {
 
 pub(super) const STORE_KEY: &[u8] = b"store";
 
-/// Applies the migrations that a store lacks.
+/// Applies the missing migrations.
 ///
 /// # Errors
 /// [`StoreError::NewerFormat`] for a store that a newer program wrote; nothing is changed then.
@@ -49,7 +49,7 @@ pub(crate) fn migrate(store: &Arc<dyn Store>) -> Result<Migrated, StoreError> {
     run(store, MIGRATIONS)
 }
 
-/// The format of a store, 0 for an empty one.
+/// Returns the format of a store, 0 for an empty one.
 ///
 /// # Errors
 /// [`StoreError::NewerFormat`] for a store that a newer program wrote.
@@ -59,7 +59,7 @@ pub(crate) fn format(store: &dyn Store) -> Result<u32, StoreError> {
     if found > supported { Err(StoreError::NewerFormat { found, supported }) } else { Ok(found) }
 }
 
-/// What a store says of itself; nothing yet for an empty one.
+/// Reads the store's identity; the default for an empty one.
 fn identity(store: &dyn Store) -> Result<StoreRecord, StoreError> {
     if let Some(record) = store.get_record(Table::Meta, STORE_KEY)? {
         return Ok(record);
@@ -69,7 +69,7 @@ fn identity(store: &dyn Store) -> Result<StoreRecord, StoreError> {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
             return Err(StoreError::Corrupt {
                 what: "the store has records but no identity".to_owned(),
-                affects: "an import into it did not come to its end; import again, into an empty folder".to_owned(),
+                affects: "an import into it did not finish; import again, into an empty folder".to_owned(),
             });
         }
     }

@@ -1,10 +1,9 @@
-//! Bytes that survive: records, blobs, migrations.
+//! Durable bytes: records, blobs, migrations.
 //!
-//! Owns durability, atomicity and checksums. Knows nothing of what the records mean, nor of any transport. A
-//! [`Store`] holds ordered tables of byte keys and values; `Records` puts protobuf messages with a format version
-//! and a checksum into them; [`Blobs`] keeps big values by their SHA-256, in chunks of the store, with mapped files in
-//! front. `SledStore` is the store of a server, `MemoryStore` that of small tests; both pass one suite of tests. Only
-//! `sled.rs` names the engine.
+//! Owns durability, atomicity and checksums. Knows neither the meaning of the records nor any transport. A [`Store`]
+//! holds ordered tables of byte keys and values. `Records` adds protobuf messages with a format version and a checksum.
+//! [`Blobs`] keeps large values by their SHA-256, in chunks of the store, with mapped files in front. `SledStore` is a
+//! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled.rs` names the engine.
 
 mod blobs;
 mod cached;
@@ -43,22 +42,22 @@ pub(crate) use crate::digest::Digest;
 /// A key and its value.
 pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 
-/// Which keys a scan visits, in key order.
+/// The keys that a scan visits, in key order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Range {
-    /// Only keys that start with this.
+    /// Only keys with this prefix.
     pub prefix: Vec<u8>,
-    /// Only keys beyond this one, in the direction of the scan.
+    /// Only keys after this one, in the direction of the scan.
     pub after: Option<Vec<u8>>,
     /// From the last key to the first.
     pub descending: bool,
 }
 
-/// Where keys begin and end.
+/// The bounds of a range of keys.
 pub(crate) type KeyBounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
 impl Range {
-    /// The keys it visits, or `None` when there can be none.
+    /// Returns the bounds of the keys visited, or `None` when there can be none.
     pub(crate) fn bounds(&self) -> Option<KeyBounds> {
         let mut low = Bound::Included(self.prefix.clone());
         let mut high = successor(&self.prefix).map_or(Bound::Unbounded, Bound::Excluded);
@@ -81,7 +80,7 @@ impl Range {
     }
 }
 
-/// The first key beyond all that start with `prefix`, or `None` when there is none.
+/// Returns the first key after all with this prefix, or `None` when there is none.
 fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
     let kept = prefix.iter().rposition(|b| *b != u8::MAX)?;
     let mut next = prefix[..=kept].to_vec();
@@ -89,7 +88,7 @@ fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(next)
 }
 
-/// What must hold for a batch to be applied.
+/// A condition for applying a batch.
 #[derive(Clone, Debug)]
 pub(crate) enum Condition {
     /// The key has no value.
@@ -107,10 +106,10 @@ pub(crate) enum Write {
     Delete(Table, Vec<u8>),
 }
 
-/// Changes that are applied together or not at all.
+/// Changes applied together or not at all.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
-    /// Checked first, together with the writes' application.
+    /// Checked first, atomically with the writes.
     pub conditions: Vec<Condition>,
     /// Applied in order.
     pub writes: Vec<Write>,
@@ -120,31 +119,31 @@ pub(crate) struct Batch {
 ///
 /// Calls block and belong on blocking threads.
 pub(crate) trait Store: Send + Sync + 'static {
-    /// The key's value.
+    /// Returns the key's value.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when the engine finds damage, [`StoreError::Io`] when the disk fails.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Up to `limit` entries of the range.
+    /// Returns up to `limit` entries of the range.
     ///
     /// # Errors
     /// As [`Store::get`].
     fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
-    /// Applies a batch; when it returns, the batch survives a kill.
+    /// Applies a batch; once it returns, the batch survives a kill.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when a condition does not hold: nothing was changed.
+    /// [`StoreError::Conflict`] when a condition does not hold; nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 
-    /// What does not agree with the engine's own account of what there must be, as far as it keeps one.
+    /// Returns every contradiction to the engine's own tally, if it keeps one.
     fn verify_all(&self) -> Vec<StoreError> {
         Vec::new()
     }
 }
 
-/// Opens the store of a folder, made if absent: verifies it and brings it to this program's format.
+/// Opens the store of a folder, created if absent: verifies it and migrates it to this program's format.
 ///
 /// # Errors
 /// [`StoreError::Locked`], [`StoreError::NewerFormat`], or [`StoreError::Corrupt`] naming what is damaged.

@@ -1,4 +1,4 @@
-//! Protobuf records in tables: an envelope of format, checksum and payload around each.
+//! Protobuf records in tables, each in an envelope of format, checksum and payload.
 
 use prost::Message;
 
@@ -8,10 +8,10 @@ use crate::digest::Hex;
 /// The envelope's own format.
 const FORMAT: u8 = 1;
 
-/// Format byte and CRC-32.
+/// The size of the format byte and the CRC-32.
 const HEADER_BYTES: usize = 5;
 
-/// A message in its envelope: format, CRC-32 of the payload (big endian), payload.
+/// Encodes a message in its envelope: format, CRC-32 of the payload (big endian), payload.
 #[must_use]
 pub(crate) fn encode_record<M: Message>(message: &M) -> Vec<u8> {
     let payload = message.encode_to_vec();
@@ -22,7 +22,7 @@ pub(crate) fn encode_record<M: Message>(message: &M) -> Vec<u8> {
     bytes
 }
 
-/// The message in an envelope, once its checksum is verified.
+/// Verifies an envelope's checksum and decodes its message.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming the record.
@@ -31,7 +31,7 @@ pub(crate) fn decode_record<M: Message + Default>(table: Table, key: &[u8], valu
     M::decode(payload).map_err(|_| damaged(table, key, "it is no such message"))
 }
 
-/// The encoded message in an envelope, once its checksum is verified.
+/// Verifies an envelope's checksum and returns the encoded message.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming the record.
@@ -50,43 +50,43 @@ pub(crate) fn record_payload<'a>(table: Table, key: &[u8], value: &'a [u8]) -> R
 fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
     StoreError::Corrupt {
         what: format!("the record {table:?}/{} ({why})", printable(key)),
-        affects: "what it described cannot be used; restore it from an export".to_owned(),
+        affects: "its content cannot be used; restore it from an export".to_owned(),
     }
 }
 
-/// A key as people read it: zero bytes separate its parts, and bytes that are no text are in hex.
+/// Formats a key for people: zero bytes separate its parts, and bytes that are not text are in hex.
 #[must_use]
 pub(crate) fn printable(key: &[u8]) -> String {
     let part = |part: &[u8]| match std::str::from_utf8(part) {
         Ok(text) if !text.is_empty() && !text.contains(char::is_control) => text.to_owned(),
         _ => Hex(part).to_string(),
     };
-    // A number's eight bytes may hold zeros of their own, so only the first separator splits.
+    // A number's eight bytes may contain zeros, so only the first separator splits.
     match key.iter().position(|b| *b == 0) {
         None => part(key),
         Some(at) => format!("{}/{}", part(&key[..at]), part(&key[at + 1..])),
     }
 }
 
-/// The parts of a key, separated by zero bytes; no part but the last may hold one.
+/// Joins the parts of a key with zero bytes; only the last part may contain one.
 #[must_use]
 pub(crate) fn join_key(parts: &[&[u8]]) -> Vec<u8> {
     parts.join(&0)
 }
 
-/// Entries of a page.
+/// Entries per page.
 const PAGE: usize = 256;
 
-/// Whole ranges, and records, of a store.
+/// Adds whole ranges, and records, to a store.
 pub(crate) trait StoreExt: Store {
-    /// The entries of a range in pages, none of them empty; ends with the first error.
+    /// Returns the entries of a range in pages, none of them empty; ends with the first error.
     fn pages(&self, table: Table, mut range: Range) -> impl Iterator<Item = Result<Vec<Entry>, StoreError>> {
         let mut has_ended = false;
         std::iter::from_fn(move || {
             if has_ended {
                 return None;
             }
-            // Not a short page but an empty one is the end, see the scan of `SledStore`.
+            // A short page is not the end, only an empty one is; see the scan of `SledStore`.
             let page = self.scan(table, &range, PAGE);
             match page.as_ref().map(|rows| rows.last()) {
                 Ok(Some((last, _))) => range.after = Some(last.clone()),
@@ -96,8 +96,8 @@ pub(crate) trait StoreExt: Store {
         })
     }
 
-    /// The records of a range with their keys, read in pages; ends when the store fails. A damaged record is an error
-    /// and not the end.
+    /// Returns the records of a range with their keys, read in pages; ends when the store fails. A damaged record is an
+    /// error but does not end the iteration.
     fn records<M: Message + Default>(
         &self,
         table: Table,
@@ -110,7 +110,7 @@ pub(crate) trait StoreExt: Store {
         })
     }
 
-    /// The record of a key.
+    /// Returns the record of a key.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when it is damaged.
@@ -118,7 +118,7 @@ pub(crate) trait StoreExt: Store {
         self.get(table, key)?.map(|value| decode_record(table, key, &value)).transpose()
     }
 
-    /// Up to `limit` records of a range, with their keys.
+    /// Returns up to `limit` records of a range, with their keys.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] for the first damaged one.
@@ -148,13 +148,13 @@ impl Batch {
         self
     }
 
-    /// Demands that the key has no value.
+    /// Requires that the key has no value.
     pub(crate) fn require_absent(&mut self, table: Table, key: &[u8]) -> &mut Self {
         self.conditions.push(Condition::Absent(table, key.to_vec()));
         self
     }
 
-    /// Demands that the key has exactly this value, as [`Store::get`] gave it.
+    /// Requires that the key has exactly this value, as returned by [`Store::get`].
     pub(crate) fn require_equals(&mut self, table: Table, key: &[u8], value: Vec<u8>) -> &mut Self {
         self.conditions.push(Condition::Equals(table, key.to_vec(), value));
         self

@@ -1,9 +1,9 @@
-//! A small file beside the engine's: which batch was acknowledged last, and who has the store open.
+//! A small file beside the engine's that records the last acknowledged batch, and locks the store.
 //!
-//! An engine that finds the end of its log damaged cuts it off and goes on with an older state. The sequence in this
-//! file says that there was a newer one. It is written after the engine's flush and before the acknowledgement, and
-//! not flushed itself: a killed process leaves it in the kernel's hands, and after a power loss it can only be older
-//! than the engine's, which is no contradiction.
+//! An engine that finds the end of its log damaged truncates it and continues with an older state. The sequence in this
+//! file shows that there was a newer one. It is written after the engine's flush and before the acknowledgement, and is
+//! not flushed itself: it survives a killed process in the kernel's cache, and after a power loss it can only be older
+//! than the engine's state, which is no contradiction.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -14,7 +14,7 @@ use std::{
 
 use super::StoreError;
 
-/// Sequence and CRC-32, both big endian.
+/// The size of sequence and CRC-32, both big endian.
 const N_BYTES: usize = 12;
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Opens the file, made if absent, and keeps every other process out until it is dropped.
+    /// Opens the file, created if absent, and locks out every other process until it is dropped.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |source: io::Error| StoreError::Io { path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
@@ -35,7 +35,7 @@ impl Sidecar {
         }
     }
 
-    /// The last acknowledged sequence; `None` in a file that was just made.
+    /// Returns the last acknowledged sequence; `None` for a new file.
     pub(super) fn read(&self) -> Result<Option<u64>, StoreError> {
         let mut bytes = [0; N_BYTES];
         let length = self.file.metadata().map_err(|e| self.io(e))?.len();
@@ -50,7 +50,7 @@ impl Sidecar {
             }
             _ => Err(StoreError::Corrupt {
                 what: self.path.display().to_string(),
-                affects: "it cannot be shown that no acknowledged write is missing; import the last export".to_owned(),
+                affects: "acknowledged writes may be missing; import the last export".to_owned(),
             }),
         }
     }

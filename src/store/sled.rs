@@ -1,9 +1,9 @@
-//! The store of a server: sled behind the [`Store`] trait.
+//! A server's store: sled behind the [`Store`] trait.
 //!
-//! One thread commits: it takes what waits, checks conditions, applies each batch atomically, flushes once for all of
-//! them, and acknowledges. sled is not trusted to notice damage: it cuts a damaged log short, and panics on a damaged
-//! page. So every call is guarded against panics, every batch carries a [`Tally`], and a [`Sidecar`] remembers the last
-//! acknowledged batch. Damage ends in [`StoreError::Corrupt`], never in a silently smaller store.
+//! One thread commits: it takes the waiting batches, checks conditions, applies each batch atomically, flushes once for
+//! all, and acknowledges them. sled is not trusted to notice damage: it truncates a damaged log, and panics on a
+//! damaged page. So every call is guarded against panics, every batch updates a [`Tally`], and a [`Sidecar`] records
+//! the last acknowledged batch. Damage ends in [`StoreError::Corrupt`], never in a silently smaller store.
 
 use std::{
     cell::Cell,
@@ -30,43 +30,43 @@ use super::{
 };
 use crate::error::panic_message;
 
-/// Batches that may wait for the committing thread; callers beyond wait to hand theirs over.
+/// Batches that may wait for the committing thread; further callers block.
 const QUEUE: usize = 1024;
 
-/// Batches flushed together at most.
+/// The maximum number of batches per flush.
 const GROUP: usize = 256;
 
-/// How long the engine's own lock is waited for: its threads were seen to hold it for a moment after it was closed. That
-/// no other process has the store is the sidecar's lock's to say, which is not waited for.
+/// How long to wait for the engine's own lock, which its threads may hold for a moment after closing. Other processes
+/// are excluded by the sidecar's lock, without waiting.
 const ENGINE_LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// sled's folder within the store's.
+/// sled's folder in the store's.
 const ENGINE_DIR: &str = "db";
 
-/// The sidecar within the store's folder.
+/// The sidecar in the store's folder.
 const SIDECAR_FILE: &str = "sequence";
 
-/// What begins the names of folders in which an opening is tried.
+/// The prefix of folders in which an opening is tried.
 const TRIAL_PREFIX: &str = "trial-";
 
 /// The tally's key; no table has this number.
 const TALLY_KEY: &[u8] = &[u8::MAX];
 
 thread_local! {
-    /// Set while sled runs: the panic hook then stays silent, for the panic becomes an error that names its place.
+    /// Set while sled runs. The panic hook then stays silent, because the panic becomes an error that names its place.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread's panic is caught and becomes an error; a panic hook asks this before it prints.
+/// Returns true if this thread's panic is caught and becomes an error; the panic hook checks this before it prints.
 #[must_use]
 pub(crate) fn panic_is_guarded() -> bool {
     GUARDED.get()
 }
 
-/// How sled is run.
+/// Settings for sled.
 #[derive(Clone, Debug)]
 pub(crate) struct SledSettings {
-    /// Of the page cache, in bytes; sled treats it as a wish.
+    /// Size of the page cache in bytes; sled may exceed it.
     pub cache_bytes: u64,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct SledStore {
     dir: PathBuf,
     queue: Option<SyncSender<Commit>>,
     committer: Option<JoinHandle<()>>,
-    /// Only in a store that is open to be examined: what was acknowledged, and the lock.
+    /// Only in a store open for examination: the last acknowledged sequence, and the lock.
     examined: Option<Sidecar>,
 }
 
@@ -92,7 +92,7 @@ struct Commit {
 }
 
 impl SledStore {
-    /// Opens the store of a folder, made if absent, and verifies that it is whole.
+    /// Opens the store of a folder, created if absent, and verifies that it is complete.
     ///
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
@@ -109,11 +109,11 @@ impl SledStore {
         Ok(store)
     }
 
-    /// Opens the store of a folder to look for damage: what [`SledStore::open`] refuses is left for
-    /// [`Store::verify_all`] to tell, and nothing can be written.
+    /// Opens the store of a folder to look for damage, which [`Store::verify_all`] then reports where
+    /// [`SledStore::open`] would refuse. Commits fail.
     ///
     /// # Errors
-    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] where the engine finds nothing that it could read.
+    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] when the engine can read nothing.
     pub(crate) fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let sidecar = open_sidecar(dir)?;
         let acknowledged = sidecar.read()?.unwrap_or(0);
@@ -126,7 +126,7 @@ impl SledStore {
         Ok(store)
     }
 
-    /// The engine in its folder, made if absent.
+    /// Opens the engine in its folder, created if absent.
     fn engine(engine_dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let patience = Instant::now() + ENGINE_LOCK_WAIT;
         let db = loop {
@@ -141,7 +141,7 @@ impl SledStore {
         Ok(Self { db, dir: engine_dir.to_owned(), queue: None, committer: None, examined: None })
     }
 
-    /// The engine, where everything is there that its tally and the sidecar tell of.
+    /// Opens the engine, and fails unless it holds everything that its tally and the sidecar record.
     fn whole_engine(
         engine_dir: &Path,
         settings: &SledSettings,
@@ -161,7 +161,7 @@ impl SledStore {
         Ok(stored.map(|bytes| Tally::decode(&bytes)).transpose()?.unwrap_or_default())
     }
 
-    /// Whether the engine has lost what was acknowledged.
+    /// Returns an error if the engine has lost acknowledged writes.
     fn ends_early(&self, tally: &Tally, acknowledged: u64) -> Option<StoreError> {
         let n_lost = acknowledged.checked_sub(tally.sequence).filter(|n_lost| *n_lost > 0)?;
         Some(StoreError::Corrupt {
@@ -170,7 +170,7 @@ impl SledStore {
         })
     }
 
-    /// Holds the wanted tables against the tally.
+    /// Compares the wanted tables with the tally.
     fn verify(&self, tally: &Tally, wanted: impl Fn(Table) -> bool) -> Vec<StoreError> {
         let tables = Table::ALL.into_iter().filter(|table| wanted(*table));
         tables.filter_map(|table| self.verify_table(tally, table).err()).collect()
@@ -191,19 +191,19 @@ impl SledStore {
         } else {
             format!("the table {table:?}: {n_found} of {n_expected} records are there")
         };
-        let affects = "what the missing records described is gone; import the last export".to_owned();
+        let affects = "the missing records are lost; import the last export".to_owned();
         Err(StoreError::Corrupt { what, affects })
     }
 }
 
-/// Locks the folder of a store, made if absent, and opens what was acknowledged there.
+/// Locks a store's folder, created if absent, and opens its sidecar.
 fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
     let (engine_dir, sidecar_path) = (dir.join(ENGINE_DIR), dir.join(SIDECAR_FILE));
     fs::create_dir_all(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
     if engine_dir.exists() && !sidecar_path.exists() {
         return Err(StoreError::Corrupt {
             what: format!("{} is missing", sidecar_path.display()),
-            affects: "it cannot be shown that no acknowledged write is missing; import the last export".to_owned(),
+            affects: "acknowledged writes may be missing; import the last export".to_owned(),
         });
     }
     let sidecar = Sidecar::open(&sidecar_path)?;
@@ -211,14 +211,14 @@ fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
     if sidecar.read()?.is_some_and(|acknowledged| acknowledged > 0) && !log.exists() {
         return Err(StoreError::Corrupt {
             what: format!("{} is missing", log.display()),
-            affects: "the store's records are gone; import the last export".to_owned(),
+            affects: "the store's records are lost; import the last export".to_owned(),
         });
     }
     Ok(sidecar)
 }
 
-/// Opens the engine, if need be without what its interrupted housekeeping left: that a store is damaged is said only
-/// where something is missing. What would be set aside is left out of a copy first, for opening changes the log.
+/// Opens the engine, if necessary without the leftovers of its interrupted housekeeping, so that a store counts as
+/// damaged only if records are missing. A copy without the leftovers is tried first, because opening changes the log.
 fn open_past_leftovers(
     dir: &Path,
     settings: &SledSettings,
@@ -234,7 +234,7 @@ fn open_past_leftovers(
         }
     }
     for leftovers_of in [Leftovers::unfinished, Leftovers::all_but_the_log] {
-        // Looked for anew each time: an opening that failed may have written a snapshot in another's place.
+        // Listed anew each time: a failed opening may have replaced a snapshot.
         let leftovers = leftovers_of(&engine_dir)?;
         if leftovers.is_empty() {
             continue;
@@ -245,7 +245,7 @@ fn open_past_leftovers(
                 return SledStore::whole_engine(&engine_dir, settings, acknowledged);
             }
             Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
-            // That a copy cannot be made, on a full disk say, says nothing of the store.
+            // A failure to copy, for example on a full disk, does not mean that the store is damaged.
             Err(error) => return Err(damage.unwrap_or(error)),
         }
     }
@@ -255,7 +255,7 @@ fn open_past_leftovers(
     }
 }
 
-/// Opens a copy of the engine's folder without what is left over, and removes it.
+/// Opens a copy of the engine's folder without the leftovers, and removes the copy.
 fn opens_without(
     leftovers: &Leftovers,
     dir: &Path,
@@ -268,7 +268,7 @@ fn opens_without(
     SledStore::whole_engine(copy.path(), settings, acknowledged).map(drop)
 }
 
-/// Removes the copies of trials that a kill cut off.
+/// Removes trial copies that a killed process left.
 fn remove_old_trials(dir: &Path) -> Result<(), StoreError> {
     let io = |source| StoreError::Io { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(io)? {
@@ -280,7 +280,7 @@ fn remove_old_trials(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Runs sled and turns its errors and panics into the store's own.
+/// Calls sled and converts its errors and panics.
 fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     let corrupt = |why: String| StoreError::Corrupt {
         what: format!("{}: {why}", path.display()),
@@ -296,7 +296,7 @@ fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, St
         }
         Ok(Err(sled::Error::Io(source))) => Err(match source.to_string() {
             text if text.contains("lock") => StoreError::Locked { path: path.to_owned() },
-            // Bytes that make no sense are damage; the disk's own refusals are not.
+            // Invalid bytes are damage; a failure of the disk itself is not.
             text if matches!(
                 source.kind(),
                 io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other
@@ -335,8 +335,8 @@ impl Store for SledStore {
         let entry = |row: sled::Result<(sled::IVec, sled::IVec)>| row.map(|(k, v)| (k[1..].to_vec(), v.to_vec()));
         let (mut low, mut high) = (low, high);
         let mut found: Vec<Entry> = Vec::new();
-        // Over a damaged tree an iterator of sled was seen to end early, and one that starts behind its last key to go
-        // on. So the end is an iterator that finds nothing.
+        // sled's iterators were seen to end early over a damaged tree, while one started after the last key continued.
+        // So only an empty iterator is the end.
         while found.len() < limit {
             let part: Vec<Entry> = guard(&self.dir, || {
                 let rows = self.db.range((low.clone(), high.clone()));
@@ -380,7 +380,7 @@ impl Store for SledStore {
 
 impl Drop for SledStore {
     fn drop(&mut self) {
-        // The committing thread ends when its queue does, everything in it committed.
+        // The committing thread ends with its queue, once everything in it is committed.
         drop(self.queue.take());
         if let Some(thread) = self.committer.take() {
             let _ = thread.join();
@@ -388,20 +388,20 @@ impl Drop for SledStore {
     }
 }
 
-/// The one thread that writes.
+/// The only thread that writes.
 struct Committer {
     db: sled::Db,
     dir: PathBuf,
     sidecar: Sidecar,
     tally: Tally,
-    /// Why nothing is acknowledged any more: once the engine has failed to write, what is on disk is not known.
+    /// Why nothing is acknowledged any more: after a failed write, the state on disk is unknown.
     failed: Option<Arc<str>>,
 }
 
-/// A batch whose conditions hold, as the engine is given it.
+/// A batch whose conditions hold, in the engine's form.
 struct Prepared {
     writes: sled::Batch,
-    /// The tally once it is applied.
+    /// The tally after the batch.
     tally: Tally,
 }
 
@@ -426,7 +426,7 @@ impl Committer {
                 self.failed = Some(format!("a flush failed: {error}").into());
             }
             for done in applied {
-                // A caller that does not wait any more needs no answer.
+                // A caller that has left needs no reply.
                 let _ = done.send(match &flushed {
                     Ok(()) => Ok(()),
                     Err(_) => Err(self.refusal()),
@@ -437,7 +437,7 @@ impl Committer {
 
     fn refusal(&self) -> StoreError {
         let why = self.failed.as_deref().unwrap_or("it was closed");
-        self.io(format!("nothing is written any more since {why}"))
+        self.io(format!("writes are refused: {why}"))
     }
 
     fn io(&self, why: String) -> StoreError {
@@ -448,7 +448,7 @@ impl Committer {
         if self.failed.is_some() {
             return Err(self.refusal());
         }
-        // Preparing changes nothing, so whatever panics in it concerns this batch alone.
+        // Preparing changes nothing, so a panic in it affects this batch alone.
         let prepared = panic::catch_unwind(AssertUnwindSafe(|| self.prepare(batch)));
         let Prepared { writes, tally } = prepared.unwrap_or_else(|panic| {
             Err(self.io(format!(
@@ -457,7 +457,7 @@ impl Committer {
             )))
         })?;
         if let Err(error) = guard(&self.dir, || self.db.apply_batch(writes)) {
-            // The engine may hold a part of it, which the tally does not count.
+            // The engine may hold a part of the batch, which the tally does not count.
             self.failed = Some(format!("a write failed: {error}").into());
             return Err(error);
         }
@@ -476,7 +476,7 @@ impl Committer {
                 return Err(StoreError::Conflict { table, key: printable(key) });
             }
         }
-        // What a batch writes twice counts as it ends.
+        // Of several writes to one key, only the last counts.
         let mut last = BTreeMap::new();
         for write in &batch.writes {
             match write {

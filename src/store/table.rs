@@ -1,15 +1,15 @@
-//! The tables that there are, in one list.
+//! The one list of all tables.
 
-/// When a table is held against the store's tally.
+/// When a table is compared with the store's tally.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verified {
     /// Read whole when the store is opened.
     AtOpen,
-    /// Too large for that: each value has checks of its own, and the doctor reads all of it.
+    /// Too large for that: each value has its own checks, and the doctor reads all of it.
     WhenUsed,
 }
 
-/// Makes the enum and everything that must know all tables from one list.
+/// Generates the enum and everything else that lists all tables.
 macro_rules! tables {
     ($($(#[$doc:meta])* $name:ident = $number:literal, verified $when:ident;)+) => {
         /// The tables. The number is part of the stored key: never reuse one.
@@ -23,7 +23,7 @@ macro_rules! tables {
             /// Every table, in the order of an export: chunks before the blobs that need them.
             pub(crate) const ALL: [Self; [$($number),+].len()] = [$(Self::$name),+];
 
-            /// When it is held against the tally.
+            /// When the table is compared with the tally.
             pub(super) const fn verified(self) -> Verified {
                 match self {
                     $(Self::$name => Verified::$when,)+
@@ -58,7 +58,7 @@ tables! {
     Blobs = 9, verified AtOpen;
 }
 
-// The tally keeps a table's numbers at its number; the last byte is the tally's own key.
+// The tally indexes tables by number; the last byte is the tally's own key.
 const _: () = {
     let mut i = 0;
     while i < Table::ALL.len() {

@@ -1,20 +1,20 @@
-//! How many entries each table must have, and a sum over their hashes: what shows that nothing vanished.
+//! The number of entries of each table, and a sum of their hashes, to show that nothing is lost.
 //!
-//! An engine that loses a page in the middle of its log answers as if its keys had never been. The tally is written
-//! with every batch, atomically, so that such a loss is an arithmetic contradiction.
+//! An engine that loses a page in the middle of its log answers as if its keys had never existed. The tally is written
+//! atomically with every batch, so it contradicts such a loss.
 
 use super::{StoreError, Table};
 
-/// The store's state in numbers, after the batch of this sequence.
+/// The store's counts and sums after the batch of this sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
-    /// Rises by one with every batch.
+    /// Increases by one with every batch.
     pub(super) sequence: u64,
     /// By the table's number.
     tables: [TableTally; Table::ALL.len()],
 }
 
-/// A table in numbers.
+/// The count and sum of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TableTally {
     pub(super) n_entries: u64,
@@ -33,7 +33,7 @@ impl TableTally {
     }
 }
 
-/// Two CRCs: of the key, and of key and value together.
+/// Combines two CRCs: of the key, and of key and value together.
 fn entry_hash(key: &[u8], value: &[u8]) -> u64 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(key);
@@ -51,7 +51,7 @@ impl Tally {
         &mut self.tables[table as usize]
     }
 
-    /// Sequence, then count and sum for each table, then CRC-32.
+    /// Encodes the sequence, then count and sum for each table, then CRC-32.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.sequence.to_be_bytes().to_vec();
         for table in &self.tables {
@@ -65,10 +65,10 @@ impl Tally {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let corrupt = || StoreError::Corrupt {
             what: "the store's tally".to_owned(),
-            affects: "it cannot be shown that nothing is missing; import the last export".to_owned(),
+            affects: "records may be missing; import the last export".to_owned(),
         };
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(corrupt)?;
-        // A program with more tables wrote more of them, one with fewer wrote fewer: tables are only ever added.
+        // A newer program may have written more tables, an older one fewer: tables are only ever added.
         let (numbers, rest) = body.as_chunks::<8>();
         if *crc != crc32fast::hash(body).to_be_bytes() || !rest.is_empty() || numbers.len() % 2 == 0 {
             return Err(corrupt());

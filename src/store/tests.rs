@@ -1,4 +1,4 @@
-//! What every store promises, held against a plain map; and what damage to sled's files may lead to.
+//! Tests of every store against a plain map, and of the allowed consequences of damage to sled's files.
 
 use std::{
     collections::BTreeMap,
@@ -174,12 +174,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Opens a damaged copy: it must be refused with words, or be whole, or its doctor must find something.
+/// Opens a damaged copy: it must be refused with a reason, or be complete, or its doctor must find something.
 fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let store = match open(dir, &SledSettings::default()) {
         Err(error) => {
             assert!(error.to_string().len() > 20, "{damage}: {error}");
-            // What cannot be served can still be examined, or says why not.
+            // A store that cannot be served can still be examined, or the error gives the reason.
             if let Ok(store) = SledStore::open_to_examine(dir, &SledSettings::default()) {
                 let store: Arc<dyn Store> = Arc::new(store);
                 let report = examine(&store, |_, _| {});
@@ -237,12 +237,12 @@ fn damage_is_named_or_harmless_never_silent() {
     assert!(named >= 20, "only {named} damages were seen at all");
 }
 
-/// What housekeeping leaves when it is cut off: the records are whole, so the store opens and says nothing of damage.
+/// Leftovers of interrupted housekeeping: the records are complete, so the store opens and reports no damage.
 #[test]
 fn interrupted_housekeeping_is_no_damage() {
     let original = tempfile::tempdir().unwrap();
     let whole = filled(original.path());
-    // Opened once more, so that there is a snapshot with something in it.
+    // Opened once more, to get a snapshot that is not empty.
     drop(SledStore::open(original.path(), &SledSettings::default()).unwrap());
     let db = Path::new("db");
     let snapshots = || {
@@ -291,7 +291,7 @@ fn interrupted_housekeeping_is_no_damage() {
             Some(bytes) => fs::write(path, bytes).unwrap(),
             None => fs::remove_file(path).unwrap(),
         }
-        // Twice: what the first open leaves is no trouble to the second.
+        // Twice: the remains of the first opening must not trouble the second.
         for _ in 0..2 {
             let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert!(contents(&store).unwrap() == whole, "{what}");

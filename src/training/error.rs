@@ -1,4 +1,4 @@
-//! What can go wrong with a training, and who must act.
+//! The errors of training, and who must act on them.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::{
     proto::{v1, worker},
 };
 
-/// How much of an error is told across the pipe.
+/// The maximum length of an error message sent over the pipe.
 const MAX_MESSAGE_CHARS: usize = 4_000;
 
 /// An error of the training layer.
@@ -19,24 +19,23 @@ pub(crate) enum TrainingError {
     FieldInvalid {
         /// The field's path, such as `recipe.stages[0].epochs`.
         field: String,
-        /// What is expected and what was given.
+        /// The expected and the given value.
         detail: String,
     },
-    /// A path leads outside the configured roots, by its text or through a link. Whether anything is there is not
-    /// looked at.
+    /// A path leads outside the configured roots, by its text or through a link. Whether it exists is not checked.
     #[error("{field}: {path} is not below a configured data root")]
     PathOutsideRoots {
-        /// Where the path stood, such as `sources[0].csv.path`.
+        /// The path's place in the request, such as `sources[0].csv.path`.
         field: String,
-        /// As it was given.
+        /// As given.
         path: String,
     },
-    /// Nothing is at a path that lies below a root.
+    /// A path below a root does not exist.
     #[error("{field}: {path} does not exist below the configured data roots")]
     FileNotFound {
-        /// Where the path stood.
+        /// The path's place in the request.
         field: String,
-        /// As it was given.
+        /// As given.
         path: String,
     },
     /// A configured root cannot be used.
@@ -44,22 +43,22 @@ pub(crate) enum TrainingError {
     RootUnusable {
         /// As configured.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The data cannot be trained on.
+    /// The data is unfit for training.
     #[error("{detail}")]
     BadData {
-        /// What is wrong, with counts.
+        /// The fault, with counts.
         detail: String,
-        /// What was found, where the data could be read at all.
+        /// The report on the data, if it could be read.
         report: Option<Box<v1::DataReport>>,
     },
-    /// The network or its weights.
+    /// An error of the network or its weights.
     #[error(transparent)]
     Network(#[from] NnError),
-    /// The loss became infinite or no number.
+    /// The loss became infinite or NaN.
     #[error(
         "the loss became {loss} in stage {stage}, epoch {epoch}, step {step}; a lower max_learning_rate usually helps"
     )]
@@ -70,10 +69,10 @@ pub(crate) enum TrainingError {
         epoch: usize,
         /// 1-based.
         step: usize,
-        /// What it became.
+        /// The loss.
         loss: f64,
     },
-    /// The run was asked to stop.
+    /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
     /// The worker process cannot be started.
@@ -81,22 +80,22 @@ pub(crate) enum TrainingError {
     Launch {
         /// The program.
         program: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// What a server and its worker say to each other is not understood.
+    /// A message between a server and its worker cannot be understood.
     #[error("the training process's pipe: {detail}")]
     Protocol {
         /// What arrived.
         detail: String,
     },
-    /// The disk or the file system refused.
+    /// The disk or the file system failed.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -109,12 +108,12 @@ pub(crate) enum TrainingError {
 }
 
 impl TrainingError {
-    /// A field's error.
+    /// Creates an error about a field.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::FieldInvalid { field: field.into(), detail: detail.into() }
     }
 
-    /// Who must act.
+    /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {
         match self {
@@ -130,7 +129,7 @@ impl TrainingError {
         }
     }
 
-    /// What the worker tells its parent of it.
+    /// Converts to the worker's message for its parent.
     #[must_use]
     pub(crate) fn to_failed(&self) -> worker::Failed {
         let kind = match self {
@@ -153,7 +152,7 @@ impl TrainingError {
             | Self::Io { .. }
             | Self::Internal { .. } => worker::FailureKind::Internal,
         };
-        // It may quote what a table holds; the pipe takes only so much.
+        // It may quote a table's content; the pipe limits the length.
         let message = self.to_string().chars().take(MAX_MESSAGE_CHARS).collect();
         worker::Failed { kind: kind.into(), message }
     }

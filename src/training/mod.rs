@@ -1,12 +1,12 @@
-//! Training: recipes, data, the worker process and what it learns.
+//! Training: recipes, data, and the worker process.
 //!
-//! Two sides share this module. The server's side checks a request ([`Recipe`], [`Source`], [`Roots`]) and starts a
-//! child process of the same binary ([`Launcher`]); the child ([`worker_main`]) reads the data ([`Dataset`],
-//! [`Loader`]), trains and reports over its pipes. A crash, an out-of-memory or a hang of the child is a failed run and
-//! nothing more. Knows no transport, no store and no other domain.
+//! Two processes share this module. The server checks a request ([`Recipe`], [`Source`], [`Roots`]) and starts a child
+//! process of the same binary ([`Launcher`]). The child ([`worker_main`]) reads the data ([`Dataset`], [`Loader`]),
+//! trains and reports over its pipes. If the child crashes, hangs or runs out of memory, only its run fails. Knows no
+//! transport, no store and no other domain.
 //!
-//! Four folders, each above the ones before it: `asked` owns what a caller can ask for, `data` what is read, `learn`
-//! what is done with it, and `process` the child and its pipes.
+//! Each of the four folders depends only on those before it: `asked` owns requests, `data` the input, `learn` the
+//! training itself, and `process` the child and its pipes.
 
 mod asked;
 mod data;
@@ -18,7 +18,7 @@ pub(crate) use asked::{Head, Recipe, Roots, Source};
 pub(crate) use error::TrainingError;
 pub(crate) use process::{Launcher, ProcessLauncher, RunningWorker, worker_main};
 
-/// A count as the messages carry it; one that is too large for them is their largest.
+/// Converts a count to the messages' type; a count beyond its range becomes its maximum.
 fn count(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
 }

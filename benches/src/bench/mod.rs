@@ -1,7 +1,7 @@
-//! Measures how fast this build is on this machine, one file a suite.
+//! Measures how fast this build is on this machine, one file per suite.
 //!
-//! A suite puts its figures beside others of the same run: machines differ, and only ratios can be compared between them.
-//! `photos.rs` draws the photos that are sent.
+//! A suite compares its figures with others of the same run: machines differ, and only ratios are comparable between
+//! them. `photos.rs` draws the photos to send.
 
 mod photos;
 mod serve;
@@ -25,10 +25,10 @@ Examples:
   visage-measure bench --suite serve --json target/evidence/serve.json
   make bench SUITE=training      # installs what the suite compares with, then runs it")]
 pub(crate) struct BenchArgs {
-    /// What to measure.
+    /// The suite to run.
     #[arg(long, value_enum)]
     suite: Suite,
-    /// Writes the rows as JSON too.
+    /// Also writes the rows as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
@@ -46,7 +46,7 @@ enum Suite {
     Similar,
 }
 
-/// Makes the request for a run that learns a number from the folder's photos.
+/// Creates the request for a run that learns a number from the folder's photos.
 fn train_request(folder: &Path, architecture: v1::Architecture, stage: v1::Stage, batch_size: i32) -> v1::TrainRequest {
     let source = v1::UtkFaceFolder { path: folder.to_string_lossy().into_owned() };
     v1::TrainRequest {
@@ -63,7 +63,7 @@ fn train_request(folder: &Path, architecture: v1::Architecture, stage: v1::Stage
     }
 }
 
-/// Runs the suite; `false` when a bar was missed.
+/// Runs the suite; returns false when a bar was missed.
 pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<bool> {
     let rows = match args.suite {
         Suite::Training => training::measure(&args).await?,

@@ -1,8 +1,8 @@
-//! Measures Predict's latency and throughput, and what a training run beside it costs: the suite `serve`.
+//! Measures Predict's latency and throughput, and the cost of a training run beside it: the suite `serve`.
 //!
-//! Throughput and its latency come from callers that call again as soon as they are answered (closed loop). The cost of
-//! training is measured by calls at a steady pace, whatever becomes of the earlier ones (open loop), at 40 % of the
-//! server's capacity: a closed loop hides a slow answer, because it then calls less.
+//! Throughput and its latency come from callers that call again once they are answered (closed loop). The cost of
+//! training is measured by calls at a steady pace, whether or not earlier ones are answered (open loop), at 40 % of the
+//! server's capacity: a closed loop hides slow answers, because it then calls less.
 
 use std::{
     path::Path,
@@ -37,7 +37,7 @@ const CLOSED_LOOP: Duration = Duration::from_secs(8);
 const OPEN_LOOP: Duration = Duration::from_secs(20);
 /// The pace of the open loop, as a share of the throughput of one caller.
 const OFFERED_SHARE: f64 = 0.4;
-/// Idle and training alternate, so that a machine that changes its pace changes both.
+/// Idle and training rounds alternate, so that a change of the machine's pace affects both.
 const N_ROUNDS: usize = 2;
 
 /// Runs the suite.
@@ -51,7 +51,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
         clients: server.clients.clone(),
         photos: Arc::new((0..32).map(|seed| photos::jpeg(seed).map(Bytes::from)).collect::<anyhow::Result<_>>()?),
     };
-    // Caches and connections are made before anything counts.
+    // Warms caches and connections before the measurement.
     load.closed(1, Duration::from_secs(2)).await?;
 
     let mut rows = Vec::new();
@@ -112,7 +112,7 @@ async fn begin_training(server: &mut TrainingServer, folder: &Path) -> anyhow::R
             Some(Event::Progress(p)) if p.epoch > 0 && p.step > 1 => return Ok(run),
             Some(Event::Ended(run)) => bail!("the run ended early: {}", watching::ended(&run)),
             Some(_) => {}
-            None => bail!("the events of {run} ended without its end"),
+            None => bail!("the events of {run} ended before the run"),
         }
     }
 }
@@ -125,7 +125,7 @@ struct Seen {
 
 impl Seen {
     fn new() -> anyhow::Result<Self> {
-        // From a microsecond to ten minutes, three digits.
+        // From a microsecond to ten minutes, with three digits.
         Ok(Self { latency_us: Histogram::new_with_bounds(1, 600_000_000, 3)?, n_failed: 0 })
     }
 
@@ -168,7 +168,7 @@ impl Load {
         (started.elapsed(), answer.is_ok())
     }
 
-    /// Calls again as soon as the last call is answered, for each of the callers.
+    /// Each caller calls again once its last call is answered.
     async fn closed(&self, callers: usize, during: Duration) -> anyhow::Result<Seen> {
         let until = Instant::now() + during;
         let mut tasks = JoinSet::new();
@@ -178,7 +178,7 @@ impl Load {
                 let mut calls = Vec::new();
                 while Instant::now() < until {
                     let call = load.call(caller + calls.len()).await;
-                    // One that is answered after the end is not of this time.
+                    // An answer after the end does not count.
                     if Instant::now() <= until || !call.1 {
                         calls.push(call);
                     }
@@ -193,7 +193,7 @@ impl Load {
         Ok(seen)
     }
 
-    /// Calls every `1 / per_second`, whatever becomes of the earlier calls.
+    /// Calls every `1 / per_second`, whether or not earlier calls are answered.
     async fn open(&self, per_second: f64, during: Duration) -> anyhow::Result<Seen> {
         let mut ticks = tokio::time::interval(Duration::try_from_secs_f64(1.0 / per_second)?);
         let until = Instant::now() + during;

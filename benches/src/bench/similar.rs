@@ -45,7 +45,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     enroll(&mut server, faces).await?;
     let enrolled = started.elapsed().as_secs_f64();
     let progress = output::counter("building the graph");
-    // A search says whether it compared every face: the first that did not has met the graph.
+    // A search reports whether it compared every face: the first that did not has used the graph.
     while ask(&mut server, &queries[0], false).await?.1 {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
@@ -54,7 +54,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     progress.set_message("searching");
     let (mut found, mut took) = ([Vec::new(), Vec::new()], [0.0, 0.0]);
     for query in &queries {
-        // By turns, so that a machine that changes its pace changes both.
+        // Alternating, so that a change of the machine's pace affects both.
         for (which, exact) in [false, true].into_iter().enumerate() {
             let asked = Instant::now();
             found[which].push(ask(&mut server, query, exact).await?.0);
@@ -79,7 +79,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// Makes a collection. It needs an embedding space, and a space a version: the smallest that can be trained.
+/// Creates a collection. It needs an embedding space, and so a version: the smallest that can be trained.
 async fn make_collection(server: &mut TrainingServer) -> anyhow::Result<()> {
     let folder = server.root().join("photos");
     photos::write_folder(&folder, 64)?;
@@ -112,7 +112,7 @@ async fn enroll(server: &mut TrainingServer, faces: Vec<Vec<f32>>) -> anyhow::Re
     Ok(())
 }
 
-/// Waits until searches have not become faster for a while: then no segment is built or merged any more.
+/// Waits until searches have not become faster for a while: then no segment is being built or merged.
 async fn settle(server: &mut TrainingServer, queries: &[Vec<f32>]) -> anyhow::Result<()> {
     let (mut fastest, mut n_without_gain) = (f64::MAX, 0);
     while n_without_gain < 4 {
@@ -128,7 +128,7 @@ async fn settle(server: &mut TrainingServer, queries: &[Vec<f32>]) -> anyhow::Re
     Ok(())
 }
 
-/// Searches; gives the names found, and true if every face was compared.
+/// Searches; returns the names found, and true if every face was compared.
 async fn ask(server: &mut TrainingServer, query: &[f32], exact: bool) -> anyhow::Result<(BTreeSet<String>, bool)> {
     let request = v1::FindSimilarRequest {
         collection: COLLECTION.to_owned(),

@@ -1,6 +1,6 @@
-//! Measures the images a second of a whole run beside a plain PyTorch loop: the suite `training`.
+//! Measures the images per second of a whole run beside a plain PyTorch loop: the suite `training`.
 //!
-//! The peer has its pictures decoded in memory before its clock starts, as the run has by its second epoch, so that both
+//! The peer decodes its images into memory before its clock starts, as the run has done by its second epoch. So both
 //! sides are timed on the same work: augment, normalise, forward, loss, backward, optimiser step.
 
 use std::path::Path;
@@ -23,7 +23,7 @@ const IMAGE_SIZE_PX: i32 = 64;
 const BATCH_SIZE: i32 = 64;
 const N_PHOTOS: u64 = 1280;
 const N_EPOCHS: i32 = 3;
-/// The sides alternate and are measured this often each, so that a machine that changes its pace changes both.
+/// How often each side is measured. They alternate, so that a change of the machine's pace affects both.
 const N_ROUNDS: usize = 2;
 
 /// The figures that the peer's script prints.
@@ -31,7 +31,7 @@ const N_ROUNDS: usize = 2;
 struct PeerFigures {
     /// The pace with PyTorch's default memory layout.
     images_per_second: f64,
-    /// The pace of the same loop tuned by channels-last tensors.
+    /// The pace of the same loop with channels-last tensors.
     images_per_second_channels_last: f64,
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn measure(args: &BenchArgs) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// Trains once; gives the median of the paces after the first epoch, in which caches and plans are made.
+/// Trains once; returns the median pace after the first epoch, in which caches are filled and kernels planned.
 async fn run(server: &mut TrainingServer, folder: &Path) -> anyhow::Result<f64> {
     let stage =
         v1::Stage { epochs: N_EPOCHS, image_size_px: IMAGE_SIZE_PX, max_learning_rate: 1e-3, freeze_body: false };
@@ -87,7 +87,7 @@ async fn run(server: &mut TrainingServer, folder: &Path) -> anyhow::Result<f64> 
     server.train(request, each).await?;
     progress.finish_and_clear();
     if paces.is_empty() {
-        bail!("the run told no pace after its first epoch");
+        bail!("the run reported no pace after its first epoch");
     }
     Ok(median(&mut paces))
 }

@@ -11,13 +11,13 @@ use plotters::prelude::{
 /// Width and height of a chart in pixels.
 const SIZE: (u32, u32) = (560, 340);
 
-/// A named curve; its points go from left to right.
+/// A named curve; its points are ordered from left to right.
 pub(super) struct Series<'a> {
     pub(super) name: &'a str,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// Draws the shares of values in `n_bins` equal parts of a range; values outside count to the outermost parts.
+/// Draws the shares of values in `n_bins` equal parts of a range; values outside count in the outermost parts.
 pub(super) fn histogram(
     x_label: &str,
     range: (f64, f64),
@@ -42,7 +42,7 @@ pub(super) fn histogram(
     draw(x_label, "share", &series, Style::Line)
 }
 
-/// Draws curves with their points; `diagonal` adds the line on which both axes are equal.
+/// Draws curves with their points; `diagonal` adds the line of equal values.
 pub(super) fn curves(x_label: &str, y_label: &str, series: &[Series], diagonal: bool) -> anyhow::Result<String> {
     draw(x_label, y_label, series, if diagonal { Style::PointsAndDiagonal } else { Style::Points })
 }

@@ -1,29 +1,29 @@
 //! Computes the figures of merit.
 
-/// The arithmetic mean; NaN of none.
+/// The arithmetic mean; NaN for no values.
 pub(super) fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, n) = values.into_iter().fold((0.0, 0.0), |(sum, n), value| (sum + value, n + 1.0));
     sum / n
 }
 
-/// The share that holds; NaN of none.
+/// The share that is true; NaN for no values.
 pub(super) fn share(values: impl IntoIterator<Item = bool>) -> f64 {
     mean(values.into_iter().map(|holds| f64::from(u8::from(holds))))
 }
 
-/// The root of the mean square; NaN of none.
+/// The root of the mean square; NaN for no values.
 pub(super) fn root_mean_square(values: impl IntoIterator<Item = f64>) -> f64 {
     mean(values.into_iter().map(|value| value * value)).sqrt()
 }
 
-/// The standard error of a mean, by the sample's deviation; NaN of fewer than two.
+/// The standard error of a mean, from the sample's deviation; NaN for fewer than two values.
 pub(super) fn standard_error(values: &[f64]) -> f64 {
     let centre = mean(values.iter().copied());
     let n = values.len() as f64;
     (values.iter().map(|value| (value - centre).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt()
 }
 
-/// The mean loss of the `share` of examples that are least uncertain; examples are (uncertainty, loss). El-Yaniv and
+/// The mean loss of the `share` of examples with the least uncertainty; examples are (uncertainty, loss). El-Yaniv and
 /// Wiener 2010 call it selective risk.
 pub(super) fn risk_at_coverage(examples: &mut [(f64, f64)], share: f64) -> f64 {
     examples.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -42,13 +42,13 @@ pub(super) struct PairScores {
 }
 
 impl PairScores {
-    /// Takes scores in any order.
+    /// Creates it from scores in any order.
     pub(super) fn new(genuine: Vec<f64>, mut impostor: Vec<f64>, nearest: f64) -> Self {
         impostor.sort_by(|a, b| b.total_cmp(a));
         Self { genuine, impostor, nearest }
     }
 
-    /// Scores all pairs of photos. Each comes with its person and its vector, which need not be of unit length.
+    /// Scores all pairs of photos, each with its person and its vector, which need not be of unit length.
     pub(super) fn of(photos: &[(String, Vec<f32>)]) -> Self {
         let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let norms: Vec<f64> = photos.iter().map(|(_, vector)| norm(vector)).collect();
@@ -69,7 +69,7 @@ impl PairScores {
         Self::new(genuine, impostor, share(nearest.into_iter().map(|(_, is_same)| is_same)))
     }
 
-    /// The chance that a genuine pair scores above an impostor pair, ties counted half (Mann and Whitney 1947).
+    /// The probability that a genuine pair scores above an impostor pair, ties counted half (Mann and Whitney 1947).
     pub(super) fn auc(&self) -> f64 {
         mean(self.genuine.iter().map(|g| {
             let above = self.impostor.partition_point(|i| i > g);

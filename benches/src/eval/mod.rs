@@ -1,8 +1,8 @@
 //! Measures how good the answers are, on an evaluation folder, through a real server.
 //!
-//! One module a suite: `faces` measures a fresh server with the published models, beside peers; `training` trains a
-//! model of its own first. They share the folder's table (`table.rs`) and the figures (`metrics.rs`). `charts.rs` and
-//! `page.rs` make the page for people.
+//! There is one module per suite: `faces` measures a fresh server with the published models, beside peers; `training`
+//! trains its own model first. They share the folder's table (`table.rs`) and the figures (`metrics.rs`). `charts.rs`
+//! and `page.rs` create the page for people.
 
 mod charts;
 mod faces;
@@ -22,7 +22,7 @@ use crate::{
     peers::PeerArgs,
 };
 
-/// Measures quality on an evaluation folder, whose form docs/evidence.md tells.
+/// Measures quality on an evaluation folder, whose format docs/evidence.md describes.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -30,16 +30,17 @@ Examples:
   visage-measure eval --data path/to/folder --suite training --epochs 1
   make eval DATA=path/to/folder      # fetches weights and peers, then runs both suites")]
 pub(crate) struct EvalArgs {
-    /// What to measure.
+    /// The suite to run.
     #[arg(long, value_enum, default_value_t = Suite::Faces)]
     suite: Suite,
     /// A folder with faces.csv (path,age,gender,race,split) and the images it names, and optionally identities/.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// Writes the rows as JSON too.
+    /// Also writes the rows as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes a page for people: every row, and from the suite faces distributions, curves, groups and the worst errors.
+    /// Writes a page for people: every row, and for the suite faces also distributions, curves, groups and the worst
+    /// errors.
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
     #[command(flatten)]
@@ -55,18 +56,18 @@ pub(crate) struct EvalArgs {
 enum Suite {
     /// The published models on a fresh server: faces, attributes, identity, speed, hostile photos.
     Faces,
-    /// A model that is trained on the folder's `train` part, on its `valid` part.
+    /// A model trained on the folder's `train` part, measured on its `valid` part.
     Training,
 }
 
-/// The rows and figures of a suite or of a part of one.
+/// The rows and figures of a suite, or of a part of one.
 #[derive(Default)]
 struct Findings {
     rows: Vec<Row>,
     figures: Vec<Figure>,
 }
 
-/// Runs the suite; `false` when a bar was missed.
+/// Runs the suite; returns false when a bar was missed.
 pub(crate) async fn run(args: EvalArgs) -> anyhow::Result<bool> {
     let data = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let table = FaceTable::read(&data)?;

@@ -56,7 +56,7 @@ impl Figure {
 /// Writes the page.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// Fails when the file cannot be written.
 pub(super) fn write(file: &Path, suite: &str, found: &Findings) -> anyhow::Result<()> {
     let page = html(suite, &found.rows, &found.figures);
     if let Some(folder) = file.parent() {

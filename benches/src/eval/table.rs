@@ -19,15 +19,15 @@ pub(super) struct Face {
     pub(super) path: PathBuf,
     /// The age in years.
     pub(super) age: Option<f64>,
-    /// The gender as the table has it.
+    /// The gender as in the table.
     pub(super) gender: Option<String>,
-    /// The column `race`; it is used to compare groups and for nothing else.
+    /// The column `race`, used only to compare groups.
     pub(super) group: Option<String>,
     pub(super) is_valid: bool,
 }
 
 impl Face {
-    /// Names the gender; UTKFace's numbers become words.
+    /// Returns the gender's name, also for UTKFace's numbers.
     pub(super) fn gender_name(&self) -> Option<&str> {
         match self.gender.as_deref() {
             Some("0") => Some("male"),
@@ -41,7 +41,7 @@ impl FaceTable {
     /// Reads `faces.csv`.
     ///
     /// # Errors
-    /// When it is missing, is no table or has no column `path`.
+    /// Fails when it is missing, is not a table or has no column `path`.
     pub(super) fn read(data: &Path) -> anyhow::Result<Self> {
         let path = data.join("faces.csv");
         let mut reader = csv::Reader::from_path(&path).with_context(|| path.display().to_string())?;

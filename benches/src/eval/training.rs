@@ -23,7 +23,7 @@ use crate::{
 pub(super) const SUITE: &str = "training";
 const MODEL: &str = "models/face";
 
-/// How the model is trained.
+/// The settings of the training run.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Suite training")]
 pub(super) struct TrainingArgs {
@@ -36,7 +36,7 @@ pub(super) struct TrainingArgs {
     /// The one-cycle's peak learning rate.
     #[arg(long, default_value_t = 2e-3)]
     lr: f64,
-    /// Images in a step.
+    /// Images per step.
     #[arg(long, default_value_t = 32)]
     batch_size: i32,
     /// Dropout of the head.
@@ -69,7 +69,7 @@ async fn train(
     }
     if table.has_gender {
         let mut gender = v1::Head::classification("gender", Vec::new());
-        // Ages are in years and cross entropy below one: without a weight the labels would hardly count.
+        // Ages are in years and cross entropy is below one: without a weight, gender would hardly count.
         gender.loss_weight = Some(3.0);
         heads.push(gender);
     }
@@ -131,7 +131,7 @@ async fn predict(server: &mut TrainingServer, table: &FaceTable) -> anyhow::Resu
     let (mut errors, mut baseline, mut inside, mut right) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut n_answered, median) = (0, table.median_train_age());
     for (face, answer) in valid.iter().zip(answers) {
-        // A photo that could not be read is not answered.
+        // An unreadable photo is not answered.
         let Ok(response) = answer else { continue };
         if response.abstained {
             continue;
@@ -194,7 +194,7 @@ async fn identities(server: &mut TrainingServer, data: &Path) -> anyhow::Result<
             source: Some(v1::enroll_face_request::Source::Image(std::fs::read(path)?.into())),
             ..v1::EnrollFaceRequest::default()
         };
-        // What is no photo is no face.
+        // A file that is not a photo has no face.
         if server.clients.faces.enroll_face(request).await.is_ok() {
             person_of.insert(format!("collections/identities/faces/f{i}"), person);
         }

@@ -33,7 +33,7 @@ pub(super) enum Stages {
     /// The photo is decoded to a square, which a network reads.
     Photo { side_px: u32, min_side_px: u32 },
     /// Faces are detected, cut out and judged, and networks read each.
-    Faces(FaceStages),
+    Faces(Box<FaceStages>),
 }
 
 /// The stages of reading faces.
@@ -94,14 +94,14 @@ impl Plan {
                     Some(_) => return Err(unsupported("is paired with a version that reads no faces")),
                     None => None,
                 };
-                Stages::Faces(FaceStages {
+                Stages::Faces(Box::new(FaceStages {
                     detector: detector.name.clone(),
                     pipeline: Arc::new(FacePipeline::new(settings.clone(), *chip, second)),
                     space: if wants.embedding { space.clone() } else { None },
                     thresholds: thresholds::effective(reader.version.thresholds.as_ref(), &wants.thresholds, config)?,
                     selection: wants.selection,
                     max_faces: config.max_faces,
-                })
+                }))
             }
         };
         Ok(Self { reader, stages, deadline: call.deadline, priority: call.priority, arrived: call.arrived })

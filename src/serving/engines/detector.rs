@@ -49,8 +49,9 @@ impl Engine for DetectorEngine {
         Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
     }
 
-    /// Returns the three networks' raw outputs, and the predictor's points in the middle of the pattern. The pattern
-    /// contains no faces, so a broken network would also find none.
+    /// Returns means of the first network's map, the outputs of the other two for one crop each, and the predictor's
+    /// points in the middle of the pattern. The pattern contains no faces, so faces alone would not reveal a broken
+    /// network.
     fn fingerprint(&mut self, input: &Arc<Input>) -> Result<Vec<f32>, EngineError> {
         let pyramid = input.photo()?;
         let (width, height, pixels) = pyramid.canvas();

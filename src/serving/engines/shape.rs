@@ -22,7 +22,7 @@ pub(super) fn shape_predictor(tensors: &[TensorData]) -> Result<Option<ShapePred
 }
 
 fn parts(tensors: &[&TensorData]) -> Result<ShapeParts, String> {
-    // The shape of one tensor gives all three counts; every other tensor must agree.
+    // The shapes of these two give all counts; the other tensors must agree.
     let [n_cascades, n_trees, n_splits] = dimensions(tensors, "shape.thresholds")?;
     let [_, n_pixels] = dimensions(tensors, "shape.anchors")?;
     let initial = floats(tensors, "shape.initial", &[5, 2])?;

@@ -1,7 +1,7 @@
-//! What a caller asks for, checked: the recipe, where the data lies, and the folders that callers may name.
+//! The validated parts of a request: the recipe, the data sources, and the folders that callers may name.
 //!
-//! Owns the parsing of the contract's messages; what exists of [`Recipe`] and [`Source`] is good, and nothing behind
-//! them checks again. Knows no picture and no tensor.
+//! Owns the parsing of the contract's messages. Every [`Recipe`] and [`Source`] is valid by construction; later code
+//! does not check again. Knows no image and no tensor.
 
 mod recipe;
 mod roots;

@@ -1,7 +1,7 @@
 //! How a version is trained: the contract's recipe with every default filled in and every range checked.
 //!
-//! A [`Recipe`] that exists is a good one; nothing behind it checks again. The defaults and ranges are those that
-//! `proto/visage/v1/recipe.proto` promises.
+//! Every [`Recipe`] is valid by construction; later code does not check again. The defaults and ranges are those of
+//! `proto/visage/v1/recipe.proto`.
 
 use std::{
     collections::BTreeSet,
@@ -20,69 +20,69 @@ const MAX_HEADS: usize = 64;
 pub(crate) const MAX_LABELS: usize = 1_000;
 /// The largest number of stages.
 const MAX_STAGES: usize = 32;
-/// The longest name, unit, column or label in bytes.
+/// The maximum length of a name, unit, column or label in bytes.
 pub(crate) const MAX_TEXT_BYTES: usize = 256;
 
 /// How a version is trained.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Recipe {
-    /// The body.
+    /// The network's body.
     pub architecture: Architecture,
-    /// What to predict, in the order of the outputs; one or more, with different names.
+    /// The heads, in the order of the outputs; one or more, with different names.
     pub heads: Vec<Head>,
-    /// In the order in which they run; one or more.
+    /// The stages, in the order in which they run; one or more.
     pub stages: Vec<Stage>,
-    /// Images in a step, 2 to 4096: batch norm needs two.
+    /// Images per step, 2 to 4096: batch norm needs two.
     pub batch_size: usize,
     /// Decoupled weight decay of the weights, 0 to below 10.
     pub weight_decay: f64,
     /// Dropout of the head's two blocks, 0 to below 1.
     pub dropout: f64,
-    /// Share of the one-cycle spent on the way up, 0 to 1.
+    /// Share of the one-cycle in which the rate rises, 0 to 1.
     pub pct_start: f64,
-    /// Everything random is drawn from this.
+    /// The seed of all randomness.
     pub seed: u64,
-    /// Where the weights start.
+    /// The initial weights.
     pub warm_start: WarmStart,
-    /// Share of the training part held out when the data has no valid part, above 0 to 0.5.
+    /// Share of the training part held out for validation when the data has no valid part, above 0 to 0.5.
     pub valid_fraction: f64,
-    /// Share of the training part held out for the intervals when the data has no calibration part, 0 (no intervals
-    /// then) to 0.5.
+    /// Share of the training part held out for the intervals when the data has no calibration part, 0 (no intervals) to
+    /// 0.5.
     pub calibration_fraction: f64,
     /// Coverage of the intervals, between 0 and 1.
     pub coverage: f64,
-    /// The run stops when more than this share of rows is unusable, 0 to 1.
+    /// The largest share of unusable rows, 0 to 1; the run stops above it.
     pub max_bad_fraction: f64,
-    /// Chance of mirroring a training image, 0 to 1.
+    /// Probability of mirroring a training image, 0 to 1.
     pub flip_probability: f64,
     /// The largest share of each side that a random crop cuts off, 0 to 0.5.
     pub crop_fraction: f64,
 }
 
-/// One thing to predict.
+/// One value to predict.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Head {
-    /// Lower-case letters, digits and underscores, beginning with a letter.
+    /// Lower-case letters, digits and underscores, starting with a letter.
     pub name: String,
-    /// What its output means.
+    /// The meaning of its output.
     pub target: Target,
     /// The label column it learns from.
     pub column: String,
-    /// Its share of the loss, above 0.
+    /// Its weight in the loss, above 0.
     pub loss_weight: f64,
 }
 
-/// What a head's output means.
+/// The meaning of a head's output.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Target {
     /// A number, learnt with Smooth L1.
     Regression {
-        /// Such as "years"; may be empty.
+        /// For example "years"; may be empty.
         unit: String,
     },
     /// A choice, learnt with cross entropy.
     Classification {
-        /// In the order of the outputs; empty until they are found in the data, two or more then.
+        /// In the order of the outputs; empty until they are read from the data, then two or more.
         labels: Vec<String>,
     },
 }
@@ -100,14 +100,14 @@ pub(crate) struct Stage {
     pub freeze_body: bool,
 }
 
-/// Where the weights start.
+/// The source of the initial weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WarmStart {
-    /// Drawn from the seed.
+    /// Random, from the seed.
     Random,
-    /// `models/{model}/versions/{n}` or `models/{model}@{alias}`, not yet looked up.
+    /// `models/{model}/versions/{n}` or `models/{model}@{alias}`, not resolved yet.
     Version(String),
-    /// A caller's path of a file with torchvision's names, not yet checked against the roots.
+    /// A caller's path of a file with torchvision's names, not checked against the roots yet.
     WeightsPath(String),
 }
 
@@ -146,7 +146,7 @@ impl Recipe {
         })
     }
 
-    /// The contract's form with nothing left to default; [`Recipe::from_proto`] gives this recipe back.
+    /// The contract's form with every default filled in; [`Recipe::from_proto`] returns this recipe from it.
     #[must_use]
     pub(crate) fn to_proto(&self) -> v1::Recipe {
         v1::Recipe {
@@ -174,7 +174,7 @@ impl Recipe {
 }
 
 impl Head {
-    /// Checks heads, in a recipe or on their own.
+    /// Parses heads, in a recipe or on their own.
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] with a path below `field`.
@@ -185,7 +185,7 @@ impl Head {
         for (head_idx, head) in heads.iter().enumerate() {
             let head = Self::from_proto(&format!("{field}[{head_idx}]"), head)?;
             if !names.insert(head.name.clone()) {
-                let detail = format!("{:?} is another head's name already", head.name);
+                let detail = format!("{:?} is already the name of another head", head.name);
                 return Err(TrainingError::field(format!("{field}[{head_idx}].name"), detail));
             }
             checked.push(head);
@@ -213,7 +213,7 @@ impl Head {
         })
     }
 
-    /// The contract's form.
+    /// Converts to the contract's form.
     #[must_use]
     pub(crate) fn to_proto(&self) -> v1::Head {
         let kind = match &self.target {
@@ -230,13 +230,13 @@ impl Head {
         }
     }
 
-    /// Whether its labels are still to be found in the data.
+    /// Returns true if its labels are still to be read from the data.
     #[must_use]
     pub(crate) fn has_open_labels(&self) -> bool {
         matches!(&self.target, Target::Classification { labels } if labels.is_empty())
     }
 
-    /// The network's kind of head; its labels must be resolved.
+    /// Returns the network's kind of head; its labels must be resolved.
     #[must_use]
     pub(crate) fn kind(&self) -> HeadKind {
         match &self.target {
@@ -249,7 +249,7 @@ impl Head {
 impl Target {
     fn from_proto(field: &str, kind: Option<&v1::head::Kind>) -> Result<Self, TrainingError> {
         match kind {
-            None => Err(TrainingError::field(field, "must say regression or classification")),
+            None => Err(TrainingError::field(field, "must set regression or classification")),
             Some(v1::head::Kind::Regression(head)) => {
                 Ok(Self::Regression { unit: text(&format!("{field}.regression.unit"), &head.unit)? })
             }
@@ -266,7 +266,7 @@ impl Target {
                         return Err(TrainingError::field(field, "must not be empty nor have spaces around it"));
                     }
                     if !seen.insert(label) {
-                        return Err(TrainingError::field(field, format!("{label:?} is in the list already")));
+                        return Err(TrainingError::field(field, format!("{label:?} is already in the list")));
                     }
                 }
                 Ok(Self::Classification { labels: head.labels.clone() })
@@ -323,16 +323,16 @@ impl WarmStart {
     }
 }
 
-/// The network of these heads, whose labels must be resolved.
+/// Returns the network of these heads, whose labels must be resolved.
 #[must_use]
 pub(crate) fn network_spec(architecture: Architecture, heads: &[Head], dropout: f64) -> NetworkSpec {
     NetworkSpec { architecture, heads: heads.iter().map(|head| (head.name.clone(), head.kind())).collect(), dropout }
 }
 
-/// The body that a contract's number names; the default is ResNet34.
+/// Parses the contract's number of a body; the default is ResNet34.
 ///
 /// # Errors
-/// [`TrainingError::FieldInvalid`] for a number that this version does not know.
+/// [`TrainingError::FieldInvalid`] for an unknown number.
 pub(crate) fn architecture(field: &str, architecture: impl Into<i32>) -> Result<Architecture, TrainingError> {
     let architecture = architecture.into();
     match v1::Architecture::try_from(architecture) {
@@ -346,7 +346,7 @@ pub(crate) fn architecture(field: &str, architecture: impl Into<i32>) -> Result<
     }
 }
 
-/// The contract's name of a body.
+/// Converts a body to the contract's form.
 #[must_use]
 pub(crate) fn architecture_to_proto(architecture: Architecture) -> v1::Architecture {
     match architecture {
@@ -356,7 +356,7 @@ pub(crate) fn architecture_to_proto(architecture: Architecture) -> v1::Architect
     }
 }
 
-/// A real number in its range; absent: the default.
+/// Parses a real number in its range; an absent one becomes the default.
 fn number(field: &str, value: Option<f64>, default: f64, range: impl RangeBounds<f64>) -> Result<f64, TrainingError> {
     let value = value.unwrap_or(default);
     if range.contains(&value) {
@@ -375,7 +375,7 @@ fn number(field: &str, value: Option<f64>, default: f64, range: impl RangeBounds
     Err(TrainingError::field(field, format!("must be {from}{to}, got {value}")))
 }
 
-/// A whole number in its range; zero: the default, where there is one.
+/// Parses a whole number in its range; zero becomes the default, if there is one.
 fn whole<T: TryFrom<i32> + PartialOrd + std::fmt::Display>(
     field: &str,
     value: i32,

@@ -1,11 +1,11 @@
-//! The folders that callers may name files in, and the walk that keeps them there.
+//! The folders in which callers may name files, and the path walk that enforces them.
 //!
-//! A path is followed component by component, links included, and the walk never looks at anything outside the roots:
-//! it ends where it would leave them. So a caller cannot learn what exists elsewhere, neither by `..`, nor by an
-//! absolute path, nor through a link.
+//! A path is followed component by component, links included. The walk never inspects anything outside the roots and
+//! stops where it would leave them. So a caller cannot learn what exists elsewhere, whether by `..`, by an absolute
+//! path or through a link.
 //!
-//! Whoever can replace a file by a link between the walk and the opening of the file can write below a root, and is
-//! trusted with what they put there.
+//! To replace a file by a link between the walk and the opening of the file, one must be able to write below a root.
+//! Such writers are trusted.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use std::{
 
 use crate::training::TrainingError;
 
-/// How many links a path may lead through, as Linux allows.
+/// The maximum number of links in a path, as on Linux.
 const MAX_LINKS: usize = 40;
 
 /// The configured folders, checked to exist.
@@ -27,17 +27,17 @@ pub(crate) struct Roots {
 
 #[derive(Clone, Debug)]
 struct Root {
-    /// Absolute, as configured: what a caller writes.
+    /// Absolute, as configured and as callers write it.
     given: PathBuf,
-    /// Without links: what the system says.
+    /// Resolved by the system, without links.
     canonical: PathBuf,
 }
 
 impl Roots {
-    /// Checks that each root is a folder that can be read.
+    /// Checks that each root is a readable folder.
     ///
     /// # Errors
-    /// [`TrainingError::RootUnusable`] naming the first that is not.
+    /// [`TrainingError::RootUnusable`] naming the first root that is not.
     pub(crate) fn new(folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Self, TrainingError> {
         let roots = folders
             .into_iter()
@@ -47,18 +47,18 @@ impl Roots {
         Ok(Self { roots })
     }
 
-    /// The folders without links, for a process that shall use the same ones.
+    /// The folders without links, for a process that must use the same ones.
     #[must_use]
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.roots.iter().map(|root| root.canonical.clone()).collect()
     }
 
-    /// The file or folder that a caller's path names, without links. A relative path is tried below each root in
-    /// their order. `field` is where the path stood in the request, for the error.
+    /// Returns the file or folder that a caller's path names, without links. A relative path is tried below each root
+    /// in order. `field` is the path's place in the request, for the error.
     ///
     /// # Errors
-    /// [`TrainingError::PathOutsideRoots`] when it leads outside every root, whether or not anything is there,
-    /// [`TrainingError::FileNotFound`] when nothing is there inside, and [`TrainingError::FieldInvalid`] when it is
+    /// [`TrainingError::PathOutsideRoots`] when it leads outside every root, whether or not it exists,
+    /// [`TrainingError::FileNotFound`] when it does not exist inside, and [`TrainingError::FieldInvalid`] when it is
     /// empty.
     pub(crate) fn resolve(&self, field: &str, path: &str) -> Result<PathBuf, TrainingError> {
         if path.is_empty() {
@@ -87,8 +87,8 @@ impl Roots {
         Err(worst)
     }
 
-    /// As [`Roots::resolve`], but a relative path starts from `folder`, which this object resolved before. For the
-    /// many files that a table or folder names: only what the path adds to the folder is looked at.
+    /// Resolves like [`Roots::resolve`], but a relative path starts from `folder`, which this object resolved before.
+    /// For the many files of a table or folder: inspects only the components that the path adds.
     pub(crate) fn resolve_from(&self, folder: &Path, path: &str) -> Result<PathBuf, Refusal> {
         if !self.contains(folder) {
             Err(Refusal::Outside)
@@ -101,7 +101,7 @@ impl Roots {
         }
     }
 
-    /// Whether a path without links lies in a root.
+    /// Returns true if a path without links lies in a root.
     fn contains(&self, canonical: &Path) -> bool {
         self.roots.iter().any(|root| canonical.starts_with(&root.canonical))
     }
@@ -111,7 +111,7 @@ impl Roots {
         self.walk(root, &rest)
     }
 
-    /// The root that an absolute path's text starts with, and what follows it.
+    /// Returns the root that an absolute path's text starts with, and the rest.
     fn strip(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
         self.roots.iter().find_map(|root| {
             let rest = path.strip_prefix(&root.given).or_else(|_| path.strip_prefix(&root.canonical)).ok()?;
@@ -119,7 +119,7 @@ impl Roots {
         })
     }
 
-    /// Follows `path` from `at`, which lies in a root and has no links; so does `at` at every step.
+    /// Follows `path` from `at`. At every step, `at` lies in a root and has no links.
     fn walk(&self, mut at: PathBuf, path: &Path) -> Result<PathBuf, Refusal> {
         let mut left = names(path);
         let mut n_links = 0;
@@ -166,16 +166,16 @@ impl Root {
     }
 }
 
-/// Why a walk ended early.
+/// Why a walk stopped early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// It would leave the roots.
     Outside,
-    /// Nothing is there.
+    /// The path does not exist.
     Missing,
 }
 
-/// The names of a relative path, `..` among them.
+/// Splits a relative path into its names, `..` included.
 fn names(path: &Path) -> VecDeque<OsString> {
     path.components()
         .filter_map(|component| match component {
@@ -196,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// `in/` is the root. Beside it lie `out/secret` and, for `with_twin`, `out/twin`; links lead everywhere.
+    /// Creates `in/` as the root, beside it `out/secret` and, for `with_twin`, `out/twin`, and links in all directions.
     fn tree(with_twin: bool) -> (TempDir, Roots) {
         let tmp = tempfile::tempdir().unwrap();
         let base = fs::canonicalize(tmp.path()).unwrap();
@@ -334,14 +334,14 @@ mod tests {
             let (tmp, roots) = tree(true);
             let root = fs::canonicalize(tmp.path()).unwrap().join("in");
             let given = if absolute { format!("{}/{path}", root.display()) } else { path.clone() };
-            // Without the `.`s, of which the system alone says that a file has none.
+            // Without the `.` components: the system refuses one after a file's name.
             let system = fs::canonicalize(root.join(&path).components().collect::<PathBuf>());
             match roots.resolve("field", &given) {
                 Ok(found) => {
                     prop_assert!(found.starts_with(&root));
                     prop_assert_eq!(&found, &system.unwrap());
                 }
-                // A walk that leaves the root and comes back is refused too, so `system` may be inside.
+                // A walk that leaves the root and returns is refused too, so `system` may be inside.
                 Err(TrainingError::PathOutsideRoots { .. }) => {}
                 Err(TrainingError::FileNotFound { .. }) => prop_assert!(system.is_err()),
                 Err(other) => prop_assert!(false, "{}", other),

@@ -1,29 +1,29 @@
-//! Where photos and labels come from, with every path checked.
+//! The sources of images and labels, with every path checked.
 
 use std::path::{Path, PathBuf};
 
 use super::Roots;
 use crate::{proto::v1, training::TrainingError};
 
-/// A set of photos with labels; its paths lie below a root.
+/// A set of images with labels; its paths lie below a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Photos whose names carry the labels.
+    /// Images whose file names contain the labels.
     UtkFace {
-        /// Searched with its sub-folders.
+        /// Searched recursively.
         folder: PathBuf,
     },
-    /// A table of photos.
+    /// A table of images.
     Csv(CsvSource),
 }
 
 impl Source {
-    /// What was looked for and where, for people.
+    /// Describes for people what was searched, and where.
     pub(crate) fn looked_at(&self) -> String {
         let named = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         match self {
             Self::UtkFace { folder } => {
-                format!("the folder {} and those below it hold no file with a picture's ending", named(folder))
+                format!("the folder {} and its sub-folders contain no file with an image's extension", named(folder))
             }
             Self::Csv(source) => format!("the table {} has a header and no line below it", named(&source.table)),
         }
@@ -39,7 +39,7 @@ pub(crate) struct CsvSource {
     pub path_column: String,
     /// The folder that relative image paths start from.
     pub image_root: PathBuf,
-    /// The column that says train, valid or calibration; `None`: "split", if there is one.
+    /// The column that contains train, valid or calibration; `None`: "split", if it exists.
     pub split_column: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl Source {
     /// Checks the sources of a request: each path is resolved and exists.
     ///
     /// # Errors
-    /// [`TrainingError::FieldInvalid`] naming the field, or what [`Roots::resolve`] says of a path.
+    /// [`TrainingError::FieldInvalid`] naming the field, or an error of [`Roots::resolve`].
     pub(crate) fn all_from_proto(sources: &[v1::DataSource], roots: &Roots) -> Result<Vec<Self>, TrainingError> {
         if sources.is_empty() || sources.len() > 64 {
             return Err(TrainingError::field("sources", format!("must have 1 to 64 entries, got {}", sources.len())));
@@ -87,7 +87,7 @@ impl Source {
         }
     }
 
-    /// The contract's form with absolute paths, for the job of a worker that has the same roots.
+    /// Converts to the contract's form with absolute paths, for the job of a worker with the same roots.
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] for a path that is not UTF-8, which the contract cannot carry.

@@ -1,24 +1,24 @@
-//! What makes each pass see other pictures: mirroring and random crops.
+//! Random mirroring and cropping, so that each pass sees different images.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::vision::{DecodedImage, Pixels, to_pixels};
 
-/// How training pictures are changed.
+/// How training images are changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Augmentation {
     /// Side of the network's input in pixels.
     pub(crate) image_size_px: u32,
     /// The largest share of each side that is cut off, 0 to 0.5.
     pub(crate) crop_fraction: f64,
-    /// Chance of mirroring, 0 to 1.
+    /// Probability of mirroring, 0 to 1.
     pub(crate) flip_probability: f64,
 }
 
 impl Augmentation {
-    /// Cuts off a random share of the picture at a random place, scales the rest to the network's side, and mirrors it
-    /// or not. Scaling is serving's.
+    /// Crops a random share of the image at a random place, scales it to the network's side as serving does, and
+    /// mirrors it at random.
     #[must_use]
     pub(crate) fn apply(&self, picture: &Pixels, dice: &mut ChaCha8Rng) -> Vec<u8> {
         let share = dice.random_range(0.0..=self.crop_fraction);
@@ -39,13 +39,13 @@ impl Augmentation {
         }
         match DecodedImage::from_rgb(side_px, side_px, rgb) {
             Some(image) => to_pixels(&image, self.image_size_px).rgb.into(),
-            // Only where the picture had not its own number of bytes.
+            // Only if the image's number of bytes was wrong.
             None => Vec::new(),
         }
     }
 }
 
-/// A square of the picture.
+/// Cuts a square out of the image.
 fn cut(picture: &Pixels, left: u32, top: u32, kept_px: u32) -> Vec<u8> {
     let row_bytes = picture.side_px as usize * 3;
     let from = left as usize * 3;
@@ -53,11 +53,11 @@ fn cut(picture: &Pixels, left: u32, top: u32, kept_px: u32) -> Vec<u8> {
     rows.flat_map(|row| row.get(from..from + kept_px as usize * 3).unwrap_or_default()).copied().collect()
 }
 
-/// Left becomes right.
+/// Swaps left and right.
 fn mirror(rgb: &mut [u8], side_px: u32) {
     for row in rgb.chunks_exact_mut((side_px as usize * 3).max(1)) {
         row.reverse();
-        // Each pixel's colours were reversed with it.
+        // Reversing the row also reversed each pixel's colours.
         for pixel in row.chunks_exact_mut(3) {
             pixel.reverse();
         }
@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    /// Red tells the column, green the row.
+    /// Red encodes the column, green the row.
     fn picture(side_px: u32) -> Pixels {
         let pixel = |at: u32| [(at % side_px) as u8, (at / side_px) as u8, 7];
         Pixels { side_px, rgb: (0..side_px * side_px).flat_map(pixel).collect() }

@@ -1,4 +1,4 @@
-//! Tables of photos: a header line, a column of paths, label columns, and perhaps one that says the split.
+//! Tables of images: a header line, a column of paths, label columns, and an optional column for the split.
 
 use std::{fs::File, io::Read, path::Path};
 
@@ -14,19 +14,19 @@ use crate::training::{
     asked::{CsvSource, Roots},
 };
 
-/// Bytes by which a file is told from a table.
+/// Bytes read to recognise a file that is not a table.
 const FIRST_BYTES: u64 = 1024;
 
-/// Where a table's columns are.
+/// The positions of a table's columns.
 struct Columns {
     path_idx: usize,
     split_idx: Option<usize>,
-    /// A head's column, if the table has it.
+    /// The column of each head, if the table has it.
     label_idxs: Vec<Option<usize>>,
     n_fields: usize,
 }
 
-/// The header's columns.
+/// Reads the header's columns.
 ///
 /// # Errors
 /// [`TrainingError::Io`] when the file cannot be read, [`TrainingError::BadData`] when it has no UTF-8 header.
@@ -43,7 +43,7 @@ pub(super) fn header(table: &Path) -> Result<Vec<String>, TrainingError> {
 /// Visits every line after the header, in order; `columns` are the heads'.
 ///
 /// # Errors
-/// As [`header`], and [`TrainingError::BadData`] when a column that was asked for is missing.
+/// As [`header`], and [`TrainingError::BadData`] when a required column is missing.
 pub(super) fn read(
     source: &CsvSource,
     roots: &Roots,
@@ -59,7 +59,7 @@ pub(super) fn read(
         if !reader.read_byte_record(&mut record).map_err(|error| unreadable(&source.table, error))? {
             return Ok(());
         }
-        // Where the record itself begins: blank lines before it are skipped by the reader.
+        // The line of the record itself: the reader skips blank lines before it.
         let line = record.position().map_or(line, csv::Position::line);
         let next_line = reader.position().line();
         let reject = |line: u64, reason, detail| Rejected { name: format!("{table_name}:{line}"), reason, detail };
@@ -100,8 +100,8 @@ impl Columns {
         })
     }
 
-    /// Whether the record holds lines that were rows of their own but for an unclosed quote. A note over several
-    /// lines in a column that is not used is no such case.
+    /// Returns true if an unclosed quote has probably merged lines into this record. A note over several lines in an
+    /// unused column does not count.
     fn swallowed_lines(&self, record: &ByteRecord) -> bool {
         let used = [Some(self.path_idx), self.split_idx].into_iter().chain(self.label_idxs.iter().copied()).flatten();
         let over_lines = |column_idx: usize| record.get(column_idx).is_some_and(|field| field.contains(&b'\n'));
@@ -138,7 +138,7 @@ impl Columns {
     }
 }
 
-/// What a file is instead of a table in UTF-8, told by its first bytes.
+/// Recognises by its first bytes that a file is not a table in UTF-8, and returns what it is.
 fn foreign(table: &Path) -> Result<Option<&'static str>, TrainingError> {
     let io = |source| TrainingError::Io { path: table.to_owned(), source };
     let mut start = Vec::new();
@@ -154,7 +154,7 @@ fn foreign(table: &Path) -> Result<Option<&'static str>, TrainingError> {
     })
 }
 
-/// Whether it is text in two bytes a letter, of which one says nothing in Western languages.
+/// Returns true for text with two bytes per letter, one of which is zero in Western languages.
 fn is_every_other_zero(start: &[u8]) -> bool {
     let (pairs, _) = start.as_chunks::<2>();
     pairs.len() > 1 && (pairs.iter().all(|[_, b]| *b == 0) || pairs.iter().all(|[a, _]| *a == 0))

@@ -1,8 +1,8 @@
-//! What a training learns from: rows of all sources, each with its image, its labels and its part.
+//! The data of a training run: the rows of all sources, each with its image, labels and part.
 //!
-//! [`Dataset::load`] reads the tables and folders, hashes every image, draws the parts and encodes the labels. Rows
-//! that cannot be used are counted and named in the [`Dataset::report`]; they stop the run only when they are more
-//! than the recipe's share. Whether an image can be decoded shows when [`super::Loader`] does it, in the same report.
+//! [`Dataset::load`] reads the tables and folders, hashes every image, draws the parts and encodes the labels. Unusable
+//! rows are counted and named in the [`Dataset::report`]; they stop the run only when they exceed the recipe's share.
+//! Images that cannot be decoded are found later, by [`super::Loader`], and added to the same report.
 
 use std::{
     collections::BTreeSet,
@@ -29,29 +29,29 @@ use crate::{
     },
 };
 
-/// What is read, and how it is split.
+/// What to read, and how to split it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataRequest<'a> {
-    /// Joined in this order.
+    /// Concatenated in this order.
     pub sources: &'a [Source],
-    /// Gives heads, fractions, seed and the share of bad rows.
+    /// Defines heads, fractions, seed and the share of bad rows.
     pub recipe: &'a Recipe,
-    /// What a source names must lie below one.
+    /// All paths of a source must lie below one of these.
     pub roots: &'a Roots,
 }
 
-/// How far the reading is.
+/// Progress of the reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LoadProgress {
-    /// What is being done.
+    /// The current phase.
     pub phase: LoadPhase,
     /// Rows done.
     pub n_done: usize,
-    /// Rows to do; 0 while that is not known.
+    /// Rows to do; 0 while unknown.
     pub n_total: usize,
 }
 
-/// A part of the reading.
+/// A phase of the reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoadPhase {
     /// Tables and folders are listed.
@@ -62,25 +62,25 @@ pub(crate) enum LoadPhase {
     Decoding,
 }
 
-/// Called for every row, from several threads; `Break` ends the reading with [`TrainingError::Cancelled`].
+/// Called for every row, from several threads; `Break` stops the reading with [`TrainingError::Cancelled`].
 pub(crate) type LoadWatch<'a> = dyn Fn(LoadProgress) -> ControlFlow<()> + Sync + 'a;
 
-/// A row that can be used.
+/// A usable row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Example {
-    /// The image as its source names it: relative to its folder, or as the table says.
+    /// The image's name in its source: relative to its folder, or as in the table.
     pub name: String,
     /// The image's file.
     pub path: PathBuf,
-    /// Of the file's bytes.
+    /// The SHA-256 of the file's bytes.
     pub digest: ImageDigest,
     /// Its part.
     pub split: Split,
-    /// For each head the number, or the label's index as a number; NaN where there is none.
+    /// For each head the number, or the label's index as a number; NaN for a missing label.
     pub labels: Vec<f32>,
 }
 
-/// What a training learns from.
+/// The data of a training run.
 #[derive(Debug)]
 pub(crate) struct Dataset {
     heads: Vec<Head>,
@@ -91,10 +91,10 @@ pub(crate) struct Dataset {
 }
 
 impl Dataset {
-    /// Reads everything but the pictures' pixels. `pool` does the hashing.
+    /// Reads everything but the images' pixels. Hashing runs on `pool`.
     ///
     /// # Errors
-    /// [`TrainingError::BadData`] when too many rows are unusable, or those that are left cannot be trained on;
+    /// [`TrainingError::BadData`] when too many rows are unusable or the others do not suffice for training;
     /// [`TrainingError::Io`] when a table or folder cannot be read; [`TrainingError::Cancelled`].
     pub(crate) fn load(
         request: &DataRequest<'_>,
@@ -151,7 +151,7 @@ impl Dataset {
         &self.examples
     }
 
-    /// How many rows a part has.
+    /// The number of rows in a part.
     #[must_use]
     pub(crate) fn n_examples(&self, split: Split) -> usize {
         self.examples.iter().filter(|example| example.split == split).count()
@@ -166,7 +166,7 @@ impl Dataset {
             .filter(|label| !label.is_nan())
     }
 
-    /// What was found; complete once the images were decoded.
+    /// Reports on the data; complete once the images were decoded.
     #[must_use]
     pub(crate) fn report(&self) -> v1::DataReport {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -182,8 +182,8 @@ impl Dataset {
         }
     }
 
-    /// SHA-256 in hex over what the usable rows hold: names, parts, labels and images. The same data gives the same
-    /// fingerprint wherever it lies and in whatever order it is listed.
+    /// SHA-256 in hex over the usable rows: names, parts, labels and images. The same data has the same fingerprint
+    /// wherever it is stored and in whatever order it is listed.
     #[must_use]
     pub(crate) fn fingerprint(&self) -> String {
         let mut rows: Vec<_> = self.examples.iter().map(|example| self.row_digest(example)).collect();
@@ -207,7 +207,7 @@ impl Dataset {
             match &head.target {
                 _ if label.is_nan() => add(&mut row, b""),
                 Target::Regression { .. } => add(&mut row, &label.to_le_bytes()),
-                // By its text, since indices depend on the other rows.
+                // Hashed as text, since indices depend on the other rows.
                 Target::Classification { labels } => {
                     add(&mut row, labels.get(*label as usize).map_or(&b""[..], |text| text.as_bytes()));
                 }
@@ -216,7 +216,7 @@ impl Dataset {
         row.finalize().into()
     }
 
-    /// Takes out rows whose images turned out to be unreadable; `bad` is sorted.
+    /// Removes rows whose images turned out to be unreadable; `bad` is sorted.
     pub(super) fn drop_unreadable(&mut self, bad: Vec<(usize, String)>) -> Result<(), TrainingError> {
         let gone: BTreeSet<_> = bad.iter().map(|(example_idx, _)| *example_idx).collect();
         for (example_idx, detail) in bad {
@@ -234,7 +234,7 @@ impl Dataset {
         self.check()
     }
 
-    /// All rows of all sources whose labels can be read.
+    /// Lists the rows of all sources whose labels can be parsed.
     fn list(&mut self, request: &DataRequest<'_>, watch: &LoadWatch<'_>) -> Result<Vec<Row>, TrainingError> {
         let columns: Vec<_> = self.heads.iter().map(|head| head.column.clone()).collect();
         let mut rows = Vec::new();
@@ -267,7 +267,7 @@ impl Dataset {
         Ok(rows)
     }
 
-    /// Reads every image's bytes.
+    /// Hashes every image.
     fn hash(
         &mut self,
         rows: Vec<Row>,
@@ -299,7 +299,7 @@ impl Dataset {
         Ok(good)
     }
 
-    /// Fills in the labels of classifications that name none: those of the training part, sorted.
+    /// Fills in the labels of classifications that list none: those of the training part, sorted.
     fn resolve_labels(&mut self, rows: &[(Row, ImageDigest, Split)]) -> Result<(), TrainingError> {
         for head_idx in 0..self.heads.len() {
             let Some(Head { target: Target::Classification { labels }, name, column, .. }) = self.heads.get(head_idx)
@@ -330,7 +330,7 @@ impl Dataset {
         Ok(())
     }
 
-    /// Whether what is left can be trained on.
+    /// Checks that the remaining rows suffice for training.
     fn check(&self) -> Result<(), TrainingError> {
         self.check_share(self.examples.len())?;
         let n_train = self.n_examples(Split::Train);
@@ -352,7 +352,7 @@ impl Dataset {
         self.rejections.check_share(n_usable, self.max_bad_fraction).map_err(|detail| {
             let n_rows = self.rejections.total().saturating_add(n_usable as u64);
             let rows = i64::try_from(n_rows).unwrap_or(i64::MAX);
-            // Before the split the rows are not examples yet.
+            // Before the split there are no examples to count.
             let report = v1::DataReport { rows, ..self.report() };
             TrainingError::BadData { detail, report: Some(Box::new(report)) }
         })
@@ -363,7 +363,7 @@ impl Dataset {
     }
 }
 
-/// Every head's column must be in some source: a misspelt one shall not train on nothing.
+/// Checks that every head's column is in some source, so that no head with a misspelt column trains without labels.
 fn check_columns(request: &DataRequest<'_>) -> Result<(), TrainingError> {
     let mut columns = BTreeSet::new();
     for source in request.sources {
@@ -382,11 +382,11 @@ fn check_columns(request: &DataRequest<'_>) -> Result<(), TrainingError> {
     Ok(())
 }
 
-/// How far from zero a regression's label may be. One far beyond all others decides the loss alone: a single mistyped one
-/// once made a champion of a network that had learnt nothing else. No age, sum or measure of a person is larger.
+/// The largest absolute value of a regression's label. A label far beyond all others dominates the loss: one mistyped
+/// label once let a network be promoted that had learnt nothing else. No age, sum or measure of a person is larger.
 const LARGEST_LABEL: f32 = 1e9;
 
-/// Labels as numbers. A classification without a list takes any label, for now as 0.
+/// Encodes labels as numbers. A classification without a list accepts any label, for now as 0.
 fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)> {
     let mut labels = Vec::with_capacity(heads.len());
     for (head, text) in heads.iter().zip(texts) {
@@ -418,7 +418,7 @@ fn encode(heads: &[Head], texts: &[String]) -> Result<Vec<f32>, (Reason, String)
     Ok(labels)
 }
 
-/// Adds a field after its length, so that no two rows read alike.
+/// Hashes a field after its length, so that different rows never hash the same bytes.
 fn add(hash: &mut Sha256, field: &[u8]) {
     hash.update((field.len() as u64).to_le_bytes());
     hash.update(field);

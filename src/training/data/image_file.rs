@@ -1,4 +1,4 @@
-//! One image file: read whole, hashed, decoded as serving decodes.
+//! Reads, hashes and decodes one image file as serving does.
 
 use std::{
     fs::File,
@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 use super::split::ImageDigest;
 use crate::vision::{self, DecodeLimits, Pixels};
 
-/// The largest image file that is read, in bytes. The cap on pixels is the one that users set; this one keeps a
-/// wrongly named archive out of memory.
+/// The maximum size of an image file in bytes. Users set the cap on pixels; this one keeps an archive with an image's
+/// name out of memory.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// The file's bytes.
+/// Reads the file's bytes.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened: opening a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would wait for its writer.
     let about = std::fs::metadata(path)?;
     if !about.is_file() {
         return Err(io::Error::other("it is not a file"));
@@ -30,12 +30,12 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// SHA-256 of the file.
+/// Returns the SHA-256 of the file.
 pub(super) fn digest(path: &Path) -> io::Result<ImageDigest> {
     Ok(Sha256::digest(read(path)?).into())
 }
 
-/// The picture as a network's input, by the same call that serving makes.
+/// Decodes the image as a network's input, by the same call as serving.
 pub(super) fn decode(path: &Path, side_px: u32, max_pixels: u64) -> Result<Pixels, String> {
     let bytes = read(path).map_err(|error| error.to_string())?;
     let limits = DecodeLimits { max_pixels, ..DecodeLimits::default() };

@@ -1,7 +1,7 @@
-//! Pictures in batches: decoded by as many threads as there are cores, held in memory as far as a budget goes.
+//! Images in batches: decoded on all cores, and kept in memory up to a budget.
 //!
-//! What does not fit is decoded again for each pass, ahead of the network by a few batches. The batches are the same
-//! either way. Pixels come from the same functions as in serving, so the two cannot drift apart.
+//! Images beyond the budget are decoded again for each pass, a few batches ahead of the network. The batches are the
+//! same either way. Pixels come from the same functions as in serving, so the two cannot drift apart.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,16 +25,16 @@ use super::{
 };
 use crate::{training::TrainingError, vision::Pixels};
 
-/// What loading may use.
+/// The resources for loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LoaderOptions {
-    /// Threads that decode; 0: as many as cores.
+    /// Threads that decode; 0: one per core.
     pub n_threads: usize,
-    /// Pixel cap of an image.
+    /// The maximum number of pixels in an image.
     pub max_pixels: u64,
-    /// Bytes of decoded pictures held in memory, all parts together.
+    /// Bytes of decoded images kept in memory, all parts together.
     pub memory_budget_bytes: u64,
-    /// Batches decoded ahead of the one in use, where pictures are not held in memory.
+    /// Batches decoded ahead of the one in use, for images that are not kept in memory.
     pub n_prefetch: usize,
 }
 
@@ -49,14 +49,15 @@ impl LoaderOptions {
 /// The sizes at which parts are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sides {
-    /// Of training pictures: larger than the network's input by what a crop may cut off.
+    /// For training images: larger than the network's input by the share that a crop may cut off.
     pub train_px: u32,
-    /// Of the other parts: the network's input, as in serving.
+    /// For the other parts: the network's input, as in serving.
     pub eval_px: u32,
 }
 
 impl Sides {
-    /// For a network input of `image_size_px` and random crops of at most `crop_fraction` (0 to 0.5) of each side.
+    /// Computes the sizes for a network input of `image_size_px` and random crops of at most `crop_fraction` (0 to 0.5)
+    /// of each side.
     #[must_use]
     pub(crate) fn new(image_size_px: u32, crop_fraction: f64) -> Self {
         let train_px = (f64::from(image_size_px) / (1.0 - crop_fraction.clamp(0.0, 0.5))).ceil();
@@ -72,7 +73,7 @@ impl Sides {
     }
 }
 
-/// Decodes a dataset's pictures.
+/// Decodes a dataset's images.
 #[derive(Debug)]
 pub(crate) struct Loader {
     options: LoaderOptions,
@@ -83,7 +84,7 @@ impl Loader {
     /// Starts the threads.
     ///
     /// # Errors
-    /// [`TrainingError::Internal`] when the system gives none.
+    /// [`TrainingError::Internal`] when a thread cannot be started.
     pub(crate) fn new(options: LoaderOptions) -> Result<Self, TrainingError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.n_threads)
@@ -93,17 +94,17 @@ impl Loader {
         Ok(Self { options, pool: Arc::new(pool) })
     }
 
-    /// The threads, which [`Dataset::load`] uses too.
+    /// The threads, also used by [`Dataset::load`].
     #[must_use]
     pub(crate) fn pool(&self) -> &rayon::ThreadPool {
         &self.pool
     }
 
-    /// Decodes all parts for a stage. The first time every picture is decoded once, and those that cannot be are taken
-    /// out of the dataset and counted in its report. Drop an earlier stage's images first: they use the same budget.
+    /// Decodes all parts for a stage. The first call decodes every image once; undecodable ones are removed from the
+    /// dataset and counted in its report. Drop an earlier stage's images first: they use the same budget.
     ///
     /// # Errors
-    /// [`TrainingError::BadData`] when too many pictures are unreadable, [`TrainingError::Cancelled`].
+    /// [`TrainingError::BadData`] when too many images are unreadable, [`TrainingError::Cancelled`].
     pub(crate) fn prepare(
         &self,
         dataset: &mut Dataset,
@@ -178,7 +179,7 @@ pub(crate) struct StageImages {
     pub calibration: ImageSet,
 }
 
-/// A part's pictures and labels. Clones share them.
+/// A part's images and labels. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageSet(Arc<Images>);
 
@@ -204,67 +205,67 @@ enum Slot {
     OnDisk,
 }
 
-/// Pictures that go through the network together.
+/// Images that go through the network together.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LabelledBatch {
-    /// All of the set's side.
+    /// All with the set's side.
     pub pixels: Vec<Arc<Pixels>>,
-    /// For each head one number a picture, as [`super::dataset::Example::labels`] has them; NaN: no label.
+    /// For each head one number per image, as in [`super::dataset::Example::labels`]; NaN: no label.
     pub labels: Vec<Vec<f32>>,
 }
 
-/// How a pass goes over a set.
+/// How a pass iterates over a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BatchPlan {
     /// At least 1.
     pub batch_size: usize,
     /// The order.
     pub order: Order,
-    /// What becomes of pictures that do not fill a batch.
+    /// The treatment of images that do not fill a batch.
     pub rest: Rest,
 }
 
 /// The order of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The dataset's.
+    /// The dataset's order.
     Listed,
-    /// Drawn from the seed; give each epoch its own.
+    /// Random, from the seed; use a different one for each epoch.
     Shuffled {
         /// The same seed gives the same order.
         seed: u64,
     },
 }
 
-/// What becomes of the pictures that do not fill a last batch.
+/// The treatment of images that do not fill a last batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rest {
-    /// They are a smaller batch.
+    /// They form a smaller batch.
     Kept,
     /// They are left out of this pass, unless there is no other batch.
     Dropped,
 }
 
 impl ImageSet {
-    /// How many pictures there are.
+    /// The number of images.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.0.pictures.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there is none.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.pictures.is_empty()
     }
 
-    /// The side of every picture in pixels.
+    /// The side of every image in pixels.
     #[must_use]
     pub(crate) fn side_px(&self) -> u32 {
         self.0.side_px
     }
 
-    /// Batches in a pass.
+    /// The number of batches in a pass.
     #[must_use]
     pub(crate) fn n_batches(&self, plan: BatchPlan) -> usize {
         let batch_size = plan.batch_size.max(1);
@@ -274,8 +275,7 @@ impl ImageSet {
         }
     }
 
-    /// A pass over the set. An item is an error when a file that could be read before cannot be any more; it is the
-    /// last one then.
+    /// Starts a pass over the set. An item is an error when a file has become unreadable; it is then the last item.
     #[must_use]
     pub(crate) fn batches(&self, plan: BatchPlan) -> Batches {
         let mut order: Vec<_> = (0..self.len()).collect();
@@ -331,12 +331,12 @@ impl Images {
 
 fn changed(path: &Path, detail: String) -> TrainingError {
     TrainingError::BadData {
-        detail: format!("{} could be read when the run began and cannot be any more: {detail}", path.display()),
+        detail: format!("{} was readable when the run began, but no longer: {detail}", path.display()),
         report: None,
     }
 }
 
-/// The batches of a pass. Dropping it ends the reading ahead.
+/// The batches of a pass. Dropping it stops the reading ahead.
 #[derive(Debug)]
 pub(crate) struct Batches(Pass);
 
@@ -347,7 +347,7 @@ enum Pass {
         order: std::vec::IntoIter<Vec<usize>>,
     },
     Ahead {
-        /// Taken first on drop, so that a waiting thread is woken.
+        /// Dropped first, so that a waiting thread is woken.
         receiver: Option<mpsc::Receiver<Result<LabelledBatch, TrainingError>>>,
         thread: Option<JoinHandle<()>>,
     },
@@ -365,7 +365,7 @@ impl Iterator for Batches {
                     return Some(batch);
                 }
                 *receiver = None;
-                // The channel has ended: with the last batch, or by a panic.
+                // The channel ended with the last batch or by a panic.
                 let ended = thread.take()?.join();
                 ended.is_err().then(|| Err(TrainingError::Internal { detail: "reading ahead panicked".to_owned() }))
             }
@@ -382,19 +382,19 @@ impl Drop for Batches {
         if let Pass::Ahead { receiver, thread } = &mut self.0 {
             drop(receiver.take());
             if let Some(thread) = thread.take() {
-                // A panic there was the pass's loss only.
+                // A panic there affected this pass alone.
                 let _ = thread.join();
             }
         }
     }
 }
 
-/// Takes bytes from a budget, if it has them.
+/// Takes bytes from a budget, if it has enough.
 fn take(budget: &AtomicU64, n_bytes: u64) -> bool {
     budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(n_bytes)).is_ok()
 }
 
-/// What the system says is free, or 4 GiB where it does not say; a container's own limit counts.
+/// The free memory that the system reports, or 4 GiB if it reports none; a container's own limit counts.
 fn free_memory_bytes() -> u64 {
     let Ok(mut system) = System::new() else { return 4 << 30 };
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());

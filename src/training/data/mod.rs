@@ -1,8 +1,8 @@
-//! What a training reads: the rows of its sources, their parts and labels, and their pictures in batches.
+//! The input of a training run: the rows of its sources, their parts and labels, and their images in batches.
 //!
-//! Owns the two kinds of source (`csv_table`, `utkface`), which rows are left out and why (`rejections`), which part a
-//! row belongs to (`split`), and what is done to pictures on the way to the network (`loader`, `augment`). Pixels come
-//! from the same functions as in serving. Knows no tensor.
+//! Owns the two kinds of source (`csv_table`, `utkface`), the reasons to reject rows (`rejections`), the part of each
+//! row (`split`), and the decoding and augmentation of images (`loader`, `augment`). Pixels come from the same
+//! functions as in serving. Knows no tensor.
 
 mod augment;
 mod csv_table;

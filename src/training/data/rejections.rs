@@ -1,35 +1,35 @@
-//! Rows that cannot be used: counted by reason, the first of them named, and how many are too many.
+//! Unusable rows: counts by reason, the first of them by name, and the limit.
 
 use std::collections::BTreeMap;
 
 use crate::{proto::v1, training::asked::Refusal};
 
-/// How many rows a report names.
+/// The number of rows that a report names.
 const MAX_NAMED: usize = 20;
 
-/// How much of a row's name, and of what is wrong with it, a report shows.
+/// The number of characters of a row's name, and of its detail, that a report shows.
 const MAX_SHOWN_CHARS: usize = 200;
 
 /// Why a row is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reason {
-    /// A file's name does not carry the labels that its folder's kind of name has.
+    /// A file's name lacks the labels that its source expects there.
     MalformedName,
-    /// A table's line has not the header's fields, or is no UTF-8.
+    /// A table's line has not the header's fields, or is not UTF-8.
     MalformedRow,
-    /// The image does not exist, or is no file.
+    /// The image does not exist, or is not a file.
     FileNotFound,
     /// The image's path leads outside the roots.
     PathOutsideRoots,
-    /// The file cannot be read, or is no image that can be decoded.
+    /// The file cannot be read, or is not a decodable image.
     UnreadableImage,
     /// No head has a label.
     NoLabel,
-    /// A regression's label is no finite number.
+    /// A regression's label is not a finite number.
     BadLabel,
     /// A classification's label is not in its list.
     UnknownLabel,
-    /// The split is none that is known.
+    /// The split is unknown.
     BadSplit,
     /// The split is `test`: left out on purpose.
     HeldOut,
@@ -52,13 +52,13 @@ impl Reason {
         }
     }
 
-    /// Whether it counts as unusable.
+    /// Returns true if it counts as unusable.
     fn is_bad(self) -> bool {
         self != Self::HeldOut
     }
 }
 
-/// A row that is left out.
+/// A rejected row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rejected {
     /// The file or the table's line.
@@ -68,7 +68,7 @@ pub(crate) struct Rejected {
     pub(crate) detail: String,
 }
 
-/// All rows that are left out.
+/// All rejected rows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rejections {
     counts: BTreeMap<Reason, u64>,
@@ -80,14 +80,14 @@ impl Rejections {
     pub(crate) fn add(&mut self, mut rejected: Rejected) {
         *self.counts.entry(rejected.reason).or_default() += 1;
         if self.named.len() < MAX_NAMED {
-            // A table with an open quote can make one field of all its lines.
+            // In a table with an unclosed quote, one field may contain all further lines.
             shorten(&mut rejected.name);
             shorten(&mut rejected.detail);
             self.named.push(rejected);
         }
     }
 
-    /// All rows that are left out.
+    /// The number of rejected rows.
     pub(crate) fn total(&self) -> u64 {
         self.counts.values().sum()
     }
@@ -108,7 +108,7 @@ impl Rejections {
             .collect()
     }
 
-    /// The counts as a sentence's part: `3 unreadable_image (a.jpg, …), 1 no_label (faces.csv:7)`.
+    /// Formats the counts for a sentence: `3 unreadable_image (a.jpg, …), 1 no_label (faces.csv:7)`.
     fn words(&self) -> String {
         let one = |(reason, n): (&Reason, &u64)| {
             let first = self.named.iter().find(|row| row.reason == *reason);
@@ -118,7 +118,7 @@ impl Rejections {
         self.counts.iter().filter(|(reason, _)| reason.is_bad()).map(one).collect::<Vec<_>>().join(", ")
     }
 
-    /// Stops a run whose data is too bad to trust.
+    /// Fails when the share of unusable rows is too large.
     pub(crate) fn check_share(&self, n_usable: usize, max_bad_fraction: f64) -> Result<(), String> {
         let n_bad: u64 = self.counts.iter().filter(|(reason, _)| reason.is_bad()).map(|(_, n)| n).sum();
         let n_rows = n_bad + n_usable as u64;
@@ -140,7 +140,7 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// What a row is rejected for, and in which words, when its image's path is refused.
+/// Returns the reason and its text for an image whose path was refused.
 pub(super) fn path_refused(refusal: Refusal, path: &str) -> (Reason, String) {
     match refusal {
         Refusal::Outside => (Reason::PathOutsideRoots, format!("{path} is not below a configured data root")),

@@ -1,17 +1,17 @@
-//! A row as a source has it, before anything of it is checked against the recipe.
+//! A row as read from a source, before it is checked against the recipe.
 
 use std::path::PathBuf;
 
 use super::split::Split;
 
-/// A row as its source has it.
+/// A row as read from its source.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// The image as its source names it.
+    /// The image's name in its source.
     pub(super) name: String,
-    /// Resolved.
+    /// The resolved path.
     pub(super) path: PathBuf,
     pub(super) split: Option<Split>,
-    /// The text for each head; empty where there is none.
+    /// The text for each head; empty if missing.
     pub(super) labels: Vec<String>,
 }

@@ -1,7 +1,7 @@
-//! Which rows train, which say how good the training was, and which fit the intervals.
+//! The split of rows into training, validation and calibration.
 //!
-//! A random split is drawn over the images' bytes, not over their order or names: two copies of one picture land in
-//! the same part, and a row that joins the data later does not move the others between parts except at the edges.
+//! A random split depends on the images' bytes, not on their order or names: two copies of an image are in the same
+//! part, and a row added later moves only rows at the edges of a part.
 
 use std::collections::HashMap;
 
@@ -10,20 +10,20 @@ use sha2::{Digest, Sha256};
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Split {
-    /// Learnt from.
+    /// Used for learning.
     Train,
-    /// Measured on, never learnt from.
+    /// Used for metrics, never for learning.
     Valid,
-    /// Fits the intervals, never learnt from.
+    /// Used to fit the intervals, never for learning.
     Calibration,
 }
 
 impl Split {
-    /// All of them.
+    /// All parts.
     #[cfg(test)]
     pub(crate) const ALL: [Self; 3] = [Self::Train, Self::Valid, Self::Calibration];
 
-    /// The split that a table's field names.
+    /// Parses the split in a table's field.
     #[must_use]
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
@@ -34,7 +34,7 @@ impl Split {
         }
     }
 
-    /// Its name in tables.
+    /// The name used in tables.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,21 +48,21 @@ impl Split {
 /// SHA-256 of an image file.
 pub(crate) type ImageDigest = [u8; 32];
 
-/// What a recipe says of splits.
+/// The recipe's settings for splits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fractions {
     /// Above 0 to 0.5.
     pub(super) valid: f64,
     /// 0 to 0.5.
     pub(super) calibration: f64,
-    /// Draws the order.
+    /// Determines the order.
     pub(super) seed: u64,
 }
 
-/// Gives every row its part. Rows that say none belong to the training part; from that part a valid and a calibration
-/// part are drawn where no row names one.
+/// Assigns every row to a part. Rows without a split belong to the training part. A valid and a calibration part are
+/// drawn from it if no row names them.
 pub(super) fn assign(rows: &[(Option<Split>, ImageDigest)], fractions: Fractions) -> Vec<Split> {
-    // A picture that a row holds out is held out wherever else it stands without a part.
+    // An image that one row holds out is held out in every row without a split.
     let held_out: HashMap<ImageDigest, Split> =
         rows.iter().filter_map(|(split, digest)| Some((*digest, split.filter(|s| *s != Split::Train)?))).collect();
     let of_copy = |digest: &ImageDigest| held_out.get(digest).copied().unwrap_or(Split::Train);
@@ -82,7 +82,7 @@ pub(super) fn assign(rows: &[(Option<Split>, ImageDigest)], fractions: Fractions
         if has(split) || fraction == 0.0 {
             continue;
         }
-        // Up to the last copy of a picture that is in the part.
+        // Up to the last copy of an image in the part.
         let wanted = (from + n_of(fraction)).min(n_pool);
         let last = drawn.get(wanted.saturating_sub(1)).map(|(rank, _)| *rank);
         let to = drawn.partition_point(|(rank, _)| Some(*rank) <= last);
@@ -96,7 +96,7 @@ pub(super) fn assign(rows: &[(Option<Split>, ImageDigest)], fractions: Fractions
     splits
 }
 
-/// A picture's place in the seed's order.
+/// The image's position in the seed's order.
 fn rank(seed: u64, digest: &ImageDigest) -> ImageDigest {
     Sha256::new().chain_update(b"visage split").chain_update(seed.to_le_bytes()).chain_update(digest).finalize().into()
 }

@@ -69,7 +69,7 @@ fn a_folder_and_a_table_become_batches_and_bad_files_are_named() {
         assert!(batch.labels[0].iter().all(|age| (1.0..=90.0).contains(age)));
         assert!(batch.labels[1].iter().all(|gender| [0.0, 1.0].contains(gender)));
     }
-    // Folders know no smokers.
+    // UTKFace folders have no smoker column.
     assert!(batches.iter().any(|batch| batch.labels[2].iter().any(|smoker| smoker.is_nan())));
     assert!(dataset.labels(Split::Train, 2).count() < dataset.n_examples(Split::Train));
 }

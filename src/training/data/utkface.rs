@@ -1,7 +1,7 @@
-//! Folders whose file names carry the labels, as UTKFace's do: `{age}_{gender}_{race}_{timestamp}.*`.
+//! Folders whose file names contain the labels, like UTKFace's: `{age}_{gender}_{race}_{timestamp}.*`.
 //!
-//! Gives the columns `age` and `gender` (male, female). The race field must be there for a name to be whole; it is
-//! not read as a label.
+//! Provides the columns `age` and `gender` (male, female). A name must have the race field, which is not used as a
+//! label.
 
 use std::path::Path;
 
@@ -16,8 +16,8 @@ use crate::training::{TrainingError, asked::Roots};
 /// The columns of such a folder.
 pub(super) const COLUMNS: [&str; 2] = ["age", "gender"];
 
-/// File name extensions that mean a picture; files with others are not rows. Those that the decoder does not know are
-/// then reported as unreadable images.
+/// File name extensions of images; other files are not rows. Formats that the decoder lacks are then reported as
+/// unreadable images.
 const PICTURES: [&str; 10] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "avif"];
 
 /// The labels in a file's name.
@@ -29,7 +29,7 @@ pub(super) struct Labels {
     pub(super) gender: &'static str,
 }
 
-/// Reads a file's name.
+/// Parses a file's name.
 pub(super) fn parse_name(name: &str) -> Result<Labels, String> {
     if name.chars().any(char::is_whitespace) {
         return Err("there is a space in the name".to_owned());
@@ -61,8 +61,8 @@ fn digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Visits the pictures of a folder and its sub-folders in the order of their names. Links to folders are not
-/// followed, links to files are as far as the roots allow.
+/// Visits the images of a folder and its sub-folders in the order of their names. Links to folders are not followed;
+/// links to files are, within the roots.
 ///
 /// # Errors
 /// [`TrainingError::Io`] when a folder cannot be read.

@@ -1,17 +1,17 @@
-//! Honest intervals: split conformal prediction.
+//! Prediction intervals by split conformal prediction.
 //!
 //! Vovk et al., "Algorithmic Learning in a Random World" (2005); the form of Angelopoulos and Bates, "A Gentle
-//! Introduction to Conformal Prediction" (2021). On examples that nothing was learnt from, the half width is the k-th
-//! smallest absolute residual, k = ⌈(n + 1) · coverage⌉; then a new example of the same kind lies inside with at least
-//! that probability, whatever the network is worth.
+//! Introduction to Conformal Prediction" (2021). On examples not used for learning, the half width is the k-th smallest
+//! absolute residual, k = ⌈(n + 1) · coverage⌉. Then a new example of the same kind lies inside with at least that
+//! probability, however good the network is.
 
-/// The half width of an interval with this coverage, from absolute residuals; `None` when there are too few of them to
-/// promise it.
+/// Computes the half width of an interval with this coverage from absolute residuals; `None` when they are too few to
+/// guarantee it.
 #[must_use]
 pub(crate) fn half_width(mut residuals: Vec<f64>, coverage: f64) -> Option<f64> {
     residuals.retain(|residual| residual.is_finite());
     residuals.sort_by(f64::total_cmp);
-    // Against 0.9 * 10 = 9.000000000000002.
+    // The tolerance absorbs rounding: 0.9 * 10 = 9.000000000000002.
     let rank = ((residuals.len() + 1) as f64 * coverage - 1e-9).ceil().max(1.0);
     residuals.get(rank as usize - 1).copied()
 }

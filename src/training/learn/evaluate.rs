@@ -1,4 +1,4 @@
-//! What a network says about a part of the data, and how good that is.
+//! Runs a network on a part of the data and measures how good it is.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Answers and truths of one head, for the pictures that have a label.
+/// Outputs and labels of one head, for the images that have a label.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answers {
     /// The number, or the probability of each label.
@@ -23,7 +23,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Absolute differences of a regression.
+    /// The absolute differences of a regression.
     #[must_use]
     pub(crate) fn residuals(&self) -> Vec<f64> {
         let pairs = self.outputs.iter().zip(&self.labels);
@@ -31,10 +31,10 @@ impl Answers {
     }
 }
 
-/// Asks the network about every picture of a part. `go_on` is asked before each batch.
+/// Runs the network on every image of a part. `go_on` checks for cancellation before each batch.
 ///
 /// # Errors
-/// [`TrainingError::Cancelled`], a picture that cannot be read any more, or libtorch's refusal.
+/// [`TrainingError::Cancelled`], an image that has become unreadable, or an error of libtorch.
 pub(crate) fn ask(
     network: &Network,
     normalisation: &Normalisation,
@@ -62,7 +62,7 @@ pub(crate) fn ask(
     Ok(answers)
 }
 
-/// For each head the answer of every picture.
+/// Returns each head's output for every image.
 fn outputs(heads: &[Head], raw: &HeadOutput) -> Result<Vec<Vec<Vec<f32>>>, NnError> {
     let rows = |tensor: &Tensor| -> Result<Vec<Vec<f32>>, NnError> {
         let flat = tensor.f_to_device(tch::Device::Cpu)?.f_contiguous()?.f_view([-1])?;
@@ -79,7 +79,7 @@ fn outputs(heads: &[Head], raw: &HeadOutput) -> Result<Vec<Vec<Vec<f32>>>, NnErr
         .collect()
 }
 
-/// A part's metrics: `{head}.mae` and `{head}.rmse`, or `{head}.accuracy`; none for a head without labels.
+/// Computes a part's metrics: `{head}.mae` and `{head}.rmse`, or `{head}.accuracy`; none for a head without labels.
 #[must_use]
 pub(crate) fn metrics(heads: &[Head], answers: &[Answers]) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
@@ -102,7 +102,7 @@ pub(crate) fn metrics(heads: &[Head], answers: &[Answers]) -> BTreeMap<String, f
     metrics
 }
 
-/// The most probable label's index; the first of equals.
+/// Returns the most probable label's index; the first of equals.
 fn best(probabilities: &[f32]) -> Option<usize> {
     let indexed = probabilities.iter().enumerate();
     indexed.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(label_idx, _)| label_idx)

@@ -1,4 +1,4 @@
-//! The training loop: stages of a one-cycle each, over one network.
+//! The training loop: one network, in stages of one one-cycle each.
 
 use std::time::{Duration, Instant};
 
@@ -19,32 +19,32 @@ use crate::{
     },
 };
 
-/// Adam's second beta and epsilon, as fastai has them for this network.
+/// Adam's second beta and epsilon, as in fastai for this network.
 const BETA2: f64 = 0.99;
 const EPSILON: f64 = 1e-5;
-/// The weight of the past in the loss that is shown.
+/// The weight of the past in the displayed loss.
 const LOSS_MEMORY: f64 = 0.98;
-/// What a training step costs with a frozen body, as a share of one without.
+/// Cost of a training step with a frozen body, as a share of one without.
 const FROZEN_COST: f64 = 0.35;
-/// What looking at a picture costs without learning from it, as a share of a training step's.
+/// Cost of evaluating an image, as a share of a training step's.
 const EVALUATION_COST: f64 = 0.33;
 
-/// What stays the same over the stages.
+/// The state shared by all stages.
 pub(crate) struct Fit<'a> {
     pub(crate) recipe: &'a Recipe,
-    /// With their labels.
+    /// The heads with their labels.
     pub(crate) heads: &'a [Head],
     pub(crate) loader: &'a Loader,
     pub(crate) normalisation: &'a Normalisation,
-    /// An error ends the run: it was cancelled.
+    /// Checks for cancellation; an error ends the run.
     pub(crate) go_on: &'a dyn Fn() -> Result<(), TrainingError>,
-    /// Told of every step.
+    /// Receives the progress of every step.
     pub(crate) tell: &'a dyn Fn(v1::Progress),
     pub(crate) clock: Clock,
 }
 
 impl Fit<'_> {
-    /// Runs one stage; gives what the network says of the valid part at its end.
+    /// Runs one stage; returns the network's outputs on the valid part at its end.
     pub(crate) fn stage(
         &mut self,
         network: &mut Network,
@@ -97,7 +97,7 @@ impl Fit<'_> {
             }
             answers = self.ask(network, &images.valid)?;
             self.clock.done += images.valid.len() as f64 * picture_cost(stage) * EVALUATION_COST;
-            // The epoch's last word once more, with what it has come to.
+            // Repeats the epoch's last progress with its metrics.
             progress.metrics = evaluate::metrics(self.heads, &answers);
             progress.eta = self.clock.eta();
             (self.tell)(progress.clone());
@@ -107,7 +107,7 @@ impl Fit<'_> {
         Ok(answers)
     }
 
-    /// What the network says of a part.
+    /// Runs the network on a part.
     pub(crate) fn ask(&self, network: &Network, set: &ImageSet) -> Result<Vec<evaluate::Answers>, TrainingError> {
         evaluate::ask(network, self.normalisation, self.heads, set, self.recipe.batch_size, self.go_on)
     }
@@ -117,7 +117,7 @@ impl Fit<'_> {
         BatchPlan { batch_size: self.recipe.batch_size, order: Order::Shuffled { seed }, rest: Rest::Dropped }
     }
 
-    /// One step; gives its loss.
+    /// Runs one step and returns its loss.
     fn step(
         &self,
         network: &Network,
@@ -153,7 +153,7 @@ impl Fit<'_> {
     }
 }
 
-/// AdamW over what learns now; batch norm and biases have no weight decay.
+/// Creates AdamW for the trainable parameters; batch norm and biases have no weight decay.
 fn optimiser(network: &Network, weight_decay: f64) -> Result<COptimizer, NnError> {
     let mut optimiser = COptimizer::adamw(1e-3, 0.95, BETA2, 0.0, EPSILON, false)?;
     for (group, part) in [Part::BodyWeights, Part::HeadWeights, Part::BodyNorms, Part::HeadNorms].iter().enumerate() {
@@ -170,7 +170,7 @@ fn optimiser(network: &Network, weight_decay: f64) -> Result<COptimizer, NnError
     Ok(optimiser)
 }
 
-/// The weighted sum of the heads' losses over the pictures that have their label; nothing when no picture has any.
+/// Computes the weighted sum of the heads' losses over the labelled images; none if no image has a label.
 fn loss(heads: &[Head], output: &HeadOutput, labels: &[Vec<f32>]) -> Result<Option<Tensor>, NnError> {
     let mut sum: Option<Tensor> = None;
     for ((head, raw), labels) in heads.iter().zip(&output.heads).zip(labels) {
@@ -201,7 +201,7 @@ fn loss(heads: &[Head], output: &HeadOutput, labels: &[Vec<f32>]) -> Result<Opti
     Ok(sum)
 }
 
-/// A seed for one place of the run (SplitMix64's finaliser over its coordinates).
+/// Derives a seed for one place of the run (SplitMix64's finaliser over its coordinates).
 fn mix(seed: u64, a: usize, b: usize, c: usize) -> u64 {
     [a, b, c].iter().fold(seed, |seed, at| {
         let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_add(*at as u64);
@@ -211,7 +211,7 @@ fn mix(seed: u64, a: usize, b: usize, c: usize) -> u64 {
     })
 }
 
-/// The loss that is shown: a moving average that does not start at zero.
+/// The displayed loss: a moving average that does not start at zero.
 #[derive(Default)]
 struct MovingLoss {
     sum: f64,
@@ -230,7 +230,7 @@ impl MovingLoss {
     }
 }
 
-/// Pictures a second over the last steps.
+/// Images per second over the last steps.
 #[derive(Default)]
 struct Pace {
     last: Vec<(Instant, usize)>,
@@ -252,7 +252,7 @@ impl Pace {
     }
 }
 
-/// How much of a run is done, in pictures weighted by their cost, and how long the rest will take.
+/// Progress of a run in images weighted by their cost, and the expected remaining time.
 pub(crate) struct Clock {
     started: Instant,
     done: f64,
@@ -260,7 +260,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// For parts of these sizes.
+    /// Starts the clock for parts of these sizes.
     pub(crate) fn start(recipe: &Recipe, n_train: usize, n_valid: usize) -> Self {
         let epoch = n_train as f64 + n_valid as f64 * EVALUATION_COST;
         let total = recipe.stages.iter().map(|stage| epoch * stage.epochs as f64 * picture_cost(stage)).sum();

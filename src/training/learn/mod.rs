@@ -1,4 +1,4 @@
-//! How a network learns from pictures, and how good it has become.
+//! Trains a network on images, and measures how good it is.
 //!
 //! Owns the training loop (`fit`) with its schedule, the evaluation of a network, and the half widths of intervals.
 //! Knows no process, no pipe and no file.

@@ -1,7 +1,8 @@
-//! The one-cycle: how the learning rate and the momentum go over a stage.
+//! The one-cycle: the learning rate and the momentum over a stage.
 //!
 //! Smith, "A disciplined approach to neural network hyper-parameters" (2018), with fastai's cosine form: the rate rises
-//! from a 25th of its peak, falls to a 250,000th of it, and the momentum (Adam's first beta) goes the other way.
+//! from a 25th of its peak and falls to a 250,000th of it; the momentum (Adam's first beta) moves in the opposite
+//! direction.
 
 use std::f64::consts::PI;
 
@@ -9,7 +10,7 @@ use std::f64::consts::PI;
 const START_DIVISOR: f64 = 25.0;
 /// The rate at the end is the peak divided by this.
 const END_DIVISOR: f64 = 2.5e5;
-/// At the ends, and where the rate peaks.
+/// At both ends, and at the rate's peak.
 const MOMENTUM: (f64, f64) = (0.95, 0.85);
 
 /// A stage's schedule.
@@ -17,23 +18,23 @@ const MOMENTUM: (f64, f64) = (0.95, 0.85);
 pub(crate) struct OneCycle {
     /// The peak.
     pub(crate) max_learning_rate: f64,
-    /// Share of the steps on the way up, 0 to 1.
+    /// Share of the steps in which the rate rises, 0 to 1.
     pub(crate) pct_start: f64,
     /// Steps of the stage.
     pub(crate) n_steps: usize,
 }
 
-/// What a step is taken with.
+/// The settings of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct StepSettings {
-    /// Of all parameters.
+    /// The learning rate of all parameters.
     pub(crate) learning_rate: f64,
     /// Adam's first beta.
     pub(crate) momentum: f64,
 }
 
 impl OneCycle {
-    /// For the step of this index, from 0.
+    /// Returns the settings for a step index, from 0.
     #[must_use]
     pub(crate) fn at(&self, step_idx: usize) -> StepSettings {
         let n_up = (self.n_steps as f64 * self.pct_start).floor();
@@ -56,7 +57,7 @@ impl OneCycle {
     }
 }
 
-/// From one value to another along half a cosine; `done` is 0 to 1.
+/// Interpolates from one value to another along half a cosine; `done` is 0 to 1.
 fn cosine(from: f64, to: f64, done: f64) -> f64 {
     to + (from - to) / 2.0 * ((PI * done).cos() + 1.0)
 }

@@ -1,6 +1,6 @@
 //! The pipe between a server and its training process: protobuf messages, each after its length as a varint.
 //!
-//! Both ends bound a frame's length before they allocate for it, since neither trusts the other to be well.
+//! Both ends check a frame's length before they allocate for it; neither trusts the other.
 
 use std::{
     fs::File,
@@ -12,13 +12,13 @@ use prost::Message;
 
 use crate::training::TrainingError;
 
-/// The longest frame that is read, in bytes. A job with thousands of labels is far below it.
+/// The maximum frame length in bytes. A job with thousands of labels is far below it.
 pub(crate) const MAX_FRAME_BYTES: usize = 4 << 20;
 
 /// Writes one message and flushes.
 ///
 /// # Errors
-/// When the other end has gone.
+/// Fails when the other end has closed.
 pub(crate) fn write_frame<M: Message>(writer: &mut impl Write, message: &M) -> io::Result<()> {
     writer.write_all(&message.encode_length_delimited_to_vec())?;
     writer.flush()
@@ -27,8 +27,8 @@ pub(crate) fn write_frame<M: Message>(writer: &mut impl Write, message: &M) -> i
 /// Reads one message; `None` when the pipe ends between two.
 ///
 /// # Errors
-/// [`TrainingError::Protocol`] when the pipe ends within a frame, a frame is longer than [`MAX_FRAME_BYTES`], or it
-/// is not such a message.
+/// [`TrainingError::Protocol`] when the pipe ends within a frame, a frame is longer than [`MAX_FRAME_BYTES`], or it is
+/// not such a message.
 pub(crate) fn read_frame<M: Message + Default>(reader: &mut impl Read) -> Result<Option<M>, TrainingError> {
     let Some(length) = read_length(reader)? else { return Ok(None) };
     let mut bytes = vec![0; length];
@@ -69,11 +69,11 @@ fn protocol(detail: String) -> TrainingError {
     TrainingError::Protocol { detail }
 }
 
-/// Takes the process's standard output for frames: what anything else prints there goes to standard error from now
-/// on, and so cannot break a frame.
+/// Reserves the process's standard output for frames: from now on other output goes to standard error, so it cannot
+/// corrupt a frame.
 ///
 /// # Errors
-/// When the system has no file descriptor left.
+/// Fails when the system has no file descriptor left.
 pub(crate) fn claim_stdout() -> io::Result<File> {
     io::stdout().flush()?;
     let frames = io::stdout().as_fd().try_clone_to_owned()?;

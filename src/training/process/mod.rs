@@ -1,8 +1,7 @@
-//! The process that trains, from both of its ends.
+//! Both ends of the training process.
 //!
-//! Owns what the child does with a job (`worker`), how it steps back behind serving (`priority`), the pipe between the
-//! two (`frames`), and the server's side of it (`launcher`): the start, the supervision and the end of the child. Knows
-//! no store and no record of a run.
+//! Owns the child's work on a job (`worker`), its low priority (`priority`), the pipe (`frames`), and the server's side
+//! (`launcher`), which starts, supervises and ends the child. Knows no store and no record of a run.
 
 mod frames;
 mod launcher;

@@ -1,15 +1,15 @@
-//! How a training process steps back behind everything else on its machine.
+//! Gives a training process the lowest priority on its machine.
 //!
-//! The process lowers itself as its first act, before it has a second thread: Linux keeps the scheduling class and the
-//! niceness per thread, and a new thread inherits those of its maker. It stays in its parent's session, because the
-//! kernel's autogroups would otherwise give the new session as much of the processor as the server's.
+//! The process lowers its priority first, before it has a second thread: Linux keeps the scheduling class and the
+//! niceness per thread, and a new thread inherits its creator's. It stays in its parent's session, because the kernel's
+//! autogroups would otherwise give the new session as much of the processor as the server's.
 
 use rustix::process::setpriority_process;
 
-/// Lowers the calling process's claim on processor and disk, makes it the first to go when memory runs out, and ties
-/// its life to its parent's. Call it before any other thread exists.
+/// Lowers the calling process's priority for processor and disk, makes it the first to be killed when memory runs out,
+/// and ties its life to its parent's. Call it before any other thread exists.
 ///
-/// Returns what could not be had, for the log: none of it is a reason not to train.
+/// Returns the steps that failed, for the log; none of them prevents training.
 #[cfg(target_os = "linux")]
 pub(crate) fn step_back() -> Vec<String> {
     use rustix::process::{Signal, set_parent_process_death_signal};
@@ -20,9 +20,9 @@ pub(crate) fn step_back() -> Vec<String> {
             refused.push(format!("{what}: {error}"));
         }
     };
-    // The disk's idle class follows from it, too.
+    // This implies the disk's idle class.
     note("SCHED_IDLE", schedule_when_idle().map_err(|error| error.to_string()));
-    // Counts where SCHED_IDLE was refused, and shows in `top` where it was not.
+    // Matters where SCHED_IDLE was refused; elsewhere `top` shows it.
     note("nice 19", setpriority_process(None, 19).map_err(|error| error.to_string()));
     let dies_with_parent = set_parent_process_death_signal(Some(Signal::KILL));
     note("parent death signal", dies_with_parent.map_err(|error| error.to_string()));
@@ -39,12 +39,12 @@ fn schedule_when_idle() -> Result<(), thread_priority::Error> {
     };
 
     set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, Normal(Idle)).or_else(|error| {
-        // It also asks for niceness 0, which is refused to whoever was started with more.
+        // The call also sets niceness 0, which is refused to a process started with a higher one.
         if thread_schedule_policy()? == Normal(Idle) { Ok(()) } else { Err(error) }
     })
 }
 
-/// Elsewhere only the niceness is lowered.
+/// Lowers only the niceness on other systems.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn step_back() -> Vec<String> {
     setpriority_process(None, 19).err().map(|error| format!("nice 19: {error}")).into_iter().collect()

@@ -1,9 +1,9 @@
-//! The training process: a job comes in, a version's weights and facts go out.
+//! The training process, which receives a job and produces a version's weights and facts.
 //!
-//! [`main`] is what `visage worker` runs. It reads one [`Job`] from standard input, then only listens there for a
-//! cancellation: the end of that pipe means that the server is gone, and ends the process. It writes
-//! [`WorkerEvent`]s to standard output, logs to standard error, and its weights into the job's scratch folder.
-//! [`work`] is the same without the process around it.
+//! [`main`] implements `visage worker`. It reads one [`Job`] from standard input, and from then on only a cancellation;
+//! the end of that pipe means that the server is gone, and ends the process. It writes [`WorkerEvent`]s to standard
+//! output, logs to standard error, and its weights into the job's scratch folder. [`work`] does the same inside an
+//! existing process.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ use crate::{
     },
 };
 
-/// How often progress is told at most.
+/// The shortest time between two progress events.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the process. Call it before the process has a second thread.
@@ -54,7 +54,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     for what in refused {
-        tracing::warn!("the training process keeps a part of its priority: {what}");
+        tracing::warn!("the training process could not fully lower its priority: {what}");
     }
     let job = match read_frame::<WorkerCommand>(&mut std::io::stdin()) {
         Ok(Some(WorkerCommand { command: Some(worker_command::Command::Job(job)) })) => job,
@@ -96,10 +96,10 @@ fn listen(mut commands: impl Read, cancelled: &AtomicBool) {
     }
 }
 
-/// Does a job and tells of it; the last event is its end.
+/// Runs a job and reports its events; the last one is its end.
 ///
 /// # Errors
-/// What the last event said, once it is written.
+/// The error that the last event reported, once it is written.
 pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) -> Result<(), TrainingError> {
     let outbox = Outbox::new(output, cancelled);
     let result = catch_unwind(AssertUnwindSafe(|| Work { job: &job, outbox: &outbox, cancelled }.run()));
@@ -119,7 +119,7 @@ pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) 
     }
 }
 
-/// tch panics where an operation has no fallible form; its words say when memory ran out.
+/// Converts a panic. tch panics where an operation has no fallible form; the message shows whether memory ran out.
 fn panicked(words: &str) -> TrainingError {
     let first = words.lines().next().unwrap_or_default().to_owned();
     if nn::is_out_of_memory(words) {
@@ -128,7 +128,7 @@ fn panicked(words: &str) -> TrainingError {
     TrainingError::Internal { detail: format!("the training process panicked: {first}") }
 }
 
-/// Where events go, one at a time.
+/// Writes events, one at a time.
 struct Outbox<'a> {
     output: Mutex<(Box<dyn Write + Send + 'a>, Option<Instant>)>,
     cancelled: &'a AtomicBool,
@@ -142,12 +142,12 @@ impl<'a> Outbox<'a> {
     fn send(&self, event: Event) {
         let mut output = self.output.lock();
         if write_frame(&mut output.0, &WorkerEvent { event: Some(event) }).is_err() {
-            // Nobody reads any more.
+            // The reader is gone.
             self.cancelled.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Sends progress unless the last was a moment ago; the last of an epoch always goes out.
+    /// Sends progress, unless the last was a moment ago; an epoch's last progress is always sent.
     fn progress(&self, progress: impl FnOnce() -> v1::Progress, is_last: bool) {
         {
             let mut output = self.output.lock();
@@ -217,7 +217,7 @@ impl Work<'_, '_> {
         let mut answers = Vec::new();
         for (stage_idx, stage) in recipe.stages.iter().enumerate() {
             if images.valid.side_px() != stage.image_size_px {
-                // The old ones' memory first.
+                // Free the earlier stage's memory first.
                 drop(images);
                 images = loader.prepare(&mut dataset, sides(stage_idx), &watch)?;
             }
@@ -234,7 +234,7 @@ impl Work<'_, '_> {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Warm start, or a regression's last bias at the mean of its labels.
+    /// Loads the warm start, or sets a regression's last bias to the mean of its labels.
     fn start_weights(&self, network: &mut Network, dataset: &Dataset) -> Result<(), TrainingError> {
         let mut taken = Vec::new();
         for file in [&self.job.torchvision_file, &self.job.warm_start_file].into_iter().filter(|file| !file.is_empty())
@@ -263,7 +263,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Writes the weights, and asks what a loaded network will be held to.
+    /// Writes the weights, and computes the golden outputs for later loads.
     fn finish(
         &self,
         spec: &NetworkSpec,
@@ -301,7 +301,7 @@ impl Work<'_, '_> {
     }
 }
 
-/// Intervals of the regressions that have enough examples for them.
+/// Calibrates the regressions that have enough examples.
 fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::Answers]) -> Vec<HeadCalibration> {
     let mut calibrations = Vec::new();
     for (head, answers) in heads.iter().zip(answers) {
@@ -323,7 +323,7 @@ fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::Answers]) -> Vec
     calibrations
 }
 
-/// How often the truth of the valid part lies in its interval, `{head}.coverage`, and `{head}.half_width`.
+/// Measures how often the valid part's labels lie in their interval, `{head}.coverage`, and `{head}.half_width`.
 fn coverage(heads: &[Head], answers: &[learn::Answers], calibrations: &[HeadCalibration]) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     for (head, answers) in heads.iter().zip(answers) {
@@ -338,10 +338,10 @@ fn coverage(heads: &[Head], answers: &[learn::Answers], calibrations: &[HeadCali
     metrics
 }
 
-/// Tells how far the reading of the data is: stage 0 of the run.
+/// Reports the progress of reading the data: stage 0 of the run.
 struct Loading {
     n_stages: usize,
-    /// When the phase began, and which.
+    /// The current phase, and when it began.
     began: Mutex<Option<(LoadPhase, Instant)>>,
 }
 

@@ -28,8 +28,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vision", &["error"]),
     ("similarity", &["error", "names", "proto", "store"]),
     ("training", &["error", "nn", "proto", "vision"]),
-    ("registry", &["error", "names", "nn", "proto", "store"]),
-    ("serving", &["error", "nn", "proto", "vision"]),
+    ("registry", &["digest", "error", "names", "nn", "proto", "store", "vision"]),
+    ("serving", &["error", "names", "nn", "vision"]),
     (
         "app",
         &[
@@ -50,7 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "grpc",
         &["app", "config", "names", "nn", "proto", "registry", "serving", "similarity", "store", "training", "vision"],
     ),
-    ("cli", &["app", "config", "grpc", "nn", "proto", "store", "telemetry", "training", "vision"]),
+    ("cli", &["app", "config", "grpc", "proto", "store", "telemetry", "training", "vision"]),
 ];
 
 /// Crates that only some places may name: crate, path prefixes.

@@ -1,4 +1,4 @@
-//! Predicts many photos over one stream, and reads the answers.
+//! Predicts many photos over one stream, and collects the answers.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ use crate::evidence::{Bar, Row};
 /// The answer to a photo, or its error.
 pub(in crate::eval) type Asked = Result<v1::PredictResponse, rpc::Status>;
 
-/// Predicts every photo; the answers have the photos' order. A file that cannot be read is sent as an empty image.
+/// Predicts every photo; the answers are in the photos' order. An unreadable file is sent as an empty image.
 pub(in crate::eval) async fn ask(
     clients: &mut Clients,
     photos: Vec<PathBuf>,
@@ -42,7 +42,7 @@ pub(in crate::eval) async fn ask(
         answers.push(match answer.result {
             Some(Item::Response(response)) => Ok(response),
             Some(Item::Error(error)) => Err(error),
-            None => bail!("an answer of the stream says nothing"),
+            None => bail!("an answer of the stream is empty"),
         });
     }
     progress.finish_and_clear();
@@ -52,7 +52,7 @@ pub(in crate::eval) async fn ask(
     Ok(answers)
 }
 
-/// Counts the photos that were refused instead of answered; none may be.
+/// Counts the photos that were refused; none may be.
 pub(super) fn failed<'a>(part: &str, answers: impl IntoIterator<Item = &'a Asked>) -> Row {
     let messages: Vec<&str> =
         answers.into_iter().filter_map(|answer| Some(answer.as_ref().err()?.message.as_str())).collect();
@@ -78,7 +78,7 @@ pub(super) fn loosest() -> v1::QualityThresholds {
     }
 }
 
-/// Finds the number that a head predicts.
+/// Returns the number that a head predicts.
 pub(super) fn regression<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a v1::Regression> {
     response.predictions.iter().find(|p| p.head == head).and_then(|p| match &p.result {
         Some(Answer::Regression(r)) => Some(r),
@@ -86,7 +86,7 @@ pub(super) fn regression<'a>(response: &'a v1::PredictResponse, head: &str) -> O
     })
 }
 
-/// Finds the choice that a head predicts.
+/// Returns the choice that a head predicts.
 pub(super) fn classification<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a v1::Classification> {
     response.predictions.iter().find(|p| p.head == head).and_then(|p| match &p.result {
         Some(Answer::Classification(c)) => Some(c),
@@ -94,7 +94,7 @@ pub(super) fn classification<'a>(response: &'a v1::PredictResponse, head: &str) 
     })
 }
 
-/// Finds the label of that choice.
+/// Returns the label of that choice.
 pub(super) fn label<'a>(response: &'a v1::PredictResponse, head: &str) -> Option<&'a str> {
     classification(response, head).map(|c| c.label.as_str())
 }

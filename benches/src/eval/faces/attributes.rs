@@ -1,5 +1,5 @@
-//! Measures age and gender on the `valid` part: the errors beside those of a package with the same networks, and whether
-//! they are larger where no answer is given.
+//! Measures age and gender on the `valid` part: the errors beside those of a package with the same networks, and
+//! whether they are larger where the version abstains.
 
 use std::{cmp::Reverse, collections::BTreeMap, path::PathBuf};
 
@@ -24,9 +24,9 @@ use crate::{
 
 /// Shares of the faces at which the risk is reported.
 const COVERAGES: [f64; 6] = [1.0, 0.98, 0.95, 0.9, 0.8, 0.5];
-/// How many of the worst errors the page shows.
+/// The number of worst errors on the page.
 const N_WORST: usize = 20;
-/// The highest age that charts show, in years.
+/// The highest age in charts, in years.
 const MAX_AGE: f64 = 110.0;
 
 /// The package's answer to a photo.
@@ -182,7 +182,7 @@ fn risk(judged: &[Judged], rows: &mut Vec<Row>) -> anyhow::Result<Figure> {
     ))
 }
 
-/// Lists the worst errors, by numbers and not by pictures.
+/// Lists the worst errors, without their photos.
 fn worst(judged: &[Judged]) -> Figure {
     let mut by_error: Vec<&Judged> = judged.iter().filter(|one| one.answered).collect();
     by_error.sort_by(|a, b| b.error.total_cmp(&a.error));

@@ -1,4 +1,4 @@
-//! Compares boxes and landmarks with those of the package that the detector's weights come from.
+//! Compares boxes and landmarks with those of the package that published the detector's weights.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
 
 const N_PHOTOS: usize = 1000;
 const N_GROUPS: usize = 20;
-/// Boxes that overlap less are of two faces.
+/// Boxes that overlap less belong to different faces.
 const MIN_IOU: f64 = 0.3;
 
 /// The faces that the package finds in a photo.
@@ -39,7 +39,8 @@ struct PeerFace {
     landmarks: Vec<[f64; 2]>,
 }
 
-/// Runs the part on photos of the training part, on which only thresholds were chosen, and on groups composed of them.
+/// Runs the part on photos of the training part, which was only used to choose thresholds, and on groups composed of
+/// them.
 pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let train = setup.table.train();
     let folder = tempfile::tempdir().context("a temporary folder")?;

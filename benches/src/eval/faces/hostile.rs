@@ -1,5 +1,5 @@
-//! Sends mutated pictures to the live server. Each must get an answer or an error with a reason, and the server must
-//! keep its memory, its log and its answers.
+//! Sends mutated images to the live server. Each must get an answer or an error with a reason, and the server must keep
+//! its memory, its log and its answers.
 
 use std::{cmp::Reverse, collections::BTreeMap, io::Cursor, path::Path};
 
@@ -24,15 +24,15 @@ use crate::{
 };
 
 const N_PICTURES: usize = 5000;
-/// The server's memory is read after each such number of pictures.
+/// The server's memory is measured after every so many images.
 const N_AT_ONCE: usize = 250;
-/// The number of the folder's photos that pictures are mutated from.
+/// The number of the folder's photos to mutate.
 const N_PHOTOS: usize = 8;
-/// The server may grow by this many MiB. The limits of one decoding allow more.
+/// The server's memory may grow by this many MiB. The limits of one decoding allow more.
 const MAX_GROWTH_MIB: f64 = 256.0;
 /// Two answers to one photo may differ by this much.
 const MAX_ROUNDING_YEARS: f64 = 0.001;
-/// The side in pixels of a grey picture that compresses to next to nothing.
+/// The side in pixels of a grey image that compresses to almost nothing.
 const BOMB_PX: u32 = 12_000;
 
 /// Runs the part.
@@ -103,7 +103,7 @@ fn outcome(answer: &Asked) -> String {
     }
 }
 
-/// Compares two answers; the rounding of another batch makes no difference.
+/// Compares two answers; the rounding of another batch does not count.
 fn is_alike(a: &Asked, b: &Asked) -> bool {
     let (Ok(a), Ok(b)) = (a, b) else { return false };
     let age = |answer: &v1::PredictResponse| regression(answer, "age").map(|r| r.value);
@@ -114,7 +114,7 @@ fn is_alike(a: &Asked, b: &Asked) -> bool {
     is_near && label(a, "gender") == label(b, "gender") && a.abstention_reasons == b.abstention_reasons
 }
 
-/// Reads photos, and encodes each in other formats, too.
+/// Reads photos, and also encodes each in other formats.
 fn seeds(photos: &[impl AsRef<Path>]) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut seeds = Vec::new();
     for path in photos {
@@ -143,14 +143,14 @@ fn seeds(photos: &[impl AsRef<Path>]) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(seeds)
 }
 
-/// Makes a PNG of a hundred and some kilobytes with a hundred and some megapixels.
+/// Creates a PNG of a hundred and some kilobytes with a hundred and some megapixels.
 fn bomb() -> anyhow::Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
     GrayImage::new(BOMB_PX, BOMB_PX).write_to(&mut bytes, ImageFormat::Png)?;
     Ok(bytes.into_inner())
 }
 
-/// Makes the beginnings of files in formats that are not read, and an empty file.
+/// Creates the beginnings of files in unsupported formats, and an empty file.
 fn strange() -> Vec<Vec<u8>> {
     let heads: [&[u8]; 8] = [
         b"GIF89a\x01\x00\x01\x00\x80\x00\x00",
@@ -165,7 +165,7 @@ fn strange() -> Vec<Vec<u8>> {
     heads.into_iter().map(|head| [head, &[0; 64][..head.len().min(64)]].concat()).collect()
 }
 
-/// Spoils a seed in one of six ways.
+/// Mutates a seed in one of six ways.
 fn mutated(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let (Some(seed), Some(other)) = (seeds.choose(rng), seeds.choose(rng)) else { return Vec::new() };
     let mut picture = seed.clone();
@@ -183,7 +183,7 @@ fn mutated(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
             picture.extend_from_slice(&other[rng.random_range(0..other.len())..]);
         }
         3 => {
-            // Sizes stand early in every header.
+            // Every header has its sizes near the start.
             let at = rng.random_range(0..picture.len().min(200));
             for (byte, lie) in picture.iter_mut().skip(at).zip([0xff, 0xff, 0xff, 0xf0]) {
                 *byte = lie;
@@ -199,7 +199,7 @@ fn mutated(seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
         }
     }
     if picture == *seed {
-        // As where both have the same head.
+        // Flips the byte also where both have the same head.
         picture[at] ^= 0xff;
     }
     picture

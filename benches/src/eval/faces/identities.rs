@@ -1,5 +1,5 @@
-//! Measures how well the descriptor separates people, beside dlib, and how true the probabilities are for people that
-//! the calibration has not seen.
+//! Measures how well the descriptor separates people, beside dlib, and how accurate the probabilities are for people
+//! whom the calibration has not seen.
 
 use std::{
     collections::BTreeMap,
@@ -41,19 +41,19 @@ struct ReliabilityRequest<'a> {
     people: BTreeMap<&'a str, Vec<&'a [f32]>>,
 }
 
-/// How true the probabilities are for people that were left out of their fit.
+/// The accuracy of the probabilities for people left out of their fit.
 #[derive(Deserialize)]
 struct Reliability {
     bins: Vec<Bin>,
-    /// Mean squared error of the probability; a quarter for always one half.
+    /// Mean squared error of the probability; a quarter if it is always one half.
     brier: f64,
 }
 
 #[derive(Deserialize)]
 struct Bin {
-    /// The mean of the probabilities in it.
+    /// The mean of its probabilities.
     answered: f64,
-    /// The share of pairs of one person in it.
+    /// The share of its pairs that are of one person.
     truth: f64,
     n_pairs: usize,
 }

@@ -1,4 +1,4 @@
-//! A labelled face beside what was answered about it.
+//! A labelled face with the answer about it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::eval::table::Face;
 /// A labelled face that was found, and the answer to it without thresholds.
 pub(super) struct Judged<'a> {
     pub(super) face: &'a Face,
-    /// The version's own thresholds let it answer.
+    /// True if the version's own thresholds let it answer.
     pub(super) answered: bool,
     pub(super) age: v1::Regression,
     /// The labelled age in years.
@@ -19,11 +19,11 @@ pub(super) struct Judged<'a> {
     pub(super) error: f64,
     /// `None` without a label or an answer.
     pub(super) gender_right: Option<bool>,
-    /// One less the probability of the answered gender.
+    /// One minus the probability of the predicted gender.
     pub(super) gender_doubt: f64,
     /// The quality signals by name.
     pub(super) quality: BTreeMap<String, f64>,
-    /// Why the version's own thresholds do not let it answer, in words.
+    /// Why the version abstains under its own thresholds.
     pub(super) reasons: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ impl<'a> Judged<'a> {
         })
     }
 
-    /// The spread of the age's distribution; infinite where it was not measured.
+    /// The spread of the age's distribution; infinite if it was not measured.
     pub(super) fn spread(&self) -> f64 {
         self.quality.get("spread").copied().unwrap_or(f64::INFINITY)
     }

@@ -1,4 +1,4 @@
-//! Puts faces into photos of many megapixels: the answer about a face must not depend on how much wall is around it.
+//! Puts faces into photos of many megapixels: the answer about a face must not depend on the wall around it.
 
 use std::{
     collections::BTreeMap,
@@ -25,27 +25,27 @@ use crate::{
 const FRAMES: [(&str, u16, u16); 3] = [("1mp", 1152, 864), ("12mp", 4032, 3024), ("48mp", 8000, 6000)];
 /// Sides of faces in pixels.
 const SIDES_PX: [u32; 9] = [400, 280, 200, 140, 100, 70, 50, 35, 25];
-/// The smallest face that the version answers about, the smallest that the detector looks for, and the longest side that it
-/// looks at, in pixels.
+/// The smallest face that the version answers, the smallest that the detector finds, and the longest side that it
+/// searches, in pixels.
 const LEAST_ANSWERED_PX: f64 = 32.0;
 const LEAST_PX: f64 = 20.0;
 const LOOKED_PX: f64 = 1024.0;
-/// The factor above the least size at which most faces are found.
+/// The factor above the smallest size at which most faces are found.
 const ROOM: f64 = 1.3;
 const N_PHOTOS: usize = 12;
-/// An age that is this far from that of the face alone counts as another answer.
+/// An age this far from that of the face alone counts as another answer.
 const OTHER_ANSWER_YEARS: f64 = 5.0;
 
-/// A face alone, and the same in a frame.
+/// A face alone, and the same face in a frame.
 struct Pair {
     frame: &'static str,
-    /// The face is large enough to be found in the frame and to be answered.
+    /// True if the face is large enough to be found in the frame and answered.
     is_visible: bool,
     alone: PathBuf,
     framed: PathBuf,
 }
 
-/// Measures on the photos of people whose faces are largest.
+/// Runs the part on the photos with the largest faces.
 pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let photos: Vec<PathBuf> = people(&setup.data.join("identities")).into_iter().map(|(path, _)| path).collect();
     if photos.is_empty() {
@@ -78,7 +78,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         let of_frame: Vec<(&Pair, &v1::PredictResponse, &v1::PredictResponse)> = pairs
             .iter()
             .zip(alone.iter().zip(&framed))
-            // Refused photos are counted in a row of their own.
+            // Refused photos have a row of their own.
             .filter_map(|(pair, (alone, framed))| Some((pair, alone.as_ref().ok()?, framed.as_ref().ok()?)))
             .filter(|(pair, alone, _)| pair.frame == frame && !alone.abstained)
             .collect();

@@ -1,5 +1,5 @@
 //! Measures a fresh server with the published models beside the packages that people use today: the suite `faces`. One
-//! file a part; each gives rows, and figures for the page.
+//! file per part; each returns rows, and figures for the page.
 
 pub(super) mod asking;
 mod attributes;
@@ -25,14 +25,14 @@ use crate::{peers::PeerArgs, server::ServerProcess};
 
 pub(super) const SUITE: &str = "faces";
 
-/// What the suite needs beside the folder.
+/// The suite's options beside the folder.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Suite faces")]
 pub(super) struct FacesArgs {
     /// The folder of the published weights; deploy/fetch_weights.py fetches and prints it.
     #[arg(long, value_name = "FOLDER", env = "VISAGE_WEIGHTS")]
     weights: Option<PathBuf>,
-    /// Only these parts; all without it. May be given more than once.
+    /// Only these parts; without it, all. May be given more than once.
     #[arg(long, value_enum)]
     part: Vec<Part>,
 }
@@ -46,17 +46,17 @@ enum Part {
     Attributes,
     /// Boxes and landmarks.
     Detection,
-    /// Telling people apart.
+    /// Separating people.
     Identities,
     /// The same faces in photos of many megapixels.
     Large,
     /// People upside down.
     Upside,
-    /// Photos a second, and where the time goes.
+    /// Photos per second, and where the time goes.
     Pipeline,
-    /// A large photo to the network's input.
+    /// From a large photo to the network's input.
     Pixels,
-    /// Mutated pictures.
+    /// Mutated images.
     Hostile,
 }
 
@@ -69,7 +69,7 @@ struct Setup<'a> {
     table: &'a FaceTable,
 }
 
-/// Runs the suite, or the parts that are asked for.
+/// Runs the suite, or the requested parts.
 pub(super) async fn measure(
     args: &FacesArgs,
     peers: &PeerArgs,

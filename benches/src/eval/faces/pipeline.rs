@@ -1,4 +1,4 @@
-//! Times the whole pipeline, from the JPEG to attributes and embedding, beside one in Python of the same networks, and
+//! Times the whole pipeline, from the JPEG to attributes and embedding, beside one of the same networks in Python, and
 //! the stages of one photo.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::evidence::{Bar, Row, median};
 const N_WARM: usize = 50;
 const N_TIMED: usize = 500;
 const N_PROFILED: usize = 100;
-/// Both sides are timed this often, alternately.
+/// How often both sides are timed, alternating.
 const N_ROUNDS: usize = 2;
 
 #[derive(Serialize)]
@@ -37,7 +37,7 @@ struct OnnxRequest<'a> {
 #[derive(Deserialize)]
 struct PeerFigures {
     images_per_second: f64,
-    /// Mean times by the stage's name.
+    /// Mean times by stage.
     stages_ms: serde_json::Map<String, serde_json::Value>,
 }
 

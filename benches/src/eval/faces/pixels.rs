@@ -20,22 +20,22 @@ use visage::{
 use super::{Findings, SUITE, Setup};
 use crate::evidence::{Bar, Row};
 
-/// The size in pixels of the photos that phones take.
+/// The width in pixels of a phone's photo.
 const WIDTH_PX: u16 = 4032;
 const HEIGHT_PX: u16 = 3024;
-/// The side in pixels of the drawn picture that the photo is enlarged from.
+/// The side in pixels of the drawn image from which the photo is enlarged.
 const DRAWN_PX: u32 = 320;
-/// Both sides are timed this often, alternately, and the least time of each counts.
+/// How often both sides are timed, alternating; the least time of each counts.
 const N_ROUNDS: usize = 15;
 
-/// Asks a peer to write a photo as web sites do.
+/// Requests a photo from a peer, encoded as web sites do.
 #[derive(Serialize)]
 struct RefinedRequest<'a> {
     image: &'a Path,
     out: &'a Path,
 }
 
-/// Runs the part, on a thread of its own.
+/// Runs the part on its own thread.
 pub(super) async fn measure(setup: &Setup<'_>) -> anyhow::Result<Findings> {
     let mut photos = vec![("baseline", twelve_megapixels(0)?), ("progressive", twelve_megapixels(4)?)];
     let folder = tempfile::tempdir().context("a temporary folder")?;
@@ -99,7 +99,7 @@ fn with_image(photo: &[u8], width: u32, height: u32) -> anyhow::Result<DynamicIm
     Ok(image::load_from_memory(photo)?.resize_exact(width, height, imageops::FilterType::Triangle))
 }
 
-/// Scales the whole picture by the filter that decoding to a square uses.
+/// Scales the whole image by the filter used for decoding to a square.
 fn resized(image: &DecodedImage, width: u32, height: u32) -> anyhow::Result<Vec<u8>> {
     let mut to = images::Image::new(width, height, PixelType::U8x3);
     let from = images::ImageRef::new(image.width_px(), image.height_px(), image.rgb(), PixelType::U8x3)?;
@@ -108,8 +108,8 @@ fn resized(image: &DecodedImage, width: u32, height: u32) -> anyhow::Result<Vec<
     Ok(to.into_vec())
 }
 
-/// Enlarges a drawn picture, adds the noise of a sensor, and compresses it as a phone does: quality 90, colours at half
-/// the resolution.
+/// Enlarges a drawn image, adds a sensor's noise, and compresses it like a phone: quality 90, colours at half the
+/// resolution.
 fn twelve_megapixels(n_scans: u8) -> anyhow::Result<Vec<u8>> {
     let drawn =
         RgbImage::from_raw(DRAWN_PX, DRAWN_PX, golden_input(1, DRAWN_PX)).context("a square of three channels")?;

@@ -18,12 +18,12 @@ use crate::{
     server::ServerProcess,
 };
 
-/// A server without an answer after this time gives none.
+/// The longest wait for a server's first answer.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The pause between two calls to a server that is not ready yet.
+/// The pause between two calls to a server that is not ready.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts a server on an empty folder and once more on what it left, and leaves that one running.
+/// Starts a server on an empty folder, stops it, and starts it again on the same folder; the second is left running.
 pub(super) async fn measure(
     folder: &Path,
     weights: &Path,
@@ -47,7 +47,7 @@ pub(super) async fn measure(
     Ok((second, rows))
 }
 
-/// Starts a server; gives the time from the start of its process to its first answer about a photo.
+/// Starts a server; returns the time from the start of its process to its first answer about a photo.
 async fn answering(data: &Path, weights: &Path, photo: &[u8]) -> anyhow::Result<(ServerProcess, Duration)> {
     let started = Instant::now();
     let mut server = ServerProcess::start(data, Some(weights), &[]).await?;

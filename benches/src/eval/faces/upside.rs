@@ -15,7 +15,7 @@ use crate::{
     evidence::{Bar, Row, median},
 };
 
-/// The number of upright photos of the training part that are read, too.
+/// The number of upright photos of the training part that are also read.
 const N_UPRIGHT: usize = 1000;
 
 /// The name of a way to turn a photo, and its function.

@@ -23,7 +23,7 @@ fn least() -> v1::Recipe {
     }
 }
 
-/// The field that a recipe is refused for.
+/// Returns the field for which a recipe is refused.
 fn refused(change: impl FnOnce(&mut v1::Recipe)) -> String {
     let mut recipe = least();
     change(&mut recipe);

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A folder with the pictures `a.jpg`, `b.jpg` and `c d.jpg`, and a table.
+/// Creates a folder with the images `a.jpg`, `b.jpg` and `c d.jpg`, and a table.
 fn table(content: &[u8]) -> (TempDir, Roots, CsvSource) {
     let tmp = tempfile::tempdir().unwrap();
     let root = fs::canonicalize(tmp.path()).unwrap();
@@ -24,7 +24,7 @@ fn table(content: &[u8]) -> (TempDir, Roots, CsvSource) {
     (tmp, Roots::new(vec![root]).unwrap(), source)
 }
 
-/// The rows as `name split label|label`, the rejected ones as `!name reason`.
+/// Lists rows as `name split label|label`, and rejected ones as `!name reason`.
 fn rows(content: &[u8], columns: &[&str]) -> Vec<String> {
     let (_tmp, roots, source) = table(content);
     let columns: Vec<_> = columns.iter().map(|&column| column.to_owned()).collect();

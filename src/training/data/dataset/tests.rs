@@ -10,7 +10,7 @@ use crate::training::{
     data::{Loader, LoaderOptions},
 };
 
-/// A root with pictures named after their content; none of it is decoded here.
+/// A root with images named after their content; none of it is decoded here.
 struct Folder {
     _tmp: TempDir,
     root: PathBuf,
@@ -73,7 +73,7 @@ fn recipe(heads: Vec<v1::Head>, change: impl FnOnce(&mut v1::Recipe)) -> Recipe 
     Recipe::from_proto(&recipe).unwrap()
 }
 
-/// `n` pictures and the lines of a table of them.
+/// Creates `n` images and returns the lines of a table of them.
 fn lines(folder: &Folder, n: usize) -> String {
     (0..n)
         .map(|row| {

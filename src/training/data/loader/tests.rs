@@ -17,7 +17,7 @@ use crate::{
 const GO_ON: &LoadWatch<'static> = &|_| ControlFlow::Continue(());
 const SIDES: Sides = Sides { train_px: 36, eval_px: 32 };
 
-/// A table of pictures in plain colours, each its own, with the row's number as the label; `bad` rows are no pictures.
+/// A table of images, each in its own plain colour, with the row's number as the label; `bad` rows are not images.
 struct Pictures {
     _tmp: TempDir,
     root: std::path::PathBuf,
@@ -170,7 +170,7 @@ fn a_file_that_vanishes_in_the_run_ends_the_pass_with_its_name() {
 fn a_pass_can_be_left_and_decoding_cancelled() {
     let mut pictures = pictures(50, 0);
     let images = loader(0).prepare(&mut pictures.dataset, SIDES, GO_ON).unwrap();
-    // Would wait for ever if the reading ahead did not end with its reader.
+    // Would wait for ever if the reading ahead did not stop with its reader.
     drop(images.train.batches(plan(1)).nth(2));
     let stop: &LoadWatch<'_> = &|at| if at.n_done > 9 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let error = loader(0).prepare(&mut pictures.dataset, SIDES, stop).unwrap_err();

@@ -1,4 +1,4 @@
-//! Tests of the loss, the optimiser's groups and what is shown.
+//! Tests of the loss, the optimiser's groups and the displayed numbers.
 
 use super::*;
 use crate::nn::{Architecture, Device, HeadKind, NetworkSpec};

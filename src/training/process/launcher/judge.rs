@@ -1,4 +1,4 @@
-//! From the way a process ended to a reason that a person can act on.
+//! Derives a failure's reason, on which a person can act, from how a process ended.
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
@@ -8,26 +8,26 @@ use crate::proto::worker::{Failed, FailureKind, Finished};
 
 const SIGKILL: i32 = Signal::KILL.as_raw();
 
-/// All that is known of a process that has ended.
+/// All known facts about a process that has ended.
 #[derive(Debug)]
 pub(super) struct Evidence {
-    /// Its last word.
+    /// Its final event.
     pub(super) ending: Option<Result<Finished, Failed>>,
-    /// What was wrong with what it said.
+    /// The protocol error in its output.
     pub(super) protocol_error: Option<String>,
     pub(super) status: ExitStatus,
-    /// It was asked to stop.
+    /// It was asked to cancel.
     pub(super) was_cancelled: bool,
     /// A caller killed it.
     pub(super) was_killed: bool,
-    /// It did not end in time and was killed for it.
+    /// It did not end in time and was killed for that.
     pub(super) was_overdue: bool,
-    /// Processes that the kernel killed for memory while it ran, where the system counts them.
+    /// Processes that the kernel killed for memory while it ran, if the system counts them.
     pub(super) n_oom_kills: u64,
 }
 
 impl Evidence {
-    /// What it made, or why nothing.
+    /// Returns the process's result, or the reason why there is none.
     pub(super) fn judge(self) -> Result<Box<Finished>, Failed> {
         let failed = |kind: FailureKind, message: String| Err(Failed { kind: kind.into(), message });
         if let Some(ending) = self.ending {
@@ -84,7 +84,7 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// Processes that the kernel has killed for memory since it started; 0 where it does not say.
+/// Counts the processes killed for memory since the kernel started; 0 if it does not report them.
 pub(super) fn n_oom_kills() -> u64 {
     std::fs::read_to_string("/proc/vmstat")
         .ok()

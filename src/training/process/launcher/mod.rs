@@ -1,11 +1,11 @@
-//! The server's side of a training process: started, listened to, stopped, and never outlived.
+//! The server's side of a training process: starts it, reads its events, stops it, and never leaves it running.
 //!
 //! [`ProcessLauncher`] runs the program with the job on its standard input and [`WorkerEvent`]s on its standard output
-//! (see [`super::frames`]). One thread supervises each process: it starts it (Linux ties the parent-death signal to
-//! the thread that forked, so that thread must live as long as the child), hands on what the process says, and turns
-//! whatever its end is into a [`WorkerExit`]. The process gets a group of its own, so that a Ctrl-C in the terminal
-//! reaches the server alone and a kill reaches its children too, but stays in the session, where its low priority
-//! counts (see [`super::priority`]).
+//! (see [`super::frames`]). One thread supervises each process: it starts the process, forwards its events, and
+//! converts its end into a [`WorkerExit`]. Linux ties the parent-death signal to the thread that forked, so that thread
+//! must live as long as the child. The process gets a group of its own, so that a Ctrl-C in the terminal reaches only
+//! the server, and a kill also reaches the child's children. It stays in the session, where its low priority counts
+//! (see [`super::priority`]).
 
 mod judge;
 mod running;
@@ -18,12 +18,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{proto::worker::Job, training::TrainingError};
 
-/// Events that wait to be taken before the process is made to wait.
+/// Events that may wait to be received; beyond them the process is blocked.
 const MAX_WAITING_EVENTS: usize = 64;
 
 /// Starts training processes.
 pub(crate) trait Launcher: Send + Sync + 'static {
-    /// Starts one on a job. Returns as soon as the process exists; blocks for that long.
+    /// Starts a process on a job. Blocks until the process exists.
     ///
     /// # Errors
     /// [`TrainingError::Launch`] when it cannot be started.
@@ -37,23 +37,23 @@ pub(crate) struct ProcessLauncher {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Set in its environment, over what it inherits.
+    /// Variables set in its environment, over the inherited ones.
     pub env: Vec<(OsString, OsString)>,
-    /// How long it may take to stop once asked to, or to end once it has said its last word; killed then.
+    /// Time to stop after a cancellation, or to exit after the final event; then it is killed.
     pub stop_grace: Duration,
 }
 
 impl ProcessLauncher {
-    /// `program worker`, with ten seconds to stop.
+    /// Runs `program worker`, with ten seconds to stop.
     #[must_use]
     pub(crate) fn new(program: PathBuf) -> Self {
         Self { program, args: vec!["worker".into()], env: Vec::new(), stop_grace: Duration::from_secs(10) }
     }
 
-    /// This very binary.
+    /// Runs this very binary.
     ///
     /// # Errors
-    /// [`TrainingError::Launch`] when the system does not say where it is.
+    /// [`TrainingError::Launch`] when the system does not report its path.
     pub(crate) fn this_binary() -> Result<Self, TrainingError> {
         match std::env::current_exe() {
             Ok(program) => Ok(Self::new(program)),

@@ -1,4 +1,4 @@
-//! A training process as its starter sees it: its events, orders to it, and its end.
+//! A training process for its starter: its events, its controls, and its end.
 
 use std::{fmt, sync::Arc};
 
@@ -6,31 +6,31 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::proto::worker::{self, WorkerEvent};
 
-/// What can be asked of a training process.
+/// A control of a training process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WorkerOrder {
-    /// Stop soon, and say that you were cancelled.
+    /// Stop soon, and report the cancellation.
     Cancel,
     /// End now.
     Kill,
 }
 
-/// Gives orders to a training process, from anywhere.
+/// Controls a training process from any thread.
 #[derive(Clone)]
 pub(crate) struct WorkerControl(Arc<dyn Fn(WorkerOrder) + Send + Sync>);
 
 impl WorkerControl {
-    /// Hands orders to `give`, which must not block and ignores those that come too late.
+    /// Sends orders to `give`, which must not block and must ignore late ones.
     pub(crate) fn new(give: impl Fn(WorkerOrder) + Send + Sync + 'static) -> Self {
         Self(Arc::new(give))
     }
 
-    /// Asks it to stop. It is killed when it does not in time.
+    /// Cancels the process. It is killed if it does not stop in time.
     pub(crate) fn cancel(&self) {
         (self.0)(WorkerOrder::Cancel);
     }
 
-    /// Ends it now.
+    /// Kills the process now.
     pub(crate) fn kill(&self) {
         (self.0)(WorkerOrder::Kill);
     }
@@ -45,8 +45,8 @@ impl fmt::Debug for WorkerControl {
 /// A training process. Dropping it kills the process.
 #[derive(Debug)]
 pub(crate) struct RunningWorker {
-    /// What it says, in order; the last is always its end, in its own words or, where it had none, in those of its
-    /// [`WorkerExit`]. A process whose events are not taken is made to wait.
+    /// Its events in order. The last is always its end: its own final event, or one made from its [`WorkerExit`]. A
+    /// process blocks if its events are not received.
     pub events: mpsc::Receiver<WorkerEvent>,
     control: WorkerControl,
     exit: oneshot::Receiver<WorkerExit>,
@@ -54,7 +54,7 @@ pub(crate) struct RunningWorker {
 }
 
 impl RunningWorker {
-    /// Puts one together, for a launcher of another kind.
+    /// Creates one for another kind of launcher.
     #[must_use]
     pub(crate) fn new(
         events: mpsc::Receiver<WorkerEvent>,
@@ -64,18 +64,19 @@ impl RunningWorker {
         Self { events, control, exit, ended: None }
     }
 
-    /// Asks it to stop. It is killed when it does not in time.
+    /// Cancels the process. It is killed if it does not stop in time.
     pub(crate) fn cancel(&self) {
         self.control.cancel();
     }
 
-    /// Ends it now.
+    /// Kills the process now.
     #[cfg(test)]
     pub(super) fn kill(&self) {
         self.control.kill();
     }
 
-    /// How it ended, once it has and is reaped. Events that were not taken are lost. May be given up and called again.
+    /// Waits until the process has ended and is reaped, and returns how. Events not received are lost. Cancel-safe: may
+    /// be called again.
     pub(crate) async fn wait(&mut self) -> WorkerExit {
         while self.events.recv().await.is_some() {}
         if let Some(exit) = &self.ended {
@@ -101,9 +102,9 @@ impl Drop for RunningWorker {
 /// How a training process ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WorkerExit {
-    /// What it made; or why it made nothing, in its own words or, where it had none, from the way it died.
+    /// Its result, or the reason why there is none: its own, or one derived from how it died.
     pub result: Result<Box<worker::Finished>, worker::Failed>,
-    /// The end of what it wrote to standard error, at most 2 KB, for the log.
+    /// The end of its standard error, at most 2 KB, for the log.
     pub stderr_tail: String,
 }
 

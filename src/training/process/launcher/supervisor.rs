@@ -21,21 +21,21 @@ use crate::{
     training::process::frames::{read_frame, write_frame},
 };
 
-/// How often a process is looked at, when it says nothing.
+/// How often a silent process is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
-/// How long the pipes of a dead process are read on.
+/// How long the pipes of a dead process are still read.
 const DRAIN_FOR: Duration = Duration::from_secs(5);
-/// What is kept of standard error.
+/// The number of bytes of standard error that are kept.
 const TAIL_BYTES: usize = 2048;
 
 type Events = tokio::sync::mpsc::Sender<WorkerEvent>;
 
-/// What the supervising thread is told.
+/// A message to the supervising thread.
 enum Message {
     Order(WorkerOrder),
-    /// The process has said its last word; it should end now.
+    /// The process has sent its final event; it should end now.
     Ending(Box<Result<Finished, Failed>>),
-    /// Its output has ended, well or with an error.
+    /// Its output has ended, possibly with an error.
     OutputEnd(Option<String>),
     StderrEnd(String),
 }
@@ -70,7 +70,7 @@ pub(super) fn start(
             Ok(finished) => worker_event::Event::Finished(*finished),
             Err(failed) => worker_event::Event::Failed(failed),
         };
-        // Nobody may be listening.
+        // The receiver may be gone.
         let _ = events.blocking_send(WorkerEvent { event: Some(last) });
         drop(events);
         let _ = exit.send(ended);
@@ -85,9 +85,9 @@ pub(super) fn start(
 
 struct Supervised {
     child: Child,
-    /// Its number, until it is reaped, and that of its process group.
+    /// The process id until it is reaped, and the id of its process group.
     pid: Pid,
-    /// Dropped, it closes the process's input.
+    /// Dropping it closes the process's input.
     commands: mpsc::Sender<WorkerCommand>,
     n_oom_kills_before: u64,
 }
@@ -98,7 +98,7 @@ impl Supervised {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
         let pid = Pid::from_child(&child);
         let (commands, commands_out) = mpsc::channel();
-        // A channel whose receiver is in this function cannot be closed yet.
+        // This function owns the receiver, so the channel is open.
         let _ = commands.send(WorkerCommand { command: Some(worker_command::Command::Job(job)) });
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let supervised = Self { child, pid, commands, n_oom_kills_before: n_oom_kills() };
@@ -125,19 +125,19 @@ impl Supervised {
         let _ = self.child.wait();
     }
 
-    /// Kills the process and its children. Safe against reused numbers as long as the process is not reaped.
+    /// Kills the process and its children. Its id cannot be reused before it is reaped.
     fn kill(&self) {
-        // Fails only when the whole group has ended already.
+        // Fails only when the whole group has ended.
         let _ = kill_process_group(self.pid, Signal::KILL);
     }
 
-    /// Whether it has ended; it is not reaped by this.
+    /// Returns true if it has ended; does not reap it.
     fn has_ended(&self) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
     }
 
-    /// Listens and obeys until the process has ended, and reaps it.
+    /// Handles messages until the process has ended, and reaps it.
     fn until_end(mut self, inbox: &mpsc::Receiver<Message>, stop_grace: Duration) -> WorkerExit {
         let mut heard = Heard::default();
         let (mut was_cancelled, mut was_killed, mut was_overdue) = (false, false, false);
@@ -164,7 +164,7 @@ impl Supervised {
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
-                // The reading threads are gone, and so is everybody who could give orders: only the end is left.
+                // The reading threads and all controls are gone: only the end is left.
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     deadline.get_or_insert(Instant::now() + stop_grace);
                     thread::sleep(LOOK_EVERY);
@@ -175,7 +175,7 @@ impl Supervised {
                 self.kill();
             }
         }
-        // What it has started goes with it, and lets go of the pipes.
+        // Kills the processes it started too, which then release the pipes.
         self.kill();
         let status = self.child.wait().unwrap_or_else(|error| {
             tracing::error!(%error, "the training process cannot be reaped");
@@ -191,15 +191,15 @@ impl Supervised {
             was_overdue,
             n_oom_kills: n_oom_kills().saturating_sub(self.n_oom_kills_before),
         };
-        // One that has said it failed ends so; only after good news it is strange.
+        // A bad exit status is expected after a failure, but not after success.
         if matches!(evidence.ending, Some(Ok(_))) && !status.success() {
-            tracing::warn!(%status, "the training process ended badly after its last word, which counts");
+            tracing::warn!(%status, "the training process failed after its final event; the event counts");
         }
         WorkerExit { result: evidence.judge(), stderr_tail: heard.stderr_tail.unwrap_or_default() }
     }
 }
 
-/// What the pipes have said.
+/// The messages received from the pipes.
 #[derive(Default)]
 struct Heard {
     ending: Option<Result<Finished, Failed>>,
@@ -240,7 +240,7 @@ fn named(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).spawn(body).map(|_| ())
 }
 
-/// Writes until the process is gone, or nobody has more to say.
+/// Writes until the process is gone or all senders are dropped.
 fn write_commands(mut stdin: ChildStdin, commands: &mpsc::Receiver<WorkerCommand>) {
     while let Ok(command) = commands.recv() {
         if write_frame(&mut stdin, &command).is_err() {
@@ -255,20 +255,20 @@ fn read_events(stdout: ChildStdout, events: &Events, inbox: &mpsc::Sender<Messag
         let event = match read_frame::<WorkerEvent>(&mut stdout) {
             Ok(None) => break None,
             Ok(Some(WorkerEvent { event: Some(event) })) => event,
-            Ok(Some(WorkerEvent { event: None })) => break Some("the training process said nothing known".to_owned()),
+            Ok(Some(WorkerEvent { event: None })) => break Some("the process sent an unknown event".to_owned()),
             Err(error) => break Some(error.to_string()),
         };
         let ending = match event {
             worker_event::Event::Finished(finished) => Ok(finished),
             worker_event::Event::Failed(failed) => Err(failed),
             event @ (worker_event::Event::Data(_) | worker_event::Event::Progress(_)) => {
-                // When nobody listens any more, the process is killed anyway.
+                // Without a receiver the process is killed anyway.
                 let _ = events.blocking_send(WorkerEvent { event: Some(event) });
                 continue;
             }
         };
         let _ = inbox.send(Message::Ending(Box::new(ending)));
-        // Whatever follows the last word is not looked at.
+        // Output after the final event is ignored.
         let _ = io::copy(&mut stdout, &mut io::sink());
         break None;
     };

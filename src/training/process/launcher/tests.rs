@@ -1,4 +1,4 @@
-//! Tests with a shell in the place of the training process: every way in which one can end.
+//! Tests every way in which a training process can end, with a shell in its place.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ impl Shell {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             env: vec![("OUT".into(), out.into()), ("DIR".into(), dir.path().into())],
-            // Longer than any test, so that only what a test is about can end the process.
+            // Longer than any test, so that only the cause under test can end the process.
             stop_grace: Duration::from_secs(600),
         };
         Self { dir, launcher }
@@ -50,7 +50,7 @@ impl Shell {
         self.start().wait().await
     }
 
-    /// The reason and the kind of a failed run.
+    /// Returns the reason and the kind of a failed run.
     async fn failure(&self) -> (String, FailureKind) {
         let failed = self.exit().await.result.unwrap_err();
         (failed.message.clone(), failed.kind())
@@ -151,13 +151,13 @@ async fn garbage_ends_the_run_and_the_process() {
         let events = [Event::Progress(Progress { learning_rate: 1.0, loss: 1.0, ..Progress::default() })];
         let (message, kind) = Shell::new(script, events).failure().await;
         assert_eq!(kind, FailureKind::Internal, "{script}: {message}");
-        assert!(message.contains("pipe") || message.contains("nothing known"), "{script}: {message}");
+        assert!(message.contains("pipe") || message.contains("unknown event"), "{script}: {message}");
     }
 }
 
 #[tokio::test]
 async fn a_cancelled_process_has_the_last_word() {
-    // Reads the job, waits for one byte more, and obeys.
+    // Reads the job, waits for one more byte, and obeys.
     let command = WorkerCommand { command: Some(worker_command::Command::Job(job())) };
     let n_bytes = prost::Message::encode_length_delimited_to_vec(&command).len();
     let script = format!("head -c {n_bytes} > /dev/null; head -c 1 > /dev/null; cat \"$OUT\"");
@@ -212,7 +212,7 @@ async fn dropping_it_kills_and_reaps_the_process() {
     until_gone(&shell).await;
 }
 
-/// Waits until the process whose number is in `$DIR/pid` is gone, or dead and left to the system's reaper.
+/// Waits until the process whose id is in `$DIR/pid` is gone, or dead and left to the system's reaper.
 async fn until_gone(shell: &Shell) {
     let pid = fs::read_to_string(shell.dir.path().join("pid")).unwrap();
     let patience = Instant::now() + Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Tests of whole jobs in this process, on pictures that a small network learns in seconds.
+//! Tests of whole jobs in this process, on images that a small network learns in seconds.
 
 use std::{fs, sync::Arc};
 
@@ -7,14 +7,14 @@ use tempfile::TempDir;
 use super::*;
 use crate::{digest::Digest, nn::TensorData, proto::worker::FailureKind};
 
-/// The colour of a picture: what the network is asked must be of the kind that it learnt from, for what it makes of
-/// any other colour differs with the machine's rounding.
+/// Returns an image's colour. Test images must resemble the training images: outputs for any other colour vary with the
+/// machine's rounding.
 fn tinted(level: u8, is_red: bool) -> [u8; 3] {
     let (more, less) = (level + 55, level / 2);
     if is_red { [more, level, less] } else { [less, level, more] }
 }
 
-/// A root with a table of plain pictures: their brightness is `level`, their tint `tint`.
+/// Creates a root with a table of plain images: their brightness is `level`, their tint `tint`.
 fn pictures(n: u8) -> TempDir {
     let tmp = tempfile::tempdir().unwrap();
     let mut table = "path,level,tint,split\n".to_owned();
@@ -117,7 +117,7 @@ fn a_job_becomes_weights_that_answer_as_they_say() {
     assert!(last.eta.is_some() && last.loss.is_finite() && last.metrics.contains_key("level.mae"));
 
     let finished = finished(events);
-    // Predicting the mean gives 4.9 and one half.
+    // Predicting the mean scores 4.9 and one half.
     assert!(finished.metrics["level.mae"] < 3.0, "{:?}", finished.metrics);
     assert!(finished.metrics["tint.accuracy"] > 0.9, "{:?}", finished.metrics);
     assert!(finished.metrics.contains_key("level.coverage"));
@@ -128,7 +128,7 @@ fn a_job_becomes_weights_that_answer_as_they_say() {
     let file = bytes::Bytes::from(fs::read(&finished.weights_file).unwrap());
     assert_eq!(Digest::of(&file).as_bytes().as_slice(), finished.weights_digest);
 
-    // A network of the file gives the golden outputs, and reads a picture.
+    // The file's network reproduces the golden outputs, and accepts an image.
     let heads = Head::parse_all("heads", &finished.heads).unwrap();
     let spec = network_spec(nn::Architecture::ResNet18, &heads, 0.0);
     let tensors = nn::parse_safetensors(&file).unwrap();
@@ -212,7 +212,7 @@ fn weights_that_do_not_fit_are_refused() {
 #[test]
 fn a_loss_that_is_no_number_is_a_divergence_with_its_place() {
     let tmp = pictures(40);
-    // Each step makes the weights some hundred times as large, and turns them over.
+    // Each step makes the weights some hundred times as large, and flips their signs.
     let explosive = |recipe: &mut v1::Recipe| {
         recipe.stages[0].max_learning_rate = 10.0;
         recipe.stages[0].epochs = 60;
@@ -228,7 +228,7 @@ fn a_cancelled_job_stops_while_it_reads_and_while_it_trains() {
     let tmp = pictures(40);
     assert_eq!(failed(cancellable(job(&tmp, |_| ()), &AtomicBool::new(true))).0, FailureKind::Cancelled);
 
-    /// Cancels at the first step that is told.
+    /// Cancels at the first reported step.
     struct AtFirstStep(Arc<AtomicBool>, Vec<u8>);
     impl Write for AtFirstStep {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
