@@ -18,13 +18,15 @@ use code::{Code, Crate, Source};
 
 /// Every module of the crate, and exactly the modules that it names.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("digest", &[]),
     ("error", &[]),
+    ("mapped", &[]),
     ("names", &[]),
     ("proto", &[]),
     ("config", &[]),
-    ("store", &["error", "proto"]),
+    ("store", &["digest", "error", "mapped", "proto"]),
     ("telemetry", &["config", "store"]),
-    ("nn", &["error"]),
+    ("nn", &["digest", "error", "mapped"]),
     ("vision", &["error"]),
     ("similarity", &["error", "names", "proto", "store"]),
     ("training", &["error", "nn", "proto", "vision"]),
@@ -34,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "config",
+            "digest",
             "error",
             "names",
             "nn",
