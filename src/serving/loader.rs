@@ -64,7 +64,7 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
     let version = source.version.clone();
     let mut engine = loader.load(&source).map_err(|error| golden::engine_error(&version, error))?;
     if !source.tensors.iter().all(TensorData::is_intact) {
-        let detail = "the weights file was truncated during the load; load the version again".to_owned();
+        let detail = "a cache file of its weights was cut while it was read".to_owned();
         return Err(ServeError::EngineFailed { stage: version.into(), detail });
     }
     let golden = source.golden.clone();

@@ -396,6 +396,23 @@ async fn a_load_that_fails_says_why_and_can_be_tried_again() {
 }
 
 #[tokio::test]
+async fn an_engine_of_weights_that_were_cut_does_not_serve() {
+    let fake = FakeEngineLoader::new();
+    let pool = start(&fake, ServingSettings::default());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w");
+    std::fs::write(&path, [&[0; 9000][..], &[crate::mapped::END]].concat()).unwrap();
+    let bytes = crate::mapped::map(&std::fs::File::open(&path).unwrap()).unwrap();
+    let tensor = TensorData { name: "w".into(), shape: vec![2250], dtype: crate::nn::Dtype::F32, bytes };
+    let cut = EngineSource { tensors: vec![tensor], ..source(1) };
+    pool.load(V1, cut.clone()).await.unwrap();
+    pool.unload(V1).await;
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8999).unwrap();
+    let refused = pool.load(V1, cut).await.unwrap_err();
+    assert!(matches!(&refused, ServeError::EngineFailed { detail, .. } if detail.contains("was cut")), "{refused}");
+}
+
+#[tokio::test]
 async fn draining_serves_what_waits_then_stops() {
     let fake = FakeEngineLoader::new();
     let pool = loaded(&fake, ServingSettings::default()).await;

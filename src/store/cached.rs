@@ -11,7 +11,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -32,18 +32,19 @@ pub(crate) struct CachedBlobs<B> {
     dir: PathBuf,
     /// The blobs whose files were mapped or written since the start.
     made: Mutex<HashSet<Digest>>,
-    /// The last file could not be written. Logged once, until it works again.
-    is_failing: AtomicBool,
+    /// The size of a blob whose file could not be made, or 0. It is said once, until as large a file can be made again:
+    /// on a full disk small ones still can.
+    failed_bytes: AtomicUsize,
 }
 
 impl<B: Blobs> CachedBlobs<B> {
-    /// Keeps files of `blobs` in a folder, created if absent, that no other process uses. Without a folder the blobs
-    /// themselves serve.
+    /// Keeps files of `blobs` in a folder, made if absent, that no other process uses. Without such a folder
+    /// the blobs themselves serve.
     pub(crate) fn open(dir: PathBuf, blobs: B) -> Self {
-        let cached = Self { blobs, dir, made: Mutex::default(), is_failing: AtomicBool::new(false) };
+        let cached = Self { blobs, dir, made: Mutex::default(), failed_bytes: AtomicUsize::new(0) };
         let is_unfinished = |name: &str| name.starts_with(UNFINISHED_PREFIX);
         if let Err(error) = cached.make_dir().and_then(|()| cached.remove(is_unfinished)) {
-            cached.cannot_make(&error);
+            cached.cannot_make(1, &error);
         }
         cached
     }
@@ -83,8 +84,8 @@ impl<B: Blobs> CachedBlobs<B> {
         File::open(&self.dir)?.sync_all()
     }
 
-    fn cannot_make(&self, error: &io::Error) {
-        if !self.is_failing.swap(true, Ordering::Relaxed) {
+    fn cannot_make(&self, n_bytes: usize, error: &io::Error) {
+        if self.failed_bytes.compare_exchange(0, n_bytes, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let folder = self.dir.display();
             tracing::warn!(%folder, %error, "no files can be made in the cache folder; blobs are read from the store instead");
         }
@@ -124,7 +125,7 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
             Err(error) => {
                 tracing::warn!(%file, %error, "a cache file is unusable; it is written again from the store");
                 if let Err(error) = remove_file(&path) {
-                    self.cannot_make(&error);
+                    self.cannot_make(1, &error);
                 }
             }
         }
@@ -134,11 +135,13 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
         }
         match self.make(digest, &bytes).and_then(|()| self.mapped(digest)) {
             Ok(mapped) => {
-                self.is_failing.store(false, Ordering::Relaxed);
+                if self.failed_bytes.load(Ordering::Relaxed) <= mapped.len() {
+                    self.failed_bytes.store(0, Ordering::Relaxed);
+                }
                 Ok(mapped)
             }
             Err(error) => {
-                self.cannot_make(&error);
+                self.cannot_make(bytes.len(), &error);
                 Ok(bytes)
             }
         }

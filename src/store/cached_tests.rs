@@ -1,6 +1,6 @@
 use std::{
     io::Write,
-    sync::{Arc, Mutex as StdMutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex as StdMutex},
 };
 
 use super::*;
