@@ -410,5 +410,4 @@ impl<T> Scheduler<T> {
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

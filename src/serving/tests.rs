@@ -405,10 +405,10 @@ async fn an_engine_of_weights_that_were_cut_does_not_serve() {
     let bytes = crate::mapped::map(&std::fs::File::open(&path).unwrap()).unwrap();
     let tensor = TensorData { name: "w".into(), shape: vec![2250], dtype: crate::nn::Dtype::F32, bytes };
     let cut = EngineSource { tensors: vec![tensor], ..source(1) };
-    pool.load(V1, cut.clone()).await.unwrap();
-    pool.unload(V1).await;
+    pool.load(cut.clone()).await.unwrap();
+    pool.unload(&v1()).await;
     std::fs::File::options().write(true).open(&path).unwrap().set_len(8999).unwrap();
-    let refused = pool.load(V1, cut).await.unwrap_err();
+    let refused = pool.load(cut).await.unwrap_err();
     assert!(matches!(&refused, ServeError::EngineFailed { detail, .. } if detail.contains("was cut")), "{refused}");
 }
 

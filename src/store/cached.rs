@@ -172,5 +172,4 @@ fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "cached_tests.rs"]
 mod tests;
