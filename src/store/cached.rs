@@ -32,8 +32,8 @@ pub(crate) struct CachedBlobs<B> {
     dir: PathBuf,
     /// The blobs whose files were mapped or written since the start.
     made: Mutex<HashSet<Digest>>,
-    /// The size of a blob whose file could not be made, or 0. It is said once, until as large a file can be made again:
-    /// on a full disk small ones still can.
+    /// The size of a blob whose file could not be made, or 0. The failure is logged once, until a file of that size can
+    /// be made again. A smaller one proves nothing: a full disk may still have room for it.
     failed_bytes: AtomicUsize,
 }
 
@@ -122,12 +122,14 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
                     tracing::warn!(%file, "a cache file is missing; it is written again from the store");
                 }
             }
-            Err(error) => {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(%file, %error, "a cache file is unusable; it is written again from the store");
                 if let Err(error) = remove_file(&path) {
                     self.cannot_make(1, &error);
                 }
             }
+            // No file is to blame, as without access to the folder: one line is enough.
+            Err(error) => self.cannot_make(1, &error),
         }
         let bytes = self.blobs.get(digest)?;
         if bytes.len() < MIN_BYTES {

@@ -2,7 +2,7 @@
 //!
 //! The decoders are lenient: a JPEG cut in half decodes with a grey lower half, and a WebP chunk may claim more bytes
 //! than the file has, which are then allocated. A file is accepted only if it is complete: every segment or chunk lies
-//! within the bytes, and the format's end mark is there. If only the container is wrong and no pixel is missing, a copy
+//! within the bytes, and the format's end marker is there. If only the container is wrong and no pixel is missing, a copy
 //! is repaired, and a note reports it.
 
 use std::borrow::Cow;

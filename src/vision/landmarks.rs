@@ -113,7 +113,7 @@ impl ShapePredictor {
             return Err(format!("{n} {name} where {n_cascades} cascades have {each} each"));
         }
         if let Some(anchor) = parts.anchors.iter().find(|anchor| **anchor >= 5) {
-            return Err(format!("a pixel lies near landmark {anchor} of 5"));
+            return Err(format!("a pixel refers to landmark {anchor} of 5"));
         }
         if let Some(pixel) = parts.splits.iter().flatten().find(|pixel| **pixel >= n_pixels) {
             return Err(format!("a split compares pixel {pixel} of {n_pixels}"));

@@ -107,5 +107,5 @@ async fn files_cut_while_a_server_loads_end_nothing_and_change_no_answer() {
     assert_eq!(answer(&server).await, first);
     cutting.join().unwrap();
     assert!(server.stop().success());
-    assert!(home.log().contains("a cache file cannot be used"), "no cut met the server");
+    assert!(home.log().contains("a cache file is unusable"), "no cut met the server");
 }

@@ -79,7 +79,7 @@ fn codings_that_are_not_read_are_named() {
 fn every_cut_is_noticed() {
     for format in [As::Jpeg, As::Png, As::WebP] {
         let bytes = encode(format, (48, 32), &quadrants(48, 32), ExtendedColorType::Rgb8, &exif(6));
-        // A JPEG's end mark, a PNG's last chunk: without them every pixel is still there.
+        // A JPEG's end marker, a PNG's last chunk: without them every pixel is still there.
         let n_of_end = match format {
             As::Jpeg => 2,
             As::Png => 12,
@@ -102,7 +102,7 @@ fn every_cut_is_noticed() {
     assert!(matches!(decode_default(&PORTRAIT[..PORTRAIT.len() / 2]), Err(ImageError::Unreadable { .. })));
 }
 
-/// Every form of JPEG is complete without its end mark or with other bytes before it, but not with a byte of pixels
+/// Every form of JPEG is complete without its end marker or with other bytes before it, but not with a byte of pixels
 /// less.
 #[test]
 fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
@@ -141,7 +141,7 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
                     assert!(matches!(result, Err(ImageError::Unreadable { .. })), "{form:?} at {n_bytes}");
                 }
             }
-            // An end mark behind the cut does not make it complete. A cut progressive one lacks what its last scans
+            // An end marker behind the cut does not make it complete. A cut progressive one lacks what its last scans
             // refine.
             for n_bytes in (first_scan + 20..pixels.len() - pixels.len() / 20).step_by(7) {
                 let closed = [&bytes[..n_bytes], end, &bytes[n_bytes..]].concat();

@@ -26,7 +26,7 @@ use huffman::Huffman;
 pub(super) use layout::Layout;
 pub(super) use samples::Channels;
 
-/// The end mark.
+/// The end marker.
 pub(super) const END: [u8; 2] = [0xff, 0xd9];
 
 /// Why the file is not read here.

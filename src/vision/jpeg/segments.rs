@@ -32,7 +32,7 @@ struct Reading<'a> {
 enum Step {
     /// A scan and its data.
     Scan,
-    /// The end mark.
+    /// The end marker.
     End,
     /// Any other segment.
     On,
