@@ -1,6 +1,9 @@
 //! What a source file names, read from its tokens: comments and strings do not count, code in macros does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    slice,
+};
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
@@ -47,7 +50,7 @@ impl Crate {
             sources.iter().map(Code::parse).map(|code| (code.module.clone(), code)).collect();
         let tests: Vec<Vec<String>> = files
             .values()
-            .flat_map(|code| code.test_children.iter().map(|child| [&code.module[..], &[child.clone()]].concat()))
+            .flat_map(|code| code.test_children.iter().map(|child| [&code.module[..], slice::from_ref(child)].concat()))
             .collect();
         files.retain(|module, _| !tests.iter().any(|test| module.starts_with(test)));
         Self { files }
