@@ -1,6 +1,6 @@
 #!/bin/sh
-# Stands in for rustdoc in `cargo test --doc`: makes the documentation instead of running its examples, warnings being
-# errors. `cargo doc` would compile every dependency once more for that; this takes the libraries that the tests use.
+# Stands in for rustdoc in `cargo test --doc`: makes the documentation, with private items and with warnings as errors,
+# and runs no examples. `cargo doc` would compile every dependency again; this uses the libraries that the tests use.
 set -eu
 left=$#
 while [ "$left" -gt 0 ]; do
@@ -12,4 +12,4 @@ while [ "$left" -gt 0 ]; do
   shift
   left=$((left - 1))
 done
-exec rustdoc "$@" -D warnings --out-dir "${CARGO_TARGET_DIR:-target}/doc"
+exec rustdoc "$@" -D warnings -A rustdoc::private-intra-doc-links --document-private-items --out-dir "${CARGO_TARGET_DIR:-target}/doc"

@@ -24,7 +24,7 @@ use crate::{
 Example:
   visage serve --data-dir /srv/visage --training-root /srv/photos")]
 pub(super) struct ServeArgs {
-    /// IP address and port, such as [::1]:50051; port 0 takes a free one [default: 127.0.0.1:50051].
+    /// IP address and port, such as 0.0.0.0:50051; port 0 takes a free one [default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// The folder of all data [default: visage-data].

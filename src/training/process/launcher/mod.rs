@@ -1,11 +1,12 @@
 //! The server's side of a training process: starts it, reads its events, stops it, and never leaves it running.
 //!
-//! [`ProcessLauncher`] runs the program with the job on its standard input and [`WorkerEvent`]s on its standard output
-//! (see [`super::frames`]). One thread supervises each process: it starts the process, forwards its events, and
-//! converts its end into a [`WorkerExit`]. Linux ties the parent-death signal to the thread that forked, so that thread
-//! must live as long as the child. The process gets a group of its own, so that a Ctrl-C in the terminal reaches only
-//! the server, and a kill also reaches the child's children. It stays in the session, where its low priority counts
-//! (see [`super::priority`]).
+//! [`ProcessLauncher`] runs the program with the job on its standard input and
+//! [`worker::WorkerEvent`](crate::proto::worker::WorkerEvent)s on its standard output (see [`super::frames`]). One
+//! thread supervises each process: it starts the process, forwards its events, and converts its end into a
+//! [`running::WorkerExit`]. Linux ties the parent-death signal to the thread that forked, so that thread must live as
+//! long as the child. The process gets a group of its own, so that a Ctrl-C in the terminal reaches only the server,
+//! and a kill also reaches the child's children. It stays in the session, where its low priority counts (see
+//! [`super::priority`]).
 
 mod judge;
 mod running;
