@@ -26,7 +26,8 @@ WITH_LIBTORCH = LIBTORCH="$$($(PYTHON) deploy/fetch_libtorch.py)"; export LIBTOR
 # code and the dependencies of the release binary. The binary itself remains the one of `make build`.
 CHECKED = export RUSTC_WORKSPACE_WRAPPER=clippy-driver CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true; \
-  mkdir -p target/release; [ ! -e $(BINARY) ] || ln -f $(BINARY) $(KEPT); trap '[ ! -e $(KEPT) ] || mv -f $(KEPT) $(BINARY)' EXIT
+  mkdir -p target/release; if [ -e $(BINARY) ]; then rm -f $(KEPT); ln $(BINARY) $(KEPT); fi; \
+  trap 'if [ -e $(KEPT) ]; then rm -f $(BINARY); mv $(KEPT) $(BINARY); fi' EXIT
 KEPT := target/release/visage.kept
 TESTS = --release --workspace --all-targets --locked
 
