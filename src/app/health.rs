@@ -71,8 +71,9 @@ impl App {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
+    use tokio::time::{sleep, timeout};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -116,7 +117,13 @@ mod tests {
         }
         assert_eq!(*health.borrow(), Health { predictions: false, faces: true });
         engines.panic_always(false);
-        assert!(ask(&app).await);
+        // A failed load is tried again after a back-off.
+        let recovered = async {
+            while !ask(&app).await {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), recovered).await.unwrap();
         assert_eq!(*health.borrow(), Health::WELL);
 
         app.serving.shutdown();

@@ -247,7 +247,6 @@ impl Models {
             match loaded {
                 Ok(version) => {
                     self.shared.loading.loaded(version, dependencies);
-                    tracing::info!(version = %name, "loaded");
                     Ok(())
                 }
                 Err(error) if fails_again(&error) => {
