@@ -50,8 +50,8 @@ struct Shared {
     refreshing: Mutex<()>,
     pins: Arc<Pins>,
     loading: Loading,
-    /// Increases whenever an alias moves or a load ends.
-    changes: watch::Sender<u64>,
+    /// Notified when an alias or a collection changes, and when a load ends.
+    changes: watch::Sender<()>,
 }
 
 /// The version of a call, with a pin.
@@ -74,7 +74,8 @@ impl Models {
         default_model: Option<ModelRef>,
     ) -> Result<Self, AppError> {
         let (free, freed) = tokio::sync::mpsc::unbounded_channel();
-        let pins = Pins::new(free);
+        let changes = watch::Sender::new(());
+        let pins = Pins::new(free, changes.clone());
         let aliases = read_aliases(&registry, &Aliases::new(), &pins)?;
         let shared = Arc::new(Shared {
             registry,
@@ -84,7 +85,7 @@ impl Models {
             refreshing: Mutex::default(),
             pins,
             loading: Loading::default(),
-            changes: watch::Sender::new(0),
+            changes,
         });
         loading::unload_what_is_free(&shared, freed);
         Ok(Self { shared })
@@ -354,14 +355,14 @@ impl Models {
         of_model.filter(|(_, pin)| pin.version() == version).map(|(alias, _)| alias.to_string()).collect()
     }
 
-    /// Returns a receiver that changes whenever an alias moves or a load ends.
+    /// Returns a receiver that is notified when an alias or a collection changes, and when a load ends.
     #[must_use]
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.shared.changes.subscribe()
     }
 
     fn changed(&self) {
-        self.shared.changes.send_modify(|n_changes| *n_changes = n_changes.wrapping_add(1));
+        self.shared.changes.send_replace(());
     }
 }
 

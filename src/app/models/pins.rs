@@ -8,7 +8,7 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc::UnboundedSender};
+use tokio::sync::{Notify, mpsc::UnboundedSender, watch};
 
 use crate::names::{AliasName, VersionName};
 
@@ -70,6 +70,8 @@ pub(crate) struct Pins {
     slots: Mutex<HashMap<VersionName, Slot>>,
     /// Receives versions without holders, if a lasting holder was among them.
     free: UnboundedSender<VersionName>,
+    /// Notified when a lasting holder takes or releases a version.
+    changes: watch::Sender<()>,
 }
 
 /// A version that is held or being unloaded.
@@ -90,8 +92,8 @@ pub(crate) struct Closing {
 }
 
 impl Pins {
-    pub(crate) fn new(free: UnboundedSender<VersionName>) -> Arc<Self> {
-        Arc::new(Self { slots: Mutex::default(), free })
+    pub(crate) fn new(free: UnboundedSender<VersionName>, changes: watch::Sender<()>) -> Arc<Self> {
+        Arc::new(Self { slots: Mutex::default(), free, changes })
     }
 
     /// Pins a version, after any unload in progress.
@@ -103,6 +105,7 @@ impl Pins {
                 match &slot.closing {
                     None => {
                         slot.holders.push(holder.clone());
+                        drop(slots);
                         return self.pin(version, holder);
                     }
                     Some(closing) => Arc::clone(closing).notified_owned(),
@@ -119,10 +122,22 @@ impl Pins {
     }
 
     fn pin(self: &Arc<Self>, version: &VersionName, holder: Holder) -> Pin {
+        self.changed(&holder);
         Pin(Arc::new(Held { pins: Arc::clone(self), version: version.clone(), holder }))
     }
 
+    fn changed(&self, holder: &Holder) {
+        if holder.is_lasting() {
+            self.changes.send_replace(());
+        }
+    }
+
     fn release(&self, version: &VersionName, holder: &Holder) {
+        self.remove(version, holder);
+        self.changed(holder);
+    }
+
+    fn remove(&self, version: &VersionName, holder: &Holder) {
         let mut slots = self.slots.lock();
         let Some(slot) = slots.get_mut(version) else { return };
         if let Some(at) = slot.holders.iter().position(|held| held == holder) {
@@ -222,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn a_version_is_free_when_its_last_lasting_holder_and_all_calls_have_let_go() {
         let (free, mut freed) = mpsc::unbounded_channel();
-        let pins = Pins::new(free);
+        let pins = Pins::new(free, watch::Sender::new(()));
         let lasting = pins.hold_now(&version(), alias());
         let of_call = lasting.clone();
         let named = pins.hold(&version(), Holder::Call).await;
@@ -239,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unload_waits_for_calls_and_calls_wait_for_an_unload() {
-        let pins = Pins::new(mpsc::unbounded_channel().0);
+        let pins = Pins::new(mpsc::unbounded_channel().0, watch::Sender::new(()));
         let first = pins.hold(&version(), Holder::Call).await;
         let closing = pins.close(&version()).unwrap();
         assert!(closing.drained().now_or_never().is_none());
@@ -256,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_needed_is_not_closed_and_says_by_whom() {
-        let pins = Pins::new(mpsc::unbounded_channel().0);
+        let pins = Pins::new(mpsc::unbounded_channel().0, watch::Sender::new(()));
         let by_version = pins.hold_now(&version(), Holder::Version(version()));
         let by_alias = pins.hold_now(&version(), alias());
         assert_eq!(pins.close(&version()).err(), Some(alias()));
@@ -266,5 +281,24 @@ mod tests {
         drop(by_version);
         assert!(pins.close(&version()).is_ok());
         assert!(pins.needed().is_empty());
+    }
+    #[tokio::test]
+    async fn changes_of_lasting_holders_are_published() {
+        let changes = watch::Sender::new(());
+        let mut seen = changes.subscribe();
+        let mut is_new = || {
+            let is_new = seen.has_changed().unwrap();
+            seen.mark_unchanged();
+            is_new
+        };
+        let pins = Pins::new(mpsc::unbounded_channel().0, changes);
+        drop(pins.hold(&version(), Holder::Call).await);
+        assert!(!is_new());
+        let of_collection = pins.hold_now(&version(), Holder::Collection("people".to_owned()));
+        assert!(is_new());
+        assert_eq!(pins.compared(), [version()]);
+        drop(of_collection);
+        assert!(is_new());
+        assert!(pins.compared().is_empty());
     }
 }
