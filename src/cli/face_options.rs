@@ -33,7 +33,7 @@ impl From<Faces> for v1::FaceSelection {
 /// The options for a photo's faces.
 #[derive(Args, Clone, Debug)]
 pub(super) struct FaceArgs {
-    /// Which faces of a photo are read.
+    /// Selects the faces of a photo to read.
     #[arg(long, value_enum, default_value_t)]
     faces: Faces,
     /// Also returns each face's embedding; --json shows its numbers.

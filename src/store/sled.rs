@@ -476,7 +476,7 @@ impl Committer {
                 return Err(StoreError::Conflict { table, key: printable(key) });
             }
         }
-        // Of several writes to one key, only the last counts.
+        // If a batch writes one key several times, only the last write counts.
         let mut last = BTreeMap::new();
         for write in &batch.writes {
             match write {

@@ -66,7 +66,7 @@ async fn the_cache_folder_may_be_lost_or_damaged_at_any_time() {
     let named = |file: &PathBuf| home.log().contains(&file.display().to_string());
     assert!(made.iter().all(named), "{}", home.log());
 
-    // What the commands on a data folder do has nothing to do with it.
+    // The commands on a data folder do not use the cache.
     let backup = home.path("backup.visage");
     assert!(home.command(&["export", backup.to_str().unwrap()]).output().unwrap().status.success());
     assert!(home.command(&["doctor"]).output().unwrap().status.success());
