@@ -27,21 +27,11 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 /// When the store fails.
 pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, AppError> {
     let oldest = prost_types::Timestamp::from(now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH));
-    let mut n_forgotten = 0;
-    for page in store.pages(Table::Requests, Range::default()) {
-        let mut batch = Batch::default();
-        for (key, value) in page? {
-            let record = decode_record::<RequestRecord>(Table::Requests, &key, &value)?;
-            if record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos)) {
-                batch.delete(Table::Requests, &key);
-            }
-        }
-        if !batch.writes.is_empty() {
-            n_forgotten += batch.writes.len();
-            store.commit(batch)?;
-        }
-    }
-    Ok(n_forgotten)
+    let is_old = |key: &[u8], value: &[u8]| {
+        let record = decode_record::<RequestRecord>(Table::Requests, key, value)?;
+        Ok(record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos)))
+    };
+    Ok(store.delete_where(Table::Requests, Range::default(), is_old)?)
 }
 
 /// The longest request id, in bytes.

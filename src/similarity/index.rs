@@ -16,9 +16,6 @@ use crate::{
     store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
 };
 
-/// Records read or removed at once.
-const PAGE: usize = 512;
-
 /// A collection to create.
 #[derive(Clone, Debug)]
 pub(crate) struct NewCollection {
@@ -513,16 +510,6 @@ fn not_found(collection: &CollectionId, face: &FaceId) -> SimilarityError {
 }
 
 fn remove_faces(store: &dyn Store, collection: &str) -> Result<(), StoreError> {
-    loop {
-        let range = Range { prefix: faces_of(collection), ..Range::default() };
-        let rows = store.scan(Table::Faces, &range, PAGE)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let mut batch = Batch::default();
-        for (key, _) in &rows {
-            batch.delete(Table::Faces, key);
-        }
-        store.commit(batch)?;
-    }
+    let range = Range { prefix: faces_of(collection), ..Range::default() };
+    store.delete_where(Table::Faces, range, |_, _| Ok(true)).map(drop)
 }

@@ -140,23 +140,12 @@ impl Blobs for StoreBlobs {
     }
 
     fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
-        let mut report = SweepReport::default();
         let is_live =
             |key: &[u8]| key.get(..32).and_then(|k| Digest::try_from(k).ok()).is_some_and(|d| live.contains(&d));
+        let sweep = |table| self.store.delete_where(table, Range::default(), |key, _| Ok(!is_live(key)));
         // Records first: a crash in between leaves chunks without a record, which the next sweep removes.
-        for (table, count) in [(Table::Blobs, &mut report.n_blobs), (Table::BlobChunks, &mut report.n_chunks)] {
-            for page in self.store.pages(table, Range::default()) {
-                let mut batch = Batch::default();
-                for (key, _) in page?.iter().filter(|(key, _)| !is_live(key)) {
-                    batch.delete(table, key);
-                }
-                *count += batch.writes.len();
-                if !batch.writes.is_empty() {
-                    self.store.commit(batch)?;
-                }
-            }
-        }
-        Ok(report)
+        let n_blobs = sweep(Table::Blobs)?;
+        Ok(SweepReport { n_blobs, n_chunks: sweep(Table::BlobChunks)? })
     }
 }
 

@@ -110,6 +110,32 @@ pub(crate) trait StoreExt: Store {
         })
     }
 
+    /// Deletes the entries of a range for which `is_unwanted` is true, one page per commit; returns their number.
+    ///
+    /// # Errors
+    /// Those of `is_unwanted`; errors of the store. Earlier pages are deleted then.
+    fn delete_where(
+        &self,
+        table: Table,
+        range: Range,
+        mut is_unwanted: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<usize, StoreError> {
+        let mut n_deleted = 0;
+        for page in self.pages(table, range) {
+            let mut batch = Batch::default();
+            for (key, value) in page? {
+                if is_unwanted(&key, &value)? {
+                    batch.delete(table, &key);
+                }
+            }
+            if !batch.writes.is_empty() {
+                n_deleted += batch.writes.len();
+                self.commit(batch)?;
+            }
+        }
+        Ok(n_deleted)
+    }
+
     /// Returns the record of a key.
     ///
     /// # Errors
