@@ -6,13 +6,13 @@ use super::{
     App, AppError, Call, Idempotent, blocking,
     models::no_embedding,
     published::Published,
-    registering::{FacesFrom, PublishedWeights, new_version, published_network, read_files, register, verified},
+    registering::{FacesFrom, PublishedWeights, read_files, register, verified},
 };
 use crate::{
     names::{EmbeddingSpace, ModelId, ModelRef, VersionName},
     nn::{IMAGENET_MEAN, IMAGENET_STD, MIN_SIDE_PX, PublishedNetwork, read_weights},
     proto::v1,
-    registry::{NewVersion, Normalised, Origin, Reads},
+    registry::{NewVersion, Normalised, Origin, Reads, published_network},
     training::{Head, Roots},
 };
 
@@ -93,7 +93,7 @@ impl App {
         Ok(NewVersion {
             heads: heads.iter().map(Head::to_proto).collect(),
             embedding_layers: super::embedding_layers(),
-            ..new_version(request.model.clone(), request.architecture, reads, tensors, origin(request))
+            ..NewVersion::new(request.model.clone(), request.architecture, reads, tensors, origin(request))
         })
     }
 

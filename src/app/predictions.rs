@@ -82,20 +82,15 @@ mod tests {
         let years = v1::RegressionHead { unit: "years".into() };
         let labels = ["no", "sometimes", "yes"].map(String::from).to_vec();
         let head = |name: &str, kind| v1::Head { name: name.into(), kind: Some(kind), ..Default::default() };
+        let model = ModelId::parse("model", "faces").unwrap();
+        let normalisation = Normalised { mean: [0.5; 3], std: [0.2; 3] };
+        let reads = Reads::Photos { side_px: 64, min_side_px: 16, normalisation };
         let new = NewVersion {
-            model: ModelId::parse("model", "faces").unwrap(),
-            architecture: v1::Architecture::Resnet18,
             heads: vec![
                 head("age", v1::head::Kind::Regression(years.clone())),
                 head("smoker", v1::head::Kind::Classification(v1::ClassificationHead { labels })),
                 head("bmi", v1::head::Kind::Regression(years)),
             ],
-            reads: Reads::Photos {
-                side_px: 64,
-                min_side_px: 16,
-                normalisation: Normalised { mean: [0.5; 3], std: [0.2; 3] },
-            },
-            tensors: Vec::new(),
             calibrations: vec![HeadCalibration {
                 head: "age".into(),
                 coverage: 0.9,
@@ -103,12 +98,7 @@ mod tests {
                 half_width_per_spread,
                 ..Default::default()
             }],
-            embedding_layers: Vec::new(),
-            metrics: Default::default(),
-            golden: None,
-            thresholds: None,
-            identity: None,
-            origin: Origin::default(),
+            ..NewVersion::new(model, v1::Architecture::Resnet18, reads, Vec::new(), Origin::default())
         };
         new.unregistered().unwrap()
     }

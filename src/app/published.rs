@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     AppError, Idempotent, Models, blocking,
-    registering::{FacesFrom, new_version, published_network, read_files, register, verified},
+    registering::{FacesFrom, read_files, register, verified},
 };
 use crate::{
     names::{ModelId, VersionName},
@@ -19,7 +19,7 @@ use crate::{
         store::{EmbeddingLayer, HeadCalibration},
         v1,
     },
-    registry::{NewVersion, Normalised, Origin, Reads, Version},
+    registry::{NewVersion, Normalised, Origin, Reads, Version, published_network},
     serving::ServingPool,
     vision::{AlignmentBox, CascadeSettings, ChipSettings, DetectorSettings, Point, points},
 };
@@ -151,7 +151,7 @@ impl Published {
             PublishedNetwork::DlibFaceDescriptor => v1::Architecture::DlibFaceDescriptor,
         };
         let has_predictor = tensors.iter().any(|tensor| tensor.name.starts_with(SHAPE_PREFIX));
-        let new = new_version(model, architecture, reads(network, faces, has_predictor)?, tensors, origin);
+        let new = NewVersion::new(model, architecture, reads(network, faces, has_predictor)?, tensors, origin);
         Ok(NewVersion {
             heads: heads(network),
             embedding_layers: embedding_layers(network),

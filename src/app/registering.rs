@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use super::{AppError, Idempotent, Models, models::engine_source};
 use crate::{
     digest::Digest,
-    names::{EmbeddingSpace, ModelId, VersionName},
+    names::{EmbeddingSpace, VersionName},
     nn::{GOLDEN_SEED, Golden, NnError, PublishedNetwork, TensorData, parse_weights, read_file},
     proto::v1,
-    registry::{NewVersion, Origin, Reads, Version},
+    registry::{NewVersion, Version},
     serving::{ServeError, ServingPool},
     training::TrainingError,
 };
@@ -26,19 +26,6 @@ pub(super) struct FacesFrom {
 pub(super) struct PublishedWeights {
     pub(super) tensors: Vec<TensorData>,
     pub(super) digests: BTreeMap<String, String>,
-}
-
-/// Returns the published network of an architecture.
-pub(super) fn published_network(architecture: v1::Architecture) -> Option<PublishedNetwork> {
-    match architecture {
-        v1::Architecture::Mtcnn => Some(PublishedNetwork::Mtcnn),
-        v1::Architecture::DlibAgeGender => Some(PublishedNetwork::DlibAgeGender),
-        v1::Architecture::DlibFaceDescriptor => Some(PublishedNetwork::DlibFaceDescriptor),
-        v1::Architecture::Unspecified
-        | v1::Architecture::Resnet18
-        | v1::Architecture::Resnet34
-        | v1::Architecture::Resnet50 => None,
-    }
 }
 
 /// Reads the weights of a network's files; `place` returns the path of each.
@@ -66,30 +53,6 @@ pub(super) fn read_files(
         weights.tensors.extend(prefixed);
     }
     Ok(weights)
-}
-
-/// Makes a version with only the required parts.
-pub(super) fn new_version(
-    model: ModelId,
-    architecture: v1::Architecture,
-    reads: Reads,
-    tensors: Vec<TensorData>,
-    origin: Origin,
-) -> NewVersion {
-    NewVersion {
-        model,
-        architecture,
-        heads: Vec::new(),
-        reads,
-        tensors,
-        calibrations: Vec::new(),
-        embedding_layers: Vec::new(),
-        metrics: BTreeMap::new(),
-        golden: None,
-        thresholds: None,
-        identity: None,
-        origin,
-    }
 }
 
 /// Runs a version once and stores its golden outputs in it.

@@ -48,6 +48,30 @@ pub(crate) struct NewVersion {
 }
 
 impl NewVersion {
+    /// Makes a version with only the required parts.
+    pub(crate) fn new(
+        model: ModelId,
+        architecture: v1::Architecture,
+        reads: Reads,
+        tensors: Vec<TensorData>,
+        origin: Origin,
+    ) -> Self {
+        Self {
+            model,
+            architecture,
+            heads: Vec::new(),
+            reads,
+            tensors,
+            calibrations: Vec::new(),
+            embedding_layers: Vec::new(),
+            metrics: BTreeMap::new(),
+            golden: None,
+            thresholds: None,
+            identity: None,
+            origin,
+        }
+    }
+
     /// Builds the version without a number; enough to run its network.
     ///
     /// # Errors
@@ -89,9 +113,9 @@ impl NewVersion {
             calibrations: self.calibrations.clone(),
             embedding_layers: self.embedding_layers.clone(),
             metrics: self.metrics.clone(),
-            golden: self.golden.as_ref().map(|golden| store::Golden {
+            golden: self.golden.clone().map(|golden| store::Golden {
                 input_seed: golden.input_seed,
-                outputs: golden.outputs.clone(),
+                outputs: golden.outputs,
                 tolerance: golden.tolerance,
             }),
             training_run: origin.training_run,
@@ -107,6 +131,12 @@ impl NewVersion {
             identity: self.identity.clone(),
             digest: Vec::new(),
         }
+    }
+}
+
+impl From<store::Golden> for Golden {
+    fn from(stored: store::Golden) -> Self {
+        Self { input_seed: stored.input_seed, outputs: stored.outputs, tolerance: stored.tolerance }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) use error::RegistryError;
 pub(crate) use manifest::NewVersion;
 pub(crate) use origin::Origin;
 pub(crate) use reads::{Normalised, Reads};
-pub(crate) use version::{AnswerKind, Head, Interval, Version};
+pub(crate) use version::{AnswerKind, Head, Interval, Version, published_network};
 
 use crate::{
     names::{AliasName, ModelId, VersionName},

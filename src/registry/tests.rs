@@ -15,24 +15,11 @@ fn new_version(model: &str, fill: u8) -> NewVersion {
         dtype: Dtype::F32,
         bytes: vec![fill; 16].into(),
     };
-    NewVersion {
-        model: ModelId::parse("model", model).unwrap(),
-        architecture: crate::proto::v1::Architecture::Resnet18,
-        heads: Vec::new(),
-        reads: Reads::Photos {
-            side_px: 64,
-            min_side_px: 16,
-            normalisation: Normalised { mean: [0.5; 3], std: [0.2; 3] },
-        },
-        tensors: vec![tensor("shared", 0), tensor("own", fill)],
-        calibrations: Vec::new(),
-        embedding_layers: Vec::new(),
-        metrics: BTreeMap::new(),
-        golden: None,
-        thresholds: None,
-        identity: None,
-        origin: Origin::default(),
-    }
+    let model = ModelId::parse("model", model).unwrap();
+    let normalisation = Normalised { mean: [0.5; 3], std: [0.2; 3] };
+    let reads = Reads::Photos { side_px: 64, min_side_px: 16, normalisation };
+    let tensors = vec![tensor("shared", 0), tensor("own", fill)];
+    NewVersion::new(model, v1::Architecture::Resnet18, reads, tensors, Origin::default())
 }
 
 fn registry() -> (Arc<MemoryStore>, Registry) {

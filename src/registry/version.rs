@@ -99,11 +99,7 @@ impl Version {
                 .map(|layer| EmbeddingLayer { name: layer.layer.clone(), dimensions: layer.dimensions as usize })
                 .collect(),
             network,
-            golden: record.golden.as_ref().map(|golden| Golden {
-                input_seed: golden.input_seed,
-                outputs: golden.outputs.clone(),
-                tolerance: golden.tolerance,
-            }),
+            golden: record.golden.clone().map(Golden::from),
             thresholds: record.thresholds,
             identity: record.identity.clone(),
             origin: Origin::of(&record),
@@ -244,20 +240,32 @@ fn network(architecture: i32, heads: &[Head], reads: &Reads) -> Result<NetworkKi
         };
         (head.name.clone(), kind)
     };
-    match (known, residual, reads) {
-        (_, Some(architecture), Reads::Photos { normalisation, .. }) => {
+    match (residual, published_network(known), reads) {
+        (Some(architecture), _, Reads::Photos { normalisation, .. }) => {
             // Dropout has no effect in inference.
             let spec = NetworkSpec { architecture, heads: heads.iter().map(head_kind).collect(), dropout: 0.0 };
             Ok(NetworkKind::Residual { spec, mean: normalisation.mean, std: normalisation.std })
         }
-        (v1::Architecture::Mtcnn, _, Reads::Finds(_)) => Ok(NetworkKind::Published(PublishedNetwork::Mtcnn)),
-        (v1::Architecture::DlibAgeGender, _, Reads::Faces { .. }) => {
-            Ok(NetworkKind::Published(PublishedNetwork::DlibAgeGender))
-        }
-        (v1::Architecture::DlibFaceDescriptor, _, Reads::Faces { .. }) => {
-            Ok(NetworkKind::Published(PublishedNetwork::DlibFaceDescriptor))
-        }
-        (v1::Architecture::Unspecified, ..) => Err(format!("its architecture {architecture} is not known")),
-        (known, ..) => Err(format!("a {} cannot read its input", known.as_str_name())),
+        (_, Some(network @ PublishedNetwork::Mtcnn), Reads::Finds(_))
+        | (
+            _,
+            Some(network @ (PublishedNetwork::DlibAgeGender | PublishedNetwork::DlibFaceDescriptor)),
+            Reads::Faces { .. },
+        ) => Ok(NetworkKind::Published(network)),
+        _ if known == v1::Architecture::Unspecified => Err(format!("its architecture {architecture} is not known")),
+        _ => Err(format!("a {} cannot read its input", known.as_str_name())),
+    }
+}
+
+/// Returns the published network of an architecture; `None` for those that this project trains.
+pub(crate) fn published_network(architecture: v1::Architecture) -> Option<PublishedNetwork> {
+    match architecture {
+        v1::Architecture::Mtcnn => Some(PublishedNetwork::Mtcnn),
+        v1::Architecture::DlibAgeGender => Some(PublishedNetwork::DlibAgeGender),
+        v1::Architecture::DlibFaceDescriptor => Some(PublishedNetwork::DlibFaceDescriptor),
+        v1::Architecture::Unspecified
+        | v1::Architecture::Resnet18
+        | v1::Architecture::Resnet34
+        | v1::Architecture::Resnet50 => None,
     }
 }

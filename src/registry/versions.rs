@@ -216,27 +216,19 @@ impl Registry {
 
     /// Returns a version that depends on this one, if there is any.
     fn dependent(&self, version: &VersionName) -> Result<Option<VersionName>, RegistryError> {
-        let mut found = None;
-        self.each_version(|record| {
+        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
+            let (_, record) = row?;
             let chip = record.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref());
             let depends = chip.is_some_and(|chip| {
                 let space = EmbeddingSpace::parse("space", &chip.embedding_space);
                 VersionName::parse("detector", &chip.detector).is_ok_and(|detector| detector == *version)
                     || space.is_ok_and(|space| space.version == *version)
             });
-            if depends && found.is_none() {
-                found = Some(name_of(record));
+            if depends {
+                return Ok(Some(name_of(&record)));
             }
-        })?;
-        Ok(found)
-    }
-
-    /// Calls `look` with every manifest, in no particular order.
-    fn each_version(&self, mut look: impl FnMut(&VersionRecord)) -> Result<(), RegistryError> {
-        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
-            look(&row?.1);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Deletes the blobs that no manifest names.
@@ -246,9 +238,10 @@ impl Registry {
     pub(crate) fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write();
         let mut live = HashSet::new();
-        self.each_version(|record| {
+        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
+            let (_, record) = row?;
             live.extend(record.tensors.iter().filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));
-        })?;
+        }
         Ok(self.blobs.sweep(&live)?)
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error};
+use super::{Active, RunErrorKind, Runs, blocking, feed, record_batch, run_error, run_name};
 use crate::{
     app::AppError,
     digest::Digest,
@@ -210,34 +210,27 @@ async fn register(
     record.metrics = finished.metrics.clone();
     let model = ModelId::parse("model", &record.model)?;
     let recipe = record.recipe.clone().unwrap_or_default();
+    let architecture = recipe.architecture();
     let parent_version = match &recipe.warm_start {
         Some(v1::recipe::WarmStart::Version(name)) => Some(VersionName::parse("recipe.version", name)?),
         _ => None,
     };
+    let reads = Reads::parse(finished.preprocessing.as_ref())
+        .map_err(|detail| AppError::Internal(format!("the training process made an invalid version: {detail}")))?;
+    let origin = Origin {
+        training_run: run_name(&record.id),
+        recipe: Some(recipe),
+        data_fingerprint: record.data.as_ref().map(|d| d.fingerprint.clone()).unwrap_or_default(),
+        parent_version,
+        ..Origin::default()
+    };
     let new = NewVersion {
-        model: model.clone(),
-        architecture: recipe.architecture(),
         heads: finished.heads,
-        reads: Reads::parse(finished.preprocessing.as_ref())
-            .map_err(|detail| AppError::Internal(format!("the training process made an invalid version: {detail}")))?,
-        tensors,
         calibrations: finished.calibrations,
         embedding_layers: crate::app::embedding_layers(),
         metrics: finished.metrics,
-        golden: finished.golden.map(|golden| Golden {
-            input_seed: golden.input_seed,
-            outputs: golden.outputs,
-            tolerance: golden.tolerance,
-        }),
-        thresholds: None,
-        identity: None,
-        origin: Origin {
-            training_run: format!("trainingRuns/{}", record.id),
-            recipe: Some(recipe),
-            data_fingerprint: record.data.as_ref().map(|d| d.fingerprint.clone()).unwrap_or_default(),
-            parent_version,
-            ..Origin::default()
-        },
+        golden: finished.golden.map(Golden::from),
+        ..NewVersion::new(model, architecture, reads, tensors, origin)
     };
     let mut ended = record.clone();
     ended.set_state(v1::RunState::Succeeded);
