@@ -106,15 +106,6 @@ impl Loading {
         std::mem::take(&mut entry.dependencies)
     }
 
-    /// Records if a load failed. Overload and a stopping server do not count: they are not the version's fault.
-    fn tried(&self, version: &VersionName, error: Option<&AppError>) {
-        let says_nothing =
-            |error: &AppError| matches!(error, AppError::Serve(ServeError::Overloaded { .. } | ServeError::Stopping));
-        if !error.is_some_and(says_nothing) {
-            self.entries.lock().entry(version.clone()).or_default().has_failed = error.is_some();
-        }
-    }
-
     /// Returns if the version's last load failed, and its dependencies if known.
     fn standing(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
         let entries = self.entries.lock();
@@ -122,8 +113,17 @@ impl Loading {
         (entry.has_failed, entry.dependencies.iter().map(|pin| pin.version().clone()).collect())
     }
 
-    /// Records a failure; returns the error for callers.
+    /// Records a failed load; returns the error for callers. Overload and a stopping server do not count: they are not
+    /// the version's fault. A failure that a retry would repeat starts a back-off.
     fn failed(&self, version: &VersionName, error: AppError, dependencies: Vec<Pin>) -> AppError {
+        if matches!(error, AppError::Serve(ServeError::Overloaded { .. } | ServeError::Stopping)) {
+            return error;
+        }
+        if !fails_again(&error) {
+            self.entries.lock().entry(version.clone()).or_default().has_failed = true;
+            return error;
+        }
+        tracing::error!(%version, %error, "a version cannot be loaded");
         let now = Instant::now();
         let mut entries = self.entries.lock();
         let entry = entries.entry(version.clone()).or_default();
@@ -131,7 +131,8 @@ impl Loading {
         let back_off = FIRST_BACK_OFF.saturating_mul(1 << n_failures.min(16)).min(LONGEST_BACK_OFF);
         let failure = Failure { error: Arc::new(error), n_failures: n_failures + 1, until: now + back_off };
         let refusal = failure.refusal(version, now);
-        (entry.is_loaded, entry.failure, entry.dependencies) = (false, Some(failure), dependencies);
+        (entry.is_loaded, entry.has_failed, entry.failure) = (false, true, Some(failure));
+        entry.dependencies = dependencies;
         refusal
     }
 }
@@ -241,20 +242,15 @@ impl Models {
                 return Ok(());
             }
             let mut dependencies = Vec::new();
-            let loaded = self.load_with(name, &mut dependencies).await;
-            self.shared.loading.tried(name, loaded.as_ref().err());
-            self.changed();
-            match loaded {
+            let loaded = match self.load_with(name, &mut dependencies).await {
                 Ok(version) => {
                     self.shared.loading.loaded(version, dependencies);
                     Ok(())
                 }
-                Err(error) if fails_again(&error) => {
-                    tracing::error!(version = %name, %error, "a version cannot be loaded");
-                    Err(self.shared.loading.failed(name, error, dependencies))
-                }
-                Err(error) => Err(error),
-            }
+                Err(error) => Err(self.shared.loading.failed(name, error, dependencies)),
+            };
+            self.changed();
+            loaded
         })
     }
 
@@ -282,8 +278,20 @@ impl Models {
     /// # Errors
     /// [`RegistryError::InUse`] while it has a lasting holder.
     async fn unload_now(&self, version: &VersionName) -> Result<(), AppError> {
-        let closing = self.shared.pins.close(version).map_err(|holder| in_use(version, &holder))?;
+        self.unload_after(version, async { Ok(()) }).await
+    }
+
+    /// As [`Models::unload_now`]. While no call can use the version, first awaits `last`; if that fails, the version stays
+    /// loaded.
+    async fn unload_after(
+        &self,
+        version: &VersionName,
+        last: impl Future<Output = Result<(), AppError>>,
+    ) -> Result<(), AppError> {
+        let in_use = |by: Holder| RegistryError::InUse { what: version.to_string(), by: by.to_string() };
+        let closing = self.shared.pins.close(version).map_err(in_use)?;
         closing.drained().await;
+        last.await?;
         self.shared.serving.unload(version).await;
         drop(self.shared.loading.unloaded(version));
         Ok(())
@@ -328,13 +336,8 @@ impl Models {
         let models = self.clone();
         detached(async move {
             let _lifecycle = models.lock_lifecycle(&version).await;
-            let closing = models.shared.pins.close(&version).map_err(|holder| in_use(&version, &holder))?;
-            closing.drained().await;
             let (registry, name) = (Arc::clone(&models.shared.registry), version.clone());
-            blocking(move || Ok(registry.delete_version(&name)?)).await?;
-            models.shared.serving.unload(&version).await;
-            drop(models.shared.loading.unloaded(&version));
-            Ok(())
+            models.unload_after(&version, blocking(move || Ok(registry.delete_version(&name)?))).await
         })
         .await
     }
@@ -354,8 +357,4 @@ pub(crate) fn engine_source(version: &Version, tensors: Vec<TensorData>) -> Engi
         golden: version.golden.clone(),
         tensors,
     }
-}
-
-fn in_use(version: &VersionName, holder: &Holder) -> AppError {
-    RegistryError::InUse { what: version.to_string(), by: holder.to_string() }.into()
 }
