@@ -76,8 +76,8 @@ pub(super) struct Device {
     work: Condvar,
     /// Wakes the loader.
     errands: Condvar,
-    /// Increases whenever a version's state changes.
-    changes: watch::Sender<u64>,
+    /// Notified when a version's state changes.
+    changes: watch::Sender<()>,
 }
 
 impl Device {
@@ -97,7 +97,7 @@ impl Device {
             state: Mutex::new(state),
             work: Condvar::new(),
             errands: Condvar::new(),
-            changes: watch::Sender::new(0),
+            changes: watch::Sender::new(()),
         }
     }
 
@@ -226,12 +226,12 @@ impl Device {
         self.state.lock().slots.get(version).map_or(LoadState::Unloaded, |slot| slot.phase.state())
     }
 
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
 
     fn changed(&self) {
-        self.changes.send_modify(|n_changes| *n_changes = n_changes.wrapping_add(1));
+        self.changes.send_replace(());
     }
 
     pub(super) fn is_taking(&self) -> bool {

@@ -108,9 +108,9 @@ impl ServingPool {
         self.inner.device.state(version)
     }
 
-    /// A counter that increases whenever a version's state changes or the executor ends.
+    /// Returns a receiver that is notified when a version's state changes or a thread ends.
     #[must_use]
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.inner.device.changes()
     }
 

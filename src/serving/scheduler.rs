@@ -25,6 +25,11 @@ fn bucket_for(n_images: usize) -> usize {
     BUCKETS.into_iter().find(|&b| b >= n_images).unwrap_or(BUCKETS[BUCKETS.len() - 1])
 }
 
+/// Returns the largest bucket of at most `n_images`, or 1.
+fn bucket_within(n_images: usize) -> usize {
+    BUCKETS.into_iter().rfind(|&b| b <= n_images).unwrap_or(1)
+}
+
 /// The order of images when more wait than the device can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Priority {
@@ -199,7 +204,7 @@ impl<T> Scheduler<T> {
     /// Opens a version's queue for at most `capacity`; batches hold at most `max_batch`, rounded down to a bucket. An
     /// existing queue is reopened with its images.
     pub(crate) fn add_version(&mut self, version: &VersionName, capacity: Capacity, max_batch: usize) {
-        let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
+        let max_batch = bucket_within(max_batch);
         let queue = self.queues.entry(version.clone()).or_insert_with(|| Queue::new(capacity, max_batch));
         (queue.capacity, queue.max_batch, queue.draining) = (capacity, max_batch, false);
     }
@@ -362,8 +367,7 @@ impl<T> Scheduler<T> {
     /// Lowers the version's largest batch when the device had no memory for more.
     pub(crate) fn limit_batch(&mut self, version: &VersionName, max_batch: usize) {
         if let Some(queue) = self.queues.get_mut(version) {
-            let max_batch = BUCKETS.iter().copied().rfind(|&b| b <= max_batch).unwrap_or(1);
-            queue.max_batch = queue.max_batch.min(max_batch);
+            queue.max_batch = queue.max_batch.min(bucket_within(max_batch));
         }
     }
 
