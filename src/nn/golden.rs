@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn the_golden_input_is_the_same_everywhere() {
         let image = golden_input(1, 32);
-        assert_eq!(crc32fast::hash(&image), crc32fast::hash(&golden_input(1, 32)));
+        assert_eq!(crc32fast::hash(&image), 2_736_553_145);
         assert_ne!(image, golden_input(2, 32));
         assert_eq!(image[..6], golden_input(1, 32)[..6]);
     }
