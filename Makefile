@@ -100,10 +100,10 @@ eval: measure ## Measure quality on a folder (DATA=, SUITE=faces or training; bo
 	done; \
 	exit $$missed
 
-bench: measure ## Measure speed beside peers (SUITE=training, serve or similar; all without it), likewise
+bench: measure ## Measure speed beside peers (SUITE=training, serve, similar or store; all without it), likewise
 	@$(WITH_PEERS); $(WITH_WEIGHTS); mkdir -p $(EVIDENCE); \
 	missed=0; \
-	for suite in $(or $(SUITE),training serve similar); do \
+	for suite in $(or $(SUITE),training serve similar store); do \
 	  $(MEASURE) bench --suite "$$suite" --json "$(EVIDENCE)/$$suite.json" $(ARGS) || missed=1; \
 	done; \
 	exit $$missed

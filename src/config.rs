@@ -261,11 +261,13 @@ impl Default for SimilarityConfig {
 pub(crate) struct StoreConfig {
     /// The size of the engine's page cache, in bytes; the engine may exceed it.
     pub cache_bytes: u64,
+    /// Free bytes that writes leave on the disk; below it, only reads and deletions are served.
+    pub reserve_bytes: u64,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20 }
+        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20 }
     }
 }
 

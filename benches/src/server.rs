@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -73,6 +74,22 @@ impl ServerProcess {
         let mut system = System::new().context("the list of processes")?;
         system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
         Ok(system.process(pid).context("the server's process")?.memory() as f64 / (1024.0 * 1024.0))
+    }
+
+    /// Waits until the process has used less than a twentieth of a core for so long.
+    pub(crate) async fn wait_until_idle(&self, wanted: Duration) -> anyhow::Result<()> {
+        let pid = Pid::from_u32(self.child.id().context("the server's process id")?);
+        let mut system = System::new().context("the list of processes")?;
+        loop {
+            system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
+            let before = system.process(pid).context("the server's process")?.accumulated_cpu_time();
+            tokio::time::sleep(wanted).await;
+            system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
+            let after = system.process(pid).context("the server's process")?.accumulated_cpu_time();
+            if after.saturating_sub(before) * 20 < wanted.as_millis() as u64 {
+                return Ok(());
+            }
+        }
     }
 
     /// Counts the log's lines at level ERROR, which someone would have to look into.

@@ -1,6 +1,6 @@
 //! A server for suites that train, in a temporary folder that may also hold training data.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
@@ -47,6 +47,11 @@ impl TrainingServer {
     /// The folder for the suite's own training data.
     pub(crate) fn root(&self) -> PathBuf {
         self.folder.path().join("root")
+    }
+
+    /// Waits until the server has used next to no processor for a while.
+    pub(crate) async fn wait_until_idle(&self, wanted: Duration) -> anyhow::Result<()> {
+        self.process.wait_until_idle(wanted).await
     }
 
     /// Stops the server and waits for its end.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -83,6 +86,15 @@ pub(crate) enum Wanted {
     LikeFace(FaceId),
 }
 
+/// Sets a flag when it is dropped.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Faces {
     /// Serves the collections of `index`.
     #[must_use]
@@ -94,6 +106,11 @@ impl Faces {
         };
         let pins = Arc::new(Mutex::new(index.spaces().into_iter().map(pin).collect()));
         Self { store, index, models, photos, searches: Arc::new(Semaphore::new(n_cores)), pins }
+    }
+
+    /// The number of damaged faces met so far.
+    pub(super) fn n_damaged(&self) -> usize {
+        self.index.n_damaged()
     }
 
     /// Creates a collection in the space that `space` resolves to now.
@@ -187,17 +204,24 @@ impl Faces {
         let commit = move |(embedding, space, _), once: &Idempotent| {
             let new = NewFace { id: face, subject, labels };
             let record = index.enroll(&id, new, &embedding, &space, |record| {
-                // Only the name is kept, because deleting the face must delete its data.
+                // No more than what identifies this face is kept, because deleting the face must delete its data.
                 let name = face_to_proto(&id, record).name;
-                once.remember(&v1::Face { name, ..v1::Face::default() })
+                once.remember(&v1::Face { name, create_time: record.create_time, ..v1::Face::default() })
             })?;
             Ok(face_to_proto(&id, &record))
         };
         match once.run::<_, _, v1::Face>(&self.store, prepare, commit).await? {
             Answer::New(face) => Ok(face),
             Answer::Stored(enrolled) => {
-                let FaceName { collection, face } = FaceName::parse("name", &enrolled.name)?;
-                self.get(call, collection, face).await
+                let name = FaceName::parse("name", &enrolled.name)?;
+                let found = self.get(call, name.collection.clone(), name.face.clone()).await?;
+                // Older servers remembered no time.
+                if enrolled.create_time.is_none_or(|time| found.create_time == Some(time)) {
+                    Ok(found)
+                } else {
+                    // Another face has been enrolled under the id since.
+                    Err(SimilarityError::FaceNotFound { name: name.to_string() }.into())
+                }
             }
         }
     }
@@ -264,12 +288,17 @@ impl Faces {
         let id = collection.clone();
         let place = Arc::clone(&self.searches).acquire_owned().await.map_err(|_| AppError::Stopping)?;
         let of_call = call.clone();
+        let is_left = Arc::new(AtomicBool::new(false));
+        // If the caller leaves, this future is dropped, and the search must not hold its core any longer.
+        let _guard = SetOnDrop(Arc::clone(&is_left));
         let found = blocking(move || {
             let _place = place;
-            if of_call.time_left().is_some_and(|left| left.is_zero()) {
+            let is_late = || of_call.time_left().is_some_and(|left| left.is_zero());
+            if is_late() {
                 return Err(AppError::DeadlineExceeded { during: "the wait for a search" });
             }
-            Ok(index.search(&id, &Query { target, k, min_score, exact })?)
+            let is_void = || is_left.load(Ordering::Relaxed) || is_late();
+            Ok(index.search(&id, &Query { target, k, min_score, exact }, &is_void)?)
         })
         .await?;
         let version = self.models.version(&found.space.version).await?;

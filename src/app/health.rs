@@ -1,9 +1,13 @@
 //! The server's health, as health checks report it.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
-use super::{App, Models};
-use crate::serving::ServingPool;
+use super::App;
+
+/// How often the health is computed without a change.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What works now. Overload and invalid requests do not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,17 +16,26 @@ pub(crate) struct Health {
     pub predictions: bool,
     /// At least one version that collections compare with works, or there is no collection.
     pub faces: bool,
+    /// The store takes writes. Reads and predictions work without.
+    pub writes: bool,
+    /// No stored record is known to be damaged or lost. What is not damaged is served.
+    pub whole: bool,
 }
 
 impl Health {
     /// The health before any failure is known.
-    pub(super) const WELL: Self = Self { predictions: true, faces: true };
+    pub(super) const WELL: Self = Self { predictions: true, faces: true, writes: true, whole: true };
 
     /// A version is broken if it could not be loaded or fails every photo. A version that is not loaded yet is not
     /// broken: the first call loads it.
-    fn of(models: &Models, serving: &ServingPool) -> Self {
+    fn of(app: &App) -> Self {
+        let App { models, serving, .. } = app;
+        let (writes, whole) = {
+            let store = app.store_state.borrow();
+            (store.writes_refused.is_none(), store.damage.is_empty() && app.faces.n_damaged() == 0)
+        };
         if !serving.is_taking() {
-            return Self { predictions: false, faces: false };
+            return Self { predictions: false, faces: false, writes, whole };
         }
         let champion = models.resolve(None).ok();
         let compared = models.compared();
@@ -30,6 +43,8 @@ impl Health {
             predictions: champion.is_none_or(|version| !models.is_broken(&version)),
             // One collection's broken version must not disable the others.
             faces: compared.is_empty() || compared.iter().any(|version| !models.is_broken(version)),
+            writes,
+            whole,
         }
     }
 }
@@ -49,11 +64,15 @@ impl App {
 
     /// Keeps [`App::health`] up to date until the server stops.
     pub(crate) async fn keep_health(&self) {
-        let (mut device, mut models) = (self.serving.changes(), self.models.changes());
+        let (mut device, mut models, mut store) =
+            (self.serving.changes(), self.models.changes(), self.store_state.clone());
         let mut changed = async || {
             tokio::select! {
                 changed = device.changed() => changed.is_ok(),
                 changed = models.changed() => changed.is_ok(),
+                changed = store.changed() => changed.is_ok(),
+                // Damage that a search meets is only counted.
+                () = tokio::time::sleep(LOOK_EVERY) => true,
             }
         };
         while self.stopping.run_until_cancelled(changed()).await.unwrap_or(false) {
@@ -62,7 +81,7 @@ impl App {
     }
 
     fn update_health(&self) {
-        let now = Health::of(&self.models, &self.serving);
+        let now = Health::of(self);
         if self.health.send_if_modified(|health| std::mem::replace(health, now) != now) {
             tracing::info!(?now, "health has changed");
         }
@@ -115,7 +134,7 @@ mod tests {
         for _ in 0..4 {
             assert!(!ask(&app).await);
         }
-        assert_eq!(*health.borrow(), Health { predictions: false, faces: true });
+        assert_eq!(*health.borrow(), Health { predictions: false, ..Health::WELL });
         engines.panic_always(false);
         // A failed load is tried again after a back-off.
         let recovered = async {
@@ -128,6 +147,10 @@ mod tests {
 
         app.serving.shutdown();
         app.update_health();
-        assert_eq!(*health.borrow(), Health { predictions: false, faces: false }, "without the device's threads");
+        assert_eq!(
+            *health.borrow(),
+            Health { predictions: false, faces: false, ..Health::WELL },
+            "without the device's threads"
+        );
     }
 }

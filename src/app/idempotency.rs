@@ -28,7 +28,14 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, AppError> {
     let oldest = prost_types::Timestamp::from(now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH));
     let is_old = |key: &[u8], value: &[u8]| {
-        let record = decode_record::<RequestRecord>(Table::Requests, key, value)?;
+        let record = match decode_record::<RequestRecord>(Table::Requests, key, value) {
+            Ok(record) => record,
+            Err(error) => {
+                // It answers no request, and its age is unknown. Kept, it would never be deleted.
+                tracing::error!(%error, "a damaged answer of a request id is deleted");
+                return Ok(true);
+            }
+        };
         Ok(record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos)))
     };
     Ok(store.delete_where(Table::Requests, Range::default(), is_old)?)
@@ -144,14 +151,19 @@ impl Idempotent {
 
     fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
         let Some(key) = &self.0 else { return Ok(None) };
-        let Some(record) = store.get_record::<RequestRecord>(Table::Requests, &key.table_key)? else {
-            return Ok(None);
-        };
+        let Some(stored) = store.get(Table::Requests, &key.table_key)? else { return Ok(None) };
+        let record: RequestRecord = decode_record(Table::Requests, &key.table_key, &stored)?;
         if record.body_digest != *key.body_digest {
             return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
-        // The record read may not be flushed yet; an empty commit waits for that flush.
-        store.commit(Batch::default())?;
+        // The record read may not be durable yet, and may never be. This commit waits until it is.
+        let mut durable = Batch::default();
+        durable.require_equals(Table::Requests, &key.table_key, stored);
+        match store.commit(durable) {
+            Ok(()) => {}
+            Err(StoreError::Conflict { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
         M::decode(record.response.as_slice()).map(Some).map_err(|e| {
             AppError::Store(StoreError::Corrupt {
                 what: format!("the stored answer of request id {:?}", key.request_id),
@@ -261,6 +273,16 @@ mod tests {
         assert_eq!(enroll(&store, asked("a", "x"), "again").await.unwrap(), Answer::Stored(named("first")));
         assert_eq!(forget_old(&*store, now + KEPT_FOR + Duration::from_secs(60)).unwrap(), 1);
         assert_eq!(enroll(&store, asked("a", "x"), "again").await.unwrap(), Answer::New(named("again")));
+    }
+
+    /// Regression: one damaged answer kept all others for ever.
+    #[tokio::test]
+    async fn a_damaged_answer_is_deleted_and_keeps_no_other() {
+        let store = store();
+        enroll(&store, asked("a", "x"), "first").await.unwrap();
+        let damaged = crate::store::Write::Put(Table::Requests, b"A damaged one".to_vec(), b"damaged".to_vec());
+        store.commit(Batch { writes: vec![damaged], ..Batch::default() }).unwrap();
+        assert_eq!(forget_old(&*store, SystemTime::now() + KEPT_FOR + Duration::from_secs(60)).unwrap(), 2);
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ pub(crate) use health::Health;
 pub(crate) use idempotency::Idempotent;
 pub(crate) use import::Import;
 pub(crate) use models::Models;
+use paging::PageKey;
 pub(crate) use paging::{Page, PageLimits, PageRequest, Paged};
 pub(crate) use photos::{Photos, Wants};
 pub(crate) use predict::predict;
@@ -43,14 +44,14 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, StoreConfig},
     names::ModelRef,
     nn,
     proto::store::EmbeddingLayer,
-    registry::Registry,
+    registry::{Registry, RegistryError},
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs},
+    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreError, StoreState},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
 };
@@ -72,6 +73,7 @@ pub(crate) struct App {
     roots: Roots,
     serving: ServingPool,
     health: watch::Sender<Health>,
+    store_state: watch::Receiver<StoreState>,
     store: Arc<dyn Store>,
     /// Allows one import at a time.
     imports: Arc<Semaphore>,
@@ -124,12 +126,16 @@ impl App {
 
     fn open_blocking(config: &Config, backends: Backends, stopping: CancellationToken) -> Result<Self, AppError> {
         let data_dir = &config.data_dir;
-        let store: Arc<dyn Store> =
-            store::open(&data_dir.join("store"), &SledSettings { cache_bytes: config.store.cache_bytes })?;
+        let store: Arc<dyn Store> = store::open(&data_dir.join("store"), &store_settings(&config.store))?;
         let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
         let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
-        let swept = registry.sweep_orphans()?;
-        tracing::info!(?swept, "deleted the blobs that no version names");
+        match registry.sweep_orphans() {
+            Ok(swept) => tracing::info!(?swept, "deleted the blobs that no version names"),
+            Err(RegistryError::Store(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. }))) => {
+                tracing::warn!(%error, "blobs that no version names are deleted at a later start");
+            }
+            Err(error) => return Err(error.into()),
+        }
         let roots = Roots::new(config.training.roots.clone())?;
         let serving = ServingPool::start(
             ServingSettings {
@@ -179,7 +185,11 @@ impl App {
                 max_pixels: config.images.max_pixels,
             },
         )?;
-        let page_limits = PageLimits { default_size: config.pages.default_size, max_size: config.pages.max_size };
+        let page_limits = PageLimits {
+            default_size: config.pages.default_size,
+            max_size: config.pages.max_size,
+            key: PageKey::of(&*store)?,
+        };
         Ok(Self {
             models,
             photos,
@@ -190,6 +200,7 @@ impl App {
             roots,
             serving,
             health: watch::Sender::new(Health::WELL),
+            store_state: store.state(),
             store,
             imports: Arc::new(Semaphore::new(1)),
         })
@@ -229,6 +240,12 @@ impl App {
         };
         runs_ended && tokio::time::timeout_at(deadline.into(), ended).await.is_ok()
     }
+}
+
+/// Returns the engine's settings of a configuration.
+#[must_use]
+pub(crate) fn store_settings(config: &StoreConfig) -> SledSettings {
+    SledSettings { cache_bytes: config.cache_bytes, reserve_bytes: config.reserve_bytes }
 }
 
 /// Returns the layers of the ResNets whose outputs can be compared.

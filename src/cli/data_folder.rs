@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::output::{self, say};
 use crate::{
+    app::store_settings,
     config::{Config, Flags},
     store::{self, Finding, SledSettings, SledStore, Store, StoreError},
 };
@@ -76,7 +77,7 @@ struct Place {
 impl Folder {
     fn place(&self, config: Option<&Path>) -> anyhow::Result<Place> {
         let config = Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config;
-        let settings = SledSettings { cache_bytes: config.store.cache_bytes };
+        let settings = store_settings(&config.store);
         Ok(Place { dir: config.data_dir.join("store"), settings, json: self.json })
     }
 }
@@ -125,7 +126,13 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
             report.findings.iter().map(|f| json!({ "what": f.what, "affects": f.affects })).collect();
         say!(
             "{}",
-            json!({ "format": format, "entries": report.entries, "blobs": report.n_blobs, "findings": findings })
+            json!({
+                "format": format,
+                "entries": report.entries,
+                "blobs": report.n_blobs,
+                "unfinished_blobs": report.n_unfinished_blobs,
+                "findings": findings,
+            })
         )?;
     } else {
         for finding in &report.findings {
@@ -138,6 +145,9 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
             format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
             if n == 0 { "no damage".to_owned() } else { format!("{n} findings") }
         )?;
+        if report.n_unfinished_blobs > 0 {
+            say!("{} unfinished blobs: the next start deletes them", report.n_unfinished_blobs)?;
+        }
         if n > 0 {
             say!("To restore an export from before the damage: visage import --data-dir NEW EXPORT")?;
         }

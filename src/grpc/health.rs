@@ -9,6 +9,9 @@ use crate::app::Health;
 /// The health protocol's name for the whole server.
 const WHOLE: &str = "";
 
+/// The name for the store: not serving while writes are refused, or if a record is damaged or lost.
+const STORE: &str = "visage.store";
+
 /// Reports the health of every service that has one, and of the whole server.
 pub(super) struct Reporter {
     reporter: HealthReporter,
@@ -28,10 +31,10 @@ impl Reporter {
 
     /// Reports the changes; `None` while the server is opening or draining.
     pub(super) async fn report(&mut self, health: Option<Health>) {
-        for (name, needs) in reported() {
-            let is_well = serves(health, needs);
+        for (name, subject) in reported() {
+            let is_well = serves(health, subject);
             // Watchers would receive every report, even an unchanged one.
-            if is_well != serves(self.last, needs) {
+            if is_well != serves(self.last, subject) {
                 let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
                 self.reporter.set_service_status(name, status).await;
             }
@@ -51,17 +54,27 @@ impl Reporter {
     }
 }
 
-/// Returns what is reported and what each needs; the whole server needs everything.
-fn reported() -> impl Iterator<Item = (&'static str, Option<Needs>)> {
-    let services = METHODS.iter().filter(|service| service.needs.is_some());
-    services.map(|service| (service.name, service.needs)).chain([(WHOLE, None)])
+/// What a reported name stands for.
+#[derive(Clone, Copy)]
+enum Subject {
+    Service(Needs),
+    Store,
+    /// The whole server.
+    Whole,
 }
 
-fn serves(health: Option<Health>, needs: Option<Needs>) -> bool {
-    health.is_some_and(|health| match needs {
-        Some(Needs::Nothing) => true,
-        Some(Needs::Predictions) => health.predictions,
-        Some(Needs::Faces) => health.faces,
-        None => health.predictions && health.faces,
+/// Returns the names that are reported.
+fn reported() -> impl Iterator<Item = (&'static str, Subject)> {
+    let services = METHODS.iter().filter_map(|service| Some((service.name, Subject::Service(service.needs?))));
+    services.chain([(STORE, Subject::Store), (WHOLE, Subject::Whole)])
+}
+
+fn serves(health: Option<Health>, subject: Subject) -> bool {
+    health.is_some_and(|health| match subject {
+        Subject::Service(Needs::Nothing) => true,
+        Subject::Service(Needs::Predictions) => health.predictions,
+        Subject::Service(Needs::Faces) => health.faces,
+        Subject::Store => health.writes && health.whole,
+        Subject::Whole => health.predictions && health.faces && health.writes,
     })
 }

@@ -27,6 +27,9 @@ use crate::{
 /// The default retry delay.
 const RETRY_SOON: Duration = Duration::from_millis(200);
 
+/// The time to wait for a condition that an operator must end.
+const RETRY_LATER: Duration = Duration::from_secs(5);
+
 /// The wire form of an error.
 struct Row {
     code: Code,
@@ -259,6 +262,7 @@ fn similarity_row(error: &SimilarityError) -> Row {
                 .with("got", got)
                 .with("expected", expected)
         }
+        SimilarityError::Void => Row::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, error),
         SimilarityError::Store(e) => store_row(e),
     }
 }
@@ -332,6 +336,8 @@ fn nn_row(error: &NnError) -> Row {
 fn store_row(error: &StoreError) -> Row {
     match error {
         StoreError::Corrupt { .. } => Row::new(Code::DataLoss, Reason::DataCorrupt, error),
+        StoreError::Full { .. } => Row::new(Code::ResourceExhausted, Reason::StorageFull, error).retry(RETRY_LATER),
+        StoreError::WritesFail { .. } => Row::new(Code::Unavailable, Reason::Unavailable, error).retry(RETRY_LATER),
         StoreError::Conflict { .. } => Row::new(Code::Aborted, Reason::Unavailable, error).retry(RETRY_SOON),
         StoreError::Locked { .. }
         | StoreError::NewerFormat { .. }

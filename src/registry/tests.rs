@@ -188,7 +188,7 @@ fn the_second_load_of_a_version_reads_no_large_tensor_from_the_store() {
     for (key, _) in store.scan(Table::BlobChunks, &range, usize::MAX).unwrap() {
         batch.delete(Table::BlobChunks, &key);
     }
-    assert_eq!(batch.writes.len(), 64);
+    assert_eq!(batch.writes.len(), 147);
     store.commit(batch).unwrap();
     let tensors = registry.load_tensors(&record).unwrap();
     assert!(tensors == new.tensors && tensors.iter().all(TensorData::is_intact));

@@ -125,7 +125,7 @@ impl Registry {
         published_as: &str,
     ) -> Result<Option<VersionName>, RegistryError> {
         let range = Range { prefix: join_key(&[model.as_bytes(), b""]), descending: true, ..Range::default() };
-        for row in self.store.records::<VersionRecord>(Table::Versions, range) {
+        for row in self.store.readable_records::<VersionRecord>(Table::Versions, range) {
             let (_, record) = row?;
             if record.published_as == published_as {
                 return Ok(Some(name_of(&record)));
@@ -143,8 +143,8 @@ impl Registry {
         self.get_model(model)?;
         let after = before.map(|number| version_key(&VersionName { model: model.clone(), number }));
         let range = Range { prefix: join_key(&[model.as_bytes(), b""]), after, descending: true };
-        let rows = self.store.scan_records(Table::Versions, &range, limit)?;
-        Ok(rows.into_iter().map(|(_, record)| record).collect())
+        let rows = self.store.readable_records(Table::Versions, range).take(limit);
+        Ok(rows.map(|row| row.map(|(_, record)| record)).collect::<Result<_, _>>()?)
     }
 
     /// Returns a version's tensors, each verified. Some may be in mapped files: check [`TensorData::is_intact`] after
@@ -216,7 +216,7 @@ impl Registry {
 
     /// Returns a version that depends on this one, if there is any.
     fn dependent(&self, version: &VersionName) -> Result<Option<VersionName>, RegistryError> {
-        for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
+        for row in self.store.readable_records::<VersionRecord>(Table::Versions, Range::default()) {
             let (_, record) = row?;
             let chip = record.preprocessing.as_ref().and_then(|p| p.face_chip.as_ref());
             let depends = chip.is_some_and(|chip| {
@@ -231,16 +231,29 @@ impl Registry {
         Ok(None)
     }
 
-    /// Deletes the blobs that no manifest names.
+    /// Deletes the blobs that no manifest names. Nothing is deleted if a manifest is damaged or lost, because it may name
+    /// any blob.
     ///
     /// # Errors
-    /// When the store fails or a manifest is damaged. A damaged manifest may name any blob, so then nothing is deleted.
+    /// When the store fails.
     pub(crate) fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write();
         let mut live = HashSet::new();
+        let mut is_damaged = self.store.state().borrow().damage.iter().any(|(table, _)| *table == Table::Versions);
         for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
-            let (_, record) = row?;
+            let record = match row {
+                Ok((_, record)) => record,
+                Err(StoreError::Corrupt { .. }) => {
+                    is_damaged = true;
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
             live.extend(record.tensors.iter().filter_map(|tensor| Digest::try_from(tensor.blob.as_slice()).ok()));
+        }
+        if is_damaged {
+            tracing::warn!("a manifest is damaged or lost, so blobs that no version names are kept");
+            return Ok(SweepReport::default());
         }
         Ok(self.blobs.sweep(&live)?)
     }

@@ -4,7 +4,13 @@
 //! segments of similar size are merged, and segments with many deleted faces are rebuilt. A search never waits for
 //! that: it sees either the old segments or the new ones.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::RwLock;
 
@@ -53,7 +59,7 @@ impl Faces {
         let mut state = self.state.write();
         let id: Arc<str> = id.into();
         if let Some(old) = state.places.remove(&id) {
-            state.set_alive(&old, false);
+            state.set_gone(&old);
         }
         let idx = state.tail.push(Arc::clone(&id), vector);
         state.places.insert(id, Place::Tail(idx));
@@ -61,12 +67,9 @@ impl Faces {
             return false;
         }
         let full = Arc::new(std::mem::replace(&mut state.tail, Segment::new(self.dimensions)));
-        // Hidden faces too, since they will be forgotten or shown again. Not those that a newer face of the same id has
-        // replaced.
-        for (idx, id) in full.ids().iter().enumerate() {
-            if let Some(place) = state.places.get_mut(id)
-                && matches!(place, Place::Tail(i) if *i == idx)
-            {
+        // Hidden faces too, since they will be forgotten or shown again.
+        for idx in full.remaining() {
+            if let Some(place) = state.places.get_mut(&full.ids()[idx]) {
                 *place = Place::Sealed(Arc::clone(&full), idx);
             }
         }
@@ -98,7 +101,7 @@ impl Faces {
     pub(super) fn forget(&self, id: &str) {
         let mut state = self.state.write();
         if let Some(place) = state.places.remove(id) {
-            state.set_alive(&place, false);
+            state.set_gone(&place);
         }
     }
 
@@ -111,16 +114,17 @@ impl Faces {
         }
     }
 
-    /// Returns the best `k` faces, best first, and whether every face was compared.
+    /// Returns the best `k` faces, best first, and whether every face was compared; `None` if `is_void` became true
+    /// meanwhile.
     pub(super) fn search(
         &self,
         query: &[f32],
-        k: usize,
-        min_score: Option<f32>,
+        (k, min_score): (usize, Option<f32>),
         exact: bool,
         settings: &SimilaritySettings,
-    ) -> (Vec<Hit>, bool) {
-        let mut best = TopK::new(k, min_score);
+        is_void: &dyn Fn() -> bool,
+    ) -> Option<(Vec<Hit>, bool)> {
+        let mut best = TopK::new(k, min_score, is_void);
         let (sealed, n_faces) = {
             let state = self.state.read();
             state.tail.scan(query, &mut best);
@@ -128,25 +132,25 @@ impl Faces {
         };
         let mut all_compared = true;
         for segment in sealed {
+            if is_void() {
+                return None;
+            }
             if exact || n_faces <= settings.exact_up_to {
                 segment.scan(query, &mut best);
             } else {
                 all_compared &= segment.search(query, settings.ef_search, &mut best);
             }
         }
-        (best.into_sorted(), all_compared)
+        (!is_void()).then(|| (best.into_sorted(), all_compared))
     }
 
-    /// Does one piece of background work; returns false if there is none.
-    pub(super) fn maintain(&self, settings: &SimilaritySettings) -> bool {
+    /// Does one piece of background work, which ends early once `stop` is set; returns false if there is none.
+    pub(super) fn maintain(&self, settings: &SimilaritySettings, stop: &AtomicBool) -> bool {
         let sealed = self.state.read().sealed.clone();
-        // Faces that are hidden but not forgotten would stay hidden in a new segment: rebuilding it would gain nothing.
-        let worn = |s: &&Arc<Segment>| {
-            let n_gone = s.len() - if s.n_dead() > 0 { self.belonging(&[Arc::clone(s)]).len() } else { s.len() };
-            n_gone > 0 && n_gone * REBUILD_ONE_IN >= s.len()
-        };
-        if let Some(worn) = sealed.iter().find(worn) {
-            self.replace(&[Arc::clone(worn)]);
+        // Faces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
+        let is_worn = |s: &&Arc<Segment>| s.n_gone() > 0 && s.n_gone() * REBUILD_ONE_IN >= s.len();
+        if let Some(worn) = sealed.iter().find(is_worn) {
+            self.replace(std::slice::from_ref(worn), stop);
             return true;
         }
         let mut tiers: HashMap<u32, Vec<Arc<Segment>>> = HashMap::new();
@@ -155,42 +159,32 @@ impl Faces {
             tiers.entry(tier).or_default().push(Arc::clone(segment));
         }
         if let Some(alike) = tiers.values().find(|alike| alike.len() >= MERGE_FACTOR) {
-            self.replace(&alike[..MERGE_FACTOR]);
+            self.replace(&alike[..MERGE_FACTOR], stop);
             return true;
         }
         if let Some(bare) = sealed.iter().find(|s| !s.graph_tried()) {
-            bare.build_graph();
+            bare.build_graph(stop);
             return true;
         }
         false
     }
 
-    /// The faces of these segments that are not forgotten; hidden ones may be shown again.
-    fn belonging(&self, segments: &[Arc<Segment>]) -> Vec<(Arc<Segment>, usize)> {
-        let state = self.state.read();
-        let mut belonging = Vec::new();
-        for segment in segments {
-            for (idx, id) in segment.ids().iter().enumerate() {
-                let place = state.places.get(id);
-                if matches!(place, Some(Place::Sealed(s, i)) if Arc::ptr_eq(s, segment) && *i == idx) {
-                    belonging.push((Arc::clone(segment), idx));
-                }
-            }
-        }
-        belonging
-    }
-
-    /// Replaces old segments by one new one with their remaining faces.
-    fn replace(&self, old: &[Arc<Segment>]) {
+    /// Replaces old segments by one new one with their remaining faces, unless `stop` is set before it is built.
+    fn replace(&self, old: &[Arc<Segment>], stop: &AtomicBool) {
         let mut merged = Segment::new(self.dimensions);
         // The origin of each face, by its new position.
         let mut origins = Vec::new();
-        for (segment, idx) in self.belonging(old) {
-            merged.push(Arc::clone(&segment.ids()[idx]), segment.vector(idx));
-            origins.push((segment, idx));
+        for segment in old {
+            for idx in segment.remaining() {
+                merged.push(Arc::clone(&segment.ids()[idx]), segment.vector(idx));
+                origins.push((segment, idx));
+            }
         }
         if merged.len() > 0 {
-            merged.build_graph();
+            merged.build_graph(stop);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return;
         }
         let merged = Arc::new(merged);
         let mut state = self.state.write();
@@ -199,12 +193,13 @@ impl Faces {
             return;
         }
         for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
-            // Faces hidden while the graph was built stay hidden in the new segment.
+            // Faces hidden or deleted while the graph was built stay so in the new segment.
             merged.set_alive(idx, segment.is_alive(*old_idx));
-            if let Some(place) = state.places.get_mut(id)
-                && matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx)
+            let place = state.places.get_mut(id);
+            match place.filter(|place| matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx))
             {
-                *place = Place::Sealed(Arc::clone(&merged), idx);
+                Some(place) => *place = Place::Sealed(Arc::clone(&merged), idx),
+                None => merged.set_gone(idx),
             }
         }
         state.sealed.push(merged);
@@ -216,6 +211,13 @@ impl State {
         match place {
             Place::Tail(idx) => self.tail.set_alive(*idx, alive),
             Place::Sealed(segment, idx) => segment.set_alive(*idx, alive),
+        }
+    }
+
+    fn set_gone(&self, place: &Place) {
+        match place {
+            Place::Tail(idx) => self.tail.set_gone(*idx),
+            Place::Sealed(segment, idx) => segment.set_gone(*idx),
         }
     }
 }
@@ -237,7 +239,7 @@ mod tests {
     }
 
     fn found(faces: &Faces) -> Vec<String> {
-        let (hits, _) = faces.search(&[1.0, 0.0], 100, None, true, &settings());
+        let (hits, _) = faces.search(&[1.0, 0.0], (100, None), true, &settings(), &|| false).unwrap();
         let mut ids: Vec<String> = hits.into_iter().map(|hit| hit.id.to_string()).collect();
         ids.sort();
         ids
@@ -256,10 +258,40 @@ mod tests {
     }
 
     #[test]
+    fn deletions_wear_a_segment_only_once_they_are_many() {
+        let faces = filled(4);
+        while faces.maintain(&settings(), &AtomicBool::new(false)) {}
+        // Hidden, but not gone: a rebuilt segment would hold it as well.
+        faces.hide("f1");
+        assert!(!faces.maintain(&settings(), &AtomicBool::new(false)));
+        faces.forget("f1");
+        assert!(faces.maintain(&settings(), &AtomicBool::new(false)));
+        assert_eq!(faces.state.read().sealed.iter().map(|s| s.len()).collect::<Vec<_>>(), [3]);
+        assert_eq!(found(&faces), ["f0", "f2", "f3"]);
+    }
+
+    #[test]
+    fn a_search_that_nobody_waits_for_ends() {
+        let faces = filled(16);
+        let n_asked = std::cell::Cell::new(0);
+        let is_void = || n_asked.replace(n_asked.get() + 1) >= 2;
+        assert!(faces.search(&[1.0, 0.0], (9, None), true, &settings(), &is_void).is_none());
+        assert!(n_asked.get() <= 4, "it went on for {} segments", n_asked.get());
+    }
+
+    #[test]
+    fn work_that_is_stopped_changes_nothing() {
+        let faces = filled(16);
+        assert!(faces.maintain(&settings(), &AtomicBool::new(true)));
+        let state = faces.state.read();
+        assert_eq!(state.sealed.iter().map(|s| (s.len(), s.graph_tried())).collect::<Vec<_>>(), [(4, false); 4]);
+    }
+
+    #[test]
     fn a_face_hidden_while_segments_are_merged_can_be_shown_again() {
         let faces = filled(16);
         faces.hide("f5");
-        while faces.maintain(&settings()) {}
+        while faces.maintain(&settings(), &AtomicBool::new(false)) {}
         assert!(!found(&faces).contains(&"f5".to_owned()));
         faces.show("f5");
         assert_eq!(found(&faces).len(), 16);

@@ -1,6 +1,7 @@
 //! Vectors that can be compared.
 
 use super::SimilarityError;
+use crate::store::decode_vector;
 
 /// A vector of length one.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,11 +38,12 @@ impl Embedding {
         self.0.iter().flat_map(|v| v.to_le_bytes()).collect()
     }
 
-    /// Decodes the embedding of a stored face; none if the bytes are of another length.
-    pub(super) fn from_bytes(bytes: &[u8], dimensions: usize) -> Option<Self> {
-        let (numbers, rest) = bytes.as_chunks::<4>();
-        let whole = rest.is_empty() && numbers.len() == dimensions;
-        whole.then(|| Self(numbers.iter().map(|n| f32::from_le_bytes(*n)).collect()))
+    /// Decodes the embedding of a stored face.
+    ///
+    /// # Errors
+    /// Returns what is wrong with the bytes.
+    pub(super) fn from_bytes(bytes: &[u8], dimensions: usize) -> Result<Self, String> {
+        decode_vector(bytes, dimensions).map(Self)
     }
 }
 

@@ -39,6 +39,9 @@ pub(crate) enum SimilarityError {
         /// The collection's space.
         expected: String,
     },
+    /// Nobody waits for the search any more: its deadline has passed, or its caller is gone.
+    #[error("the deadline passed during the search")]
+    Void,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,6 +59,7 @@ impl SimilarityError {
             Self::Invalid { .. } => Kind::Invalid,
             Self::CollectionNotFound { .. } | Self::FaceNotFound { .. } => Kind::NotFound,
             Self::AlreadyExists { .. } | Self::SpaceMismatch { .. } => Kind::Conflict,
+            Self::Void => Kind::Cancelled,
             Self::Store(e) => e.kind(),
         }
     }

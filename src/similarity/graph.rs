@@ -1,10 +1,16 @@
 //! A navigable graph over a segment's vectors. Only this file names `hnsw_rs`.
 //!
 //! Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small
-//! World graphs" (2016). `hnsw_rs` leaves some points unreachable after a parallel build, so afterwards a search for
-//! every point checks that it is found; the others are listed and compared with every query.
+//! World graphs" (2016). `hnsw_rs` leaves some vectors unreachable, so after the build a search for every vector checks
+//! that it is found; the others are listed and compared with every query. Equal vectors share one node, because a node
+//! whose neighbours are all copies of it leads nowhere.
 
-use std::panic::{self, AssertUnwindSafe};
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    panic::{self, AssertUnwindSafe},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use hnsw_rs::prelude::{Distance, Hnsw};
 
@@ -18,11 +24,14 @@ const MAX_LAYERS: usize = 16;
 /// Candidates kept while a point is inserted.
 const EF_CONSTRUCTION: usize = 200;
 
-/// Candidates kept while a point searches for itself.
+/// Candidates kept while a vector searches for itself.
 const EF_AUDIT: usize = 32;
 
-/// A point must be among this many nearest to itself: copies of it may come first.
+/// A vector must be among this many nearest to itself: rounding may put others, almost equal, before it.
 const N_AUDIT: usize = 4;
+
+/// With more stragglers than one in this many vectors, a search of the graph is no faster than a scan.
+const MIN_VECTORS_PER_STRAGGLER: usize = 16;
 
 /// One minus the cosine of vectors of length one; never below zero, despite rounding.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,37 +43,64 @@ impl Distance<f32> for Cosine {
     }
 }
 
+/// Why there is no graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoGraph {
+    /// The build was asked to stop.
+    Stopped,
+    /// The library panicked, or its graph reaches too few vectors.
+    Unusable,
+}
+
 /// A graph over vectors, by their position.
 pub(super) struct Graph {
     hnsw: Hnsw<'static, f32, Cosine>,
+    /// The further positions of a vector that occurs several times, by its first position.
+    copies: HashMap<usize, Vec<usize>>,
     /// Positions that the graph does not reach, in order.
     stragglers: Vec<usize>,
 }
 
 impl Graph {
-    /// Builds and audits the graph of contiguous vectors; none if the library panicked.
-    pub(super) fn build(vectors: &[f32], dimensions: usize) -> Option<Self> {
-        let build = || {
-            let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
-            let hnsw = Hnsw::new(MAX_CONNECTIONS, points.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, Cosine);
-            for (idx, point) in points.iter().enumerate() {
-                hnsw.insert_slice((point, idx));
-            }
-            let mut graph = Self { hnsw, stragglers: Vec::new() };
-            graph.stragglers = points
-                .iter()
-                .enumerate()
-                .filter(|(idx, point)| !graph.neighbours(point, N_AUDIT, EF_AUDIT).contains(idx))
-                .map(|(idx, _)| idx)
-                .collect();
-            graph
-        };
-        panic::catch_unwind(AssertUnwindSafe(build)).ok()
+    /// Builds and audits the graph of contiguous vectors, until `stop` is set.
+    pub(super) fn build(vectors: &[f32], dimensions: usize, stop: &AtomicBool) -> Result<Self, NoGraph> {
+        let build = || Self::build_unguarded(vectors, dimensions, stop);
+        panic::catch_unwind(AssertUnwindSafe(build)).unwrap_or(Err(NoGraph::Unusable))
     }
 
-    /// Returns up to `ef` positions near a vector, nearest first; none if the library panicked.
+    fn build_unguarded(vectors: &[f32], dimensions: usize, stop: &AtomicBool) -> Result<Self, NoGraph> {
+        let go_on = || if stop.load(Ordering::Relaxed) { Err(NoGraph::Stopped) } else { Ok(()) };
+        let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
+        let (firsts, copies) = distinct(&points);
+        let hnsw = Hnsw::new(MAX_CONNECTIONS, firsts.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, Cosine);
+        for idx in &firsts {
+            go_on()?;
+            hnsw.insert_slice((points[*idx], *idx));
+        }
+        let mut graph = Self { hnsw, copies, stragglers: Vec::new() };
+        for idx in firsts {
+            go_on()?;
+            if !graph.nodes(points[idx], N_AUDIT, EF_AUDIT).any(|node| node == idx) {
+                graph.stragglers.push(idx);
+                graph.stragglers.extend(graph.copies.get(&idx).into_iter().flatten());
+            }
+        }
+        graph.stragglers.sort_unstable();
+        if graph.stragglers.len() * MIN_VECTORS_PER_STRAGGLER > points.len() {
+            return Err(NoGraph::Unusable);
+        }
+        Ok(graph)
+    }
+
+    /// Returns the positions of about `ef` different vectors near a vector, nearest first; none if the library panicked.
     pub(super) fn nearest(&self, vector: &[f32], ef: usize) -> Option<Vec<usize>> {
-        panic::catch_unwind(AssertUnwindSafe(|| self.neighbours(vector, ef, ef))).ok()
+        let search = || {
+            let nodes = self.nodes(vector, ef, ef);
+            nodes
+                .flat_map(|idx| std::iter::once(idx).chain(self.copies.get(&idx).into_iter().flatten().copied()))
+                .collect()
+        };
+        panic::catch_unwind(AssertUnwindSafe(search)).ok()
     }
 
     /// Positions that the graph does not reach, which a search compares in addition.
@@ -76,7 +112,44 @@ impl Graph {
         self.stragglers.binary_search(&idx).is_ok()
     }
 
-    fn neighbours(&self, vector: &[f32], k: usize, ef: usize) -> Vec<usize> {
-        self.hnsw.search(vector, k, ef).into_iter().map(|n| n.d_id).collect()
+    /// Returns the first positions of the nearest vectors.
+    fn nodes(&self, vector: &[f32], k: usize, ef: usize) -> impl Iterator<Item = usize> {
+        self.hnsw.search(vector, k, ef).into_iter().map(|n| n.d_id)
+    }
+}
+
+/// Returns the first position of each different vector, in order, and the further positions by the first.
+fn distinct(points: &[&[f32]]) -> (Vec<usize>, HashMap<usize, Vec<usize>>) {
+    let mut first_of = HashMap::with_capacity(points.len());
+    let (mut firsts, mut copies) = (Vec::with_capacity(points.len()), HashMap::<_, Vec<usize>>::new());
+    for (idx, point) in points.iter().enumerate() {
+        match *first_of.entry(Bits(point)).or_insert(idx) {
+            first if first == idx => firsts.push(idx),
+            first => copies.entry(first).or_default().push(idx),
+        }
+    }
+    (firsts, copies)
+}
+
+/// A vector that equals another if all bits are the same.
+struct Bits<'a>(&'a [f32]);
+
+impl Bits<'_> {
+    fn bits(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|v| v.to_bits())
+    }
+}
+
+impl PartialEq for Bits<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.bits().eq(other.bits())
+    }
+}
+
+impl Eq for Bits<'_> {}
+
+impl Hash for Bits<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bits().for_each(|bits| state.write_u32(bits));
     }
 }

@@ -2,18 +2,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::SystemTime,
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use super::{CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces};
+use super::{
+    CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces,
+    segment::Hit,
+};
 use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceRecord},
-    store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
+    store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key, printable},
 };
 
 /// A collection to create.
@@ -107,12 +113,19 @@ struct Shared {
     changing: Mutex<()>,
     work: Mutex<Work>,
     wake: Condvar,
+    /// Ends background work early.
+    stopping: AtomicBool,
+    /// Damaged faces met so far, at the opening or by a search.
+    n_damaged: AtomicUsize,
 }
 
+/// The state of the background thread.
 #[derive(Default)]
 struct Work {
-    waiting: bool,
-    stopping: bool,
+    /// Set by every change that may need background work, cleared before the pass that looks for it.
+    is_waiting: bool,
+    /// A pass is running.
+    is_running: bool,
 }
 
 /// The collections of a store. Its calls block.
@@ -129,6 +142,17 @@ fn faces_of(collection: &str) -> Vec<u8> {
     join_key(&[collection.as_bytes(), b""])
 }
 
+/// Returns the vector of a stored face.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] naming the face, when it is no vector of length one.
+fn vector_of(key: &[u8], face: &FaceRecord, dimensions: usize) -> Result<Embedding, StoreError> {
+    Embedding::from_bytes(&face.vector, dimensions).map_err(|why| StoreError::Corrupt {
+        what: format!("the face {} ({why})", printable(key)),
+        affects: "no search finds it; delete it and enrol it again".to_owned(),
+    })
+}
+
 impl SimilarityIndex {
     /// Loads every collection; graphs are built in the background, and until then faces are scanned.
     ///
@@ -136,6 +160,7 @@ impl SimilarityIndex {
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
         let mut collections = HashMap::new();
+        let mut n_damaged = 0;
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
         for (key, bytes) in rows {
             let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
@@ -149,12 +174,14 @@ impl SimilarityIndex {
             let faces = Faces::new(dimensions);
             let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
             for row in store.records::<FaceRecord>(Table::Faces, range) {
-                let (key, face) = row?;
-                let embedding = Embedding::from_bytes(&face.vector, dimensions).ok_or_else(|| StoreError::Corrupt {
-                    what: format!("the face {} of {}", crate::store::printable(&key), id.name()),
-                    affects: "its vector has the wrong length, it cannot be found".to_owned(),
-                })?;
-                faces.insert(&face.id, embedding.values(), &settings);
+                match row.and_then(|(key, face)| Ok((vector_of(&key, &face, dimensions)?, face))) {
+                    Ok((embedding, face)) => drop(faces.insert(&face.id, embedding.values(), &settings)),
+                    Err(error @ StoreError::Corrupt { .. }) => {
+                        tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
+                        n_damaged += 1;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             collections.insert(id, Arc::new(Collection { record, space, bytes, faces, turns: Turns::new() }));
         }
@@ -163,8 +190,10 @@ impl SimilarityIndex {
             settings,
             collections: RwLock::new(collections),
             changing: Mutex::default(),
-            work: Mutex::new(Work { waiting: true, stopping: false }),
+            work: Mutex::new(Work { is_waiting: true, is_running: false }),
             wake: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            n_damaged: AtomicUsize::new(n_damaged),
         });
         shared.finish_deletions()?;
         let of_worker = Arc::clone(&shared);
@@ -196,6 +225,10 @@ impl SimilarityIndex {
             display_name: new.display_name,
         };
         let key = new.id.as_str().as_bytes();
+        if self.shared.store.get(Table::Collections, key)?.is_none() {
+            // The deletion of an earlier collection may have failed midway.
+            remove_faces(&*self.shared.store, new.id.as_str())?;
+        }
         let mut batch = Batch::default();
         batch.require_absent(Table::Collections, key).put_record(Table::Collections, key, &record);
         batch.extend(extra(&record));
@@ -352,8 +385,8 @@ impl SimilarityIndex {
         let prefix = faces_of(id.as_str());
         let after = after.map(|after| [prefix.as_slice(), after].concat());
         let range = Range { prefix, after, descending: false };
-        let rows = self.shared.store.scan_records(Table::Faces, &range, limit)?;
-        Ok(rows.into_iter().map(|(_, record)| record).collect())
+        let rows = self.shared.store.readable_records(Table::Faces, range).take(limit);
+        Ok(rows.map(|row| row.map(|(_, record)| record)).collect::<Result<_, _>>()?)
     }
 
     /// Deletes a face. Once it returns, no search finds the face.
@@ -408,7 +441,14 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::Invalid`] for a `k` or threshold out of range, [`SimilarityError::CollectionNotFound`],
     /// [`SimilarityError::FaceNotFound`].
-    pub(crate) fn search(&self, id: &CollectionId, query: &Query) -> Result<SearchResult, SimilarityError> {
+    ///
+    /// [`SimilarityError::Void`] soon after `is_void` becomes true: nobody waits for the result any more.
+    pub(crate) fn search(
+        &self,
+        id: &CollectionId,
+        query: &Query,
+        is_void: &dyn Fn() -> bool,
+    ) -> Result<SearchResult, SimilarityError> {
         self.check_query(query.k, query.min_score)?;
         let settings = &self.shared.settings;
         let collection = self.collection(id)?;
@@ -420,24 +460,61 @@ impl SimilarityIndex {
             }
         };
         let k = query.k + usize::from(itself.is_some());
-        let (hits, exact) = collection.faces.search(&vector, k, query.min_score, query.exact, settings);
+        let found = collection.faces.search(&vector, (k, query.min_score), query.exact, settings, is_void);
+        let (hits, exact) = found.ok_or(SimilarityError::Void)?;
         let mut matches = Vec::with_capacity(hits.len());
         for hit in hits.iter().filter(|hit| Some(&*hit.id) != itself).take(query.k) {
-            // A face deleted meanwhile is left out.
-            if let Some(record) = self.shared.store.get_record(Table::Faces, &face_key(id, &hit.id))? {
-                matches.push((record, Score::from_cosine(hit.score)));
+            match self.record_of(id, &collection, hit, &vector) {
+                Ok(Some(record)) => matches.push((record, Score::from_cosine(hit.score))),
+                // Deleted meanwhile.
+                Ok(None) => {}
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::error!(collection = %id, %error, "a damaged face is left out of a search");
+                    self.shared.n_damaged.fetch_add(1, Ordering::Relaxed);
+                    // It is hidden unless it was deleted and enrolled anew meanwhile.
+                    let face = FaceId::parse("id", &hit.id)?;
+                    let _turn = collection.turns.take(&face);
+                    if matches!(self.record_of(id, &collection, hit, &vector), Err(StoreError::Corrupt { .. })) {
+                        collection.faces.hide(&hit.id);
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(SearchResult { matches, exact, space: collection.space.clone() })
+    }
+
+    /// Returns the record that a hit's score belongs to; `None` when the face was deleted meanwhile, even if another has
+    /// been enrolled under its id.
+    fn record_of(
+        &self,
+        id: &CollectionId,
+        collection: &Collection,
+        hit: &Hit,
+        vector: &[f32],
+    ) -> Result<Option<FaceRecord>, StoreError> {
+        let key = face_key(id, &hit.id);
+        let Some(record) = self.shared.store.get_record::<FaceRecord>(Table::Faces, &key)? else { return Ok(None) };
+        let stored = vector_of(&key, &record, collection.record.dimensions as usize)?;
+        let is_of_record = Score::of(vector, stored.values()) == Score::from_cosine(hit.score);
+        Ok(is_of_record.then_some(record))
+    }
+
+    /// The number of damaged faces met so far. They are in no answer; all others are.
+    #[must_use]
+    pub(crate) fn n_damaged(&self) -> usize {
+        self.shared.n_damaged.load(Ordering::Relaxed)
     }
 
     /// Waits until no background work is left.
     #[cfg(test)]
     pub(crate) fn settle(&self) {
         loop {
-            let idle = !self.shared.work.lock().waiting;
-            if idle {
-                return;
+            {
+                let work = self.shared.work.lock();
+                if !work.is_waiting && !work.is_running {
+                    return;
+                }
             }
             thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -446,8 +523,8 @@ impl SimilarityIndex {
 
 impl Drop for SimilarityIndex {
     fn drop(&mut self) {
-        self.shared.work.lock().stopping = true;
-        self.shared.wake.notify_all();
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.wake();
         if let Some(worker) = self.worker.take() {
             let _ = worker.join();
         }
@@ -456,7 +533,7 @@ impl Drop for SimilarityIndex {
 
 impl Shared {
     fn wake(&self) {
-        self.work.lock().waiting = true;
+        self.work.lock().is_waiting = true;
         self.wake.notify_all();
     }
 
@@ -464,27 +541,29 @@ impl Shared {
     fn maintain(&self) {
         loop {
             let mut work = self.work.lock();
-            while !work.waiting && !work.stopping {
+            work.is_running = false;
+            while !work.is_waiting {
                 self.wake.wait(&mut work);
             }
-            if work.stopping {
+            if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
+            // A change during the pass sets it again.
+            *work = Work { is_waiting: false, is_running: true };
             drop(work);
             let collections: Vec<_> = {
                 let collections = self.collections.read();
                 collections.values().cloned().collect()
             };
-            let worked = collections.iter().filter(|c| !self.is_stopping() && c.faces.maintain(&self.settings)).count();
-            if worked == 0 {
-                let mut work = self.work.lock();
-                work.waiting = false;
+            // One piece for each collection by turns, so that a large one does not keep the others waiting.
+            let mut is_work_left = false;
+            for collection in &collections {
+                is_work_left |= collection.faces.maintain(&self.settings, &self.stopping);
+            }
+            if is_work_left {
+                self.work.lock().is_waiting = true;
             }
         }
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.work.lock().stopping
     }
 
     /// Removes the faces of collections whose deletion was interrupted by a crash.
@@ -496,7 +575,12 @@ impl Shared {
             let collection = String::from_utf8_lossy(key.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
             if self.store.get(Table::Collections, collection.as_bytes())?.is_none() {
                 tracing::warn!(%collection, "finishing the deletion of a collection");
-                remove_faces(&*self.store, &collection)?;
+                match remove_faces(&*self.store, &collection) {
+                    Err(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. })) => {
+                        tracing::error!(%collection, %error, "its faces are deleted at a later start");
+                    }
+                    removed => removed?,
+                }
             }
             // Skips to the next collection: no id has a byte of 1 where this one ends.
             after = Some([collection.as_bytes(), &[1]].concat());

@@ -76,7 +76,8 @@ impl Gallery {
 
     fn search(&self, vector: &[f32], k: usize, exact: bool) -> Vec<(String, f32)> {
         let target = Target::Vector(Embedding::new("vector", vector.to_vec(), DIMENSIONS).unwrap());
-        let found = self.index.search(&self.collection, &Query { target, k, min_score: None, exact }).unwrap();
+        let found =
+            self.index.search(&self.collection, &Query { target, k, min_score: None, exact }, &|| false).unwrap();
         let found: Vec<_> = found.matches.into_iter().map(|(record, score)| (record.id, score.value())).collect();
         let ids: BTreeSet<_> = found.iter().map(|(id, _)| id).collect();
         assert_eq!(ids.len(), found.len(), "a face is among the matches twice: {found:?}");

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     embedding::{Score, dot},
-    graph::Graph,
+    graph::{Graph, NoGraph},
 };
 
 /// When a search keeps one in this many of a segment's faces as candidates, it compares with so many others that
@@ -39,16 +39,21 @@ impl PartialOrd for Hit {
     }
 }
 
+/// Faces that a scan compares between two questions whether to stop.
+const SCAN_PIECE: usize = 4_096;
+
 /// Keeps the best `k` of the hits shown to it.
-pub(super) struct TopK {
+pub(super) struct TopK<'a> {
     k: usize,
     min_score: f32,
     heap: BinaryHeap<Hit>,
+    /// Returns true once nobody waits for the result any more.
+    is_void: &'a dyn Fn() -> bool,
 }
 
-impl TopK {
-    pub(super) fn new(k: usize, min_score: Option<f32>) -> Self {
-        Self { k, min_score: min_score.unwrap_or(f32::NEG_INFINITY), heap: BinaryHeap::new() }
+impl<'a> TopK<'a> {
+    pub(super) fn new(k: usize, min_score: Option<f32>, is_void: &'a dyn Fn() -> bool) -> Self {
+        Self { k, min_score: min_score.unwrap_or(f32::NEG_INFINITY), heap: BinaryHeap::new(), is_void }
     }
 
     fn show(&mut self, score: f32, id: &Arc<str>) {
@@ -79,7 +84,10 @@ pub(super) struct Segment {
     vectors: Vec<f32>,
     alive: Vec<AtomicBool>,
     n_dead: AtomicUsize,
-    /// `Some(None)` when the library could not build it.
+    /// The positions of faces that were deleted for good, or replaced by a newer face of the same id.
+    gone: Vec<AtomicBool>,
+    n_gone: AtomicUsize,
+    /// `Some(None)` when there can be none.
     graph: OnceLock<Option<Graph>>,
 }
 
@@ -91,6 +99,8 @@ impl Segment {
             vectors: Vec::new(),
             alive: Vec::new(),
             n_dead: AtomicUsize::new(0),
+            gone: Vec::new(),
+            n_gone: AtomicUsize::new(0),
             graph: OnceLock::new(),
         }
     }
@@ -101,6 +111,7 @@ impl Segment {
         self.ids.push(id);
         self.vectors.extend_from_slice(vector);
         self.alive.push(AtomicBool::new(true));
+        self.gone.push(AtomicBool::new(false));
         self.ids.len() - 1
     }
 
@@ -125,6 +136,23 @@ impl Segment {
         };
     }
 
+    /// Marks a face as deleted for good.
+    pub(super) fn set_gone(&self, idx: usize) {
+        self.set_alive(idx, false);
+        if !self.gone[idx].swap(true, Ordering::AcqRel) {
+            self.n_gone.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn n_gone(&self) -> usize {
+        self.n_gone.load(Ordering::Relaxed)
+    }
+
+    /// The positions of the faces that are not gone; hidden ones may be shown again.
+    pub(super) fn remaining(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|idx| !self.gone[*idx].load(Ordering::Acquire))
+    }
+
     pub(super) fn vector(&self, idx: usize) -> &[f32] {
         &self.vectors[idx * self.dimensions..(idx + 1) * self.dimensions]
     }
@@ -139,20 +167,33 @@ impl Segment {
         self.graph.get().is_some()
     }
 
-    /// Builds the graph, which must not exist yet. Without a graph the segment is scanned, which is only slower.
-    pub(super) fn build_graph(&self) {
-        let graph = Graph::build(&self.vectors, self.dimensions);
-        if graph.is_none() {
-            tracing::error!(faces = self.len(), "the graph library failed; the segment is scanned exactly");
-        }
+    /// Builds the graph, which must not exist yet, until `stop` is set. Without a graph the segment is scanned, which is
+    /// only slower.
+    pub(super) fn build_graph(&self, stop: &AtomicBool) {
+        let graph = match Graph::build(&self.vectors, self.dimensions, stop) {
+            Ok(graph) => Some(graph),
+            Err(NoGraph::Stopped) => return,
+            Err(NoGraph::Unusable) => {
+                tracing::error!(faces = self.len(), "the graph library failed; the segment is scanned exactly");
+                None
+            }
+        };
         let _ = self.graph.set(graph);
     }
 
-    /// Compares with every face.
-    pub(super) fn scan(&self, query: &[f32], best: &mut TopK) {
-        for ((id, vector), alive) in self.ids.iter().zip(self.vectors.chunks_exact(self.dimensions)).zip(&self.alive) {
-            if alive.load(Ordering::Acquire) {
-                best.show(dot(query, vector), id);
+    /// Compares with every face, unless the result becomes void.
+    pub(super) fn scan(&self, query: &[f32], best: &mut TopK<'_>) {
+        for start in (0..self.len()).step_by(SCAN_PIECE) {
+            if (best.is_void)() {
+                return;
+            }
+            let piece = start..self.len().min(start + SCAN_PIECE);
+            let vectors =
+                self.vectors[piece.start * self.dimensions..piece.end * self.dimensions].chunks_exact(self.dimensions);
+            for ((id, vector), alive) in self.ids[piece.clone()].iter().zip(vectors).zip(&self.alive[piece]) {
+                if alive.load(Ordering::Acquire) {
+                    best.show(dot(query, vector), id);
+                }
             }
         }
     }
@@ -161,7 +202,7 @@ impl Segment {
     ///
     /// Only living faces reached by the graph count as found. If they are too few, deleted faces have taken their
     /// places, and the search is widened. Faces that the graph does not reach are compared in addition.
-    pub(super) fn search(&self, query: &[f32], ef: usize, best: &mut TopK) -> bool {
+    pub(super) fn search(&self, query: &[f32], ef: usize, best: &mut TopK<'_>) -> bool {
         let Some(graph) = self.graph.get().and_then(Option::as_ref) else {
             self.scan(query, best);
             return true;
@@ -175,7 +216,7 @@ impl Segment {
             let Some(nearest) = graph.nearest(query, ef) else { break };
             // Stragglers are compared separately, whether the graph reached them this time or not.
             let counts = |idx: &usize| self.is_alive(*idx) && !graph.is_straggler(*idx);
-            let living: Vec<usize> = nearest.into_iter().filter(counts).take(best.k).collect();
+            let living: Vec<usize> = nearest.into_iter().filter(counts).collect();
             if living.len() >= n_expected {
                 for idx in living.iter().chain(graph.stragglers()).copied().filter(|idx| self.is_alive(*idx)) {
                     best.show(Score::of(query, self.vector(idx)).value(), &self.ids[idx]);

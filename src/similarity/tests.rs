@@ -10,7 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::{
     names::EmbeddingSpace,
-    store::{Batch, MemoryStore, Store, Table, Write},
+    proto::store::FaceRecord,
+    store::{Batch, Entry, MemoryStore, Range, Store, StoreError, StoreExt, Table, Write},
 };
 
 const DIMENSIONS: usize = 24;
@@ -38,10 +39,16 @@ fn open(store: &Arc<dyn Store>) -> SimilarityIndex {
 
 fn with_collection() -> (Arc<dyn Store>, SimilarityIndex) {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let index = open(&store);
+    let index = create(&store);
+    (store, index)
+}
+
+/// Opens an empty store and creates the collection `people`.
+fn create(store: &Arc<dyn Store>) -> SimilarityIndex {
+    let index = open(store);
     let new = NewCollection { id: id("people"), space: space(), dimensions: DIMENSIONS, display_name: String::new() };
     index.create_collection(new, |_| Batch::default()).unwrap();
-    (store, index)
+    index
 }
 
 fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), SimilarityError> {
@@ -52,7 +59,7 @@ fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), S
 
 fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> Vec<String> {
     let target = Target::Vector(Embedding::new("vector", values, DIMENSIONS).unwrap());
-    let found = index.search(&id("people"), &Query { target, k, min_score: None, exact }).unwrap();
+    let found = index.search(&id("people"), &Query { target, k, min_score: None, exact }, &|| false).unwrap();
     assert!(found.matches.windows(2).all(|w| w[0].1 >= w[1].1), "best first");
     found.matches.into_iter().map(|(record, _)| record.id).collect()
 }
@@ -84,7 +91,8 @@ fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
         }
     });
     let target = Target::Vector(Embedding::new("vector", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap());
-    let found = index.search(&id("people"), &Query { target, k: 5, min_score: None, exact: true }).unwrap().matches;
+    let found =
+        index.search(&id("people"), &Query { target, k: 5, min_score: None, exact: true }, &|| false).unwrap().matches;
     let stored = index.list_faces(&id("people"), None, 5).unwrap();
     assert_eq!(found.iter().map(|(record, _)| record.clone()).collect::<Vec<_>>(), stored);
     if let [(record, score)] = found.as_slice() {
@@ -129,10 +137,98 @@ fn a_restart_finds_every_face_and_a_damaged_one_is_named() {
     assert_eq!(search(&index, vectors[5].clone(), 1, true), ["f5"]);
     assert!(!search(&index, vectors[7].clone(), 1000, true).contains(&"f7".to_owned()));
     drop(index);
-    let damaged = Write::Put(Table::Faces, b"people\0f9".to_vec(), b"damaged".to_vec());
-    store.commit(Batch { writes: vec![damaged], ..Batch::default() }).unwrap();
-    let error = SimilarityIndex::open(store, small()).err().unwrap().to_string();
-    assert!(error.contains("people/f9"), "{error}");
+    let mut not_finite: FaceRecord = store.get_record(Table::Faces, b"people\0f11").unwrap().unwrap();
+    not_finite.vector[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let mut batch = Batch::default();
+    batch.put_record(Table::Faces, b"people\0f11", &not_finite);
+    batch.writes.push(Write::Put(Table::Faces, b"people\0f9".to_vec(), b"damaged".to_vec()));
+    store.commit(batch).unwrap();
+    let index = open(&store);
+    assert_eq!(index.n_damaged(), 2);
+    assert_eq!(search(&index, vectors[5].clone(), 1, true), ["f5"]);
+    let expected: BTreeSet<_> = (0..200).filter(|i| ![7, 9, 11].contains(i)).map(|i| format!("f{i}")).collect();
+    assert_eq!(search(&index, vectors[9].clone(), 1000, true).into_iter().collect::<BTreeSet<_>>(), expected);
+    assert_eq!(index.list_faces(&id("people"), None, 1000).unwrap().len(), 198, "f11 can be read, f9 cannot");
+    // A damaged face can be deleted, and enrolled anew.
+    for name in ["f9", "f11"] {
+        index.delete_face(&id("people"), &face(name)).unwrap();
+        enroll(&index, name, vectors[9].clone()).unwrap();
+        assert!(search(&index, vectors[9].clone(), 2, true).contains(&name.to_owned()));
+    }
+}
+
+/// Does something once, in the middle of a search: after the comparison, before the first record is read.
+struct Interrupted {
+    inner: MemoryStore,
+    meanwhile: parking_lot::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Store for Interrupted {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let meanwhile = if table == Table::Faces { self.meanwhile.lock().take() } else { None };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        self.inner.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan(table, range, limit)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.inner.commit(batch)
+    }
+}
+
+/// Regression: a person enrolled under the id of a deleted one got that one's score.
+#[test]
+fn a_score_belongs_to_the_record_beside_it() {
+    let interrupted = Arc::new(Interrupted { inner: MemoryStore::new(), meanwhile: parking_lot::Mutex::default() });
+    let store: Arc<dyn Store> = interrupted.clone();
+    let index = Arc::new(create(&store));
+    let (old, new) =
+        (vec![1.0; DIMENSIONS], (0..DIMENSIONS).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect::<Vec<_>>());
+    enroll(&index, "f", old.clone()).unwrap();
+    let of_other = Arc::clone(&index);
+    let replacing = new.clone();
+    *interrupted.meanwhile.lock() = Some(Box::new(move || {
+        of_other.delete_face(&id("people"), &face("f")).unwrap();
+        enroll(&of_other, "f", replacing).unwrap();
+    }));
+    assert_eq!(search(&index, old, 1, true), Vec::<String>::new(), "the face that was compared is gone");
+    assert_eq!(search(&index, new, 1, true), ["f"]);
+}
+
+/// Regression: equal photos beyond four were compared with every query.
+#[test]
+fn equal_faces_cost_a_search_nothing() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let copied = clustered(&mut rng, 1).remove(0);
+    let vectors = clustered(&mut rng, 600).into_iter().chain(std::iter::repeat_n(copied.clone(), 600));
+    let vectors: Vec<f32> =
+        vectors.flat_map(|v| Embedding::new("v", v, DIMENSIONS).unwrap().values().to_vec()).collect();
+    let graph = graph::Graph::build(&vectors, DIMENSIONS, &Default::default()).ok().unwrap();
+    assert!(graph.stragglers().len() <= 6, "{} of 1,200 are compared with every query", graph.stragglers().len());
+    let copied = Embedding::new("v", copied, DIMENSIONS).unwrap();
+    let found: BTreeSet<_> = graph.nearest(copied.values(), 32).unwrap().into_iter().collect();
+    assert!((600..1_200).all(|idx| found.contains(&idx)), "all copies are found at once");
+}
+
+/// Regression: a store that failed midway left faces, which a new collection of the same id then had.
+#[test]
+fn a_new_collection_is_empty() {
+    let (store, index) = with_collection();
+    enroll(&index, "old", vec![1.0; DIMENSIONS]).unwrap();
+    let left = store.scan(Table::Faces, &Range::default(), 9).unwrap();
+    index.delete_collection(&id("people")).unwrap();
+    let writes = left.into_iter().map(|(key, value)| Write::Put(Table::Faces, key, value)).collect();
+    store.commit(Batch { writes, ..Batch::default() }).unwrap();
+    let new = NewCollection { id: id("people"), space: space(), dimensions: DIMENSIONS, display_name: String::new() };
+    index.create_collection(new, |_| Batch::default()).unwrap();
+    assert_eq!(index.list_faces(&id("people"), None, 9).unwrap(), []);
+    drop(index);
+    assert_eq!(open(&store).get_collection(&id("people")).unwrap().1, 0);
 }
 
 #[test]
@@ -142,7 +238,7 @@ fn a_search_by_face_leaves_that_face_out() {
         enroll(&index, &format!("f{i}"), vector).unwrap();
     }
     let query = Query { target: Target::Face(face("f3")), k: 5, min_score: Some(0.0), exact: false };
-    let found = index.search(&id("people"), &query).unwrap();
+    let found = index.search(&id("people"), &query, &|| false).unwrap();
     let names: Vec<_> = found.matches.iter().map(|(record, _)| record.id.as_str()).collect();
     assert!(!names.contains(&"f3") && names.contains(&"f23"), "{names:?}");
 }
@@ -153,7 +249,7 @@ fn a_deleted_collection_is_gone_with_its_faces_even_after_a_crash_between() {
     enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
     index.delete_collection(&id("people")).unwrap();
     assert!(matches!(enroll(&index, "f1", vec![1.0; DIMENSIONS]), Err(SimilarityError::CollectionNotFound { .. })));
-    assert_eq!(store.scan(Table::Faces, &crate::store::Range::default(), 9).unwrap(), []);
+    assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap(), []);
 
     // The state after a crash: the collection's record is gone, a face still exists.
     let (store, index) = with_collection();
@@ -162,7 +258,7 @@ fn a_deleted_collection_is_gone_with_its_faces_even_after_a_crash_between() {
     let gone = Write::Delete(Table::Collections, b"people".to_vec());
     store.commit(Batch { writes: vec![gone], ..Batch::default() }).unwrap();
     let _index = open(&store);
-    assert_eq!(store.scan(Table::Faces, &crate::store::Range::default(), 9).unwrap(), []);
+    assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap(), []);
 }
 
 #[test]
@@ -199,7 +295,7 @@ fn what_is_wrong_is_said() {
     for (k, min_score) in [(0, None), (1001, None), (1, Some(f32::NAN)), (1, Some(2.0))] {
         let query = Query { target: target(), k, min_score, exact: false };
         assert!(
-            matches!(index.search(&id("people"), &query), Err(SimilarityError::Invalid { .. })),
+            matches!(index.search(&id("people"), &query, &|| false), Err(SimilarityError::Invalid { .. })),
             "{k} {min_score:?}"
         );
     }

@@ -12,7 +12,7 @@ use super::{Batch, Digest, Range, Store, StoreError, StoreExt, Table, Write};
 use crate::proto::store::BlobRecord;
 
 /// The maximum size of a chunk.
-const CHUNK_BYTES: usize = 16 * 1024;
+const CHUNK_BYTES: usize = 7 * 1024;
 
 /// Chunks per commit.
 const CHUNKS_PER_COMMIT: usize = 256;
@@ -50,12 +50,6 @@ pub(crate) trait Blobs: Send + Sync + 'static {
     /// [`StoreError::Corrupt`] naming the blob when it is missing or damaged.
     fn get(&self, digest: &Digest) -> Result<Bytes, StoreError>;
 
-    /// Returns true if the digest's bytes are stored.
-    ///
-    /// # Errors
-    /// Fails when the store cannot be read.
-    fn contains(&self, digest: &Digest) -> Result<bool, StoreError>;
-
     /// Removes every blob that is not in `live`, and the remains of unfinished blobs.
     ///
     /// The caller ensures that it writes no blob meanwhile.
@@ -82,8 +76,15 @@ impl StoreBlobs {
 impl Blobs for StoreBlobs {
     fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        if self.contains(&digest)? {
-            return Ok(digest);
+        if let Some(record) = self.store.get(Table::Blobs, digest.as_bytes())? {
+            // It may not be durable yet, and may never be. This commit waits until it is.
+            let mut durable = Batch::default();
+            durable.require_equals(Table::Blobs, digest.as_bytes(), record);
+            match self.store.commit(durable) {
+                Ok(()) => return Ok(digest),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let chunks: Vec<&[u8]> = bytes.chunks(CHUNK_BYTES).collect();
         for (group_idx, group) in chunks.chunks(CHUNKS_PER_COMMIT).enumerate() {
@@ -133,10 +134,6 @@ impl Blobs for StoreBlobs {
             return Err(corrupt("its SHA-256 is another".to_owned()));
         }
         Ok(bytes.into())
-    }
-
-    fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.store.get(Table::Blobs, digest.as_bytes())?.is_some())
     }
 
     fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {

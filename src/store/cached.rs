@@ -152,10 +152,6 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
         }
     }
 
-    fn contains(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.blobs.contains(digest)
-    }
-
     fn sweep(&self, live: &HashSet<Digest>) -> Result<SweepReport, StoreError> {
         let report = self.blobs.sweep(live)?;
         self.made.lock().retain(|digest| live.contains(digest));

@@ -1,16 +1,19 @@
 //! Verifies everything in a store, and reports damage and its effects.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
 use prost::Message;
 
-use super::{Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record, printable};
+use super::{
+    Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record, decode_vector,
+    migrate::SECRETS_KEY, printable,
+};
 use crate::proto::store::{
     AliasRecord, BlobRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
-    StoreRecord, VersionRecord,
+    SecretsRecord, StoreRecord, VersionRecord,
 };
 
 /// One fault.
@@ -29,6 +32,8 @@ pub(crate) struct DoctorReport {
     pub entries: BTreeMap<String, u64>,
     /// Blobs verified byte by byte.
     pub n_blobs: u64,
+    /// Blobs that have chunks but no record: writing them was interrupted, and the next start deletes them.
+    pub n_unfinished_blobs: u64,
     /// The faults found; empty if there are none.
     pub findings: Vec<Finding>,
 }
@@ -105,8 +110,9 @@ struct Seen {
     models: HashSet<String>,
     versions: BTreeMap<String, Vec<(String, Option<Digest>)>>,
     aliases: Vec<(String, String)>,
-    collections: HashSet<String>,
-    faces_of: HashSet<String>,
+    /// By id; `None` for a damaged record.
+    collections: BTreeMap<String, Option<CollectionRecord>>,
+    faces_of: BTreeSet<String>,
     /// Tables that could not be read to their end: an entry not seen there may still exist.
     unread: HashSet<Table>,
 }
@@ -117,6 +123,9 @@ impl Seen {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let first = text(key.split(|b| *b == 0).next().unwrap_or_default());
         match table {
+            Table::Meta if key == SECRETS_KEY => {
+                record::<SecretsRecord>(table, key, value, "page tokens", report);
+            }
             Table::Meta => drop(record::<StoreRecord>(table, key, value, "the store's format", report)),
             Table::Models => {
                 self.models.insert(first);
@@ -142,11 +151,14 @@ impl Seen {
                 record::<RunEventRecord>(table, key, value, &format!("an event of trainingRuns/{first}"), report);
             }
             Table::Collections => {
-                self.collections.insert(first);
-                record::<CollectionRecord>(table, key, value, &format!("collections/{name}"), report);
+                let collection = record(table, key, value, &format!("collections/{name}"), report);
+                self.collections.insert(first, collection);
             }
             Table::Faces => {
-                record::<FaceRecord>(table, key, value, &format!("a face of collections/{first}"), report);
+                let face = record::<FaceRecord>(table, key, value, &format!("a face of collections/{first}"), report);
+                if let Some(why) = face.and_then(|face| self.fault_of(&face, &first, key)) {
+                    report.find(format!("the face {name} ({why})"), "no search finds it; delete it and enrol it again");
+                }
                 self.faces_of.insert(first);
             }
             Table::Requests => {
@@ -163,6 +175,18 @@ impl Seen {
                 self.chunks_of.extend(key.get(..32).and_then(|k| Digest::try_from(k).ok()));
             }
         }
+    }
+
+    /// Returns what is wrong with a face whose record is intact. Collections are read before faces.
+    fn fault_of(&self, face: &FaceRecord, collection: &str, key: &[u8]) -> Option<String> {
+        if key[(collection.len() + 1).min(key.len())..] != *face.id.as_bytes() {
+            return Some(format!("its record is that of the face {:?}", face.id));
+        }
+        let collection = self.collections.get(collection)?.as_ref()?;
+        if face.embedding_space != collection.embedding_space {
+            return Some(format!("it is of the space {}, not its collection's", face.embedding_space));
+        }
+        decode_vector(&face.vector, collection.dimensions as usize).err()
     }
 
     fn references(&self, broken: &HashSet<Digest>, report: &mut DoctorReport) {
@@ -183,12 +207,14 @@ impl Seen {
                 report.find(format!("{alias} points at {version}, which is missing"), format!("calls to {alias} fail"));
             }
         }
-        for collection in self.faces_of.difference(&self.collections).filter(|_| !unread(Table::Collections)) {
+        let is_known = |collection: &&String| self.collections.contains_key(*collection) || unread(Table::Collections);
+        for collection in self.faces_of.iter().filter(|collection| !is_known(collection)) {
             report.find(
                 format!("faces of collections/{collection}, which is missing"),
                 "they are not searched; deleting the collection was interrupted or its record is lost",
             );
         }
+        report.n_unfinished_blobs = self.chunks_of.difference(&self.blobs).count() as u64;
         for version in self.versions.keys() {
             let model = version.trim_start_matches("models/").split('/').next().unwrap_or_default();
             if !self.models.contains(model) && !unread(Table::Models) {

@@ -1,6 +1,6 @@
 //! The errors of stored bytes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use super::Table;
 use crate::error::Kind;
@@ -49,6 +49,24 @@ pub(crate) enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The disk is nearly full.
+    #[error(
+        "the disk of {} has {free_bytes} bytes left, fewer than the {reserve_bytes} kept in reserve; make room, and writes are taken again", path.display()
+    )]
+    Full {
+        /// The folder.
+        path: PathBuf,
+        /// The disk's free bytes.
+        free_bytes: u64,
+        /// The bytes that writes leave free.
+        reserve_bytes: u64,
+    },
+    /// The disk failed earlier and has not recovered.
+    #[error("writes are refused until the disk takes them again: {why}")]
+    WritesFail {
+        /// What failed.
+        why: Arc<str>,
+    },
     /// The import's target store is not empty.
     #[error("the store is not empty; import into an empty data folder")]
     NotEmpty,
@@ -65,7 +83,8 @@ impl StoreError {
             Self::Conflict { .. } | Self::Locked { .. } | Self::NotEmpty => Kind::Conflict,
             Self::NewerFormat { .. } | Self::BadExport(_) => Kind::Invalid,
             Self::Corrupt { .. } => Kind::Corrupt,
-            Self::Io { .. } => Kind::Internal,
+            Self::Full { .. } => Kind::Overloaded,
+            Self::Io { .. } | Self::WritesFail { .. } => Kind::Internal,
         }
     }
 }

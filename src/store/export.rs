@@ -8,8 +8,10 @@ use std::io::{Read, Write as IoWrite};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::{Batch, Range, Store, StoreError, StoreExt, Table, Write, migrate};
-use crate::proto::store::{ExportEntry, StoreRecord};
+use super::{
+    Batch, Range, Store, StoreError, StoreExt, Table, Write, decode_record, decode_vector, migrate, printable,
+};
+use crate::proto::store::{ExportEntry, FaceRecord, StoreRecord};
 
 const MAGIC: &[u8; 8] = b"VISAGE\x00E";
 
@@ -106,7 +108,7 @@ pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMu
             return Err(StoreError::NotEmpty);
         }
     }
-    let (mut batch, mut n_bytes, mut identity) = (Batch::default(), 0, None);
+    let (mut batch, mut n_bytes, mut facts) = (Batch::default(), 0, Vec::new());
     let n_entries = read(from, |entry, n| {
         let Some(table) = Table::ALL.into_iter().find(|t| *t as u32 + 1 == entry.table) else {
             return Err(bad(format!("it has an entry of the unknown table {}", entry.table)));
@@ -114,8 +116,8 @@ pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMu
         n_bytes += entry.key.len() + entry.value.len();
         let write = Write::Put(table, entry.key, entry.value);
         if table == Table::Meta {
-            // Written last: a store without it has an unfinished import.
-            identity = Some(write);
+            // Written last: a store without its identity has an unfinished import.
+            facts.push(write);
             return Ok(());
         }
         batch.writes.push(write);
@@ -126,7 +128,7 @@ pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMu
         }
         Ok(())
     })?;
-    batch.writes.extend(identity);
+    batch.writes.extend(facts);
     store.commit(batch)?;
     progress(n_entries);
     match store.get_record::<StoreRecord>(Table::Meta, migrate::STORE_KEY)? {
@@ -155,6 +157,7 @@ fn read(from: impl Read, mut each: impl FnMut(ExportEntry, u64) -> Result<(), St
             break;
         }
         n_entries += 1;
+        check_vector(&entry)?;
         each(entry, n_entries)?;
     }
     let expected = from.hasher.clone().finalize();
@@ -164,6 +167,19 @@ fn read(from: impl Read, mut each: impl FnMut(ExportEntry, u64) -> Result<(), St
         return Err(bad("its SHA-256 is another".to_owned()));
     }
     Ok(n_entries)
+}
+
+/// Refuses a face whose record is intact but whose vector cannot be compared. A damaged record passes: it was damaged in
+/// the store that was exported, and will be set aside.
+fn check_vector(entry: &ExportEntry) -> Result<(), StoreError> {
+    if entry.table != Table::Faces as u32 + 1 {
+        return Ok(());
+    }
+    let Ok(face) = decode_record::<FaceRecord>(Table::Faces, &entry.key, &entry.value) else { return Ok(()) };
+    match decode_vector(&face.vector, face.vector.len() / 4) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(bad(format!("the face {}: {why}", printable(&entry.key)))),
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +220,20 @@ mod tests {
         assert_eq!(import(&target, bytes.as_slice(), |_| {}).unwrap(), n);
         assert_eq!(all(&target), all(&*source));
         assert!(import(&target, bytes.as_slice(), |_| {}).is_err(), "only into an empty store");
+    }
+
+    #[test]
+    fn a_vector_that_cannot_be_compared_is_refused_by_name() {
+        let source = filled();
+        let vector = [f32::NAN, 1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let face = FaceRecord { id: "f1".to_owned(), vector, ..FaceRecord::default() };
+        let mut batch = Batch::default();
+        batch.put_record(Table::Faces, b"c\0f1", &face);
+        source.commit(batch).unwrap();
+        let mut bytes = Vec::new();
+        export(&*source, &mut bytes, |_| {}).unwrap();
+        let refused = verify_export(bytes.as_slice(), |_| {}).unwrap_err().to_string();
+        assert!(refused.contains("c/f1"), "{refused}");
     }
 
     proptest! {

@@ -41,6 +41,9 @@ pub(crate) struct Migrated {
 
 pub(super) const STORE_KEY: &[u8] = b"store";
 
+/// The key of `SecretsRecord`.
+pub(crate) const SECRETS_KEY: &[u8] = b"secrets";
+
 /// Applies the missing migrations.
 ///
 /// # Errors

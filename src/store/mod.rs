@@ -3,7 +3,7 @@
 //! Owns durability, atomicity and checksums. Knows neither the meaning of the records nor any transport. A [`Store`]
 //! holds ordered tables of byte keys and values. `Records` adds protobuf messages with a format version and a checksum.
 //! [`Blobs`] keeps large values by their SHA-256, in chunks of the store, with mapped files in front. `SledStore` is a
-//! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled.rs` names the engine.
+//! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled/` names the engine.
 
 mod blobs;
 mod cached;
@@ -20,7 +20,13 @@ mod sled;
 mod table;
 mod tally;
 
-use std::{ops::Bound, path::Path, sync::Arc};
+use std::{
+    ops::Bound,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
+
+use tokio::sync::watch;
 
 pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
 pub(crate) use cached::CachedBlobs;
@@ -33,8 +39,8 @@ pub(crate) use export::{export, import, verify_export};
 pub(crate) use memory::MemoryStore;
 #[cfg(test)]
 pub(crate) use migrate::newest_format;
-pub(crate) use migrate::{format, migrate};
-pub(crate) use records::{StoreExt, decode_record, encode_record, join_key, printable, record_payload};
+pub(crate) use migrate::{SECRETS_KEY, format, migrate};
+pub(crate) use records::{StoreExt, decode_record, decode_vector, encode_record, join_key, printable, record_payload};
 pub(crate) use table::Table;
 
 pub(crate) use crate::digest::Digest;
@@ -115,6 +121,15 @@ pub(crate) struct Batch {
     pub writes: Vec<Write>,
 }
 
+/// The condition of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StoreState {
+    /// Why writes are refused at the moment; `None` when they are taken.
+    pub writes_refused: Option<Arc<str>>,
+    /// The damage found when the store was opened, by table. Everything else is served.
+    pub damage: Arc<[(Table, String)]>,
+}
+
 /// Ordered tables of bytes.
 ///
 /// Calls block and belong on blocking threads.
@@ -131,11 +146,18 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// As [`Store::get`].
     fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
-    /// Applies a batch; once it returns, the batch survives a kill.
+    /// Applies a batch; once it returns, the batch survives a power cut.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when a condition does not hold; nothing was changed.
+    /// [`StoreError::Conflict`] when a condition does not hold, [`StoreError::Full`] and [`StoreError::WritesFail`] when
+    /// the disk takes nothing; nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Returns a receiver of the store's condition. A store without a disk is always well.
+    fn state(&self) -> watch::Receiver<StoreState> {
+        static WELL: LazyLock<watch::Sender<StoreState>> = LazyLock::new(watch::Sender::default);
+        WELL.subscribe()
+    }
 
     /// Returns every contradiction to the engine's own tally, if it keeps one.
     fn verify_all(&self) -> Vec<StoreError> {

@@ -54,6 +54,24 @@ fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
     }
 }
 
+/// How far from one the squared length of a stored vector may be, by rounding.
+const MAX_ROUNDING: f64 = 1e-3;
+
+/// Decodes a `FaceRecord`'s vector: `dimensions` little-endian f32, finite, of length one.
+///
+/// # Errors
+/// Returns what is wrong with the bytes.
+pub(crate) fn decode_vector(bytes: &[u8], dimensions: usize) -> Result<Vec<f32>, String> {
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() || numbers.len() != dimensions {
+        return Err(format!("its vector has {} bytes, not {}", bytes.len(), 4 * dimensions));
+    }
+    let values: Vec<f32> = numbers.iter().map(|n| f32::from_le_bytes(*n)).collect();
+    let squares: f64 = values.iter().map(|v| f64::from(*v).powi(2)).sum();
+    // A number that is not finite makes the sum so.
+    if (squares - 1.0).abs() <= MAX_ROUNDING { Ok(values) } else { Err("its vector is not of length one".to_owned()) }
+}
+
 /// Formats a key for people: zero bytes separate its parts, and bytes that are not text are in hex.
 #[must_use]
 pub(crate) fn printable(key: &[u8]) -> String {
@@ -107,6 +125,26 @@ pub(crate) trait StoreExt: Store {
         self.pages(table, range).flat_map(move |page| {
             let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
             rows.into_iter().map(decode).chain(failure.map(Err))
+        })
+    }
+
+    /// Returns the records of a range without the damaged ones, which are only logged; ends with the first error of the
+    /// store.
+    fn readable_records<M: Message + Default>(
+        &self,
+        table: Table,
+        range: Range,
+    ) -> impl Iterator<Item = Result<(Vec<u8>, M), StoreError>> {
+        let decode = move |(key, value): Entry| match decode_record(table, &key, &value) {
+            Ok(record) => Some(Ok((key, record))),
+            Err(error) => {
+                tracing::error!(%error, "a damaged record is set aside");
+                None
+            }
+        };
+        self.pages(table, range).flat_map(move |page| {
+            let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
+            rows.into_iter().filter_map(decode).chain(failure.map(Err))
         })
     }
 

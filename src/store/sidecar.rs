@@ -1,9 +1,9 @@
-//! A small file beside the engine's that records the last acknowledged batch, and locks the store.
+//! A small file beside the engine's that records the last acknowledged batch. An empty file beside it locks the store.
 //!
 //! An engine that finds the end of its log damaged truncates it and continues with an older state. The sequence in this
-//! file shows that there was a newer one. It is written after the engine's flush and before the acknowledgement, and is
-//! not flushed itself: it survives a killed process in the kernel's cache, and after a power loss it can only be older
-//! than the engine's state, which is no contradiction.
+//! file shows that there was a newer one. It is written and synced after the engine's data and before the
+//! acknowledgement. So after a power cut it can be older than the engine's state, which is no contradiction, but never
+//! newer. Its few bytes lie in one sector, which a disk writes whole or not at all.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -21,18 +21,27 @@ const N_BYTES: usize = 12;
 pub(super) struct Sidecar {
     file: File,
     path: PathBuf,
+    /// Locked until it is closed.
+    _lock: File,
 }
+
+/// The file that is locked, beside the sidecar.
+const LOCK_FILE: &str = "lock";
 
 impl Sidecar {
     /// Opens the file, created if absent, and locks out every other process until it is dropped.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |source: io::Error| StoreError::Io { path: path.to_owned(), source };
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { file, path: path.to_owned() }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path: path.parent().unwrap_or(path).to_owned() }),
-            Err(TryLockError::Error(e)) => Err(io(e)),
+        let open = |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let lock = open(&path.with_file_name(LOCK_FILE)).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked { path: path.parent().unwrap_or(path).to_owned() });
+            }
+            Err(TryLockError::Error(e)) => return Err(io(e)),
         }
+        Ok(Self { file: open(path).map_err(io)?, path: path.to_owned(), _lock: lock })
     }
 
     /// Returns the last acknowledged sequence; `None` for a new file.
@@ -55,10 +64,11 @@ impl Sidecar {
         }
     }
 
+    /// Writes the sequence and syncs it.
     pub(super) fn write(&self, sequence: u64) -> Result<(), StoreError> {
         let mut bytes = sequence.to_be_bytes().to_vec();
         bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
-        self.file.write_all_at(&bytes, 0).map_err(|e| self.io(e))
+        self.file.write_all_at(&bytes, 0).and_then(|()| self.file.sync_data()).map_err(|e| self.io(e))
     }
 
     fn io(&self, source: io::Error) -> StoreError {

@@ -3,8 +3,10 @@
 /// When a table is compared with the store's tally.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verified {
-    /// Read whole when the store is opened.
-    AtOpen,
+    /// Read whole when the store is opened, which fails when anything is lost: nothing works without these records.
+    Whole,
+    /// Read whole when the store is opened. What is lost or altered is reported, and the rest is served.
+    InPart,
     /// Too large for that: each value has its own checks, and the doctor reads all of it.
     WhenUsed,
 }
@@ -35,27 +37,27 @@ macro_rules! tables {
 
 tables! {
     /// Facts of the store itself: `StoreRecord`.
-    Meta = 0, verified AtOpen;
+    Meta = 0, verified Whole;
     /// `ModelRecord`.
-    Models = 1, verified AtOpen;
+    Models = 1, verified Whole;
     /// `VersionRecord`.
-    Versions = 2, verified AtOpen;
+    Versions = 2, verified InPart;
     /// `AliasRecord`.
-    Aliases = 3, verified AtOpen;
+    Aliases = 3, verified Whole;
     /// `RunRecord`.
-    Runs = 4, verified AtOpen;
+    Runs = 4, verified InPart;
     /// `RunEventRecord`.
-    RunEvents = 5, verified AtOpen;
+    RunEvents = 5, verified InPart;
     /// `CollectionRecord`.
-    Collections = 6, verified AtOpen;
+    Collections = 6, verified Whole;
     /// `FaceRecord`.
-    Faces = 7, verified AtOpen;
+    Faces = 7, verified InPart;
     /// `RequestRecord`.
-    Requests = 8, verified AtOpen;
+    Requests = 8, verified InPart;
     /// Raw chunks: digest, chunk index (4 bytes, big endian).
     BlobChunks = 10, verified WhenUsed;
     /// `BlobRecord`.
-    Blobs = 9, verified AtOpen;
+    Blobs = 9, verified Whole;
 }
 
 // The tally indexes tables by number; the last byte is the tally's own key.

@@ -9,6 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::store::{CollectionRecord, FaceRecord};
 
 fn put(table: Table, key: &[u8], value: &[u8]) -> Batch {
     Batch { writes: vec![Write::Put(table, key.to_vec(), value.to_vec())], ..Batch::default() }
@@ -123,18 +124,50 @@ fn a_second_opener_is_told_who_has_it() {
     SledStore::open(dir.path(), &SledSettings::default()).unwrap();
 }
 
+/// The length of the vectors of `people`.
+const DIMENSIONS: u32 = 150;
+
+fn face(id: &str, vector: impl Iterator<Item = f32>) -> FaceRecord {
+    FaceRecord { id: id.to_owned(), vector: vector.flat_map(f32::to_le_bytes).collect(), ..FaceRecord::default() }
+}
+
+#[test]
+fn the_doctor_knows_a_vector_from_other_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let store: Arc<dyn Store> = open(dir.path(), &SledSettings::default()).unwrap();
+    let unit = |n: u32| (0..n).map(|at| if at == 0 { 1.0 } else { 0.0 });
+    let cases = [
+        ("short", face("short", unit(DIMENSIONS - 1)), "bytes"),
+        ("nan", face("nan", unit(DIMENSIONS).map(|v| v * f32::NAN)), "length one"),
+        ("huge", face("huge", unit(DIMENSIONS).map(|v| v * 1e30)), "length one"),
+        ("zero", face("zero", unit(DIMENSIONS).map(|_| 0.0)), "length one"),
+        ("key", face("another", unit(DIMENSIONS)), "another"),
+        ("space", FaceRecord { embedding_space: "other".to_owned(), ..face("space", unit(DIMENSIONS)) }, "space"),
+    ];
+    let mut batch = Batch::default();
+    for (id, face, _) in &cases {
+        batch.put_record(Table::Faces, &join_key(&[b"people", id.as_bytes()]), face);
+    }
+    store.commit(batch).unwrap();
+    let findings = examine(&store, |_, _| {}).findings;
+    assert_eq!(findings.len(), cases.len(), "{findings:?}");
+    for (id, _, why) in cases {
+        let is_named = |f: &Finding| f.what.contains(&format!("people/{id} (")) && f.what.contains(why);
+        assert!(findings.iter().any(is_named), "{id}: {findings:?}");
+    }
+}
+
 /// A store with records in every kind of place, and its contents.
 fn filled(dir: &Path) -> Vec<Vec<Entry>> {
     let store: Arc<dyn Store> = open(dir, &SledSettings::default()).unwrap();
     for i in 0..200u32 {
-        let key = [b"people\0".as_slice(), &i.to_be_bytes()].concat();
-        let face =
-            crate::proto::store::FaceRecord { id: i.to_string(), vector: vec![i as u8; 600], ..Default::default() };
+        let face = face(&i.to_string(), (0..DIMENSIONS).map(|at| if at == i % DIMENSIONS { 1.0 } else { 0.0 }));
         let mut batch = Batch::default();
-        batch.put_record(Table::Faces, &key, &face);
+        batch.put_record(Table::Faces, &join_key(&[b"people", face.id.as_bytes()]), &face);
         store.commit(batch).unwrap();
     }
-    let collection = crate::proto::store::CollectionRecord { id: "people".to_owned(), ..Default::default() };
+    let collection = CollectionRecord { id: "people".to_owned(), dimensions: DIMENSIONS, ..Default::default() };
     let mut batch = Batch::default();
     batch.put_record(Table::Collections, b"people", &collection);
     store.commit(batch).unwrap();
@@ -299,7 +332,7 @@ fn interrupted_housekeeping_is_no_damage() {
             assert_eq!(examine(&store, |_, _| {}).findings, [], "{what}");
         }
         let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
-        assert_eq!(left.len(), 2, "{what}: {left:?}");
+        assert_eq!(left.len(), 3, "{what}: {left:?}");
     }
 }
 

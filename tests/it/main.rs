@@ -10,6 +10,7 @@ mod client_python;
 mod data_folder;
 mod errors;
 mod faces;
+mod full_disk;
 mod health;
 mod hostile_files;
 mod kills;

@@ -6,6 +6,7 @@
 mod photos;
 mod serve;
 mod similar;
+mod store;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ enum Suite {
     Serve,
     /// The graph's recall and speed, beside the exact scan.
     Similar,
+    /// What a durable write costs, beside a bare loop of writes and syncs.
+    Store,
 }
 
 /// Creates the request for a run that learns a number from the folder's photos.
@@ -69,6 +72,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<bool> {
         Suite::Training => training::measure(&args).await?,
         Suite::Serve => serve::measure().await?,
         Suite::Similar => similar::measure().await?,
+        Suite::Store => store::measure().await?,
     };
     report(&rows, args.json.as_deref())
 }

@@ -52,7 +52,9 @@ pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pin
                 match registry.get_version(pin.version()) {
                     Ok(version) => !version.heads.is_empty(),
                     // Its caller gets an error that names it, not another model's answer.
-                    Err(error) => matches!(error, RegistryError::CorruptVersion { .. }),
+                    Err(error) => {
+                        matches!(error, RegistryError::CorruptVersion { .. } | RegistryError::VersionNotFound { .. })
+                    }
                 }
             });
             aliases.insert(model.id, Known { aliases: of_model, answers });

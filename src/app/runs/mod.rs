@@ -30,7 +30,7 @@ use crate::{
         store::{RunEventRecord, RunRecord},
         v1::{self, watch_training_run_response::Event as Kind},
     },
-    store::{Batch, Range, Store, StoreExt, Table, join_key},
+    store::{Batch, Range, Store, StoreError, StoreExt, Table, join_key},
     training::{Launcher, Recipe, Roots, Source},
 };
 
@@ -143,9 +143,14 @@ impl Runs {
     }
 
     fn recover(&self) -> Result<(), AppError> {
-        for row in self.shared.store.records::<RunRecord>(Table::Runs, Range::default()) {
+        let is_damaged = self.shared.store.state().borrow().damage.iter().any(|(table, _)| *table == Table::Runs);
+        for row in self.shared.store.readable_records::<RunRecord>(Table::Runs, Range::default()) {
             let (_, mut record) = row?;
             match record.state() {
+                // An older state of a run may have come back, and the run must not train again.
+                v1::RunState::Queued if is_damaged => {
+                    tracing::error!(run = %record.id, "a queued run is not started, because runs were lost or altered");
+                }
                 v1::RunState::Queued => {
                     tracing::info!(run = %record.id, "a training run waits again after a restart");
                     let last_sequence = self.last_sequence(&record.id)?;
@@ -161,7 +166,13 @@ impl Runs {
                     tracing::warn!(run = %record.id, "a training run was interrupted by the server's end");
                     let sequence = self.last_sequence(&record.id)? + 1;
                     let event = feed::event(sequence, feed::ended(&record));
-                    self.shared.store.commit(record_batch(&record, Some(&event)))?;
+                    match self.shared.store.commit(record_batch(&record, Some(&event))) {
+                        // A server with a full disk still answers. The next start stores the run's end.
+                        Err(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. })) => {
+                            tracing::error!(run = %record.id, %error, "cannot store that the run was interrupted");
+                        }
+                        stored => stored?,
+                    }
                 }
                 _ => {}
             }
@@ -171,8 +182,8 @@ impl Runs {
 
     fn last_sequence(&self, id: &str) -> Result<i64, AppError> {
         let range = Range { prefix: join_key(&[id.as_bytes(), b""]), after: None, descending: true };
-        let rows = self.shared.store.scan_records::<RunEventRecord>(Table::RunEvents, &range, 1)?;
-        Ok(rows.first().and_then(|(_, r)| r.event.as_ref()).map_or(0, |e| e.sequence))
+        let last = self.shared.store.readable_records::<RunEventRecord>(Table::RunEvents, range).next().transpose()?;
+        Ok(last.and_then(|(_, r)| r.event).map_or(0, |e| e.sequence))
     }
 
     /// Starts a run. If the caller leaves while the run is being stored, it still starts.
@@ -326,7 +337,7 @@ impl Runs {
         let store = Arc::clone(&self.shared.store);
         let paged = blocking(move || {
             let range = Range { after: page.after.clone(), descending: true, ..Range::default() };
-            let rows = store.records::<RunRecord>(Table::Runs, range).map(|row| row.map(|(_, record)| record));
+            let rows = store.readable_records::<RunRecord>(Table::Runs, range).map(|row| row.map(|(_, record)| record));
             let found = rows.filter(|row| row.as_ref().map_or(true, &wanted)).take(page.limit());
             let found = found.collect::<Result<Vec<_>, _>>()?;
             Ok(page.finish(found, |record| record.id.clone().into_bytes()))
@@ -351,8 +362,8 @@ impl Runs {
         let mut kept = blocking(move || {
             let prefix = join_key(&[id.as_str().as_bytes(), b""]);
             let range = Range { after: Some(event_key(id.as_str(), after.max(0))), prefix, descending: false };
-            let rows = store.scan_records::<RunEventRecord>(Table::RunEvents, &range, usize::MAX)?;
-            Ok(rows.into_iter().filter_map(|(_, r)| r.event).collect::<Vec<Event>>())
+            let rows = store.readable_records::<RunEventRecord>(Table::RunEvents, range);
+            Ok(rows.filter_map(|row| row.map(|(_, r)| r.event).transpose()).collect::<Result<Vec<Event>, _>>()?)
         })
         .await?;
         let has_ended = !matches!(record.state(), v1::RunState::Queued | v1::RunState::Running);

@@ -83,7 +83,6 @@ fn a_large_blob_is_read_from_the_store_once() {
     let (store, blobs) = cached(dir.path());
     let digest = blobs.put(&large(1)).unwrap();
     let small = blobs.put(&large(1)[1..]).unwrap();
-    assert!(blobs.contains(&digest).unwrap() && !blobs.contains(&Digest::of(b"")).unwrap());
     for _ in 0..3 {
         assert_eq!(blobs.get(&digest).unwrap(), large(1));
     }

@@ -59,8 +59,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that only some places may name: crate, path prefixes.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["nn/", "serving/engines/", "training/learn/", "training/process/worker.rs"]),
-    ("libc", &["mapped.rs"]),
-    ("rustix", &["serving/loader.rs", "training/process/"]),
+    ("libc", &["mapped.rs", "store/sled/"]),
+    ("rustix", &["serving/loader.rs", "store/sled/", "training/process/"]),
     ("sled", &["store/sled.rs", "store/sled/"]),
     ("hnsw_rs", &["similarity/graph.rs"]),
     ("tonic", &["grpc/", "cli/", "proto.rs"]),

@@ -1,0 +1,395 @@
+//! A server's store: sled behind the [`Store`] trait.
+//!
+//! One thread commits: see `committer`. sled is not trusted to notice damage: it truncates a damaged log, and panics on a
+//! damaged page. So every call is guarded against panics, every batch updates a `Tally`, and a [`Sidecar`] records
+//! the last acknowledged batch. Damage ends in [`StoreError::Corrupt`] or is reported in [`StoreState`], never in a
+//! silently smaller store.
+
+mod committer;
+mod durable;
+mod engine;
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{self, SyncSender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::watch;
+
+use self::{
+    committer::{Commit, Committer},
+    engine::{Engine, Opened},
+};
+use super::{
+    Batch, Entry, Range, Store, StoreError, StoreState, Table,
+    leftovers::{LOG_FILE, Leftovers},
+    sidecar::Sidecar,
+};
+
+pub(crate) use engine::panic_is_guarded;
+
+/// Batches that may wait for the committing thread; further callers block.
+const QUEUE: usize = 1024;
+
+/// sled's folder in the store's.
+const ENGINE_DIR: &str = "db";
+
+/// The sidecar in the store's folder.
+const SIDECAR_FILE: &str = "sequence";
+
+/// The prefix of folders in which an opening is tried.
+const TRIAL_PREFIX: &str = "trial-";
+
+/// Settings for sled.
+#[derive(Clone, Debug)]
+pub(crate) struct SledSettings {
+    /// Size of the page cache in bytes; sled may exceed it.
+    pub cache_bytes: u64,
+    /// Free bytes of the disk that writes leave: so much is needed to open the store again and to delete.
+    pub reserve_bytes: u64,
+}
+
+impl Default for SledSettings {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20 }
+    }
+}
+
+/// A store in a folder, open in this process alone.
+pub(crate) struct SledStore {
+    engine: Arc<Engine>,
+    state: watch::Sender<StoreState>,
+    queue: Option<SyncSender<Commit>>,
+    committer: Option<JoinHandle<()>>,
+    /// Only in a store open for examination: the last acknowledged sequence, and the lock.
+    examined: Option<Sidecar>,
+}
+
+impl SledStore {
+    /// Opens the store of a folder, created if absent, and verifies that it is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
+    pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let sidecar = open_sidecar(dir)?;
+        let acknowledged = sidecar.read()?.unwrap_or(0);
+        let Opened { engine, tally, damage } = open_past_leftovers(dir, settings, acknowledged)?;
+        // The names of what opening has made.
+        durable::sync_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        sidecar.write(tally.sequence)?;
+        for (_, error) in &damage {
+            tracing::error!(%error, "a part of the store is damaged; everything else is served");
+        }
+        let damage = damage.iter().map(|(table, error)| (*table, error.to_string())).collect();
+        let mut store = Self::of(engine, StoreState { damage, writes_refused: None });
+        store.engine.check_syncs()?;
+        let (queue, commits) = mpsc::sync_channel(QUEUE);
+        let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
+        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, state)
+            .map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
+        store.queue = Some(queue);
+        store.committer = Some(thread.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?);
+        Ok(store)
+    }
+
+    /// Opens the store of a folder to look for damage, which [`Store::verify_all`] then reports where
+    /// [`SledStore::open`] would refuse. Commits fail.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], or [`StoreError::Corrupt`] when the engine can read nothing.
+    pub(crate) fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let sidecar = open_sidecar(dir)?;
+        let acknowledged = sidecar.read()?.unwrap_or(0);
+        let engine = match open_past_leftovers(dir, settings, acknowledged) {
+            Ok(opened) => opened.engine,
+            Err(locked @ StoreError::Locked { .. }) => return Err(locked),
+            Err(_) => Engine::open(&dir.join(ENGINE_DIR), settings)?,
+        };
+        let mut store = Self::of(engine, StoreState::default());
+        store.examined = Some(sidecar);
+        Ok(store)
+    }
+
+    fn of(engine: Engine, state: StoreState) -> Self {
+        let state = watch::Sender::new(state);
+        Self { engine: Arc::new(engine), state, queue: None, committer: None, examined: None }
+    }
+}
+
+/// Locks a store's folder, created if absent, and opens its sidecar.
+fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
+    let (engine_dir, sidecar_path) = (dir.join(ENGINE_DIR), dir.join(SIDECAR_FILE));
+    create_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    if engine_dir.exists() && !sidecar_path.exists() {
+        return Err(StoreError::Corrupt {
+            what: format!("{} is missing", sidecar_path.display()),
+            affects: "acknowledged writes may be missing; import the last export".to_owned(),
+        });
+    }
+    let sidecar = Sidecar::open(&sidecar_path)?;
+    let log = engine_dir.join(LOG_FILE);
+    if sidecar.read()?.is_some_and(|acknowledged| acknowledged > 0) && !log.exists() {
+        return Err(StoreError::Corrupt {
+            what: format!("{} is missing", log.display()),
+            affects: "the store's records are lost; import the last export".to_owned(),
+        });
+    }
+    Ok(sidecar)
+}
+
+/// Creates a folder with its parents, and syncs the names of those that are new.
+fn create_dir(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    let n_new = dir.ancestors().take_while(|dir| !dir.exists()).count();
+    fs::create_dir_all(&dir)?;
+    for parent in dir.ancestors().skip(1).take(n_new) {
+        durable::sync_dir(parent)?;
+    }
+    Ok(())
+}
+
+/// Opens the engine, if necessary without the leftovers of its interrupted housekeeping, so that a store counts as
+/// damaged only if records are missing. A copy without the leftovers is tried first, because opening changes the log.
+fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -> Result<Opened, StoreError> {
+    let engine_dir = dir.join(ENGINE_DIR);
+    remove_old_trials(dir)?;
+    let mut damage = None;
+    // What opens, but only in part.
+    let mut in_part = None;
+    if Leftovers::unfinished(&engine_dir)?.is_empty() {
+        match Engine::open_whole(&engine_dir, settings, acknowledged) {
+            Err(error @ StoreError::Corrupt { .. }) => damage = Some(error),
+            Ok(opened) if !opened.damage.is_empty() => in_part = Some(None),
+            opened => return opened,
+        }
+    }
+    for leftovers_of in [Leftovers::unfinished, Leftovers::all_but_the_log] {
+        // Listed anew each time: a failed opening may have replaced a snapshot.
+        let leftovers = leftovers_of(&engine_dir)?;
+        if leftovers.is_empty() {
+            continue;
+        }
+        match opens_without(&leftovers, dir, settings, acknowledged) {
+            Ok(Completeness::Whole) => {
+                leftovers.set_aside()?;
+                return Engine::open_whole(&engine_dir, settings, acknowledged);
+            }
+            Ok(Completeness::InPart) => drop(in_part.get_or_insert(Some(leftovers))),
+            Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
+            // A failure to copy, for example on a full disk, does not mean that the store is damaged.
+            Err(error) if in_part.is_none() => return Err(damage.unwrap_or(error)),
+            Err(_) => {}
+        }
+    }
+    match (in_part, damage) {
+        (None, Some(damage)) => Err(damage),
+        (None, None) | (Some(None), _) => Engine::open_whole(&engine_dir, settings, acknowledged),
+        (Some(Some(leftovers)), _) => {
+            leftovers.set_aside()?;
+            Engine::open_whole(&engine_dir, settings, acknowledged)
+        }
+    }
+}
+
+/// How much of a store can be served.
+enum Completeness {
+    Whole,
+    InPart,
+}
+
+/// Opens a copy of the engine's folder without the leftovers, and removes the copy.
+fn opens_without(
+    leftovers: &Leftovers,
+    dir: &Path,
+    settings: &SledSettings,
+    acknowledged: u64,
+) -> Result<Completeness, StoreError> {
+    let copy = tempfile::Builder::new().prefix(TRIAL_PREFIX).tempdir_in(dir);
+    let copy = copy.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    leftovers.copy_without(&dir.join(ENGINE_DIR), copy.path())?;
+    let opened = Engine::open_whole(copy.path(), settings, acknowledged)?;
+    Ok(if opened.damage.is_empty() { Completeness::Whole } else { Completeness::InPart })
+}
+
+/// Removes trial copies that a killed process left.
+fn remove_old_trials(dir: &Path) -> Result<(), StoreError> {
+    let io = |source| StoreError::Io { path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if entry.file_name().to_string_lossy().starts_with(TRIAL_PREFIX) {
+            fs::remove_dir_all(entry.path()).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
+impl Store for SledStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.engine.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: &Range, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.engine.scan(table, range, limit)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        let Some(queue) = &self.queue else { return self.engine.commit(batch) };
+        let (done, answer) = mpsc::sync_channel(1);
+        let gone = || {
+            let source = io::Error::other("the thread that writes has ended");
+            StoreError::Io { path: self.engine.dir().to_owned(), source }
+        };
+        queue.send(Commit { batch, done }).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+
+    fn verify_all(&self) -> Vec<StoreError> {
+        let tally = match self.engine.tally() {
+            Ok(tally) => tally,
+            Err(error) => return vec![error],
+        };
+        let acknowledged = self.examined.as_ref().and_then(|sidecar| sidecar.read().ok().flatten());
+        let early = acknowledged.and_then(|acknowledged| self.engine.ends_early(&tally, acknowledged));
+        early.into_iter().chain(self.engine.verify(&tally, |_| true)).collect()
+    }
+
+    fn state(&self) -> watch::Receiver<StoreState> {
+        self.state.subscribe()
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        // The committing thread ends with its queue, once everything in it is committed.
+        drop(self.queue.take());
+        if let Some(thread) = self.committer.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::store::Write;
+
+    /// Preparing a write of this key panics.
+    pub(in crate::store) const PANICS: &[u8] = b"panics";
+
+    fn put(key: &[u8], value: &[u8]) -> Batch {
+        Batch { writes: vec![Write::Put(Table::Faces, key.to_vec(), value.to_vec())], ..Batch::default() }
+    }
+
+    fn rows(store: &SledStore) -> Vec<Entry> {
+        store.scan(Table::Faces, &Range::default(), 99).unwrap()
+    }
+
+    fn wait_until(store: &SledStore, is_refusing: bool) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while store.state().borrow().writes_refused.is_some() != is_refusing {
+            assert!(Instant::now() < until, "refusing: {is_refusing}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Regression: after one failed sync, nothing was written until a restart.
+    #[test]
+    fn a_disk_that_failed_and_works_again_needs_no_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        store.commit(put(b"kept", b"1")).unwrap();
+        let engine_dir = dir.path().join(ENGINE_DIR);
+        for error in [libc::EIO, libc::ENOSPC] {
+            durable::tests::fail_syncs(&engine_dir, Some(error));
+            for (key, value) in [(b"kept", b"2"), (b"new!", b"2")] {
+                let refused = store.commit(put(key, value)).unwrap_err();
+                assert!(matches!(refused, StoreError::WritesFail { .. }), "{refused}");
+            }
+            wait_until(&store, true);
+            assert_eq!(store.get(Table::Faces, b"other").unwrap(), None, "reads go on");
+            durable::tests::fail_syncs(&engine_dir, None);
+            wait_until(&store, false);
+            assert_eq!(rows(&store), [(b"kept".to_vec(), b"1".to_vec())], "what was refused is not there");
+        }
+        store.commit(put(b"later", b"3")).unwrap();
+        assert_eq!(store.verify_all().len(), 0);
+        drop(store);
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        assert_eq!(rows(&store).len(), 2);
+        assert_eq!(store.verify_all().len(), 0);
+    }
+
+    /// What is lost below the engine is reported, and the rest is served.
+    #[test]
+    fn a_lost_or_altered_record_stops_nothing_else() {
+        for value in [None, Some(b"altered")] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+            for key in [b"a", b"b", b"c"] {
+                store.commit(put(key, b"v")).unwrap();
+            }
+            drop(store);
+            let engine = Engine::open(&dir.path().join(ENGINE_DIR), &SledSettings::default()).unwrap();
+            let key = engine::engine_key(Table::Faces, b"b");
+            let altered = engine.call(|db| match value {
+                Some(value) => db.insert(key, value),
+                None => db.remove(key),
+            });
+            altered.unwrap();
+            drop(engine);
+            let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+            assert_eq!(store.state().borrow().damage.len(), 1);
+            assert_eq!(store.state().borrow().damage[0].0, Table::Faces);
+            assert_eq!(rows(&store).len(), if value.is_some() { 3 } else { 2 });
+            store.commit(put(b"d", b"v")).unwrap();
+            assert_eq!(store.verify_all().len(), 1, "it stays known");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_takes_deletes_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = rustix::fs::statvfs(dir.path()).map(|found| found.f_bavail * found.f_frsize).unwrap();
+        drop(SledStore::open(dir.path(), &SledSettings::default()).map(|store| store.commit(put(b"k", b"v"))).unwrap());
+        // More than there is, but less than twice as much.
+        let settings = SledSettings { reserve_bytes: free + free / 2, ..SledSettings::default() };
+        let store = SledStore::open(dir.path(), &settings).unwrap();
+        let refused = store.commit(put(b"new", b"v")).unwrap_err();
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused}");
+        wait_until(&store, true);
+        store.commit(Batch::default()).unwrap();
+        let delete = Write::Delete(Table::Faces, b"k".to_vec());
+        store.commit(Batch { writes: vec![delete], ..Batch::default() }).unwrap();
+        assert_eq!(rows(&store), []);
+    }
+
+    #[test]
+    fn a_panic_of_the_committing_thread_is_one_callers_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        let put = |key: &[u8]| {
+            let writes = ["a", "b"].map(|part| Write::Put(Table::Faces, [part.as_bytes(), key].concat(), vec![1]));
+            let panics = Write::Put(Table::Faces, key.to_vec(), vec![1]);
+            store.commit(Batch { writes: writes.into_iter().chain([panics]).collect(), ..Batch::default() })
+        };
+        put(b"before").unwrap();
+        let error = put(PANICS).unwrap_err().to_string();
+        assert!(error.contains("panicked: ") && error.contains("a test's panic"), "{error}");
+        put(b"after").unwrap();
+        assert_eq!(store.verify_all().len(), 0, "the tally counts what was written");
+        drop(store);
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        assert_eq!(store.scan(Table::Faces, &Range::default(), 99).unwrap().len(), 6);
+    }
+}
+
+#[cfg(test)]
+mod power_cuts;
