@@ -77,7 +77,7 @@ pub(crate) struct ServerConfig {
     pub max_message_bytes: usize,
     /// Maximum number of calls in progress of each kind: unary calls, request streams, watches.
     pub max_concurrent_requests: usize,
-    /// The deadline of unary calls that bring none, in milliseconds.
+    /// The deadline of unary calls that have none, in milliseconds.
     pub default_deadline_ms: u64,
     /// The longest deadline, in milliseconds; longer ones are shortened to it.
     pub max_deadline_ms: u64,
@@ -131,7 +131,7 @@ impl Default for ImagesConfig {
 pub(crate) struct FacesConfig {
     /// Maximum number of faces read per photo; the largest are read.
     pub max_faces: usize,
-    /// The lowest and highest threshold that a request may set; the same for every key below. In pixels.
+    /// In pixels. This pair and each pair below is the lowest and the highest value that a request may set.
     pub min_face_px: [f64; 2],
     /// A probability.
     pub min_detection: [f64; 2],

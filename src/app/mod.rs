@@ -1,8 +1,8 @@
 //! Use cases: each combines the layers below for one kind of call. Depends on no transport.
 //!
-//! [`App`] assembles everything on top of the opened store. Handlers call [`predict()`], [`Faces`], [`Models`], [`Runs`].
-//! Every use case takes the [`Call`] first, then parsed names, and returns messages of the contract. A change that may
-//! be retried goes through [`Idempotent`].
+//! [`App`] assembles everything on top of the opened store. Handlers call [`predict()`], [`Faces`], [`Models`],
+//! [`Runs`]. Every use case takes the [`Call`] first, then parsed names, and returns messages of the contract. A change
+//! that may be retried goes through [`Idempotent`].
 
 mod call;
 mod compare;

@@ -82,7 +82,7 @@ impl Folder {
 }
 
 impl Place {
-    /// Opens an existing store. A folder without one means a wrong name, not an empty store.
+    /// Opens an existing store. A folder without a store is an error, because its name is probably wrong.
     fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
         Ok(Arc::new(SledStore::open(self.existing_dir()?, &self.settings)?))
     }

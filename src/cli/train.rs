@@ -66,7 +66,7 @@ pub(super) struct TrainArgs {
     /// Dropout before the head's layers, 0 to below 1.
     #[arg(long)]
     dropout: Option<f64>,
-    /// Makes the run repeatable on one machine.
+    /// The seed of all randomness; the same seed repeats the run on the same machine.
     #[arg(long)]
     seed: Option<u64>,
     /// Starts from this version's weights instead of random ones.

@@ -44,7 +44,7 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 pub(super) struct EdgeSettings {
     /// The number of places of each kind.
     pub(super) max_concurrent_calls: usize,
-    /// The deadline of calls that bring none, except long ones.
+    /// The deadline of calls that have none, except long ones.
     pub(super) default_deadline: Duration,
     /// The longest deadline; longer ones are shortened to it.
     pub(super) max_deadline: Duration,
@@ -197,7 +197,7 @@ impl EdgeLayer {
     }
 }
 
-/// Returns how long before the caller's timer the server answers.
+/// Returns by how much the server's deadline is earlier than the caller's.
 fn answer_margin(timeout: Duration) -> Duration {
     (timeout / 10).min(Duration::from_millis(10))
 }

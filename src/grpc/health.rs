@@ -51,7 +51,8 @@ impl Reporter {
     }
 }
 
-/// Returns what is reported and what each needs; the whole server needs everything.
+/// Returns every name that has a health status, with the state that it requires; `None` means that it requires all
+/// states, as the whole server does.
 fn reported() -> impl Iterator<Item = (&'static str, Option<Needs>)> {
     let services = METHODS.iter().filter(|service| service.needs.is_some());
     services.map(|service| (service.name, service.needs)).chain([(WHOLE, None)])

@@ -282,7 +282,7 @@ impl Device {
 
     // Called by the executor.
 
-    /// Sleeps until there is something to do. The caller sends the replies.
+    /// Waits for the executor's next task. Appends the replies that are due; the caller sends them without the lock.
     pub(super) fn next_turn(&self, replies: &mut Vec<Reply>) -> Turn {
         let mut state = self.state.lock();
         loop {
@@ -383,7 +383,7 @@ impl Device {
         }
     }
 
-    /// Takes over a loaded version, which serves from now on, or records that its load failed.
+    /// Starts serving a loaded version, or records that its load failed.
     pub(super) fn loaded(&self, version: &VersionName, result: Result<Warmed, ServeError>) {
         let mut state = self.state.lock();
         let State { scheduler, slots, retired, .. } = &mut *state;

@@ -123,7 +123,7 @@ impl PixelPool {
         let result = answer.await;
         waiting.key = None;
         result.unwrap_or_else(|_| {
-            let detail = "a thread lost it".to_owned();
+            let detail = "its thread ended unexpectedly".to_owned();
             Err(ServeError::EngineFailed { stage: Stage::Pixels, detail }.into())
         })
     }

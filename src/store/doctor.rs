@@ -79,7 +79,7 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
     report
 }
 
-/// Adds an error to the findings, once: several checks may meet the same page.
+/// Adds an error to the findings, once: several checks may find the same damaged page.
 fn damaged(report: &mut DoctorReport, error: StoreError) {
     let finding = match error {
         StoreError::Corrupt { what, affects } => Finding { what, affects },

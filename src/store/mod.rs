@@ -137,7 +137,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`] when a condition does not hold; nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 
-    /// Returns every contradiction to the engine's own tally, if it keeps one.
+    /// Returns every difference from the engine's own tally, if it keeps one.
     fn verify_all(&self) -> Vec<StoreError> {
         Vec::new()
     }

@@ -174,7 +174,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Opens a damaged copy: it must be refused with a reason, or be complete, or its doctor must find something.
+/// Opens a damaged copy. The store must be refused with a reason, or be complete, or its doctor must report damage.
 fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let store = match open(dir, &SledSettings::default()) {
         Err(error) => {

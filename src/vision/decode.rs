@@ -118,7 +118,10 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
 }
 
-/// Returns what was decoded, or `None` if another decoder decides about the file.
+/// Returns the decoded value, or `None` if the crate `image` should try the file.
+///
+/// # Errors
+/// [`ImageError::Unreadable`] if the file is incomplete.
 fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageError> {
     match decoded {
         Err(why) if why == jpeg::DATA_ENDS_EARLY => Err(cut_in_pixels(why)),

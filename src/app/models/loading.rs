@@ -41,7 +41,7 @@ struct Entry {
     is_loaded: bool,
     /// True if the last load failed.
     has_failed: bool,
-    /// Pins on the versions that this one depends on; held while this version is loaded or to be retried.
+    /// Pins on the versions that this one depends on; held while this version is loaded or due for a retry.
     dependencies: Vec<Pin>,
     failure: Option<Failure>,
 }
@@ -106,7 +106,7 @@ impl Loading {
         std::mem::take(&mut entry.dependencies)
     }
 
-    /// Returns if the version's last load failed, and its dependencies if known.
+    /// Returns whether the version's last load failed, and the version's dependencies as far as they are known.
     fn standing(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(version) else { return (false, Vec::new()) };
@@ -281,8 +281,8 @@ impl Models {
         self.unload_after(version, async { Ok(()) }).await
     }
 
-    /// As [`Models::unload_now`]. While no call can use the version, first awaits `last`; if that fails, the version stays
-    /// loaded.
+    /// As [`Models::unload_now`]. While no call can use the version, first awaits `last`; if that fails, the version
+    /// stays loaded.
     async fn unload_after(
         &self,
         version: &VersionName,

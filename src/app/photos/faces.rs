@@ -1,4 +1,5 @@
-//! Reads the faces of a photo: decode, detect, detect again at higher resolution, cut out and judge, read and embed.
+//! Reads the faces of a photo: detects them, detects them again at a higher resolution, checks their quality, cuts
+//! chips out, and runs the networks on the chips.
 //!
 //! The pixel pool does the work on pixels; each network runs through its version's queue on the device. The stages run
 //! one after another, and none calls an earlier one.
@@ -21,10 +22,10 @@ use crate::{
     vision::{DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote},
 };
 
-/// A face that was cut out and judged.
+/// A face whose quality was checked, with its chips.
 struct Cut {
     quality: FaceQuality,
-    /// One chip per reader, in order; empty if the face is unfit.
+    /// One chip per reader, in order; empty if the face misses a threshold.
     chips: Vec<Arc<Input>>,
     reasons: Vec<AbstentionReason>,
 }
@@ -128,7 +129,7 @@ impl Photos {
         Ok(stages.pipeline.crops(&view, faces, &parts, &found))
     }
 
-    /// Judges the faces, and cuts the fit ones out, once per reader.
+    /// Checks the faces' quality, and cuts a chip per reader out of those within all thresholds.
     async fn cut(
         &self,
         plan: &Plan,

@@ -10,8 +10,8 @@ use crate::{
     proto::v1::{self, QualityThresholds},
 };
 
-/// The decisions about a photo: what a decision log, a comparison of versions, or another protocol needs besides the
-/// answer.
+/// The decisions about a photo: the information that a log, a comparison of versions or another protocol needs besides
+/// the answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// The version that answered.
@@ -34,7 +34,7 @@ pub(crate) struct Took {
     pub(crate) decode: Option<Duration>,
     /// Detecting faces, including the second run.
     pub(crate) detection: Option<Duration>,
-    /// Judging faces and cutting them out.
+    /// Checking the faces' quality and cutting chips out.
     pub(crate) alignment: Option<Duration>,
     /// The first face's wait for the device.
     pub(crate) queue: Option<Duration>,

@@ -245,7 +245,7 @@ impl Runs {
         Ok(id)
     }
 
-    /// Checks that the run's paths exist under a root. The child checks again when it opens them.
+    /// Checks that the run's paths exist below a training root. The child checks again when it opens them.
     fn check_paths(&self, record: &RunRecord) -> Result<(), AppError> {
         self.resolved_sources(record)?;
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =

@@ -1,4 +1,4 @@
-//! The folders in which callers may name files, and the path walk that enforces them.
+//! The training roots, which are the folders in which callers may name files, and the path walk that enforces them.
 //!
 //! A path is followed component by component, links included. The walk never inspects anything outside the roots and
 //! stops where it would leave them. So a caller cannot learn what exists elsewhere, whether by `..`, by an absolute
@@ -19,7 +19,7 @@ use crate::training::TrainingError;
 /// The maximum number of links in a path, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// The configured folders, checked to exist.
+/// The configured training roots, checked to exist.
 #[derive(Clone, Debug)]
 pub(crate) struct Roots {
     roots: Vec<Root>,

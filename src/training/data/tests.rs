@@ -83,8 +83,8 @@ fn sources_outside_the_roots_are_refused_and_absolute_ones_inside_are_not() {
     let roots = Roots::new(vec![inside.clone()]).unwrap();
     let refused = |source| Source::all_from_proto(&[source], &roots).unwrap_err().to_string();
     let absolute = |path: &Path| path.to_str().unwrap().to_owned();
-    assert!(refused(utkface("../outside")).contains("not below a configured data root"));
-    assert!(refused(utkface(&absolute(&tmp.path().join("outside")))).contains("not below a configured data root"));
+    assert!(refused(utkface("../outside")).contains("not below a configured training root"));
+    assert!(refused(utkface(&absolute(&tmp.path().join("outside")))).contains("not below a configured training root"));
     assert!(refused(csv("utk/none.csv")).contains("does not exist"));
     assert_eq!(refused(csv("utk")), "sources[0].csv.path: utk is not a file");
     assert_eq!(refused(utkface("")), "sources[0].utkface.path: must be given");

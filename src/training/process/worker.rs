@@ -103,7 +103,7 @@ fn listen(mut commands: impl Read, cancelled: &AtomicBool) {
 pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) -> Result<(), TrainingError> {
     let outbox = Outbox::new(output, cancelled);
     let result = catch_unwind(AssertUnwindSafe(|| Work { job: &job, outbox: &outbox, cancelled }.run()));
-    let result = result.unwrap_or_else(|panic| Err(panicked(panic_message(&*panic).unwrap_or("without words"))));
+    let result = result.unwrap_or_else(|panic| Err(panicked(panic_message(&*panic).unwrap_or("without a message"))));
     match result {
         Ok(finished) => {
             outbox.send(Event::Finished(finished));

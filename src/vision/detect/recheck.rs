@@ -13,22 +13,22 @@ use super::{
 };
 use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, Wanted, decode, pixels_shown};
 
-/// A face is also detected rotated by 180 degrees if the cascade's score is below `LESS_SURE`, or if the rotated face,
-/// where it was scored, has at least `ROTATED_TOO`. This holds for 1 to 5 in 100 upright faces that are answered, and
-/// for all but 1 in 300 faces that are upside down; measured with the published weights.
+/// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `LESS_SURE`, or the rotated
+/// face was scored and has at least `ROTATED_TOO`. These are 1 to 5 in 100 of the upright faces that are answered, and
+/// all but 1 in 300 of the faces upside down; measured with the published weights.
 const LESS_SURE: f32 = 0.99;
 const ROTATED_TOO: f32 = 0.9;
 
-/// The image pixels, along a line, that a pixel of the finest chip should cover. At 1 nothing is enlarged, but reduced
-/// decoding still has an effect: ages differ as much as 0.2 years more from those of the same face sent alone than at
-/// 1.5, and at 2 no less than at 1.5.
+/// The number of image pixels, along a line, that a pixel of the finest chip should cover. With 1, nothing is enlarged,
+/// but ages differ up to 0.2 years more from those of the same face sent alone than with 1.5. With 2, they do not
+/// differ less.
 const ENOUGH: f64 = 1.5;
 
 /// The minimum overlap (intersection over union) of a face with its earlier box. In a view at 1/8 the box of a small
 /// face is only accurate to some pixels.
 const SAME_FACE: f32 = 0.3;
 
-/// The same for a face that was upside down: its earlier box may have covered half of it and a collar.
+/// The same for a face that was upside down. Its earlier box may have covered only half of the face and a collar.
 const SAME_UPSIDE_DOWN: f32 = 0.05;
 
 /// The side of a part, in sides of the face's box: room for every chip at any tilt of the head.

@@ -16,7 +16,7 @@ pub(super) struct Evidence {
     /// The protocol error in its output.
     pub(super) protocol_error: Option<String>,
     pub(super) status: ExitStatus,
-    /// It was asked to cancel.
+    /// A cancellation was requested.
     pub(super) was_cancelled: bool,
     /// A caller killed it.
     pub(super) was_killed: bool,
@@ -37,7 +37,7 @@ impl Evidence {
             return failed(FailureKind::Cancelled, "the training process was killed on request".to_owned());
         }
         if self.was_cancelled {
-            let how = if self.was_overdue { "it did not stop when asked, and was killed" } else { "it stopped" };
+            let how = if self.was_overdue { "it did not stop in time, and was killed" } else { "it stopped" };
             return failed(FailureKind::Cancelled, format!("the run was cancelled; {how}"));
         }
         if let Some(detail) = self.protocol_error {
@@ -78,7 +78,7 @@ fn signal_name(signal: i32) -> &'static str {
         Some(Signal::ABORT) => " (aborted itself)",
         Some(Signal::ILL) => " (an instruction that this processor lacks)",
         Some(Signal::FPE) => " (arithmetic)",
-        Some(Signal::TERM) => " (asked to end)",
+        Some(Signal::TERM) => " (terminated)",
         Some(Signal::INT) => " (interrupted)",
         _ => "",
     }
