@@ -21,7 +21,7 @@ impl Health {
     /// A version is broken if it could not be loaded or fails every photo. A version that is not loaded yet is not
     /// broken: the first call loads it.
     fn of(models: &Models, serving: &ServingPool) -> Self {
-        if !serving.is_taking() {
+        if !serving.is_accepting() {
             return Self { predictions: false, faces: false };
         }
         let champion = models.resolve(None).ok();

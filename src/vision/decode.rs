@@ -12,7 +12,7 @@ use image::{
 };
 
 use super::{
-    ColourSource, DecodedImage, ImageError, PhotoNote, Wanted,
+    ColourSource, DecodedImage, ImageError, PhotoNote, DecodeSize,
     colour::{inks_to_srgb, to_srgb},
     container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
     foreign::what_is,
@@ -47,7 +47,7 @@ impl Default for DecodeLimits {
 /// # Errors
 /// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before the pixels are allocated), and
 /// [`ImageError::Unreadable`] for anything damaged or truncated.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
+pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: DecodeSize) -> Result<DecodedImage, ImageError> {
     let unsupported = || ImageError::UnsupportedFormat { found: what_is(bytes), n_bytes: bytes.len() };
     let format = Format::sniff(bytes).ok_or_else(unsupported)?;
     match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
@@ -56,7 +56,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<Dec
     }
 }
 
-fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
+fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: DecodeSize) -> Result<DecodedImage, ImageError> {
     let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
     // Read only once the size is known to be allowed.
     let orientation = || orientation::of(format, bytes);
@@ -151,7 +151,7 @@ fn read_jpeg(
     bytes: &[u8],
     orientation: Orientation,
     limits: &DecodeLimits,
-    wanted: Wanted,
+    wanted: DecodeSize,
 ) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     let divisor = wanted.divisor(full.0, full.1);

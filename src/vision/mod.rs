@@ -4,7 +4,7 @@
 //! functions, so they cannot drift apart. Knows no tensors, no store, no transport.
 //!
 //! The steps: `container` checks that the file is complete and reads its header. [`decode()`] makes an upright sRGB
-//! image of the [`Wanted`] size, with `jpeg` for reduced sizes and `colour` for profiles. For a network that reads
+//! image of the [`DecodeSize`] size, with `jpeg` for reduced sizes and `colour` for profiles. For a network that reads
 //! whole photos, [`decode_square`] decodes and preprocesses in one call. For one that reads faces, [`FacePipeline`]
 //! prepares a photo for the detector and cuts out its faces: [`detect`] finds boxes and landmarks, [`cut_chip`] makes
 //! the input, and [`FaceQuality`] measures how usable a face is.
@@ -29,7 +29,7 @@ mod preprocess;
 mod quality;
 #[cfg(test)]
 mod testing;
-mod wanted;
+mod decode_size;
 
 use bytes::Bytes;
 
@@ -48,7 +48,7 @@ pub use landmarks::{ShapeParts, ShapePredictor};
 pub use note::PhotoNote;
 pub use preprocess::{SquarePhoto, decode_square, to_pixels};
 pub use quality::FaceQuality;
-pub use wanted::Wanted;
+pub use decode_size::DecodeSize;
 
 /// A square RGB image, complete but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]

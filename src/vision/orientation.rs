@@ -177,7 +177,7 @@ mod tests {
     use image::{ImageFormat, Rgb, RgbImage};
 
     use super::*;
-    use crate::vision::{DecodeLimits, Wanted, decode};
+    use crate::vision::{DecodeLimits, DecodeSize, decode};
 
     fn encoded(format: ImageFormat) -> Vec<u8> {
         let picture = RgbImage::from_fn(40, 24, |x, y| Rgb([(x * 6) as u8, (y * 9) as u8, 90]));
@@ -284,7 +284,7 @@ mod tests {
             ("XMP in a WebP", webp(b"XMP ", &xmp(6), 4)),
         ];
         for (what, bytes) in cases {
-            let image = decode(&bytes, &DecodeLimits::default(), Wanted::Full);
+            let image = decode(&bytes, &DecodeLimits::default(), DecodeSize::Full);
             let image = image.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!((image.width_px(), image.height_px()), (24, 40), "{what}");
         }
@@ -308,7 +308,7 @@ mod tests {
     fn a_webp_that_claims_absent_chunks_is_read() {
         for flags in [0x08, 0x04, 0x20, 0x02, 0x2e] {
             let bytes = webp(b"NONE", b"", flags);
-            let image = decode(&bytes, &DecodeLimits::default(), Wanted::Full);
+            let image = decode(&bytes, &DecodeLimits::default(), DecodeSize::Full);
             assert!(image.is_ok(), "flags {flags:#x}: {image:?}");
         }
     }

@@ -109,7 +109,7 @@ mod tests {
 
     use image::{ImageFormat, Rgb, RgbImage};
 
-    use crate::vision::{ColourSource, DecodeLimits, DecodedImage, Wanted, decode};
+    use crate::vision::{ColourSource, DecodeLimits, DecodedImage, DecodeSize, decode};
 
     type Chunk = (&'static [u8; 4], Vec<u8>);
 
@@ -138,7 +138,7 @@ mod tests {
     const DISPLAY_P3: [u32; 8] = [31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000];
 
     fn read(bytes: &[u8]) -> DecodedImage {
-        decode(bytes, &DecodeLimits::default(), Wanted::Full).unwrap()
+        decode(bytes, &DecodeLimits::default(), DecodeSize::Full).unwrap()
     }
 
     /// Half of linear light is 188 in sRGB (IEC 61966-2-1); in a file of gamma 1 it is 128.

@@ -31,7 +31,7 @@ use crate::{
         v1::{self, watch_training_run_response::Event as Kind},
     },
     store::{Batch, Range, Store, StoreExt, Table, join_key},
-    training::{Launcher, Recipe, Roots, Source},
+    training::{Launcher, Recipe, Roots, DataSource},
 };
 
 /// The largest encoded recipe: it is part of the job and of every answer about its run.
@@ -257,7 +257,7 @@ impl Runs {
     }
 
     fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
-        let sources = Source::all_from_proto(&record.sources, &self.shared.roots)?;
+        let sources = DataSource::all_from_proto(&record.sources, &self.shared.roots)?;
         sources.iter().map(|source| Ok(source.to_proto()?)).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{proto::v1, training::asked::Refusal};
+use crate::{proto::v1, training::request::Refusal};
 
 /// The number of rows that a report names.
 const MAX_NAMED: usize = 20;

@@ -11,7 +11,7 @@ use super::{
     rejections::{Reason, Rejected, path_refused},
     row::Row,
 };
-use crate::training::{TrainingError, asked::Roots};
+use crate::training::{TrainingError, request::Roots};
 
 /// The columns of such a folder.
 pub(super) const COLUMNS: [&str; 2] = ["age", "gender"];

@@ -11,7 +11,7 @@ use super::{
     boxes::{BoundingBox, DetectedFace},
     pyramid::{CascadeSettings, Pyramid},
 };
-use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, Wanted, decode, pixels_shown};
+use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, DecodeSize, decode, pixels_shown};
 
 /// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `LESS_SURE`, or the rotated
 /// face was scored and has at least `ROTATED_TOO`. These are 1 to 5 in 100 of the upright faces that are answered, and
@@ -85,7 +85,7 @@ impl DetectionView {
     /// Those of [`decode()`].
     pub fn new(image: &[u8], limits: &DecodeLimits, settings: &CascadeSettings) -> Result<(Pyramid, Self), ImageError> {
         // Three quarters are enough to detect faces, and spare decoding a slightly larger photo in full.
-        let decoded = Arc::new(decode(image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?);
+        let decoded = Arc::new(decode(image, limits, DecodeSize::LongSide(settings.max_side_px / 4 * 3))?);
         let pyramid = Pyramid::new(Arc::clone(&decoded), settings);
         let photo = Arc::clone(pyramid.photo());
         let notes = decoded.notes().to_vec();
@@ -178,7 +178,7 @@ impl DetectionView {
         if long_side(kept) >= long_side_px {
             return Arc::clone(kept);
         }
-        decode(image, limits, Wanted::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
+        decode(image, limits, DecodeSize::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
     }
 
     /// Cuts the part around a face from `source`, which shows the whole photo, with the resolution that the chips need.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use visage::{
     cli::output,
     nn::golden_input,
-    vision::{DecodeLimits, DecodedImage, Wanted, decode, decode_square},
+    vision::{DecodeLimits, DecodedImage, DecodeSize, decode, decode_square},
 };
 
 use super::{Findings, SUITE, Setup};
@@ -56,7 +56,7 @@ fn rows(photos: &[(&str, Vec<u8>)]) -> anyhow::Result<Vec<Row>> {
     let progress = output::bar((2 * photos.len() * N_ROUNDS) as u64, "twelve megapixels");
     for (kind, photo) in photos {
         let landscape = || -> anyhow::Result<()> {
-            let image = decode(black_box(photo), &limits, Wanted::LongSide(640))?;
+            let image = decode(black_box(photo), &limits, DecodeSize::LongSide(640))?;
             black_box(resized(&image, 640, 480)?);
             Ok(())
         };

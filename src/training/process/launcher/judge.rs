@@ -10,7 +10,7 @@ const SIGKILL: i32 = Signal::KILL.as_raw();
 
 /// All known facts about a process that has ended.
 #[derive(Debug)]
-pub(super) struct Evidence {
+pub(super) struct ExitFacts {
     /// Its final event.
     pub(super) ending: Option<Result<Finished, Failed>>,
     /// The protocol error in its output.
@@ -26,7 +26,7 @@ pub(super) struct Evidence {
     pub(super) n_oom_kills: u64,
 }
 
-impl Evidence {
+impl ExitFacts {
     /// Returns the process's result, or the reason why there is none.
     pub(super) fn judge(self) -> Result<Box<Finished>, Failed> {
         let failed = |kind: FailureKind, message: String| Err(Failed { kind: kind.into(), message });

@@ -104,15 +104,15 @@ fn a_job_becomes_weights_that_answer_as_they_say() {
     });
     let report = report.unwrap();
     assert_eq!((report.rows, report.train, report.valid, report.calibration), (120, 80, 20, 20));
-    let told: Vec<_> = events
+    let reported: Vec<_> = events
         .iter()
         .filter_map(|event| match event {
             Event::Progress(progress) => Some(progress),
             _ => None,
         })
         .collect();
-    assert!(told.iter().any(|progress| progress.stage == 0 && progress.n_steps == 120));
-    let last = told.last().unwrap();
+    assert!(reported.iter().any(|progress| progress.stage == 0 && progress.n_steps == 120));
+    let last = reported.last().unwrap();
     assert_eq!((last.stage, last.epoch, last.n_epochs, last.step, last.n_steps), (1, 12, 12, 5, 5));
     assert!(last.eta.is_some() && last.loss.is_finite() && last.metrics.contains_key("level.mae"));
 
