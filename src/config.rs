@@ -1,6 +1,6 @@
 //! The settings of a server. They come from one documented file, the environment and flags; later ones win.
 //!
-//! An unknown key is an error that names its place. [`Loaded::sources`] reports where each value came from. The name of
+//! An unknown key is an error that names its place. [`LoadedConfig::sources`] reports where each value came from. The name of
 //! an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
 
 use std::{
@@ -425,7 +425,7 @@ impl Provider for Flag {
 }
 
 /// A configuration and its sources.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedConfig {
     /// The effective values.
     pub config: Config,
     figment: Figment,
@@ -436,7 +436,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], which names the key and its place.
-    pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+    pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<LoadedConfig, ConfigError> {
         // figment would replace the invalid bytes, and so name another path.
         let variable = || {
             std::env::vars_os()
@@ -460,7 +460,7 @@ impl Config {
         }
         let config: Self = figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
         config.check()?;
-        Ok(Loaded { config, figment })
+        Ok(LoadedConfig { config, figment })
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -511,7 +511,7 @@ impl Config {
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Returns every setting with its effective value and its source.
     ///
     /// # Errors
@@ -554,7 +554,7 @@ mod tests {
 
     use super::*;
 
-    fn load(text: &str, flags: Flags) -> Result<Loaded, ConfigError> {
+    fn load(text: &str, flags: Flags) -> Result<LoadedConfig, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("visage.toml");
         fs::write(&file, text).unwrap();

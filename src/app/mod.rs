@@ -189,7 +189,7 @@ impl App {
             stopping,
             roots,
             serving,
-            health: watch::Sender::new(Health::WELL),
+            health: watch::Sender::new(Health::HEALTHY),
             store,
             imports: Arc::new(Semaphore::new(1)),
         })

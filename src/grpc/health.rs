@@ -40,11 +40,11 @@ impl Reporter {
     }
 
     /// Reports every change until the application closes the channel.
-    pub(super) async fn follow(&mut self, mut news: watch::Receiver<Health>) {
+    pub(super) async fn follow(&mut self, mut changes: watch::Receiver<Health>) {
         loop {
-            let health = *news.borrow_and_update();
+            let health = *changes.borrow_and_update();
             self.report(Some(health)).await;
-            if news.changed().await.is_err() {
+            if changes.changed().await.is_err() {
                 return;
             }
         }

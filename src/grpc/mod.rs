@@ -121,12 +121,12 @@ pub(crate) async fn run(
         async move {
             let living = async {
                 app.load_needed().await;
-                let news = app.health();
-                let now = *news.borrow();
+                let changes = app.health();
+                let now = *changes.borrow();
                 health.report(Some(now)).await;
                 tracing::info!("ready");
                 ready();
-                health.follow(news).await;
+                health.follow(changes).await;
             };
             // `biased`: an earlier stop takes precedence.
             tokio::select! {

@@ -332,7 +332,7 @@ fn pages_are_a_scan_in_parts() {
         assert_eq!(pages.concat(), store.scan(Table::Faces, &range, usize::MAX).unwrap(), "{range:?}");
     }
     let first = store.records::<crate::proto::store::FaceRecord>(Table::Faces, Range::default()).map(|r| r.is_err());
-    assert_eq!(first.collect::<Vec<_>>(), [true; 600], "each damaged record is told of");
+    assert_eq!(first.collect::<Vec<_>>(), [true; 600], "each damaged record is reported");
 }
 
 /// A store that fails at its second scan.

@@ -136,7 +136,7 @@ impl Models {
         }
         let champion = |model: &ModelId| ModelRef::Alias { model: model.clone(), alias: AliasName::champion() };
         let aliases = self.shared.aliases.load();
-        let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model).collect();
+        let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.has_heads).map(|(model, _)| model).collect();
         // The published model wins, whatever is trained or imported besides.
         if let Some(model) = answering.iter().find(|model| model.as_bytes() == USUAL_MODEL.as_bytes()) {
             return Ok(champion(model));

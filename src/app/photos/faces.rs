@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout_at};
 
-use super::{FaceRead, FacesRead, Facts, Outcome, Photos, Plan, Took, plan::FaceStages};
+use super::{FaceRead, FacesRead, Facts, Outcome, Photos, Plan, StageTimes, plan::FaceStages};
 use crate::{
     app::{
         AppError,
@@ -42,7 +42,7 @@ impl Photos {
         let start = Instant::now();
         let (pipeline, bytes) = (Arc::clone(&stages.pipeline), photo.clone());
         let work = move |limits: &_| {
-            let (pyramid, view) = pipeline.look(&bytes, limits)?;
+            let (pyramid, view) = pipeline.prepare(&bytes, limits)?;
             Ok((Arc::new(Input::Photo(pyramid)), view))
         };
         let (input, view) = self.pixels.run(plan.deadline, work).await?;
@@ -64,7 +64,7 @@ impl Photos {
             return Ok((Outcome::Faces(FacesRead { n_found, faces: Vec::new() }), notes, facts));
         }
         let _places = self.places(plan, faces.len()).await?;
-        let crops = self.look_again(plan, stages, photo, view, faces).await?;
+        let crops = self.detect_again(plan, stages, photo, view, faces).await?;
         facts.took.detection = Some(start.elapsed());
 
         let start = Instant::now();
@@ -74,7 +74,7 @@ impl Photos {
         let read = cuts.into_iter().map(|cut| self.read_face(plan, stages, cut));
         let answered: Vec<Answered> = stream::iter(read).buffered(self.n_crowd_places as usize).try_collect().await?;
         let of_first = |reader: usize| answered.first().and_then(|answered| answered.served.get(reader));
-        facts.took = Took {
+        facts.took = StageTimes {
             queue: of_first(0).map(|served| served.queue),
             inference: of_first(0).map(|served| served.inference),
             batch_size: of_first(0).map_or(0, |served| served.batch_size),
@@ -103,7 +103,7 @@ impl Photos {
 
     /// Chooses the image that each face is cut out of: the view, or a part of the photo in which the detector runs
     /// again.
-    async fn look_again(
+    async fn detect_again(
         &self,
         plan: &Plan,
         stages: &FaceStages,

@@ -23,13 +23,13 @@ pub(crate) struct Facts {
     /// The thresholds of the faces, for a version that reads faces.
     pub(crate) thresholds: Option<QualityThresholds>,
     /// How long each stage took.
-    pub(crate) took: Took,
+    pub(crate) took: StageTimes,
     pub(super) photo: Bytes,
 }
 
 /// How long each stage took; `None` for a stage that did not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Took {
+pub(crate) struct StageTimes {
     /// Decoding, including the wait for it.
     pub(crate) decode: Option<Duration>,
     /// Detecting faces, including the second run.
@@ -73,7 +73,7 @@ impl Facts {
     }
 }
 
-impl Took {
+impl StageTimes {
     /// Converts to the contract's form.
     pub(crate) fn to_proto(self) -> v1::Timing {
         v1::Timing {

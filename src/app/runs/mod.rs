@@ -267,7 +267,7 @@ impl Runs {
         let runs = self.clone();
         self.shared.tasks.spawn(async move {
             let id = record.id.clone();
-            task::lead(&runs, &active, record).await;
+            task::run_to_end(&runs, &active, record).await;
             runs.shared.active.lock().remove(&id);
             // Dropping the last `Active` closes the feed for watchers, so the run is removed from `active` first.
             drop(active);

@@ -9,7 +9,7 @@ use tch::{COptimizer, Kind, Reduction, Tensor};
 
 use super::{evaluate, schedule::OneCycle};
 use crate::{
-    nn::{HeadOutput, Network, NnError, Normalisation, Part},
+    nn::{HeadOutput, Network, NnError, Normalisation, ParameterGroup},
     proto::v1,
     training::{
         TrainingError,
@@ -156,12 +156,12 @@ impl Fit<'_> {
 /// Creates AdamW for the trainable parameters; batch norm and biases have no weight decay.
 fn optimiser(network: &Network, weight_decay: f64) -> Result<COptimizer, NnError> {
     let mut optimiser = COptimizer::adamw(1e-3, 0.95, BETA2, 0.0, EPSILON, false)?;
-    for (group, part) in [Part::BodyWeights, Part::HeadWeights, Part::BodyNorms, Part::HeadNorms].iter().enumerate() {
+    for (group, part) in [ParameterGroup::BodyWeights, ParameterGroup::HeadWeights, ParameterGroup::BodyNorms, ParameterGroup::HeadNorms].iter().enumerate() {
         let parameters = network.parameters().remove(part).unwrap_or_default();
         if parameters.is_empty() {
             continue;
         }
-        let decays = matches!(part, Part::BodyWeights | Part::HeadWeights);
+        let decays = matches!(part, ParameterGroup::BodyWeights | ParameterGroup::HeadWeights);
         for parameter in parameters {
             optimiser.add_parameters(&parameter, group)?;
         }

@@ -30,7 +30,7 @@ pub(super) struct Frame {
 }
 
 /// A channel as one scan codes it.
-pub(super) struct Part {
+pub(super) struct ScanComponent {
     pub(super) component_idx: usize,
     pub(super) dc: Option<Arc<Huffman>>,
     pub(super) ac: Option<Arc<Huffman>>,
@@ -40,7 +40,7 @@ pub(super) struct Part {
 
 /// One pass over the blocks.
 pub(super) struct Scan<'a> {
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<ScanComponent>,
     /// First and last coefficient, in the file's order.
     pub(super) first: usize,
     pub(super) last: usize,
