@@ -11,13 +11,13 @@ mod health;
 mod methods;
 #[cfg(test)]
 mod methods_check;
-#[cfg(test)]
-mod methods_tests;
 mod model_service;
 mod operations_service;
 mod routes;
 mod serve;
 mod status;
+#[cfg(test)]
+mod tests;
 mod training_service;
 mod visage_service;
 

@@ -154,6 +154,4 @@ pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>
 }
 
 #[cfg(test)]
-mod kept_tests;
-#[cfg(test)]
 mod tests;

@@ -307,9 +307,3 @@ fn unreadable(format: Format, detail: impl ToString) -> ImageError {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod reduced_tests;
-
-#[cfg(test)]
-mod hostile_tests;

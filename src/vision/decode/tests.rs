@@ -1,4 +1,7 @@
-//! Decoding: formats, colours, orientation, caps, damage.
+//! Tests of decoding: formats, colours, orientation, limits, damage.
+
+mod hostile_files;
+mod reduced_size;
 
 use std::io::Write;
 

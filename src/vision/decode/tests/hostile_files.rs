@@ -1,9 +1,9 @@
-//! Decoding hostile files.
+//! Tests of decoding hostile files.
 
 use image::ExtendedColorType;
 use proptest::prelude::*;
 
-use super::{
+use super::super::{
     super::{container::MAX_JPEG_SCANS, testing::*},
     *,
 };

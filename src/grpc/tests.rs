@@ -1,4 +1,4 @@
-//! Compares the table of methods with the descriptors, and tests that comparison with wrong tables.
+//! Tests that the table of methods equals the descriptors, and that a wrong table is detected.
 
 use prost::Message;
 use prost_types::FileDescriptorSet;

@@ -1,8 +1,8 @@
-//! Decoding at the wanted size.
+//! Tests of decoding at a reduced size.
 
 use proptest::prelude::*;
 
-use super::{super::testing::*, *};
+use super::super::{super::testing::*, *};
 
 fn decode_to(bytes: &[u8], wanted: DecodeSize) -> DecodedImage {
     decode(bytes, &DecodeLimits::default(), wanted).unwrap()
