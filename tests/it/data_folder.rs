@@ -13,10 +13,10 @@ use crate::support::server::{Home, copy};
 
 /// Returns the exit code and all output.
 fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    said(home.command(args).output().unwrap())
+    printed(home.command(args).output().unwrap())
 }
 
-fn said(output: Output) -> (Option<i32>, String) {
+fn printed(output: Output) -> (Option<i32>, String) {
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }

@@ -1,7 +1,7 @@
 //! Measures a fresh server with the published models beside the packages that people use today: the suite `faces`. One
 //! file per part; each returns rows, and figures for the page.
 
-pub(super) mod asking;
+pub(super) mod predicting;
 mod attributes;
 mod detection;
 mod groups;

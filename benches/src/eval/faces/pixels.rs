@@ -43,7 +43,7 @@ pub(super) async fn measure(setup: &Setup<'_>) -> anyhow::Result<Findings> {
     std::fs::write(&image, &photos[0].1)?;
     let request = RefinedRequest { image: &image, out: &out };
     let what = ("a progressive photo with refinements", 1);
-    if setup.peers.ask::<serde_json::Value>("peers/faces.py", &["refined"], &request, what).await?.is_some() {
+    if setup.peers.run_script::<serde_json::Value>("peers/faces.py", &["refined"], &request, what).await?.is_some() {
         photos.push(("refined", std::fs::read(&out)?));
     }
     let rows = tokio::task::spawn_blocking(move || rows(&photos)).await??;
