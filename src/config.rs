@@ -1,7 +1,7 @@
 //! The settings of a server. They come from one documented file, the environment and flags; later ones win.
 //!
-//! An unknown key is an error that names its place. [`LoadedConfig::sources`] reports where each value came from. The name of
-//! an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
+//! An unknown key is an error that names its place. [`LoadedConfig::sources`] reports where each value came from. The
+//! name of an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
 
 use std::{
     net::SocketAddr,

@@ -92,7 +92,7 @@ impl App {
     /// Opens the configured data folder. Engines use libtorch; training runs in child processes.
     ///
     /// # Errors
-    /// When the store, the device or a root cannot be opened; the message says what to do. [`AppError::Stopping`] when
+    /// When the store, the device or a training root cannot be opened; the message says what to do. [`AppError::Stopping`] when
     /// `stopping` is cancelled meanwhile; the application owns that token from then on.
     pub(crate) async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
         let backends = Backends {

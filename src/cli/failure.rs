@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn giving_up_is_told_apart_from_being_cancelled() {
+    fn a_timeout_is_distinguished_from_a_cancellation() {
         let expired = Status::cancelled("Timeout expired");
         assert!(describe(&expired).starts_with("DEADLINE_EXCEEDED") && hint(&expired).is_some());
         assert!(describe(&Status::cancelled("stopped")).starts_with("CANCELLED"));

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_invitation_names_the_server_where_it_is_not_the_usual_one() {
+    fn the_first_commands_name_a_server_at_another_address() {
         let usual = first_commands("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
         assert!(usual.contains("--utkface photos\n") && !usual.contains("--server"), "{usual}");
         let other = first_commands("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[], false);

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_told_with_what_it_was_told_from() {
+    fn a_reason_is_shown_with_its_signals() {
         let face = v1::FaceReading {
             abstained: true,
             abstention_reasons: vec![v1::AbstentionReason::FaceTooSmall.into(), v1::AbstentionReason::Blurred.into()],

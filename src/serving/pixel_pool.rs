@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_is_done_and_its_error_told() {
+    async fn work_is_done_and_its_error_returned() {
         let pool = pool(2, 100);
         let all = futures::future::try_join_all((0..20).map(|i| pool.run(None, move |_| Ok(i * i)))).await.unwrap();
         assert_eq!(all[7], 49);

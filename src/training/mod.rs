@@ -1,9 +1,9 @@
 //! Training: recipes, data, and the worker process.
 //!
-//! Two processes share this module. The server checks a request ([`Recipe`], [`DataSource`], [`Roots`]) and starts a child
-//! process of the same binary ([`Launcher`]). The child ([`worker_main`]) reads the data ([`data`]), trains and reports
-//! over its pipes. If the child crashes, hangs or runs out of memory, only its run fails. Knows no transport, no store
-//! and no other domain.
+//! Two processes share this module. The server checks a request ([`Recipe`], [`DataSource`], [`Roots`]) and starts a
+//! child process of the same binary ([`Launcher`]). The child ([`worker_main`]) reads the data ([`data`]), trains and
+//! reports over its pipes. If the child crashes, hangs or runs out of memory, only its run fails. Knows no transport,
+//! no store and no other domain.
 //!
 //! Each of the four folders depends only on those before it: `request` owns requests, `data` the input, `learn` the
 //! training itself, and `process` the child and its pipes.

@@ -55,7 +55,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_less_than_asked_and_never_more_than_twice(
+        fn never_less_than_requested_and_never_more_than_twice(
             width in 1..70_000u32,
             height in 1..70_000u32,
             least in 1..5000u32,

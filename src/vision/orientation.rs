@@ -250,7 +250,7 @@ mod tests {
 
     /// Each photo is marked as lying on its side, in one way that common readers understand.
     #[test]
-    fn a_photo_that_says_how_it_is_turned_is_turned() {
+    fn a_photo_is_rotated_by_its_orientation() {
         let exif = |tiff: &[u8]| segment(&[b"Exif\0\0", tiff]);
         let none = tiff(&[entry(0x010f, 2, *b"cam\0")]);
         let in_jpeg = [b"Exif\0\0".as_slice(), &oriented(6)].concat();

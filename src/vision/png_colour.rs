@@ -143,7 +143,7 @@ mod tests {
 
     /// Half of linear light is 188 in sRGB (IEC 61966-2-1); in a file of gamma 1 it is 128.
     #[test]
-    fn what_a_png_says_of_its_colours_counts() {
+    fn the_colour_chunks_of_a_png_are_applied() {
         let grey = [128; 3];
         let red = [200, 30, 30];
         let srgb = (b"sRGB", vec![0]);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_that_cannot_be_followed_are_told_of() {
+    fn chunks_that_cannot_be_followed_are_reported() {
         for code in [vec![9, 16, 0, 1], vec![1, 13, 1, 1], vec![1, 13], vec![255, 255, 0, 1]] {
             let image = read(&png([90; 3], &[(b"cICP", code.clone())]));
             assert!(matches!(image.colour(), ColourSource::ProfileIgnored { .. }), "{code:?}: {:?}", image.colour());

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nose_tells_the_pose() {
+    fn the_nose_gives_the_pose() {
         let moved = |x: f32, y: f32| {
             let mut landmarks = TEMPLATE;
             landmarks[2] = Point { x: landmarks[2].x + x, y: landmarks[2].y + y };

@@ -178,7 +178,7 @@ impl Runs {
     /// Starts a run. If the caller leaves while the run is being stored, it still starts.
     ///
     /// # Errors
-    /// When the recipe or a source is wrong, a path is outside the roots, or too many runs wait.
+    /// When the recipe or a source is wrong, a path is outside the training roots, or too many runs wait.
     pub(crate) async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
         let (runs, call) = (self.clone(), call.clone());
         detached(async move {

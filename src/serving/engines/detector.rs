@@ -8,7 +8,7 @@ use crate::{
     serving::{Engine, EngineError, ImageOutput, Input},
     vision::{
         AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectorSettings, Pyramid, ShapePredictor,
-        detect::{CROP_SIDES_PX, ProposalMap, Proposals, SURE, StageOutput, rotated_crops},
+        detect::{CROP_SIDES_PX, ProposalMap, Proposals, UPRIGHT_SCORE, StageOutput, rotated_crops},
     },
 };
 
@@ -127,12 +127,12 @@ impl DetectorEngine {
 
     /// Runs the third network again, rotated, on the faces with a low score.
     fn score_rotated(&self, pyramids: &[&Pyramid], faces: &mut [Vec<DetectedFace>]) -> Result<(), EngineError> {
-        let is_unsure = |face: &&DetectedFace| face.score < SURE;
+        let is_unsure = |face: &&DetectedFace| face.score < UPRIGHT_SCORE;
         let crops = pyramids.iter().zip(faces.iter());
         let crops: Vec<f32> =
             crops.flat_map(|(pyramid, faces)| rotated_crops(pyramid, faces.iter().filter(is_unsure))).collect();
         let outputs = self.networks.decide(&crops)?;
-        for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < SURE).zip(outputs) {
+        for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < UPRIGHT_SCORE).zip(outputs) {
             face.rotated_score = Some(output.score);
         }
         Ok(())

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_differ_and_repeat_with_their_dice() {
+    fn crops_differ_and_repeat_with_their_seed() {
         let cropped = Augmentation { image_size_px: 32, crop_fraction: 0.3, flip_probability: 0.5 };
         let picture = picture(46);
         assert_eq!(apply(cropped, &picture, 1), apply(cropped, &picture, 1));

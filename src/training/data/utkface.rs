@@ -62,7 +62,7 @@ fn digits(text: &str) -> bool {
 }
 
 /// Visits the images of a folder and its sub-folders in the order of their names. Links to folders are not followed;
-/// links to files are, within the roots.
+/// links to files are, within the training roots.
 ///
 /// # Errors
 /// [`TrainingError::Io`] when a folder cannot be read.

@@ -1,7 +1,7 @@
 //! The validated parts of a request: the recipe, the data sources, and the folders that callers may name.
 //!
-//! Owns the parsing of the contract's messages. Every [`Recipe`] and [`DataSource`] is valid by construction; later code
-//! does not check again. Knows no image and no tensor.
+//! Owns the parsing of the contract's messages. Every [`Recipe`] and [`DataSource`] is valid by construction; later
+//! code does not check again. Knows no image and no tensor.
 
 mod recipe;
 mod roots;

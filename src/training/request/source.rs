@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Roots;
 use crate::{proto::v1, training::TrainingError};
 
-/// A set of images with labels; its paths lie below a root.
+/// A set of images with labels; its paths lie below a training root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DataSource {
     /// Images whose file names contain the labels.
@@ -87,7 +87,7 @@ impl DataSource {
         }
     }
 
-    /// Converts to the contract's form with absolute paths, for the job of a worker with the same roots.
+    /// Converts to the contract's form with absolute paths, for the job of a worker with the same training roots.
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] for a path that is not UTF-8, which the contract cannot carry.

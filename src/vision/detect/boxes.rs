@@ -27,7 +27,7 @@ pub struct DetectedFace {
     /// The alignment points, by which the face is cut out: the landmarks, or the more accurate points of a predictor.
     pub alignment: [Point; 5],
     /// The last network's score for the same crop rotated by 180 degrees, 0 to 1; computed only for faces with a score
-    /// below [`SURE`](super::SURE).
+    /// below [`UPRIGHT_SCORE`](super::UPRIGHT_SCORE).
     pub rotated_score: Option<f32>,
 }
 

@@ -22,7 +22,7 @@ const MOST_OVERLAP: [f32; 4] = [0.5, 0.7, 0.7, 0.7];
 
 /// A face with at least this score is taken for upright. Below it are 9 in 100 of the upright faces that are answered,
 /// and all but 1 in 300 of the faces upside down; measured with the published weights.
-pub const SURE: f32 = 0.9998;
+pub const UPRIGHT_SCORE: f32 = 0.9998;
 
 /// Boxes that may be faces.
 #[derive(Clone, Debug, Default)]

@@ -13,16 +13,16 @@ use super::{
 };
 use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, DecodeSize, decode, pixels_shown};
 
-/// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `LESS_SURE`, or the rotated
-/// face was scored and has at least `ROTATED_TOO`. These are 1 to 5 in 100 of the upright faces that are answered, and
-/// all but 1 in 300 of the faces upside down; measured with the published weights.
-const LESS_SURE: f32 = 0.99;
-const ROTATED_TOO: f32 = 0.9;
+/// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `UNCERTAIN_SCORE`, or the
+/// rotated face was scored and has at least `ROTATED_SCORE`. These are 1 to 5 in 100 of the upright faces that are
+/// answered, and all but 1 in 300 of the faces upside down; measured with the published weights.
+const UNCERTAIN_SCORE: f32 = 0.99;
+const ROTATED_SCORE: f32 = 0.9;
 
 /// The number of image pixels, along a line, that a pixel of the finest chip should cover. With 1, nothing is enlarged,
 /// but ages differ up to 0.2 years more from those of the same face sent alone than with 1.5. With 2, they do not
 /// differ less.
-const ENOUGH: f64 = 1.5;
+const ENOUGH_PIXELS: f64 = 1.5;
 
 /// The minimum overlap (intersection over union) of a face with its earlier box. In a view at 1/8 the box of a small
 /// face is only accurate to some pixels.
@@ -35,7 +35,7 @@ const SAME_UPSIDE_DOWN: f32 = 0.05;
 const PART_SIDES: f32 = 4.0;
 
 /// The smallest face that is searched for in a part, in sides of the expected box.
-const LEAST_FACE: f64 = 0.5;
+const MIN_FACE_SIDES: f64 = 0.5;
 
 /// The largest decoded photo that is kept until its faces are cut out, in pixels; larger ones are decoded again when
 /// needed.
@@ -168,7 +168,7 @@ impl DetectionView {
     /// has them or cannot be enlarged.
     fn enlargement(&self, face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
         let (x, y) = self.sent_per(&self.photo);
-        (ENOUGH / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
+        (ENOUGH_PIXELS / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
     }
 
     /// Returns the photo with its long side at least this long. Falls back to the decoded pixels at hand if decoding
@@ -203,7 +203,7 @@ impl DetectionView {
         let (from_x, width) = span((left + right) / 2.0, source.width_px());
         let (from_y, height) = span((top + bottom) / 2.0, source.height_px());
         // The photo may have been decoded larger for another face, and not every face size is searched for.
-        let needed = 2.0 * ENOUGH / shown(&expected, chips);
+        let needed = 2.0 * ENOUGH_PIXELS / shown(&expected, chips);
         let reduction = needed.min(f64::from(settings.longest_side_px()) / f64::from(width.max(height))).min(1.0);
         let reduced = |side: u32| (f64::from(side) * reduction) as u32;
         let picture = source.part((from_x, from_y, width, height), (reduced(width), reduced(height)));
@@ -213,7 +213,7 @@ impl DetectionView {
         let expected =
             if upside_down { expected.rotated_180(picture.width_px(), picture.height_px()) } else { expected };
         let side = f64::from(expected.bounds.width().min(expected.bounds.height()));
-        let settings = CascadeSettings { min_face_px: (side * LEAST_FACE).max(settings.min_face_px), ..*settings };
+        let settings = CascadeSettings { min_face_px: (side * MIN_FACE_SIDES).max(settings.min_face_px), ..*settings };
         let pyramid = Pyramid::new(picture, &settings);
         let part = FacePart {
             face_idx,
@@ -259,7 +259,7 @@ impl FacePart {
 }
 
 fn may_be_upside_down(face: &DetectedFace) -> bool {
-    face.score < LESS_SURE || face.rotated_score.is_some_and(|score| score >= ROTATED_TOO)
+    face.score < UNCERTAIN_SCORE || face.rotated_score.is_some_and(|score| score >= ROTATED_SCORE)
 }
 
 /// Image pixels, along a line, that a pixel of the finest chip covers; above 0.

@@ -10,7 +10,7 @@ use crate::training::{
     data::{Loader, LoaderOptions},
 };
 
-/// A root with images named after their content; none of it is decoded here.
+/// A training root with images named after their content; none of it is decoded here.
 struct Folder {
     _tmp: TempDir,
     root: PathBuf,

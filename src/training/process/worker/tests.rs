@@ -14,7 +14,7 @@ fn tinted(level: u8, is_red: bool) -> [u8; 3] {
     if is_red { [more, level, less] } else { [less, level, more] }
 }
 
-/// Creates a root with a table of plain images: their brightness is `level`, their tint `tint`.
+/// Creates a training root with a table of plain images: their brightness is `level`, their tint `tint`.
 fn pictures(n: u8) -> TempDir {
     let tmp = tempfile::tempdir().unwrap();
     let mut table = "path,level,tint,split\n".to_owned();
