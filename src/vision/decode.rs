@@ -159,7 +159,7 @@ fn read_jpeg(
         return read(Format::Jpeg, decoder, None, orientation, limits);
     };
     layout.check_every_bit().map_err(cut_in_pixels)?;
-    if divisor == 1 && !layout.is_for_here() {
+    if divisor == 1 && !layout.needs_this_decoder() {
         // `image` would fill missing pixels with grey, whatever follows the cut.
         unless_cut(layout.decode(8))?;
         return read(Format::Jpeg, decoder, None, orientation, limits);

@@ -4,10 +4,10 @@
 //! functions, so they cannot drift apart. Knows no tensors, no store, no transport.
 //!
 //! The steps: `container` checks that the file is complete and reads its header. [`decode()`] makes an upright sRGB
-//! image of a [`DecodeSize`], with `jpeg` for reduced sizes and `colour` for profiles. For a network that reads
-//! whole photos, [`decode_square`] decodes and preprocesses in one call. For one that reads faces, [`FacePipeline`]
-//! prepares a photo for the detector and cuts out its faces: [`detect`] finds boxes and landmarks, [`cut_chip`] makes
-//! the input, and [`FaceQuality`] measures how usable a face is.
+//! image, reduced as far as [`DecodeSize`] permits. It uses `jpeg` for reduced sizes and `colour` for profiles. For a
+//! network that reads whole photos, [`decode_square`] decodes and preprocesses in one call. For one that reads faces,
+//! [`FacePipeline`] prepares a photo for the detector and cuts out its faces: [`detect`] finds boxes and landmarks,
+//! [`cut_chip`] makes the input, and [`FaceQuality`] measures how usable a face is.
 
 mod align;
 mod area;
