@@ -164,7 +164,7 @@ pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result
     let store_folder = args.folder.store_folder(config)?;
     let named = || args.file.display().to_string();
     if args.file.exists() {
-        bail!("{} is there already; choose another name", named());
+        bail!("{} already exists; choose another name", named());
     }
     let store = store_folder.existing()?;
     let folder = args.file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));

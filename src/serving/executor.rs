@@ -133,7 +133,7 @@ impl Run<'_> {
             Ok(_) => self.engine.n_failed = 0,
             Err(cause) => {
                 let detail = format!("it fails the image it was warmed with: {cause}");
-                error!(version = %self.version, detail, "the version is failed; load it again");
+                error!(version = %self.version, detail, "the version is marked as failed; load it again");
                 self.report.broken = Some(ServeError::EngineFailed { stage: self.version.clone().into(), detail });
             }
         }

@@ -194,7 +194,7 @@ fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let intact = found.as_ref().is_ok_and(|found| found == whole);
     assert!(
         intact || !report.findings.is_empty(),
-        "{damage}: something is gone and nobody says so: {:?}",
+        "{damage}: records are missing and nothing reports it: {:?}",
         found.map(|f| f.iter().zip(whole).map(|(f, w)| (f.len(), w.len(), f == w)).collect::<Vec<_>>())
     );
     !report.findings.is_empty()

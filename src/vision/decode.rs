@@ -130,7 +130,7 @@ fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageEr
 }
 
 fn cut_in_pixels(why: &str) -> ImageError {
-    unreadable(Format::Jpeg, format!("its pixels are not all there: {why}"))
+    unreadable(Format::Jpeg, format!("some of its pixels are missing: {why}"))
 }
 
 /// Explains why a JPEG's coding is not supported: of the standard's many, cameras and browsers use only three.
