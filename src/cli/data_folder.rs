@@ -98,7 +98,8 @@ impl StoreFolder {
 /// Verifies; returns false when something is damaged.
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let store_folder = args.folder.store_folder(config)?;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_to_examine(store_folder.existing_dir()?, &store_folder.settings)?);
+    let store: Arc<dyn Store> =
+        Arc::new(SledStore::open_to_examine(store_folder.existing_dir()?, &store_folder.settings)?);
     let format = match store::format(&*store) {
         Ok(format) => Ok(format),
         Err(StoreError::Corrupt { what, affects }) => Err(Finding { what, affects }),

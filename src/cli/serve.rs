@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn the_first_commands_name_a_server_at_another_address() {
-        let usual = first_commands("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
+        let usual =
+            first_commands("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
         assert!(usual.contains("--utkface photos\n") && !usual.contains("--server"), "{usual}");
         let other = first_commands("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[], false);
         assert_eq!(other.matches("--server 127.0.0.1:7").count(), 3, "{other}");

@@ -58,6 +58,10 @@ fn paths_are_found_and_others_are_treated_as_short_calls() {
     for unknown in ["", "/", "/x", "/visage.v1.VisageService/", "/visage.v1.VisageService/predict", "/a/StreamPredict"]
     {
         let row = find(unknown);
-        assert_eq!((row.name, row.kind, row.permit, row.is_long()), ("", CallKind::Unary, PermitKind::Call, false), "{unknown}");
+        assert_eq!(
+            (row.name, row.kind, row.permit, row.is_long()),
+            ("", CallKind::Unary, PermitKind::Call, false),
+            "{unknown}"
+        );
     }
 }

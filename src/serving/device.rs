@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     EngineSource, Input, InputKind, LoadState, Priority, ServeError, Served, ServingSettings,
-    exchange::{Change, LoaderTask, QueuedImage, LoadedEngine, Probe, Reply, Report, ExecutorTask, Warmed},
+    exchange::{Change, ExecutorTask, LoadedEngine, LoaderTask, Probe, QueuedImage, Reply, Report, Warmed},
     scheduler::{Arrival, Capacity, Scheduler, Ticket, Waiting},
 };
 use crate::names::VersionName;

@@ -15,7 +15,7 @@ use tracing::{error, warn};
 use super::{
     EngineError, EngineLoader, ImageOutput, Input, ServeError, Served,
     device::Device,
-    exchange::{QueuedImage, LoadedEngine, Reply, Report, ExecutorTask},
+    exchange::{ExecutorTask, LoadedEngine, QueuedImage, Reply, Report},
     panic_message,
     scheduler::{Batch, Waiting},
 };

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{
     EngineError, EngineLoader, EngineSource, ServeError,
     device::Device,
-    exchange::{LoaderTask, LoadedEngine, Probe, Warmed},
+    exchange::{LoadedEngine, LoaderTask, Probe, Warmed},
     golden,
 };
 use crate::nn::{BUCKETS, TensorData};

@@ -8,15 +8,15 @@
 //! Each of the four folders depends only on those before it: `request` owns requests, `data` the input, `learn` the
 //! training itself, and `process` the child and its pipes.
 
-mod request;
 mod data;
 mod error;
 mod learn;
 mod process;
+mod request;
 
-pub(crate) use request::{Head, Recipe, Roots, DataSource};
 pub(crate) use error::TrainingError;
 pub(crate) use process::{Launcher, ProcessLauncher, RunningWorker, worker_main};
+pub(crate) use request::{DataSource, Head, Recipe, Roots};
 
 /// Converts a count to the messages' type; a count beyond its range becomes its maximum.
 fn count(n: impl TryInto<i32>) -> i32 {

@@ -12,7 +12,7 @@ use image::{
 };
 
 use super::{
-    ColourSource, DecodedImage, ImageError, PhotoNote, DecodeSize,
+    ColourSource, DecodeSize, DecodedImage, ImageError, PhotoNote,
     colour::{inks_to_srgb, to_srgb},
     container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
     foreign::what_is,
@@ -56,7 +56,12 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: DecodeSize) -> Result
     }
 }
 
-fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: DecodeSize) -> Result<DecodedImage, ImageError> {
+fn decode_as(
+    format: Format,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    wanted: DecodeSize,
+) -> Result<DecodedImage, ImageError> {
     let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
     // Read only once the size is known to be allowed.
     let orientation = || orientation::of(format, bytes);

@@ -14,6 +14,7 @@ mod area;
 mod colour;
 mod container;
 mod decode;
+mod decode_size;
 mod decoded;
 pub mod detect;
 mod error;
@@ -29,13 +30,13 @@ mod preprocess;
 mod quality;
 #[cfg(test)]
 mod testing;
-mod decode_size;
 
 use bytes::Bytes;
 
 pub use align::{ChipSettings, FaceChip, cut_chip, pixels_shown};
 pub use colour::ColourSource;
 pub use decode::{DecodeLimits, decode};
+pub use decode_size::DecodeSize;
 pub use decoded::DecodedImage;
 pub use detect::{
     AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectionView, DetectorSettings, FaceCrop, Pyramid,
@@ -48,7 +49,6 @@ pub use landmarks::{ShapeParts, ShapePredictor};
 pub use note::PhotoNote;
 pub use preprocess::{SquarePhoto, decode_square, to_pixels};
 pub use quality::FaceQuality;
-pub use decode_size::DecodeSize;
 
 /// A square RGB image, complete but for normalisation, which the network's engine does.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -109,7 +109,7 @@ mod tests {
 
     use image::{ImageFormat, Rgb, RgbImage};
 
-    use crate::vision::{ColourSource, DecodeLimits, DecodedImage, DecodeSize, decode};
+    use crate::vision::{ColourSource, DecodeLimits, DecodeSize, DecodedImage, decode};
 
     type Chunk = (&'static [u8; 4], Vec<u8>);
 

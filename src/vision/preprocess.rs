@@ -5,7 +5,7 @@ use fast_image_resize::{
     images::{Image, ImageRef},
 };
 
-use super::{DecodeLimits, DecodedImage, ImageError, PhotoNote, Pixels, DecodeSize, decode};
+use super::{DecodeLimits, DecodeSize, DecodedImage, ImageError, PhotoNote, Pixels, decode};
 
 /// A network's square input, and the size of the photo it was made from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,7 +24,8 @@ macro_rules! describe {
             let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
             answers.next().await.unwrap().unwrap().message_response.unwrap()
         };
-        let MessageResponse::ListServicesResponse(list) = query(MessageRequest::ListServices(String::new())).await else {
+        let MessageResponse::ListServicesResponse(list) = query(MessageRequest::ListServices(String::new())).await
+        else {
             panic!("no list of services")
         };
         let mut services: Vec<String> = list.service.into_iter().map(|s| s.name).collect();

@@ -31,7 +31,7 @@ use crate::{
         v1::{self, watch_training_run_response::Event as Kind},
     },
     store::{Batch, Range, Store, StoreExt, Table, join_key},
-    training::{Launcher, Recipe, Roots, DataSource},
+    training::{DataSource, Launcher, Recipe, Roots},
 };
 
 /// The largest encoded recipe: it is part of the job and of every answer about its run.

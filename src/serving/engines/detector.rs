@@ -8,7 +8,7 @@ use crate::{
     serving::{Engine, EngineError, ImageOutput, Input},
     vision::{
         AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectorSettings, Pyramid, ShapePredictor,
-        detect::{CROP_SIDES_PX, ProposalMap, Proposals, UPRIGHT_SCORE, StageOutput, rotated_crops},
+        detect::{CROP_SIDES_PX, ProposalMap, Proposals, StageOutput, UPRIGHT_SCORE, rotated_crops},
     },
 };
 

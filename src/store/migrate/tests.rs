@@ -9,8 +9,8 @@ use super::*;
 use crate::{
     proto::{
         store::{
-            AliasRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord, TensorRef,
-            VersionRecord,
+            AliasRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
+            TensorRef, VersionRecord,
         },
         v1,
     },

@@ -25,7 +25,7 @@ use crate::{
     proto::v1,
     training::{
         TrainingError,
-        request::{Head, MAX_LABELS, MAX_TEXT_BYTES, Recipe, Roots, DataSource, Target},
+        request::{DataSource, Head, MAX_LABELS, MAX_TEXT_BYTES, Recipe, Roots, Target},
     },
 };
 

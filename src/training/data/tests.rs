@@ -5,7 +5,7 @@ use std::{fs, ops::ControlFlow, path::Path};
 use super::{BatchPlan, DataRequest, Dataset, Loader, LoaderOptions, Order, Rest, Sides, Split, dataset::LoadWatch};
 use crate::{
     proto::v1,
-    training::{Recipe, Roots, DataSource},
+    training::{DataSource, Recipe, Roots},
 };
 use image::ImageFormat;
 

@@ -8,8 +8,8 @@ use crate::{
     nn::{HeadOutput, Network, NnError, Normalisation},
     training::{
         TrainingError,
-        request::{Head, Target},
         data::{BatchPlan, ImageSet, Order, Rest},
+        request::{Head, Target},
     },
 };
 

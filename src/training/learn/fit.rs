@@ -12,10 +12,9 @@ use crate::{
     nn::{HeadOutput, Network, NnError, Normalisation, ParameterGroup},
     proto::v1,
     training::{
-        TrainingError,
-        request::{Head, Recipe, Stage, Target},
-        count,
+        TrainingError, count,
         data::{Augmentation, BatchPlan, ImageSet, LabelledBatch, Loader, Order, Rest, StageImages},
+        request::{Head, Recipe, Stage, Target},
     },
 };
 
@@ -28,6 +27,10 @@ const LOSS_MEMORY: f64 = 0.98;
 const FROZEN_COST: f64 = 0.35;
 /// Cost of evaluating an image, as a share of a training step's.
 const EVALUATION_COST: f64 = 0.33;
+
+/// The optimiser's groups, in the order of their indices.
+const GROUPS: [ParameterGroup; 4] =
+    [ParameterGroup::BodyWeights, ParameterGroup::HeadWeights, ParameterGroup::BodyNorms, ParameterGroup::HeadNorms];
 
 /// The state shared by all stages.
 pub(crate) struct Fit<'a> {
@@ -108,7 +111,11 @@ impl Fit<'_> {
     }
 
     /// Runs the network on a part.
-    pub(crate) fn predict(&self, network: &Network, set: &ImageSet) -> Result<Vec<evaluate::LabelledOutputs>, TrainingError> {
+    pub(crate) fn predict(
+        &self,
+        network: &Network,
+        set: &ImageSet,
+    ) -> Result<Vec<evaluate::LabelledOutputs>, TrainingError> {
         evaluate::predict(network, self.normalisation, self.heads, set, self.recipe.batch_size, self.check_cancelled)
     }
 
@@ -156,16 +163,16 @@ impl Fit<'_> {
 /// Creates AdamW for the trainable parameters; batch norm and biases have no weight decay.
 fn optimiser(network: &Network, weight_decay: f64) -> Result<COptimizer, NnError> {
     let mut optimiser = COptimizer::adamw(1e-3, 0.95, BETA2, 0.0, EPSILON, false)?;
-    for (group, part) in [ParameterGroup::BodyWeights, ParameterGroup::HeadWeights, ParameterGroup::BodyNorms, ParameterGroup::HeadNorms].iter().enumerate() {
-        let parameters = network.parameters().remove(part).unwrap_or_default();
+    for (group_idx, group) in GROUPS.iter().enumerate() {
+        let parameters = network.parameters().remove(group).unwrap_or_default();
         if parameters.is_empty() {
             continue;
         }
-        let decays = matches!(part, ParameterGroup::BodyWeights | ParameterGroup::HeadWeights);
+        let decays = matches!(group, ParameterGroup::BodyWeights | ParameterGroup::HeadWeights);
         for parameter in parameters {
-            optimiser.add_parameters(&parameter, group)?;
+            optimiser.add_parameters(&parameter, group_idx)?;
         }
-        optimiser.set_weight_decay_group(group, if decays { weight_decay } else { 0.0 })?;
+        optimiser.set_weight_decay_group(group_idx, if decays { weight_decay } else { 0.0 })?;
     }
     Ok(optimiser)
 }

@@ -31,11 +31,10 @@ use crate::{
         worker::{Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
     },
     training::{
-        TrainingError,
-        request::{Head, Recipe, Roots, DataSource, Target, network_spec},
-        count,
+        TrainingError, count,
         data::{DataRequest, Dataset, LoadPhase, LoadProgress, Loader, LoaderOptions, Sides, Split},
         learn::{self, Clock, Fit},
+        request::{DataSource, Head, Recipe, Roots, Target, network_spec},
     },
 };
 
@@ -324,7 +323,11 @@ fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::LabelledOutputs]
 }
 
 /// Measures how often the valid part's labels lie in their interval, `{head}.coverage`, and `{head}.half_width`.
-fn coverage(heads: &[Head], answers: &[learn::LabelledOutputs], calibrations: &[HeadCalibration]) -> BTreeMap<String, f64> {
+fn coverage(
+    heads: &[Head],
+    answers: &[learn::LabelledOutputs],
+    calibrations: &[HeadCalibration],
+) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     for (head, answers) in heads.iter().zip(answers) {
         let Some(calibration) = calibrations.iter().find(|calibration| calibration.head == head.name) else { continue };

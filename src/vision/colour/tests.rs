@@ -6,7 +6,7 @@ use moxcms::ColorProfile;
 use proptest::prelude::*;
 
 use super::{
-    super::{DecodeLimits, DecodedImage, ImageError, DecodeSize, decode, testing::*},
+    super::{DecodeLimits, DecodeSize, DecodedImage, ImageError, decode, testing::*},
     *,
 };
 

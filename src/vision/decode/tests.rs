@@ -189,7 +189,10 @@ fn the_header_is_checked_before_memory_is_taken() {
         let bytes = encode(format, (48, 32), &quadrants(48, 32), ExtendedColorType::Rgb8, &[]);
         let refused = Err(ImageError::TooLarge { width: 48, height: 32, max_pixels: 48 * 32 - 1 });
         assert_eq!(decode(&bytes, &limits, DecodeSize::Full), refused, "{format:?}");
-        assert!(decode(&bytes, &DecodeLimits { max_pixels: 48 * 32, ..limits }, DecodeSize::Full).is_ok(), "{format:?}");
+        assert!(
+            decode(&bytes, &DecodeLimits { max_pixels: 48 * 32, ..limits }, DecodeSize::Full).is_ok(),
+            "{format:?}"
+        );
         let few_bytes = DecodeLimits { max_alloc_bytes: 48 * 32 * 3, ..DecodeLimits::default() };
         let few_bytes = decode(&bytes, &few_bytes, DecodeSize::Full);
         assert!(

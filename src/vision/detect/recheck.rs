@@ -11,7 +11,9 @@ use super::{
     boxes::{BoundingBox, DetectedFace},
     pyramid::{CascadeSettings, Pyramid},
 };
-use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, DecodeSize, decode, pixels_shown};
+use crate::vision::{
+    ChipSettings, DecodeLimits, DecodeSize, DecodedImage, ImageError, PhotoNote, decode, pixels_shown,
+};
 
 /// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `UNCERTAIN_SCORE`, or the
 /// rotated face was scored and has at least `ROTATED_SCORE`. These are 1 to 5 in 100 of the upright faces that are

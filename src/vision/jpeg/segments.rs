@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     super::container::{MAX_JPEG_SCANS, next_mark},
     Huffman, Setback,
-    layout::{Component, Frame, Layout, ScanComponent, Scan},
+    layout::{Component, Frame, Layout, Scan, ScanComponent},
 };
 
 const CUT_SHORT: Setback = "a segment is cut short";

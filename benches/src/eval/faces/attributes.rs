@@ -7,10 +7,9 @@ use serde::Deserialize;
 use visage::proto::v1;
 
 use super::{
-    Findings, SUITE, Setup,
-    predicting::{predict_all, loosest},
-    groups,
+    Findings, SUITE, Setup, groups,
     judged::Judged,
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{
@@ -45,7 +44,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     let paths: Vec<PathBuf> = labelled.iter().map(|face| face.path.clone()).collect();
-    let strict = predict_all(&mut setup.server.clients, paths.clone(), v1::PredictRequest::default(), "predicting").await?;
+    let strict =
+        predict_all(&mut setup.server.clients, paths.clone(), v1::PredictRequest::default(), "predicting").await?;
     let open = v1::PredictRequest { thresholds: Some(loosest()), ..v1::PredictRequest::default() };
     let loose = predict_all(&mut setup.server.clients, paths.clone(), open, "predicting what is left out, too").await?;
     let n_other_heads = strict.iter().flatten().flat_map(|answer| &answer.predictions);

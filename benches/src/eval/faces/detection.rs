@@ -14,7 +14,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    predicting::{predict_all, loosest},
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{charts, metrics::mean, page::Figure, table::Face},
@@ -53,7 +53,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     photos.extend(groups(&train, folder.path())?);
     let images = BTreeMap::from([("images", &photos)]);
     let script = ("facenet-pytorch", photos.len());
-    let Some(theirs) = setup.peers.run_script::<PeerAnswer>("peers/faces.py", &["detect"], &images, script).await? else {
+    let Some(theirs) = setup.peers.run_script::<PeerAnswer>("peers/faces.py", &["detect"], &images, script).await?
+    else {
         return Ok(Findings::default());
     };
     let request = v1::PredictRequest {

@@ -16,7 +16,7 @@ use visage::{
 
 use super::{
     Findings, SUITE, Setup,
-    predicting::{PhotoResult, predict_all, label, regression},
+    predicting::{PhotoResult, label, predict_all, regression},
 };
 use crate::{
     eval::page::Figure,

@@ -11,7 +11,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    predicting::{predict_all, loosest},
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{
@@ -131,7 +131,8 @@ async fn dlib(setup: &Setup<'_>, photos: &[(PathBuf, String)]) -> anyhow::Result
     let images = photos.iter().map(|(path, _)| path.as_path()).collect();
     let request = DescriptorsRequest { images, weights: setup.weights };
     let script = ("dlib-bin", photos.len());
-    let answers = setup.peers.run_script::<DescriptorAnswer>("peers/faces.py", &["descriptors"], &request, script).await?;
+    let answers =
+        setup.peers.run_script::<DescriptorAnswer>("peers/faces.py", &["descriptors"], &request, script).await?;
     Ok(answers.map(|answers| {
         let found = photos.iter().zip(answers).filter(|(_, answer)| answer.found);
         PairScores::of(&found.map(|((_, person), answer)| (person.clone(), answer.descriptor)).collect::<Vec<_>>())

@@ -14,7 +14,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    predicting::{predict_all, failed, regression},
+    predicting::{failed, predict_all, regression},
 };
 use crate::{
     eval::{metrics::share, table::people},
@@ -53,7 +53,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     let found =
-        predict_all(&mut setup.server.clients, photos.clone(), v1::PredictRequest::default(), "finding large faces").await?;
+        predict_all(&mut setup.server.clients, photos.clone(), v1::PredictRequest::default(), "finding large faces")
+            .await?;
     let mut faces: Vec<(f64, PathBuf)> = photos
         .into_iter()
         .zip(found)

@@ -52,7 +52,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let n_threads = std::thread::available_parallelism()?.get();
     let onnx = descriptor_onnx(setup, folder.path()).await?;
     let request = || v1::PredictRequest { return_embedding: true, ..v1::PredictRequest::default() };
-    predict_all(&mut setup.server.clients, photos.iter().take(N_WARM).cloned().collect(), request(), "warming up").await?;
+    predict_all(&mut setup.server.clients, photos.iter().take(N_WARM).cloned().collect(), request(), "warming up")
+        .await?;
     let (mut ours, mut theirs, mut stages) = (Vec::new(), Vec::new(), String::new());
     for _ in 0..N_ROUNDS {
         let started = Instant::now();
@@ -62,7 +63,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
             let weights = setup.weights;
             let request = PipelineRequest { images: &photos, weights, repeat: 1, threads: n_threads, descriptor_onnx };
             let what = ("facenet-pytorch and ONNX Runtime", 1);
-            let figures = setup.peers.run_script::<PeerFigures>("peers/faces.py", &["pipeline"], &request, what).await?;
+            let figures =
+                setup.peers.run_script::<PeerFigures>("peers/faces.py", &["pipeline"], &request, what).await?;
             for figures in figures.into_iter().flatten() {
                 theirs.push(figures.images_per_second);
                 let stage = |(name, ms): (&String, &serde_json::Value)| {

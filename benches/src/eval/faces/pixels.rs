@@ -14,7 +14,7 @@ use serde::Serialize;
 use visage::{
     cli::output,
     nn::golden_input,
-    vision::{DecodeLimits, DecodedImage, DecodeSize, decode, decode_square},
+    vision::{DecodeLimits, DecodeSize, DecodedImage, decode, decode_square},
 };
 
 use super::{Findings, SUITE, Setup};

@@ -8,7 +8,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    predicting::{PhotoResult, predict_all, failed, regression},
+    predicting::{PhotoResult, failed, predict_all, regression},
 };
 use crate::{
     eval::table::people,

@@ -6,8 +6,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::training::{
-    request::CsvSource,
     data::{Loader, LoaderOptions},
+    request::CsvSource,
 };
 
 /// A training root with images named after their content; none of it is decoded here.

@@ -8,8 +8,8 @@ use super::*;
 use crate::{
     proto::v1,
     training::{
-        request::{CsvSource, Recipe, Roots, DataSource},
         data::DataRequest,
+        request::{CsvSource, DataSource, Recipe, Roots},
     },
     vision::{self, DecodeLimits},
 };

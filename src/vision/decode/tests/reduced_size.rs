@@ -55,7 +55,8 @@ fn what_is_not_read_reduced_is_read_whole() {
         let mut damaged = bytes.clone();
         damaged[at..at + 24].fill(0xfe);
         let limits = DecodeLimits::default();
-        let (small, full) = (decode(&damaged, &limits, DecodeSize::LongSide(8)), decode(&damaged, &limits, DecodeSize::Full));
+        let (small, full) =
+            (decode(&damaged, &limits, DecodeSize::LongSide(8)), decode(&damaged, &limits, DecodeSize::Full));
         assert_eq!(small.is_ok(), full.is_ok(), "damaged at {at}");
         if small.as_ref().is_ok_and(|small| small.width_px() == 64) {
             assert_eq!(small, full, "damaged at {at}");
