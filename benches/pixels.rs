@@ -6,16 +6,16 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use visage::vision::{DecodeLimits, Wanted, decode, to_pixels};
+use visage::vision::{DecodeLimits, DecodeSize, decode, to_pixels};
 
 const PORTRAIT: &[u8] = include_bytes!("../tests/fixtures/portrait.jpg");
 
 fn pixels(c: &mut Criterion) {
     let limits = DecodeLimits::default();
-    let image = decode(PORTRAIT, &limits, Wanted::Full).expect("the fixture is a photo");
+    let image = decode(PORTRAIT, &limits, DecodeSize::Full).expect("the fixture is a photo");
     let size = format!("{} x {}", image.width_px(), image.height_px());
     c.bench_function(&format!("decode a JPEG of {size}"), |b| {
-        b.iter(|| decode(black_box(PORTRAIT), &limits, Wanted::Full));
+        b.iter(|| decode(black_box(PORTRAIT), &limits, DecodeSize::Full));
     });
     c.bench_function(&format!("{size} to 224 px"), |b| b.iter(|| to_pixels(black_box(&image), 224)));
 }

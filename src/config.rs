@@ -1,7 +1,7 @@
 //! The settings of a server. They come from one documented file, the environment and flags; later ones win.
 //!
-//! An unknown key is an error that names its place. [`Loaded::sources`] reports where each value came from. The name of
-//! an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
+//! An unknown key is an error that names its place. [`LoadedConfig::sources`] reports where each value came from. The
+//! name of an environment variable is `VISAGE_` and the key, with `__` between its levels: `VISAGE_SERVER__LISTEN`.
 
 use std::{
     net::SocketAddr,
@@ -77,7 +77,7 @@ pub(crate) struct ServerConfig {
     pub max_message_bytes: usize,
     /// Maximum number of calls in progress of each kind: unary calls, request streams, watches.
     pub max_concurrent_requests: usize,
-    /// The deadline of unary calls that bring none, in milliseconds.
+    /// The deadline of unary calls that have none, in milliseconds.
     pub default_deadline_ms: u64,
     /// The longest deadline, in milliseconds; longer ones are shortened to it.
     pub max_deadline_ms: u64,
@@ -131,7 +131,7 @@ impl Default for ImagesConfig {
 pub(crate) struct FacesConfig {
     /// Maximum number of faces read per photo; the largest are read.
     pub max_faces: usize,
-    /// The lowest and highest threshold that a request may set; the same for every key below. In pixels.
+    /// In pixels. This pair and each pair below is the lowest and the highest value that a request may set.
     pub min_face_px: [f64; 2],
     /// A probability.
     pub min_detection: [f64; 2],
@@ -427,7 +427,7 @@ impl Provider for Flag {
 }
 
 /// A configuration and its sources.
-pub(crate) struct Loaded {
+pub(crate) struct LoadedConfig {
     /// The effective values.
     pub config: Config,
     figment: Figment,
@@ -438,7 +438,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`], which names the key and its place.
-    pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+    pub(crate) fn load(file: Option<&Path>, flags: Flags) -> Result<LoadedConfig, ConfigError> {
         // figment would replace the invalid bytes, and so name another path.
         let variable = || {
             std::env::vars_os()
@@ -462,7 +462,7 @@ impl Config {
         }
         let config: Self = figment.extract().map_err(|e| ConfigError::Refused(Box::new(e)))?;
         config.check()?;
-        Ok(Loaded { config, figment })
+        Ok(LoadedConfig { config, figment })
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -513,7 +513,7 @@ impl Config {
     }
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Returns every setting with its effective value and its source.
     ///
     /// # Errors
@@ -556,7 +556,7 @@ mod tests {
 
     use super::*;
 
-    fn load(text: &str, flags: Flags) -> Result<Loaded, ConfigError> {
+    fn load(text: &str, flags: Flags) -> Result<LoadedConfig, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("visage.toml");
         fs::write(&file, text).unwrap();

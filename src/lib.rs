@@ -2,7 +2,7 @@
 //!
 //! The modules, in the order data flows: a call enters at [`grpc`] (or [`cli`]) and runs a use case in [`app`]. That
 //! uses [`serving`], [`training`] and [`similarity`] on top of the [`registry`]. [`vision`] makes pixels, [`nn`] makes
-//! tensors, and the [`store`] keeps all durable data. Dependencies point only that way; `tests/it/layering.rs` checks
+//! tensors, and the [`store`] keeps all durable data. Dependencies point only that way; `tests/it/layering/` checks
 //! it. `ARCHITECTURE.md` has the diagram.
 
 pub mod proto;

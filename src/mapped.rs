@@ -91,7 +91,7 @@ impl Pages {
 
     const COUNT_BITS: u32 = 28;
 
-    /// Returns `None` beyond 48 bits of address or a terabyte of length, where systems map nothing unless told to.
+    /// Returns `None` beyond 48 bits of address or a terabyte of length, where systems map nothing by default.
     fn of(bytes: &[u8]) -> Option<Self> {
         let (first, n) = (bytes.as_ptr().addr() / Self::BYTES, bytes.len().div_ceil(Self::BYTES));
         let fits = first >> (u64::BITS - Self::COUNT_BITS) == 0 && n >> Self::COUNT_BITS == 0;

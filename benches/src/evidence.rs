@@ -1,4 +1,4 @@
-//! Rows of evidence: each has a figure, another of the same run to compare with, and the bar that it must reach.
+//! Rows of evidence: each has a figure, another of the same run to compare with, and a target figure (`bar`).
 
 use std::{fs, path::Path};
 
@@ -20,14 +20,14 @@ pub(crate) struct Row {
     pub(crate) versus_value: Option<f64>,
     /// value / versus_value.
     pub(crate) ratio: Option<f64>,
-    /// The bar that the ratio must reach, or the value if there is no ratio.
+    /// The target figure for the ratio, or for the value if there is no ratio.
     pub(crate) bar: Option<Bar>,
-    /// None without a bar.
+    /// None without a target figure.
     pub(crate) pass: Option<bool>,
     pub(crate) note: String,
 }
 
-/// A figure that must be reached.
+/// A target figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bar {
@@ -116,7 +116,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 /// The titles of [`Row::cells`].
 pub(crate) const HEADERS: [&str; 7] = ["name", "value", "versus", "ratio", "bar", "", "note"];
 
-/// Prints the rows as a table and, if requested, writes them as JSON; returns true if every bar was reached.
+/// Prints the rows as a table and, if requested, writes them as JSON; returns true if every target was reached.
 pub(crate) fn report(rows: &[Row], json: Option<&Path>) -> anyhow::Result<bool> {
     let mut table = Table::new();
     table.set_header(HEADERS);

@@ -34,7 +34,7 @@ impl PeerArgs {
     ///
     /// # Errors
     /// Fails when the script fails or its answer has another form.
-    pub(crate) async fn ask<Answer: DeserializeOwned>(
+    pub(crate) async fn run_script<Answer: DeserializeOwned>(
         &self,
         script: &str,
         arguments: &[&str],

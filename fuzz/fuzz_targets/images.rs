@@ -1,6 +1,6 @@
 //! Shared by the image targets: decodes in full and reduced.
 
-use visage::vision::{DecodeLimits, Wanted, decode};
+use visage::vision::{DecodeLimits, DecodeSize, decode};
 
 /// Replaces libFuzzer's panic hook, which would abort even for panics that `decode` catches. A panic that is not caught
 /// still ends the run when it reaches libFuzzer.
@@ -17,7 +17,7 @@ pub fn read(data: &[u8], is_format: impl Fn(&[u8]) -> bool) {
         return;
     }
     let limits = DecodeLimits { max_pixels: 1 << 20, max_alloc_bytes: 32 << 20 };
-    for wanted in [Wanted::Full, Wanted::LongSide(20), Wanted::ShortSide(1)] {
+    for wanted in [DecodeSize::Full, DecodeSize::LongSide(20), DecodeSize::ShortSide(1)] {
         if let Ok(image) = decode(data, &limits, wanted) {
             let n_pixels = image.width_px() as usize * image.height_px() as usize;
             assert_eq!(image.rgb().len(), n_pixels * 3);

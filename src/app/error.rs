@@ -200,7 +200,7 @@ impl AppError {
 
 /// Lists the reasons as text.
 fn unusable(reasons: &[AbstentionReason]) -> String {
-    let words = reasons.iter().map(|reason| match reason {
+    let texts = reasons.iter().map(|reason| match reason {
         AbstentionReason::Unspecified => "the photo cannot be used",
         AbstentionReason::NoFace => "no face is found in the photo",
         AbstentionReason::FaceTooSmall => "the face is too small",
@@ -211,7 +211,7 @@ fn unusable(reasons: &[AbstentionReason]) -> String {
         AbstentionReason::Occluded => "the face is covered or cut off",
         AbstentionReason::SeveralFaces => "the photo shows several faces, and the request wants a single one",
     });
-    words.collect::<Vec<_>>().join("; ")
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 impl From<PixelError> for AppError {

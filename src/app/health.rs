@@ -24,7 +24,7 @@ pub(crate) struct Health {
 
 impl Health {
     /// The health before any failure is known.
-    pub(super) const WELL: Self = Self { predictions: true, faces: true, writes: true, whole: true };
+    pub(super) const HEALTHY: Self = Self { predictions: true, faces: true, writes: true, whole: true };
 
     /// A version is broken if it could not be loaded or fails every photo. A version that is not loaded yet is not
     /// broken: the first call loads it.
@@ -34,7 +34,7 @@ impl Health {
             let store = app.store_state.borrow();
             (store.writes_refused.is_none(), store.damage.is_empty() && app.faces.n_damaged() == 0)
         };
-        if !serving.is_taking() {
+        if !serving.is_accepting() {
             return Self { predictions: false, faces: false, writes, whole };
         }
         let champion = models.resolve(None).ok();
@@ -106,7 +106,7 @@ mod tests {
 
     const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
 
-    async fn ask(app: &App) -> bool {
+    async fn predicts(app: &App) -> bool {
         let answer = predict(&Call::for_tests(), &app.photos, None, PORTRAIT.into(), &Wants::default()).await;
         app.update_health();
         answer.is_ok()
@@ -122,34 +122,34 @@ mod tests {
         let app = App::open_with(&config, backends, CancellationToken::new()).await.unwrap();
         app.load_needed().await;
         let health = app.health();
-        assert_eq!(*health.borrow(), Health::WELL, "without any model");
+        assert_eq!(*health.borrow(), Health::HEALTHY, "without any model");
 
         app.models.registry().register(answering("face"), |_| Batch::default()).unwrap();
         app.models.refresh().await.unwrap();
-        assert!(ask(&app).await);
-        assert_eq!(*health.borrow(), Health::WELL);
+        assert!(predicts(&app).await);
+        assert_eq!(*health.borrow(), Health::HEALTHY);
 
         engines.panic_always(true);
         // One more than an engine's allowed failures: the engine is then loaded again, which also fails.
         for _ in 0..4 {
-            assert!(!ask(&app).await);
+            assert!(!predicts(&app).await);
         }
-        assert_eq!(*health.borrow(), Health { predictions: false, ..Health::WELL });
+        assert_eq!(*health.borrow(), Health { predictions: false, ..Health::HEALTHY });
         engines.panic_always(false);
         // A failed load is tried again after a back-off.
         let recovered = async {
-            while !ask(&app).await {
+            while !predicts(&app).await {
                 sleep(Duration::from_millis(50)).await;
             }
         };
         timeout(Duration::from_secs(60), recovered).await.unwrap();
-        assert_eq!(*health.borrow(), Health::WELL);
+        assert_eq!(*health.borrow(), Health::HEALTHY);
 
         app.serving.shutdown();
         app.update_health();
         assert_eq!(
             *health.borrow(),
-            Health { predictions: false, faces: false, ..Health::WELL },
+            Health { predictions: false, faces: false, ..Health::HEALTHY },
             "without the device's threads"
         );
     }

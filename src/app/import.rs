@@ -1,4 +1,4 @@
-//! ImportModelVersion: registers weights files under the roots as a version.
+//! ImportModelVersion: registers weights files below the training roots as a version.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const MAX_TEXT_BYTES: usize = 1024;
 pub(crate) struct Import {
     /// The model that gets the version; created if it does not exist.
     pub model: ModelId,
-    /// The file or folder, under a configured root.
+    /// The file or folder, below a training root.
     pub weights_path: String,
     /// The network.
     pub architecture: v1::Architecture,
@@ -43,11 +43,11 @@ pub(crate) struct Import {
 }
 
 impl App {
-    /// Registers the weights in a file or folder under the roots. Tensors that do not fit the network are refused by
-    /// name.
+    /// Registers the weights in a file or folder below the training roots. Tensors that do not fit the network are
+    /// refused by name.
     ///
     /// # Errors
-    /// When the path is outside the roots, there are no weights, or they do not fit the heads.
+    /// When the path is outside the training roots, there are no weights, or they do not fit the heads.
     pub(crate) async fn import_version(
         &self,
         _: &Call,

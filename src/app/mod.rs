@@ -1,8 +1,8 @@
 //! Use cases: each combines the layers below for one kind of call. Depends on no transport.
 //!
-//! [`App`] assembles everything on top of the opened store. Handlers call [`predict()`], [`Faces`], [`Models`], [`Runs`].
-//! Every use case takes the [`Call`] first, then parsed names, and returns messages of the contract. A change that may
-//! be retried goes through [`Idempotent`].
+//! [`App`] assembles everything on top of the opened store. Handlers call [`predict()`], [`Faces`], [`Models`],
+//! [`Runs`]. Every use case takes the [`Call`] first, then parsed names, and returns messages of the contract. A change
+//! that may be retried goes through [`Idempotent`].
 
 mod call;
 mod compare;
@@ -94,7 +94,7 @@ impl App {
     /// Opens the configured data folder. Engines use libtorch; training runs in child processes.
     ///
     /// # Errors
-    /// When the store, the device or a root cannot be opened; the message says what to do. [`AppError::Stopping`] when
+    /// When the store, the device or a training root cannot be opened; the message says what to do. [`AppError::Stopping`] when
     /// `stopping` is cancelled meanwhile; the application owns that token from then on.
     pub(crate) async fn open(config: &Config, stopping: CancellationToken) -> Result<Self, AppError> {
         let backends = Backends {
@@ -199,7 +199,7 @@ impl App {
             stopping,
             roots,
             serving,
-            health: watch::Sender::new(Health::WELL),
+            health: watch::Sender::new(Health::HEALTHY),
             store_state: store.state(),
             store,
             imports: Arc::new(Semaphore::new(1)),

@@ -119,8 +119,8 @@ impl Published {
         toml::from_str(ENTRIES).map_err(|e| AppError::Internal(format!("published.toml: {e}")))
     }
 
-    /// Returns true if the entries were measured with this detector: it was registered from the detector's entry, or
-    /// has the tensors and settings of the version that was.
+    /// Returns true if the entries were measured with this detector: it is the version registered from the detector's
+    /// entry, or has the same tensors and settings as that version.
     pub(super) async fn finds_as_measured(&self, models: &Models, detector: &Version) -> Result<bool, AppError> {
         let Some(entry) = self.entry(PublishedNetwork::Mtcnn) else { return Ok(false) };
         if detector.origin.published_as == entry.published_as() {

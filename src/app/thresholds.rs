@@ -176,10 +176,10 @@ mod tests {
     }
 
     #[test]
-    fn every_threshold_has_a_signal_that_is_told() {
-        let told = fit().by_name().map(|(name, _)| name);
+    fn every_threshold_has_a_signal_that_is_measured() {
+        let signals = fit().by_name().map(|(name, _)| name);
         for threshold in &THRESHOLDS {
-            assert!(told.contains(&threshold.signal) || threshold.signal == SPREAD, "{}", threshold.name);
+            assert!(signals.contains(&threshold.signal) || threshold.signal == SPREAD, "{}", threshold.name);
             assert!(signals_of(threshold.reason).contains(&threshold.signal));
         }
         assert_eq!(signals_of(AbstentionReason::BadlyExposed), ["brightness", "contrast"]);
@@ -190,16 +190,16 @@ mod tests {
     fn a_request_overrides_within_bounds() {
         let config = FacesConfig { min_face_px: [20.0, 300.0], ..FacesConfig::default() };
         let versions = QualityThresholds { min_face_px: Some(40.0), min_symmetry: Some(0.2), ..Default::default() };
-        let asked = |min_face_px| {
+        let with_request = |min_face_px| {
             let requested = QualityThresholds { min_face_px: Some(min_face_px), ..Default::default() };
             effective(Some(&versions), &requested, &config)
         };
         let own = effective(Some(&versions), &QualityThresholds::default(), &config).unwrap();
         assert_eq!(own, versions);
-        let lower = asked(25.0).unwrap();
+        let lower = with_request(25.0).unwrap();
         assert_eq!((lower.min_face_px, lower.min_symmetry), (Some(25.0), Some(0.2)));
         for refused in [10.0, 301.0, f64::NAN] {
-            let error = asked(refused).unwrap_err().to_string();
+            let error = with_request(refused).unwrap_err().to_string();
             assert!(error.contains("thresholds.min_face_px") && error.contains("20 to 300"), "{error}");
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     connection::Remote,
-    face_options::Faces,
+    face_options::FaceChoice,
     names, output, photo,
     similar::evidence,
     wording::{notes, reasons},
@@ -35,7 +35,7 @@ pub(super) struct CompareArgs {
     space: String,
     /// Which of each photo's faces is compared.
     #[arg(long, value_enum, default_value_t)]
-    faces: Faces,
+    faces: FaceChoice,
     #[command(flatten)]
     pub(super) remote: Remote,
 }
@@ -94,8 +94,8 @@ mod tests {
             embedding_space: "models/d/versions/1#e".to_owned(),
             ..v1::CompareFacesResponse::default()
         };
-        let said = text(&compared);
-        assert!(said.contains("score 0.9500") && said.contains("97.0 %") && said.contains("1 in 5,000"), "{said}");
+        let shown = text(&compared);
+        assert!(shown.contains("score 0.9500") && shown.contains("97.0 %") && shown.contains("1 in 5,000"), "{shown}");
         compared.score = None;
         compared.abstention_reasons = vec![v1::AbstentionReason::NoFace.into()];
         assert_eq!(text(&compared), "no answer: no face");

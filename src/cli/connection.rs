@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server, the timeout and the output format.
 #[derive(Args, Clone, Debug)]
 pub(super) struct Remote {
-    /// The running server.
+    /// The server's address, as HOST:PORT.
     #[arg(
         long,
         global = true,
@@ -86,7 +86,7 @@ impl Remote {
 /// A client for every service.
 #[derive(Clone)]
 pub struct Clients {
-    /// Answers about photos, and starts training runs.
+    /// Predicts from photos, searches for faces, and starts training runs.
     pub visage: VisageServiceClient<Channel>,
     /// Manages models and their versions.
     pub models: ModelServiceClient<Channel>,

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::output::{self, say};
+use super::output::{self, print_line};
 use crate::{
     app::store_settings,
     config::{Config, Flags},
@@ -68,22 +68,22 @@ pub(super) struct ImportArgs {
 }
 
 /// The store of a data folder, and the size of its cache.
-struct Place {
+struct StoreFolder {
     dir: PathBuf,
     settings: SledSettings,
     json: bool,
 }
 
 impl Folder {
-    fn place(&self, config: Option<&Path>) -> anyhow::Result<Place> {
+    fn store_folder(&self, config: Option<&Path>) -> anyhow::Result<StoreFolder> {
         let config = Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config;
         let settings = store_settings(&config.store);
-        Ok(Place { dir: config.data_dir.join("store"), settings, json: self.json })
+        Ok(StoreFolder { dir: config.data_dir.join("store"), settings, json: self.json })
     }
 }
 
-impl Place {
-    /// Opens an existing store. A folder without one means a wrong name, not an empty store.
+impl StoreFolder {
+    /// Opens an existing store. A folder without a store is an error, because its name is probably wrong.
     fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
         Ok(Arc::new(SledStore::open(self.existing_dir()?, &self.settings)?))
     }
@@ -98,8 +98,9 @@ impl Place {
 
 /// Verifies; returns false when something is damaged.
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let place = args.folder.place(config)?;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_to_examine(place.existing_dir()?, &place.settings)?);
+    let store_folder = args.folder.store_folder(config)?;
+    let store: Arc<dyn Store> =
+        Arc::new(SledStore::open_to_examine(store_folder.existing_dir()?, &store_folder.settings)?);
     let format = match store::format(&*store) {
         Ok(format) => Ok(format),
         Err(StoreError::Corrupt { what, affects }) => Err(Finding { what, affects }),
@@ -121,10 +122,10 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
     };
     progress.finish_and_clear();
     let n_entries: u64 = report.entries.values().sum();
-    if place.json {
+    if store_folder.json {
         let findings: Vec<_> =
             report.findings.iter().map(|f| json!({ "what": f.what, "affects": f.affects })).collect();
-        say!(
+        print_line!(
             "{}",
             json!({
                 "format": format,
@@ -136,20 +137,20 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
         )?;
     } else {
         for finding in &report.findings {
-            say!("damaged: {}\n  affects: {}", finding.what, finding.affects)?;
+            print_line!("damaged: {}\n  affects: {}", finding.what, finding.affects)?;
         }
         let n = report.findings.len();
-        say!(
+        print_line!(
             "{n_entries} records and {} blobs of format {} examined: {}",
             report.n_blobs,
             format.map_or_else(|| "unknown".to_owned(), |format| format.to_string()),
             if n == 0 { "no damage".to_owned() } else { format!("{n} findings") }
         )?;
         if report.n_unfinished_blobs > 0 {
-            say!("{} unfinished blobs: the next start deletes them", report.n_unfinished_blobs)?;
+            print_line!("{} unfinished blobs: the next start deletes them", report.n_unfinished_blobs)?;
         }
         if n > 0 {
-            say!("To restore an export from before the damage: visage import --data-dir NEW EXPORT")?;
+            print_line!("To restore an export from before the damage: visage import --data-dir NEW EXPORT")?;
         }
     }
     Ok(report.findings.is_empty())
@@ -157,26 +158,26 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
 
 /// Migrates the store.
 pub(super) fn migrate(args: &MigrateArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let place = args.folder.place(config)?;
-    let migrated = store::migrate(&place.existing()?)?;
-    if place.json {
-        say!("{}", json!({ "from": migrated.from, "to": migrated.to, "applied": migrated.applied }))?;
+    let store_folder = args.folder.store_folder(config)?;
+    let migrated = store::migrate(&store_folder.existing()?)?;
+    if store_folder.json {
+        print_line!("{}", json!({ "from": migrated.from, "to": migrated.to, "applied": migrated.applied }))?;
     } else if migrated.applied.is_empty() {
-        say!("the store has format {}, the newest: nothing to do", migrated.to)?;
+        print_line!("the store has format {}, the newest: nothing to do", migrated.to)?;
     } else {
-        say!("from format {} to {}: {}", migrated.from, migrated.to, migrated.applied.join(", "))?;
+        print_line!("from format {} to {}: {}", migrated.from, migrated.to, migrated.applied.join(", "))?;
     }
     Ok(true)
 }
 
 /// Exports into a file that gets its name only when complete.
 pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let place = args.folder.place(config)?;
+    let store_folder = args.folder.store_folder(config)?;
     let named = || args.file.display().to_string();
     if args.file.exists() {
-        bail!("{} is there already; choose another name", named());
+        bail!("{} already exists; choose another name", named());
     }
-    let store = place.existing()?;
+    let store = store_folder.existing()?;
     let folder = args.file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let mut partial = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
     let progress = output::counter("records exported");
@@ -185,34 +186,34 @@ pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result
     partial.as_file().sync_all().with_context(named)?;
     partial.persist_noclobber(&args.file).with_context(named)?;
     let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
-    transferred(&place, n_records, n_bytes, "exported to", &args.file)?;
+    transferred(&store_folder, n_records, n_bytes, "exported to", &args.file)?;
     Ok(true)
 }
 
 /// Imports into an empty data folder.
 pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let place = args.folder.place(config)?;
+    let store_folder = args.folder.store_folder(config)?;
     let named = || args.file.display().to_string();
     let open = || File::open(&args.file).map(BufReader::new).with_context(named);
     let progress = output::counter("records verified");
     store::verify_export(open()?, |n| progress.set_position(n)).with_context(named)?;
     progress.set_message("records imported");
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(&place.dir, &place.settings)?);
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(&store_folder.dir, &store_folder.settings)?);
     let imported = store::import(&*store, open()?, |n| progress.set_position(n));
-    let n_records = imported.with_context(|| place.dir.display().to_string())?;
+    let n_records = imported.with_context(|| store_folder.dir.display().to_string())?;
     store::migrate(&store)?;
     progress.finish_and_clear();
     let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
-    transferred(&place, n_records, n_bytes, "imported from", &args.file)?;
+    transferred(&store_folder, n_records, n_bytes, "imported from", &args.file)?;
     Ok(true)
 }
 
-fn transferred(place: &Place, n_records: u64, n_bytes: u64, how: &str, file: &Path) -> anyhow::Result<()> {
-    if place.json {
-        say!("{}", json!({ "records": n_records, "bytes": n_bytes, "file": file }))?;
+fn transferred(store_folder: &StoreFolder, n_records: u64, n_bytes: u64, how: &str, file: &Path) -> anyhow::Result<()> {
+    if store_folder.json {
+        print_line!("{}", json!({ "records": n_records, "bytes": n_bytes, "file": file }))?;
     } else {
         let mebibytes = n_bytes as f64 / f64::from(1 << 20);
-        say!("{n_records} records ({mebibytes:.1} MiB) {how} {}", file.display())?;
+        print_line!("{n_records} records ({mebibytes:.1} MiB) {how} {}", file.display())?;
     }
     Ok(())
 }

@@ -11,10 +11,10 @@ use futures::StreamExt;
 
 use super::{
     connection::Remote,
-    face_options::Faces,
+    face_options::FaceChoice,
     failure::{self, Usage},
     names,
-    output::{self, say},
+    output::{self, print_line},
     photo,
 };
 use crate::proto::v1::{self, enroll_face_request::Source, stream_enroll_faces_response::Result as Item};
@@ -43,7 +43,7 @@ pub(super) struct EnrollArgs {
     ids_from_names: bool,
     /// Which of a photo's faces is added; single refuses a photo with several.
     #[arg(long, value_enum, default_value_t)]
-    faces: Faces,
+    faces: FaceChoice,
     /// The person: your policy or customer number, for example.
     #[arg(long, default_value = "")]
     subject: String,
@@ -105,7 +105,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     let (mut n_enrolled, mut n_there, mut n_refused) = (0, 0, 0);
     while let Some(answer) = answers.message().await? {
         progress.inc(1);
-        let said = match &answer.result {
+        let outcome = match &answer.result {
             Some(Item::Face(face)) => {
                 n_enrolled += 1;
                 face.name.clone()
@@ -121,7 +121,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
             None => "no answer".to_owned(),
         };
         progress.suspend(|| {
-            output::show(args.remote.json, &answer, |answer| format!("{}  {said}", answer.correlation_id))
+            output::show(args.remote.json, &answer, |answer| format!("{}  {outcome}", answer.correlation_id))
         })?;
     }
     progress.finish_and_clear();
@@ -129,7 +129,7 @@ pub(super) async fn run(args: EnrollArgs) -> anyhow::Result<bool> {
     if !args.remote.json {
         let collection = names::collection(&args.collection);
         let (enrolled, refused) = (output::counted(n_enrolled, "face"), output::counted(n_refused, "photo"));
-        say!("{enrolled} enrolled in {collection}, {n_there} existed already, {refused} refused")?;
+        print_line!("{enrolled} enrolled in {collection}, {n_there} existed already, {refused} refused")?;
     }
     let n_lost = args.photos.len() - n_enrolled - n_there - n_refused;
     if n_lost > 0 {

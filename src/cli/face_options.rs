@@ -10,7 +10,7 @@ use crate::proto::v1;
 
 /// The faces to read.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(super) enum Faces {
+pub(super) enum FaceChoice {
     /// The largest face.
     #[default]
     Largest,
@@ -20,12 +20,12 @@ pub(super) enum Faces {
     Single,
 }
 
-impl From<Faces> for v1::FaceSelection {
-    fn from(faces: Faces) -> Self {
+impl From<FaceChoice> for v1::FaceSelection {
+    fn from(faces: FaceChoice) -> Self {
         match faces {
-            Faces::Largest => Self::Largest,
-            Faces::All => Self::All,
-            Faces::Single => Self::Single,
+            FaceChoice::Largest => Self::Largest,
+            FaceChoice::All => Self::All,
+            FaceChoice::Single => Self::Single,
         }
     }
 }
@@ -35,7 +35,7 @@ impl From<Faces> for v1::FaceSelection {
 pub(super) struct FaceArgs {
     /// Selects the faces of a photo to read.
     #[arg(long, value_enum, default_value_t)]
-    faces: Faces,
+    faces: FaceChoice,
     /// Also returns each face's embedding; --json shows its numbers.
     #[arg(long)]
     embedding: bool,

@@ -36,7 +36,7 @@ pub fn report(error: &anyhow::Error, json: bool) -> u8 {
         // The input concerned, if the command gave it.
         let context = Some(error.to_string()).filter(|text| *text != status.to_string());
         let about = context.map(|text| format!("{text}: ")).unwrap_or_default();
-        (FAILED, format!("{about}{}", in_words(status)), hint(status))
+        (FAILED, format!("{about}{}", describe(status)), hint(status))
     } else if let Some(unreachable) = error.downcast_ref::<Unreachable>() {
         let hint = "start one with `visage serve`, or name another with --server or VISAGE_SERVER";
         (UNREACHABLE, format!("{unreachable} ({})", chain(&unreachable.source)), Some(hint))
@@ -72,13 +72,13 @@ pub fn reason_of(status: &crate::proto::rpc::Status) -> String {
 }
 
 /// Returns true if this side timed out: the transport reports that as cancelled.
-fn gave_up(status: &Status) -> bool {
+fn timed_out(status: &Status) -> bool {
     status.code() == tonic::Code::Cancelled && status.message() == "Timeout expired"
 }
 
 /// Formats code, reason and message without repetition.
-fn in_words(status: &Status) -> String {
-    if gave_up(status) {
+fn describe(status: &Status) -> String {
+    if timed_out(status) {
         return "DEADLINE_EXCEEDED: no answer within --timeout".to_owned();
     }
     let (code, reason) = (code_name(status), reason(status));
@@ -118,7 +118,7 @@ fn code_name(status: &Status) -> String {
 }
 
 fn hint(status: &Status) -> Option<&'static str> {
-    if gave_up(status) {
+    if timed_out(status) {
         return Some("a longer --timeout gives it more time");
     }
     Some(match reason(status).as_str() {
@@ -152,10 +152,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn giving_up_is_told_apart_from_being_cancelled() {
+    fn a_timeout_is_distinguished_from_a_cancellation() {
         let expired = Status::cancelled("Timeout expired");
-        assert!(in_words(&expired).starts_with("DEADLINE_EXCEEDED") && hint(&expired).is_some());
-        assert!(in_words(&Status::cancelled("stopped")).starts_with("CANCELLED"));
+        assert!(describe(&expired).starts_with("DEADLINE_EXCEEDED") && hint(&expired).is_some());
+        assert!(describe(&Status::cancelled("stopped")).starts_with("CANCELLED"));
     }
 
     #[test]

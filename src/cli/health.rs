@@ -6,7 +6,7 @@ use serde_json::json;
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{connection::Remote, failure::Unreachable, output::say};
+use super::{connection::Remote, failure::Unreachable, output::print_line};
 
 /// Checks whether a server is ready; exits with 0 if it is.
 #[derive(Args, Debug)]
@@ -36,9 +36,9 @@ pub(super) async fn run(args: HealthArgs) -> anyhow::Result<bool> {
     };
     let is_ready = status == ServingStatus::Serving;
     if args.remote.json {
-        say!("{}", json!({ "ready": is_ready }))?;
+        print_line!("{}", json!({ "ready": is_ready }))?;
     } else {
-        say!("{}", if is_ready { "ready" } else { "not ready" })?;
+        print_line!("{}", if is_ready { "ready" } else { "not ready" })?;
     }
     Ok(is_ready)
 }

@@ -11,12 +11,12 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Serialize
 use crate::proto;
 
 /// Prints a line; returns an error if the reader has gone, where `println!` would panic.
-macro_rules! say {
+macro_rules! print_line {
     ($($text:tt)*) => {
         std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)))
     };
 }
-pub(super) use say;
+pub(super) use print_line;
 
 /// Returns the contract's messages and those that errors carry.
 fn descriptors() -> anyhow::Result<&'static DescriptorPool> {
@@ -60,7 +60,7 @@ pub(super) fn from_json<M: Message + Name + Default>(text: &str) -> anyhow::Resu
 
 /// Prints a message as JSON, or as `text` formats it.
 pub(super) fn show<M: Message + Name>(json: bool, message: &M, text: impl FnOnce(&M) -> String) -> anyhow::Result<()> {
-    say!("{}", if json { to_json(message)? } else { text(message) })?;
+    print_line!("{}", if json { to_json(message)? } else { text(message) })?;
     Ok(())
 }
 
@@ -74,12 +74,12 @@ pub(super) fn show_all<M: Message + Name, const N: usize>(
 ) -> anyhow::Result<()> {
     if json {
         for message in messages {
-            say!("{}", to_json(message)?)?;
+            print_line!("{}", to_json(message)?)?;
         }
     } else if messages.is_empty() {
-        say!("{nothing}")?;
+        print_line!("{nothing}")?;
     } else {
-        say!("{}", table(headers, messages.iter().map(row)))?;
+        print_line!("{}", table(headers, messages.iter().map(row)))?;
     }
     Ok(())
 }
@@ -127,9 +127,9 @@ pub(super) fn counted(n: usize, what: &str) -> String {
 /// Reports a deletion.
 pub(super) fn deleted(json: bool, name: &str) -> anyhow::Result<()> {
     if json {
-        say!("{}", serde_json::json!({ "deleted": name }))?;
+        print_line!("{}", serde_json::json!({ "deleted": name }))?;
     } else {
-        say!("{name} is deleted")?;
+        print_line!("{name} is deleted")?;
     }
     Ok(())
 }
@@ -201,8 +201,8 @@ mod tests {
 
     #[test]
     fn what_is_nearly_certain_is_not_called_certain() {
-        let said = [0.9999958, 0.9988, 0.328, 0.0002].map(percent);
-        assert_eq!(said, ["> 99.9 %", "99.9 %", "32.8 %", "< 0.1 %"]);
+        let shown = [0.9999958, 0.9988, 0.328, 0.0002].map(percent);
+        assert_eq!(shown, ["> 99.9 %", "99.9 %", "32.8 %", "< 0.1 %"]);
         let rates = [0.2, 0.013, 0.000_197, 0.000_02, 0.0].map(rate);
         assert_eq!(rates, ["20 %", "1 %", "1 in 5,100", "1 in 50,000", "0 %"]);
     }

@@ -10,7 +10,7 @@ use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use super::{output, wording::reason};
 use crate::{
     proto::v1::{self, prediction::Result as Answer},
-    vision::{DecodeLimits, Wanted, decode},
+    vision::{DecodeLimits, DecodeSize, decode},
 };
 
 /// The approximate longest side in pixels of an annotated photo and of one on a sheet.
@@ -152,7 +152,7 @@ struct Upright {
 
 /// Decodes a photo to about `long_side` pixels, or its own size if that is smaller.
 fn upright(photo: &[u8], long_side: u32) -> anyhow::Result<Upright> {
-    let image = decode(photo, &DecodeLimits::default(), Wanted::LongSide(long_side)).context("the photo")?;
+    let image = decode(photo, &DecodeLimits::default(), DecodeSize::LongSide(long_side)).context("the photo")?;
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, 90).encode(
         image.rgb(),

@@ -1,4 +1,4 @@
-//! `visage predict`: queries a model about photos.
+//! `visage predict`: prints what a model predicts for photos.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use futures::StreamExt;
 use super::{connection::Remote, face_options::FaceArgs, failure, names, output, photo, pictures, wording::text};
 use crate::proto::v1::{self, stream_predict_response::Result as Item};
 
-/// Queries a model about photos.
+/// Prints what a model predicts for photos.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -40,7 +40,7 @@ enum RunsCommand {
         /// Its id.
         run: String,
     },
-    /// Cancels a run. Nothing that it learnt is kept.
+    /// Cancels a run. Its weights are not kept.
     Cancel {
         /// Its id.
         run: String,

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{output::say, signals::Signals};
+use super::{output::print_line, signals::Signals};
 use crate::{
     config::{Config, Flags},
     grpc, telemetry,
@@ -59,7 +59,7 @@ pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::
         .await
         .with_context(|| format!("cannot listen on {} (server.listen, --listen)", config.server.listen))?;
     let address = listener.local_addr()?;
-    say!("listening on http://{address}")?;
+    print_line!("listening on http://{address}")?;
     if !address.ip().is_loopback() {
         tracing::warn!(
             %address,
@@ -72,9 +72,9 @@ pub(super) async fn run(args: ServeArgs, config_file: Option<&Path>) -> anyhow::
     let welcome = move || {
         let program = std::env::args().next().unwrap_or_else(|| "visage".to_owned());
         // The server also runs without a reader of its output.
-        let _ = say!("{}", invitation(&program, address, &roots, has_published));
+        let _ = print_line!("{}", first_commands(&program, address, &roots, has_published));
     };
-    grpc::run(config, listener, signals.asked_to_stop(), welcome).await?;
+    grpc::run(config, listener, signals.stop_requested(), welcome).await?;
     Ok(true)
 }
 
@@ -89,7 +89,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// Formats the first commands to try. They use `program`, this program's name as it was called, so that they can be
 /// pasted.
-fn invitation(program: &str, address: SocketAddr, roots: &[PathBuf], has_published: bool) -> String {
+fn first_commands(program: &str, address: SocketAddr, roots: &[PathBuf], has_published: bool) -> String {
     let server = match reachable(address) {
         usual if usual == SocketAddr::from(([127, 0, 0, 1], 50_051)) => String::new(),
         other => format!(" --server {other}"),
@@ -123,10 +123,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_invitation_names_the_server_where_it_is_not_the_usual_one() {
-        let usual = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
+    fn the_first_commands_name_a_server_at_another_address() {
+        let usual =
+            first_commands("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[PathBuf::from("photos")], false);
         assert!(usual.contains("--utkface photos\n") && !usual.contains("--server"), "{usual}");
-        let other = invitation("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[], false);
+        let other = first_commands("target/release/visage", SocketAddr::from(([127, 0, 0, 1], 7)), &[], false);
         assert_eq!(other.matches("--server 127.0.0.1:7").count(), 3, "{other}");
         assert_eq!(other.matches("  target/release/visage ").count(), 3, "{other}");
         assert!(other.contains("--training-root"), "{other}");
@@ -137,10 +138,10 @@ mod tests {
             ("10.1.2.3:7", " --server 10.1.2.3:7"),
             ("0.0.0.0:50051", ""),
         ] {
-            let text = invitation("visage", listens.parse().unwrap(), &[], true);
+            let text = first_commands("visage", listens.parse().unwrap(), &[], true);
             assert!(text.contains(&format!("visage predict PHOTO{named}\n")), "{listens}: {text}");
         }
-        let published = invitation("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[], true);
+        let published = first_commands("visage", SocketAddr::from(([127, 0, 0, 1], 50_051)), &[], true);
         assert!(published.contains("visage predict PHOTO") && !published.contains("train"), "{published}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::{
-    output::{self, say},
+    output::{self, print_line},
     serve::ServeArgs,
 };
 use crate::config::{Config, DOCUMENTED_DEFAULTS};
@@ -30,17 +30,17 @@ pub(super) struct ConfigArgs {
 /// Runs the command.
 pub(super) fn run(args: &ConfigArgs, file: Option<&Path>) -> anyhow::Result<bool> {
     if args.default {
-        say!("{}", DOCUMENTED_DEFAULTS.trim_end())?;
+        print_line!("{}", DOCUMENTED_DEFAULTS.trim_end())?;
         return Ok(true);
     }
     let settings = Config::load(file, args.serve.flags())?.sources()?;
     if args.json {
         for setting in &settings {
-            say!("{}", serde_json::to_string(setting)?)?;
+            print_line!("{}", serde_json::to_string(setting)?)?;
         }
     } else {
         let rows = settings.into_iter().map(|s| [s.key, s.value, s.source]);
-        say!("{}", output::table(["setting", "value", "from"], rows))?;
+        print_line!("{}", output::table(["setting", "value", "from"], rows))?;
     }
     Ok(true)
 }

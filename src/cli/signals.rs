@@ -27,7 +27,7 @@ impl Signals {
     }
 
     /// Waits for a signal to stop the server; a later Ctrl-C ends the process at once.
-    pub(super) async fn asked_to_stop(mut self) {
+    pub(super) async fn stop_requested(mut self) {
         loop {
             let hangup = async {
                 match &mut self.hangup {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     connection::Remote,
-    face_options::Faces,
+    face_options::FaceChoice,
     failure::Usage,
     names, output, photo,
     pictures::{self, Match},
@@ -49,7 +49,7 @@ pub(super) struct SimilarArgs {
     exact: bool,
     /// Which of the photo's faces to search for.
     #[arg(long, value_enum, default_value_t)]
-    faces: Faces,
+    faces: FaceChoice,
     /// Writes an HTML page of the query and its matches.
     #[arg(long, value_name = "FILE.html")]
     sheet: Option<PathBuf>,

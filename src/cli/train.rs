@@ -10,7 +10,7 @@ use super::{
     failure::Usage,
     heads::{Architecture, HeadArgs},
     models, names,
-    output::{self, say},
+    output::{self, print_line},
     watching::{OnInterrupt, watch},
 };
 use crate::proto::v1::{self, data_source::Source, recipe::WarmStart};
@@ -66,7 +66,7 @@ pub(super) struct TrainArgs {
     /// Dropout before the head's layers, 0 to below 1.
     #[arg(long)]
     dropout: Option<f64>,
-    /// Makes the run repeatable on one machine.
+    /// The seed of all randomness; the same seed repeats the run on the same machine.
     #[arg(long)]
     seed: Option<u64>,
     /// Starts from this version's weights instead of random ones.
@@ -178,7 +178,7 @@ pub(super) async fn run(args: TrainArgs) -> anyhow::Result<bool> {
         return Ok(true);
     }
     if !args.remote.json {
-        say!("{name}")?;
+        print_line!("{name}")?;
     }
     let Some(run) = watch(&args.remote, &mut server, &name, OnInterrupt::Cancel).await? else { return Ok(false) };
     if run.state() != v1::RunState::Succeeded {

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use super::{
     connection::{Clients, Remote},
     names,
-    output::{self, say},
+    output::{self, print_line},
 };
 use crate::proto::{
     longrunning::CancelOperationRequest,
@@ -62,7 +62,7 @@ impl Shown {
         if self.json {
             // A message without a JSON form is skipped; the watching continues.
             if let Ok(line) = output::to_json(response) {
-                self.say(&line);
+                self.print(&line);
             }
         }
         match &response.event {
@@ -73,7 +73,7 @@ impl Shown {
             Some(Event::Data(report)) => {
                 self.bar.set_message("starting");
                 if !self.json {
-                    self.say(&data(report));
+                    self.print(&data(report));
                 }
             }
             Some(Event::Progress(progress)) => self.progress(progress),
@@ -92,7 +92,7 @@ impl Shown {
         // The last step of an epoch is reported twice, the second time with the epoch's metrics.
         let at = (p.stage, p.epoch, p.step);
         if self.last.replace(at) == at && p.step == p.n_steps && !p.metrics.is_empty() && !self.json {
-            self.say(&so_far);
+            self.print(&so_far);
         }
         let left = p.eta.and_then(|eta| std::time::Duration::try_from(eta).ok());
         let left = left.map(|left| format!("  {} left", humantime::format_duration(whole_seconds(left))));
@@ -100,16 +100,16 @@ impl Shown {
         self.bar.set_message(format!("{so_far}  {:.0} img/s{}", p.images_per_second, left.unwrap_or_default()));
     }
 
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         // If the output's reader has gone, the run is still watched to its end.
-        let _ = self.bar.suspend(|| say!("{line}"));
+        let _ = self.bar.suspend(|| print_line!("{line}"));
     }
 
     fn end(&self, run: v1::TrainingRun) -> anyhow::Result<v1::TrainingRun> {
         self.bar.finish_and_clear();
         // In JSON the last event has reported it.
         if !self.json {
-            say!("{}", ended(&run))?;
+            print_line!("{}", ended(&run))?;
         }
         Ok(run)
     }

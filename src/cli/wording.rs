@@ -57,24 +57,24 @@ pub(super) fn reasons(reasons: impl Iterator<Item = v1::AbstentionReason>) -> St
 
 /// Lists the anomalies of a photo's file; `None` if there are none.
 pub(super) fn notes(notes: impl Iterator<Item = v1::PhotoNote>) -> Option<String> {
-    let told = |note| match note {
+    let text_of = |note| match note {
         v1::PhotoNote::EndMissing => "its end marker is missing or misplaced; every pixel is present",
         v1::PhotoNote::ChunkMissing => "its header announces a chunk that is missing",
         v1::PhotoNote::ColoursUnsure => "its colour description could not be used, so colours may be wrong",
         v1::PhotoNote::Unspecified => "in a way unknown to this program",
     };
-    let told: Vec<_> = notes.map(told).collect();
-    (!told.is_empty()).then(|| told.join("; "))
+    let texts: Vec<_> = notes.map(text_of).collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
 }
 
 /// Formats a face's reasons, each with the quality signals it depends on; `visage models show` shows their thresholds.
 fn reasons_of(face: &v1::FaceReading) -> String {
     let with_signals = |why: v1::AbstentionReason| {
         let signals = signals_of(why).into_iter();
-        let told = signals.filter_map(|name| Some(format!("{name} {:.2}", face.quality.get(name)?)));
-        match told.collect::<Vec<_>>().join(", ") {
-            told if told.is_empty() => reason(why),
-            told => format!("{} ({told})", reason(why)),
+        let texts = signals.filter_map(|name| Some(format!("{name} {:.2}", face.quality.get(name)?)));
+        match texts.collect::<Vec<_>>().join(", ") {
+            texts if texts.is_empty() => reason(why),
+            texts => format!("{} ({texts})", reason(why)),
         }
     };
     face.abstention_reasons().map(with_signals).collect::<Vec<_>>().join(", ")
@@ -84,14 +84,14 @@ fn predictions(indent: &str, predictions: &[v1::Prediction]) -> String {
     let width = predictions.iter().map(|p| p.head.len()).max().unwrap_or(0);
     let mut text = String::new();
     for prediction in predictions {
-        let said = said(prediction);
-        text.push_str(&format!("\n{indent}{:width$}  {said}", prediction.head));
+        let result = prediction_text(prediction);
+        text.push_str(&format!("\n{indent}{:width$}  {result}", prediction.head));
     }
     text
 }
 
 /// Formats a head's prediction.
-fn said(prediction: &v1::Prediction) -> String {
+fn prediction_text(prediction: &v1::Prediction) -> String {
     match &prediction.result {
         Some(Answer::Regression(r)) => regression(r),
         Some(Answer::Classification(c)) => format!("{} ({})", c.label, output::percent(c.probability)),
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_told_with_what_it_was_told_from() {
+    fn a_reason_is_shown_with_its_signals() {
         let face = v1::FaceReading {
             abstained: true,
             abstention_reasons: vec![v1::AbstentionReason::FaceTooSmall.into(), v1::AbstentionReason::Blurred.into()],

@@ -1,5 +1,5 @@
-//! The steps before every handler: identity, deadline, a place among the calls in progress, a span. Afterwards, the
-//! transport's own errors are converted to the contract's. Differences between methods are in their table.
+//! The steps before every handler: identity, deadline, a permit, a span. Afterwards, the transport's own errors are
+//! converted to the contract's. Differences between methods are in their table.
 //!
 //! Deadlines are enforced slightly early, so that the caller gets the typed error before its own timer fires. If a
 //! handler panics, its caller gets `INTERNAL`; no other call is affected.
@@ -28,7 +28,7 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use super::{
-    methods::{self, Method, Place, Waits, Who},
+    methods::{self, Method, PermitKind, Waits, Who},
     status,
 };
 use crate::{
@@ -42,9 +42,9 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// The limits that the edge enforces.
 #[derive(Clone, Debug)]
 pub(super) struct EdgeSettings {
-    /// The number of places of each kind.
+    /// The number of permits of each kind.
     pub(super) max_concurrent_calls: usize,
-    /// The deadline of calls that bring none, except long ones.
+    /// The deadline of calls that have none, except long ones.
     pub(super) default_deadline: Duration,
     /// The longest deadline; longer ones are shortened to it.
     pub(super) max_deadline: Duration,
@@ -58,17 +58,17 @@ pub(super) struct EdgeSettings {
 #[derive(Clone)]
 pub(super) struct EdgeLayer {
     settings: EdgeSettings,
-    call_places: Arc<Semaphore>,
-    stream_places: Arc<Semaphore>,
-    watch_places: Arc<Semaphore>,
+    call_permits: Arc<Semaphore>,
+    stream_permits: Arc<Semaphore>,
+    watch_permits: Arc<Semaphore>,
 }
 
 impl EdgeLayer {
     /// Creates an edge with these limits.
     #[must_use]
     pub(super) fn new(settings: EdgeSettings) -> Self {
-        let places = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
-        Self { call_places: places(), stream_places: places(), watch_places: places(), settings }
+        let permits = || Arc::new(Semaphore::new(settings.max_concurrent_calls));
+        Self { call_permits: permits(), stream_permits: permits(), watch_permits: permits(), settings }
     }
 }
 
@@ -126,14 +126,14 @@ where
                 Who::Anyone => {}
             }
             let in_work = edge.settings.in_work.token();
-            let Ok(place) = edge.place(method) else {
+            let Ok(permit) = edge.permit(method) else {
                 return Ok(status::server_overloaded().into_http());
             };
             let handled = AssertUnwindSafe(inner.call(request)).catch_unwind();
             let response = match with_deadline(handled, deadline.filter(|_| !method.is_long())).await {
                 None => status::deadline_exceeded("the call").into_http(),
                 Some(Err(_panic)) => status::internal(&call_id).into_http(),
-                Some(Ok(response)) => mend(response?),
+                Some(Ok(response)) => translate(response?),
             };
             let response = match (&header, allowed.flatten()) {
                 (Some(header), Some(allowed)) => name_timeout(response, allowed, header, edge.settings.max_deadline),
@@ -143,7 +143,7 @@ where
                 Waits::ServerEnd => until(response, edge.settings.draining.clone()),
                 Waits::Nothing | Waits::Store | Waits::Device | Waits::Run => response,
             };
-            let response = hold(response, (in_work, place.filter(|_| method.is_long())));
+            let response = hold(response, (in_work, permit.filter(|_| method.is_long())));
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
             tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "answered");
             Ok(response)
@@ -162,15 +162,15 @@ where
 }
 
 impl EdgeLayer {
-    /// Takes a place for a call, if its method needs one.
-    fn place(&self, method: &Method) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
-        let places = match method.place {
-            Place::None => return Ok(None),
-            Place::Call => &self.call_places,
-            Place::Stream => &self.stream_places,
-            Place::Watch => &self.watch_places,
+    /// Takes a permit for a call, if its method needs one.
+    fn permit(&self, method: &Method) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        let permits = match method.permit {
+            PermitKind::None => return Ok(None),
+            PermitKind::Call => &self.call_permits,
+            PermitKind::Stream => &self.stream_permits,
+            PermitKind::Watch => &self.watch_permits,
         };
-        Arc::clone(places).try_acquire_owned().map(Some)
+        Arc::clone(permits).try_acquire_owned().map(Some)
     }
 
     fn context(&self, request: &Request<Body>, allowed: Option<Duration>, method: &Method) -> Call {
@@ -197,7 +197,7 @@ impl EdgeLayer {
     }
 }
 
-/// Returns how long before the caller's timer the server answers.
+/// Returns by how much the server's deadline is earlier than the caller's.
 fn answer_margin(timeout: Duration) -> Duration {
     (timeout / 10).min(Duration::from_millis(10))
 }
@@ -226,10 +226,10 @@ fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body
         let frames = futures::stream::unfold(Some((BodyStream::new(body), false)), move |state| {
             let draining = draining.clone();
             async move {
-                let (mut frames, is_last_said) = state?;
+                let (mut frames, is_last_sent) = state?;
                 let is_draining = draining.is_cancelled();
                 let frame = if is_draining {
-                    frames.next().now_or_never().filter(|_| !is_last_said)
+                    frames.next().now_or_never().filter(|_| !is_last_sent)
                 } else {
                     tokio::select! {
                         biased;
@@ -253,19 +253,19 @@ fn until(response: Response<Body>, draining: CancellationToken) -> Response<Body
 }
 
 /// Converts the transport's own errors to the code and details of the contract.
-fn mend(response: Response<Body>) -> Response<Body> {
-    match Status::from_header_map(response.headers()).and_then(|status| mended(&status)) {
+fn translate(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()).and_then(|status| translated(&status)) {
         Some(status) => status.into_http(),
         None => response,
     }
 }
 
-/// As [`mend`], for the messages of a request stream.
-pub(super) fn mend_inbound(status: Status) -> Status {
-    mended(&status).unwrap_or(status)
+/// As [`translate`], for the messages of a request stream.
+pub(super) fn translate_inbound(status: Status) -> Status {
+    translated(&status).unwrap_or(status)
 }
 
-fn mended(status: &Status) -> Option<Status> {
+fn translated(status: &Status) -> Option<Status> {
     match status.code() {
         // Only the decoder's size limit causes this code.
         Code::OutOfRange => Some(status::message_too_large(status.message())),

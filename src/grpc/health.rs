@@ -43,11 +43,11 @@ impl Reporter {
     }
 
     /// Reports every change until the application closes the channel.
-    pub(super) async fn follow(&mut self, mut news: watch::Receiver<Health>) {
+    pub(super) async fn follow(&mut self, mut changes: watch::Receiver<Health>) {
         loop {
-            let health = *news.borrow_and_update();
+            let health = *changes.borrow_and_update();
             self.report(Some(health)).await;
-            if news.changed().await.is_err() {
+            if changes.changed().await.is_err() {
                 return;
             }
         }
@@ -63,7 +63,7 @@ enum Subject {
     Whole,
 }
 
-/// Returns the names that are reported.
+/// Returns every name that has a health status, with what it stands for.
 fn reported() -> impl Iterator<Item = (&'static str, Subject)> {
     let services = METHODS.iter().filter_map(|service| Some((service.name, Subject::Service(service.needs?))));
     services.chain([(STORE, Subject::Store), (WHOLE, Subject::Whole)])

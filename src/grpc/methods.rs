@@ -5,7 +5,7 @@
 
 /// Which sides send a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CallKind {
     /// Neither: one request, one answer.
     Unary,
     /// Both: a stream of requests and a stream of answers.
@@ -14,16 +14,16 @@ pub(super) enum Kind {
     ResponseStream,
 }
 
-/// The kind of place that a call takes while in progress. The server has a fixed number of each.
+/// The kind of permit that a call holds while it is in progress. The server has a fixed number of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum PermitKind {
     /// None: the call is answered even while the server is at its limits or opening its store.
     None,
-    /// A place for a short call.
+    /// A permit for a short call.
     Call,
-    /// A place for a stream of requests.
+    /// A permit for a stream of requests.
     Stream,
-    /// A place for a call that mostly waits for events.
+    /// A permit for a call that mostly waits for events.
     Watch,
 }
 
@@ -64,17 +64,17 @@ pub(super) enum Needs {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Method {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) place: Place,
+    pub(super) kind: CallKind,
+    pub(super) permit: PermitKind,
     pub(super) waits: Waits,
     pub(super) who: Who,
 }
 
 impl Method {
-    /// Returns true if the handler enforces the deadline, and the call keeps its place until its answer has ended. For
+    /// Returns true if the handler enforces the deadline, and the call keeps its permit until its answer has ended. For
     /// all other calls the edge enforces the deadline, and they always have one.
     pub(super) const fn is_long(&self) -> bool {
-        !matches!(self.kind, Kind::Unary) || matches!(self.waits, Waits::Run)
+        !matches!(self.kind, CallKind::Unary) || matches!(self.waits, Waits::Run)
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Service {
     pub(super) methods: &'static [Method],
 }
 
-use Kind::{RequestStream, ResponseStream, Unary};
+use CallKind::{RequestStream, ResponseStream, Unary};
 use Who::Anyone;
 
 /// All methods of the server.
@@ -96,88 +96,88 @@ pub(super) const METHODS: &[Service] = &[
         name: "visage.v1.VisageService",
         needs: Some(Needs::Predictions),
         methods: &[
-            method("Predict", Unary, Place::Call, Waits::Device, Anyone),
-            method("StreamPredict", RequestStream, Place::Stream, Waits::Device, Anyone),
-            method("FindSimilar", Unary, Place::Call, Waits::Device, Anyone),
-            method("Train", Unary, Place::Call, Waits::Store, Anyone),
+            method("Predict", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("StreamPredict", RequestStream, PermitKind::Stream, Waits::Device, Anyone),
+            method("FindSimilar", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("Train", Unary, PermitKind::Call, Waits::Store, Anyone),
         ],
     },
     Service {
         name: "visage.v1.ModelService",
         needs: Some(Needs::Nothing),
         methods: &[
-            method("ListModels", Unary, Place::Call, Waits::Store, Anyone),
-            method("GetModel", Unary, Place::Call, Waits::Store, Anyone),
-            method("ListModelVersions", Unary, Place::Call, Waits::Store, Anyone),
-            method("GetModelVersion", Unary, Place::Call, Waits::Store, Anyone),
-            method("ImportModelVersion", Unary, Place::Call, Waits::Device, Anyone),
-            method("SetModelAlias", Unary, Place::Call, Waits::Device, Anyone),
-            method("LoadModelVersion", Unary, Place::Call, Waits::Device, Anyone),
-            method("UnloadModelVersion", Unary, Place::Call, Waits::Device, Anyone),
-            method("DeleteModelVersion", Unary, Place::Call, Waits::Device, Anyone),
+            method("ListModels", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("GetModel", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("ListModelVersions", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("GetModelVersion", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("ImportModelVersion", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("SetModelAlias", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("LoadModelVersion", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("UnloadModelVersion", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("DeleteModelVersion", Unary, PermitKind::Call, Waits::Device, Anyone),
         ],
     },
     Service {
         name: "visage.v1.TrainingService",
         needs: Some(Needs::Nothing),
         methods: &[
-            method("GetTrainingRun", Unary, Place::Call, Waits::Store, Anyone),
-            method("ListTrainingRuns", Unary, Place::Call, Waits::Store, Anyone),
-            method("WatchTrainingRun", ResponseStream, Place::Watch, Waits::Run, Anyone),
+            method("GetTrainingRun", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("ListTrainingRuns", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("WatchTrainingRun", ResponseStream, PermitKind::Watch, Waits::Run, Anyone),
         ],
     },
     Service {
         name: "visage.v1.FaceService",
         needs: Some(Needs::Faces),
         methods: &[
-            method("CreateCollection", Unary, Place::Call, Waits::Device, Anyone),
-            method("GetCollection", Unary, Place::Call, Waits::Nothing, Anyone),
-            method("ListCollections", Unary, Place::Call, Waits::Store, Anyone),
-            method("DeleteCollection", Unary, Place::Call, Waits::Store, Anyone),
-            method("EnrollFace", Unary, Place::Call, Waits::Device, Anyone),
-            method("StreamEnrollFaces", RequestStream, Place::Stream, Waits::Device, Anyone),
-            method("GetFace", Unary, Place::Call, Waits::Store, Anyone),
-            method("ListFaces", Unary, Place::Call, Waits::Store, Anyone),
-            method("DeleteFace", Unary, Place::Call, Waits::Store, Anyone),
-            method("CompareFaces", Unary, Place::Call, Waits::Device, Anyone),
+            method("CreateCollection", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("GetCollection", Unary, PermitKind::Call, Waits::Nothing, Anyone),
+            method("ListCollections", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("DeleteCollection", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("EnrollFace", Unary, PermitKind::Call, Waits::Device, Anyone),
+            method("StreamEnrollFaces", RequestStream, PermitKind::Stream, Waits::Device, Anyone),
+            method("GetFace", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("ListFaces", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("DeleteFace", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("CompareFaces", Unary, PermitKind::Call, Waits::Device, Anyone),
         ],
     },
     Service {
         name: "google.longrunning.Operations",
         needs: Some(Needs::Nothing),
         methods: &[
-            method("ListOperations", Unary, Place::Call, Waits::Store, Anyone),
-            method("GetOperation", Unary, Place::Call, Waits::Store, Anyone),
-            method("DeleteOperation", Unary, Place::Call, Waits::Store, Anyone),
-            method("CancelOperation", Unary, Place::Call, Waits::Store, Anyone),
-            method("WaitOperation", Unary, Place::Watch, Waits::Run, Anyone),
+            method("ListOperations", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("GetOperation", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("DeleteOperation", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("CancelOperation", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("WaitOperation", Unary, PermitKind::Watch, Waits::Run, Anyone),
         ],
     },
     Service {
         name: "grpc.health.v1.Health",
         needs: None,
         methods: &[
-            method("Check", Unary, Place::None, Waits::Nothing, Anyone),
-            method("Watch", ResponseStream, Place::None, Waits::ServerEnd, Anyone),
+            method("Check", Unary, PermitKind::None, Waits::Nothing, Anyone),
+            method("Watch", ResponseStream, PermitKind::None, Waits::ServerEnd, Anyone),
         ],
     },
     Service {
         name: "grpc.reflection.v1.ServerReflection",
         needs: None,
-        methods: &[method("ServerReflectionInfo", RequestStream, Place::Watch, Waits::ServerEnd, Anyone)],
+        methods: &[method("ServerReflectionInfo", RequestStream, PermitKind::Watch, Waits::ServerEnd, Anyone)],
     },
     Service {
         name: "grpc.reflection.v1alpha.ServerReflection",
         needs: None,
-        methods: &[method("ServerReflectionInfo", RequestStream, Place::Watch, Waits::ServerEnd, Anyone)],
+        methods: &[method("ServerReflectionInfo", RequestStream, PermitKind::Watch, Waits::ServerEnd, Anyone)],
     },
 ];
 
 /// The row of unknown paths; the router answers them with `UNIMPLEMENTED`.
-const UNKNOWN: Method = method("", Unary, Place::Call, Waits::Nothing, Anyone);
+const UNKNOWN: Method = method("", Unary, PermitKind::Call, Waits::Nothing, Anyone);
 
-const fn method(name: &'static str, kind: Kind, place: Place, waits: Waits, who: Who) -> Method {
-    Method { name, kind, place, waits, who }
+const fn method(name: &'static str, kind: CallKind, permit: PermitKind, waits: Waits, who: Who) -> Method {
+    Method { name, kind, permit, waits, who }
 }
 
 /// Returns the row of a request's path.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost_types::FileDescriptorSet;
 
-use super::methods::{Kind, Service};
+use super::methods::{CallKind, Service};
 
 /// Returns every difference between the rows and the RPCs of the descriptors, each with its remedy.
 pub(super) fn differences<'a>(
@@ -25,9 +25,9 @@ pub(super) fn differences<'a>(
         for row in service.methods {
             let path = format!("/{}/{}", service.name, row.name);
             let streams = match row.kind {
-                Kind::Unary => (false, false),
-                Kind::RequestStream => (true, true),
-                Kind::ResponseStream => (false, true),
+                CallKind::Unary => (false, false),
+                CallKind::RequestStream => (true, true),
+                CallKind::ResponseStream => (false, true),
             };
             match rpcs.get(&path) {
                 None => wrong.push(format!("{path}: a row without an RPC; remove the row")),

@@ -11,13 +11,13 @@ mod health;
 mod methods;
 #[cfg(test)]
 mod methods_check;
-#[cfg(test)]
-mod methods_tests;
 mod model_service;
 mod operations_service;
 mod routes;
 mod serve;
 mod status;
+#[cfg(test)]
+mod tests;
 mod training_service;
 mod visage_service;
 
@@ -121,12 +121,12 @@ pub(crate) async fn run(
         async move {
             let living = async {
                 app.load_needed().await;
-                let news = app.health();
-                let now = *news.borrow();
+                let changes = app.health();
+                let now = *changes.borrow();
                 health.report(Some(now)).await;
                 tracing::info!("ready");
                 ready();
-                health.follow(news).await;
+                health.follow(changes).await;
             };
             // `biased`: an earlier stop takes precedence.
             tokio::select! {

@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::{
     ServeFailure, face_service,
-    methods::{self, Place},
+    methods::{self, PermitKind},
     model_service, operations_service, status, training_service, visage_service,
 };
 use crate::{
@@ -67,7 +67,9 @@ impl Service<Request<Body>> for LateRoutes {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.all.get() {
             Some(all) => Either::Left(all.clone().call(request)),
-            None if methods::find(request.uri().path()).place == Place::None => Either::Left(self.health.call(request)),
+            None if methods::find(request.uri().path()).permit == PermitKind::None => {
+                Either::Left(self.health.call(request))
+            }
             None => Either::Right(ready(Ok(status::opening().into_http()))),
         }
     }

@@ -81,12 +81,12 @@ fn taken<Q>(mut request: Request<Q>) -> Result<(Call, Q), Status> {
     Ok((call, request.into_inner()))
 }
 
-/// Returns the messages of a request stream. An idle stream ends with an error and frees its place.
+/// Returns the messages of a request stream. An idle stream ends with an error and frees its permit.
 fn inbound<T>(messages: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
     // Counts the time waiting for a message, not the time of the answers.
     futures::stream::unfold(Box::pin(messages), |mut messages| async {
         let message = match tokio::time::timeout(REQUEST_IDLE, messages.next()).await {
-            Ok(message) => message?.map_err(edge::mend_inbound),
+            Ok(message) => message?.map_err(edge::translate_inbound),
             Err(_) => Err(status::deadline_exceeded("the wait for the next message of the stream")),
         };
         Some((message, messages))

@@ -274,7 +274,7 @@ fn training_row(error: &TrainingError) -> Row {
         }
         TrainingError::PathOutsideRoots { field, path } => {
             Row::new(Code::InvalidArgument, Reason::PathOutsideRoots, error)
-                .field(field, "must be under a configured root")
+                .field(field, "must be below a configured training root")
                 .with("path", path)
         }
         TrainingError::FileNotFound { field, path } => {

@@ -44,9 +44,9 @@ pub enum NnError {
 }
 
 /// Returns true if this message of libtorch or the system means out of memory.
-pub(crate) fn is_out_of_memory(words: &str) -> bool {
-    let words = words.to_lowercase();
-    ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| words.contains(sign))
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["out of memory", "not enough memory", "can't allocate memory"].iter().any(|sign| message.contains(sign))
 }
 
 impl NnError {

@@ -33,7 +33,7 @@ pub use golden::{GOLDEN_SEED, Golden, golden_input};
 pub use head::{EMBEDDING_16, EMBEDDING_512, HeadOutput, embedding_layers};
 pub use inference::{BUCKETS, InferenceNetwork, Normalisation, RawOutput};
 pub use mtcnn::{CanvasOutput, CropOutput, Mtcnn};
-pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, Part, channels_last};
+pub use network::{IMAGENET_MEAN, IMAGENET_STD, Network, ParameterGroup, channels_last};
 pub use published::{PublishedNetwork, WeightsFile};
 pub use state_dict::parse_state_dict;
 pub use weights::{parse_safetensors, parse_weights, read_file, read_weights, write_safetensors};

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use tch::{Kind, TchError, Tensor};
 
-use super::{Device, NnError, TensorData, inference::rows, network::Loaded};
+use super::{Device, NnError, TensorData, inference::rows, network::CheckedTensors};
 
 /// The maximum number of crops in one run of the second and third network; more are split.
 const MAX_CROPS: usize = 64;
@@ -111,7 +111,7 @@ impl Mtcnn {
                 }
             }
         }
-        let loaded = Loaded::check(&shapes, tensors, device)?;
+        let loaded = CheckedTensors::check(&shapes, tensors, device)?;
         let parameters = shapes.into_keys().map(|name| loaded.tensor(&name).map(|tensor| (name, tensor)));
         Ok(Self { parameters: parameters.collect::<Result<_, NnError>>()?, device: device.tch() })
     }

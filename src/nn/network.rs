@@ -19,7 +19,7 @@ pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// The part of a network that a parameter belongs to, for the optimiser's groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
+pub enum ParameterGroup {
     /// Convolutions of the body.
     BodyWeights,
     /// Batch norm of the body.
@@ -30,7 +30,7 @@ pub enum Part {
     HeadNorms,
 }
 
-impl Part {
+impl ParameterGroup {
     fn of(name: &str, tensor: &Tensor) -> Self {
         // Batch norm and biases have one dimension.
         match (name.starts_with("head"), tensor.dim() > 1) {
@@ -106,11 +106,11 @@ impl Network {
 
     /// Returns the trainable parameters by part. Each carries its gradient after a backward pass.
     #[must_use]
-    pub fn parameters(&self) -> BTreeMap<Part, Vec<Tensor>> {
-        let mut parts: BTreeMap<Part, Vec<(String, Tensor)>> = BTreeMap::new();
+    pub fn parameters(&self) -> BTreeMap<ParameterGroup, Vec<Tensor>> {
+        let mut parts: BTreeMap<ParameterGroup, Vec<(String, Tensor)>> = BTreeMap::new();
         for (name, tensor) in self.vs.variables() {
             if tensor.requires_grad() {
-                parts.entry(Part::of(&name, &tensor)).or_default().push((name, tensor));
+                parts.entry(ParameterGroup::of(&name, &tensor)).or_default().push((name, tensor));
             }
         }
         // A map's order is random; the optimiser needs a fixed order.
@@ -223,12 +223,12 @@ fn to_data(name: String, tensor: &Tensor) -> Result<TensorData, NnError> {
 }
 
 /// Tensors that passed the check against a network's shapes, by name.
-pub(super) struct Loaded<'a> {
+pub(super) struct CheckedTensors<'a> {
     tensors: HashMap<&'a str, &'a TensorData>,
     device: Device,
 }
 
-impl<'a> Loaded<'a> {
+impl<'a> CheckedTensors<'a> {
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that are missing, unexpected or of another shape.
     pub(super) fn check(

@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_that_wants_to_run_something_is_refused() {
+    fn a_pickle_that_calls_other_functions_is_refused() {
         let error = Machine::run(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.").unwrap_err();
         assert!(error.contains("os.system"), "{error}");
     }

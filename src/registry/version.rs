@@ -129,7 +129,7 @@ impl Version {
 
     /// Returns the space of its photos' embeddings: the paired one, or else its own first.
     #[must_use]
-    pub(crate) fn usual_space(&self) -> Option<EmbeddingSpace> {
+    pub(crate) fn default_space(&self) -> Option<EmbeddingSpace> {
         match &self.reads {
             Reads::Faces { space: Some(space), .. } => Some(space.clone()),
             _ => self.first_space(),

@@ -15,13 +15,13 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     EngineSource, Input, InputKind, LoadState, Priority, ServeError, Served, ServingSettings,
-    exchange::{Change, Errand, Job, LoadedEngine, Probe, Reply, Report, Turn, Warmed},
+    exchange::{Change, ExecutorTask, LoadedEngine, LoaderTask, Probe, QueuedImage, Reply, Report, Warmed},
     scheduler::{Arrival, Capacity, Scheduler, Ticket, Waiting},
 };
 use crate::names::VersionName;
 
 /// The most versions that may wait to be loaded or probed on one device.
-const MAX_ERRANDS: usize = 16;
+const MAX_LOADER_TASKS: usize = 16;
 
 /// A version's place in its lifecycle.
 #[derive(Debug)]
@@ -54,10 +54,10 @@ struct Slot {
 }
 
 struct State {
-    scheduler: Scheduler<Job>,
+    scheduler: Scheduler<QueuedImage>,
     slots: BTreeMap<VersionName, Slot>,
-    /// At most [`MAX_ERRANDS`].
-    errands: VecDeque<Errand>,
+    /// At most [`MAX_LOADER_TASKS`].
+    loader_tasks: VecDeque<LoaderTask>,
     retired: Vec<LoadedEngine>,
     /// Once set, no new work is accepted; queued work is served until then.
     stop_by: Option<Instant>,
@@ -75,7 +75,7 @@ pub(super) struct Device {
     /// Wakes the executor.
     work: Condvar,
     /// Wakes the loader.
-    errands: Condvar,
+    loader_tasks: Condvar,
     /// Notified when a version's state changes.
     changes: watch::Sender<()>,
 }
@@ -85,7 +85,7 @@ impl Device {
         let state = State {
             scheduler: Scheduler::new(),
             slots: BTreeMap::new(),
-            errands: VecDeque::new(),
+            loader_tasks: VecDeque::new(),
             retired: Vec::new(),
             stop_by: None,
             stopped: false,
@@ -96,7 +96,7 @@ impl Device {
             settings,
             state: Mutex::new(state),
             work: Condvar::new(),
-            errands: Condvar::new(),
+            loader_tasks: Condvar::new(),
             changes: watch::Sender::new(()),
         }
     }
@@ -112,7 +112,7 @@ impl Device {
     ) -> Result<(Ticket, oneshot::Receiver<Result<Served, ServeError>>), ServeError> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.check_taking()?;
+        state.check_accepting()?;
         let State { scheduler, slots, .. } = &mut *state;
         let Some(slot) = slots.get(version) else {
             return Err(ServeError::NotLoaded { version: version.clone() });
@@ -128,7 +128,7 @@ impl Device {
         }
         let (reply, answer) = oneshot::channel();
         let n_bytes = image.n_bytes();
-        let arrival = Arrival { priority, deadline, n_bytes, payload: Job { image, reply } };
+        let arrival = Arrival { priority, deadline, n_bytes, payload: QueuedImage { image, reply } };
         let ticket = scheduler.enqueue(version, arrival, now)?;
         drop(state);
         self.work.notify_one();
@@ -148,7 +148,7 @@ impl Device {
         let memory_bytes: u64 = source.tensors.iter().map(|t| t.bytes.len() as u64).sum();
         let version = source.version.clone();
         let mut state = self.state.lock();
-        state.check_taking()?;
+        state.check_accepting()?;
         let (waiter, change) = oneshot::channel();
         match state.slots.get_mut(&version) {
             Some(Slot { phase: Phase::Loaded, .. }) => return Ok(None),
@@ -162,7 +162,7 @@ impl Device {
             }
             Some(Slot { phase: Phase::Failed(_), .. }) | None => {}
         }
-        state.room_for_errand(&version)?;
+        state.room_for_loader_task(&version)?;
         let used: u64 = state.slots.values().map(|slot| slot.memory_bytes).sum();
         if let Some(budget) = self.settings.memory_budget_bytes.filter(|&budget| used + memory_bytes > budget) {
             let detail = format!(
@@ -173,9 +173,9 @@ impl Device {
         let input = source.input.clone();
         let slot = Slot { phase: Phase::Loading, engine: None, input, memory_bytes, waiters: vec![waiter] };
         state.slots.insert(version, slot);
-        state.errands.push_back(Errand::Load(Box::new(source)));
+        state.loader_tasks.push_back(LoaderTask::Load(Box::new(source)));
         drop(state);
-        self.errands.notify_one();
+        self.loader_tasks.notify_one();
         self.changed();
         Ok(Some(Change::Loaded(change)))
     }
@@ -187,11 +187,11 @@ impl Device {
     ) -> Result<oneshot::Receiver<Result<Vec<f32>, ServeError>>, ServeError> {
         let (reply, answer) = oneshot::channel();
         let mut state = self.state.lock();
-        state.check_taking()?;
-        state.room_for_errand(&source.version)?;
-        state.errands.push_back(Errand::Probe(Box::new(Probe { source, seed, reply })));
+        state.check_accepting()?;
+        state.room_for_loader_task(&source.version)?;
+        state.loader_tasks.push_back(LoaderTask::Probe(Box::new(Probe { source, seed, reply })));
         drop(state);
-        self.errands.notify_one();
+        self.loader_tasks.notify_one();
         Ok(answer)
     }
 
@@ -234,7 +234,7 @@ impl Device {
         self.changes.send_replace(());
     }
 
-    pub(super) fn is_taking(&self) -> bool {
+    pub(super) fn is_accepting(&self) -> bool {
         let state = self.state.lock();
         state.stop_by.is_none() && !state.is_broken
     }
@@ -251,7 +251,7 @@ impl Device {
         });
         drop(state);
         self.work.notify_one();
-        self.errands.notify_one();
+        self.loader_tasks.notify_one();
         ended
     }
 
@@ -268,30 +268,30 @@ impl Device {
         for version in versions {
             state.fail(&version, &thread_lost(), &mut replies);
         }
-        state.errands.clear();
+        state.loader_tasks.clear();
         // Ends the other thread, too.
         state.stop_by = Some(Instant::now());
         replies.extend(state.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, 0)));
         drop(state);
         tracing::error!("a thread of the device has ended; no version answers any more, restart the server");
         self.work.notify_one();
-        self.errands.notify_one();
+        self.loader_tasks.notify_one();
         replies.into_iter().for_each(Reply::send);
         self.changed();
     }
 
     // Called by the executor.
 
-    /// Sleeps until there is something to do. The caller sends the replies.
-    pub(super) fn next_turn(&self, replies: &mut Vec<Reply>) -> Turn {
+    /// Waits for the executor's next task. Appends the replies that are due; the caller sends them without the lock.
+    pub(super) fn next_executor_task(&self, replies: &mut Vec<Reply>) -> ExecutorTask {
         let mut state = self.state.lock();
         loop {
             let now = Instant::now();
             if state.stop_by.is_some_and(|by| by <= now || state.scheduler.is_empty()) {
                 state.stop(replies);
                 drop(state);
-                self.errands.notify_one();
-                return Turn::Stop;
+                self.loader_tasks.notify_one();
+                return ExecutorTask::Stop;
             }
             let next = state.scheduler.next_batch(now);
             for (version, waiting) in next.expired {
@@ -302,23 +302,23 @@ impl Device {
                 let Some(engine) = state.slots.get_mut(&batch.version).and_then(|slot| slot.engine.take()) else {
                     replies.extend(refuse(batch.entries, &ServeError::NotLoaded { version: batch.version }));
                     state.scheduler.finished();
-                    return Turn::Answer;
+                    return ExecutorTask::Reply;
                 };
-                return Turn::Run(batch, engine);
+                return ExecutorTask::Run(batch, engine);
             }
             if state.settle_drains(replies) {
-                self.errands.notify_one();
+                self.loader_tasks.notify_one();
                 self.changed();
             }
             if !replies.is_empty() {
-                return Turn::Answer;
+                return ExecutorTask::Reply;
             }
             self.work.wait(&mut state);
         }
     }
 
     /// Takes the engine back after a batch.
-    pub(super) fn give_back(
+    pub(super) fn return_engine(
         &self,
         version: &VersionName,
         engine: LoadedEngine,
@@ -337,7 +337,7 @@ impl Device {
             Some(error) => {
                 state.retired.push(engine);
                 state.fail(version, &error, replies);
-                self.errands.notify_one();
+                self.loader_tasks.notify_one();
                 self.changed();
             }
             None => match state.slots.get_mut(version) {
@@ -365,25 +365,25 @@ impl Device {
 
     // Called by the loader.
 
-    pub(super) fn next_errand(&self) -> Errand {
+    pub(super) fn next_loader_task(&self) -> LoaderTask {
         let mut state = self.state.lock();
         loop {
             if !state.retired.is_empty() {
-                return Errand::Drop(mem::take(&mut state.retired));
+                return LoaderTask::Drop(mem::take(&mut state.retired));
             }
             if state.stopped {
-                return Errand::Stop;
+                return LoaderTask::Stop;
             }
             if state.stop_by.is_none()
-                && let Some(errand) = state.errands.pop_front()
+                && let Some(task) = state.loader_tasks.pop_front()
             {
-                return errand;
+                return task;
             }
-            self.errands.wait(&mut state);
+            self.loader_tasks.wait(&mut state);
         }
     }
 
-    /// Takes over a loaded version, which serves from now on, or records that its load failed.
+    /// Starts serving a loaded version, or records that its load failed.
     pub(super) fn loaded(&self, version: &VersionName, result: Result<Warmed, ServeError>) {
         let mut state = self.state.lock();
         let State { scheduler, slots, retired, .. } = &mut *state;
@@ -414,16 +414,16 @@ impl Device {
 }
 
 impl State {
-    fn check_taking(&self) -> Result<(), ServeError> {
+    fn check_accepting(&self) -> Result<(), ServeError> {
         if self.is_broken {
             return Err(thread_lost());
         }
         if self.stop_by.is_some() { Err(ServeError::Stopping) } else { Ok(()) }
     }
 
-    fn room_for_errand(&self, version: &VersionName) -> Result<(), ServeError> {
-        let n_waiting = self.errands.len();
-        if n_waiting < MAX_ERRANDS {
+    fn room_for_loader_task(&self, version: &VersionName) -> Result<(), ServeError> {
+        let n_waiting = self.loader_tasks.len();
+        if n_waiting < MAX_LOADER_TASKS {
             return Ok(());
         }
         let retry_after = Duration::from_secs(1);
@@ -471,7 +471,7 @@ impl State {
             replies.extend(slot.waiters.into_iter().map(|waiter| Reply::Change(waiter, outcome.clone())));
         }
         // The caller of a dropped probe sees a closed channel.
-        self.errands.clear();
+        self.loader_tasks.clear();
         self.stopped = true;
         replies.extend(self.stop_waiters.drain(..).map(|waiter| Reply::Stopped(waiter, n_left)));
     }
@@ -483,7 +483,7 @@ fn thread_lost() -> ServeError {
 }
 
 fn refuse<'a>(
-    entries: impl IntoIterator<Item = Waiting<Job>> + 'a,
+    entries: impl IntoIterator<Item = Waiting<QueuedImage>> + 'a,
     error: &'a ServeError,
 ) -> impl Iterator<Item = Reply> + 'a {
     entries.into_iter().map(|waiting| Reply::Image(waiting.payload.reply, error.clone()))

@@ -88,7 +88,7 @@ pub(crate) enum ServeError {
         detail: String,
     },
     /// When the version was loaded, its outputs differed from its golden outputs.
-    #[error("{version} does not answer as it did when it was registered: {detail}")]
+    #[error("{version} does not reproduce the outputs recorded at its registration: {detail}")]
     GoldenMismatch {
         /// The version.
         version: VersionName,

@@ -66,7 +66,7 @@ pub(crate) struct Served {
 
 /// An image in the queue.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct QueuedImage {
     pub(super) image: Arc<Input>,
     pub(super) reply: oneshot::Sender<Result<Served, ServeError>>,
 }
@@ -117,17 +117,17 @@ impl Reply {
 }
 
 /// The executor's next task.
-pub(super) enum Turn {
-    /// Run this batch, then return the engine with `Device::give_back`.
-    Run(Batch<Job>, LoadedEngine),
+pub(super) enum ExecutorTask {
+    /// Run this batch, then return the engine with `Device::return_engine`.
+    Run(Batch<QueuedImage>, LoadedEngine),
     /// Only send replies.
-    Answer,
+    Reply,
     /// End the thread.
     Stop,
 }
 
 /// The loader's next task.
-pub(super) enum Errand {
+pub(super) enum LoaderTask {
     Load(Box<EngineSource>),
     /// Build an engine, run the test pattern of this seed, and drop the engine.
     Probe(Box<Probe>),

@@ -15,7 +15,7 @@ use tracing::{error, warn};
 use super::{
     EngineError, EngineLoader, ImageOutput, Input, ServeError, Served,
     device::Device,
-    exchange::{Job, LoadedEngine, Reply, Report, Turn},
+    exchange::{ExecutorTask, LoadedEngine, QueuedImage, Reply, Report},
     panic_message,
     scheduler::{Batch, Waiting},
 };
@@ -43,17 +43,17 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
 
 fn serve(device: &Device, replies: &mut Vec<Reply>) {
     loop {
-        let turn = device.next_turn(replies);
+        let task = device.next_executor_task(replies);
         replies.drain(..).for_each(Reply::send);
-        match turn {
-            Turn::Run(batch, mut engine) => {
+        match task {
+            ExecutorTask::Run(batch, mut engine) => {
                 let Batch { version, entries } = batch;
                 let report = Run { version: &version, engine: &mut engine, report: Report::default() }.all(entries);
-                device.give_back(&version, engine, report, replies);
+                device.return_engine(&version, engine, report, replies);
                 replies.drain(..).for_each(Reply::send);
             }
-            Turn::Answer => {}
-            Turn::Stop => return,
+            ExecutorTask::Reply => {}
+            ExecutorTask::Stop => return,
         }
     }
 }
@@ -65,13 +65,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(mut self, entries: Vec<Waiting<Job>>) -> Report {
-        self.some(entries);
+    fn all(mut self, entries: Vec<Waiting<QueuedImage>>) -> Report {
+        self.run_entries(entries);
         self.report
     }
 
     /// Answers the entries, together if possible, else in halves.
-    fn some(&mut self, mut entries: Vec<Waiting<Job>>) {
+    fn run_entries(&mut self, mut entries: Vec<Waiting<QueuedImage>>) {
         if let Some(error) = &self.report.broken {
             entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
             return;
@@ -107,7 +107,7 @@ impl Run<'_> {
                 warn!(%version, detail, "an image failed alone");
                 let error = ServeError::EngineFailed { stage: version.clone().into(), detail };
                 entries.into_iter().for_each(|entry| answer(entry, Err(error.clone())));
-                self.doubt();
+                self.check_engine();
             }
             (Err(cause), _) => {
                 warn!(%version, %cause, n_images, "a batch failed and is retried in halves");
@@ -116,14 +116,14 @@ impl Run<'_> {
                     let max_batch = self.report.max_batch.map_or(n_images / 2, |max| max.min(n_images / 2));
                     self.report.max_batch = Some(max_batch);
                 }
-                self.some(entries);
-                self.some(half);
+                self.run_entries(entries);
+                self.run_entries(half);
             }
         }
     }
 
     /// Tests the engine after repeated failures of single images.
-    fn doubt(&mut self) {
+    fn check_engine(&mut self) {
         self.engine.n_failed += 1;
         if self.engine.n_failed < MAX_FAILED_IN_A_ROW {
             return;
@@ -133,7 +133,7 @@ impl Run<'_> {
             Ok(_) => self.engine.n_failed = 0,
             Err(cause) => {
                 let detail = format!("it fails the image it was warmed with: {cause}");
-                error!(version = %self.version, detail, "the version is failed; load it again");
+                error!(version = %self.version, detail, "the version is marked as failed; load it again");
                 self.report.broken = Some(ServeError::EngineFailed { stage: self.version.clone().into(), detail });
             }
         }
@@ -142,7 +142,7 @@ impl Run<'_> {
 
 /// Runs the engine. A panic or too few answers is an error.
 fn attempt(engine: &mut LoadedEngine, images: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
-    // If a panic leaves the engine inconsistent, the following images fail; see `doubt`.
+    // If a panic leaves the engine inconsistent, the following images fail; see `check_engine`.
     let outputs = catch_unwind(AssertUnwindSafe(|| engine.engine.run(images)))
         .map_err(|panic| EngineError::of_panic(&*panic))??;
     if outputs.len() != images.len() {
@@ -152,6 +152,6 @@ fn attempt(engine: &mut LoadedEngine, images: &[Arc<Input>]) -> Result<Vec<Image
 }
 
 /// Replies to the caller; one that has left needs no reply.
-fn answer(entry: Waiting<Job>, result: Result<Served, ServeError>) {
+fn answer(entry: Waiting<QueuedImage>, result: Result<Served, ServeError>) {
     drop(entry.payload.reply.send(result));
 }

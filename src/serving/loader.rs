@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{
     EngineError, EngineLoader, EngineSource, ServeError,
     device::Device,
-    exchange::{Errand, LoadedEngine, Probe, Warmed},
+    exchange::{LoadedEngine, LoaderTask, Probe, Warmed},
     golden,
 };
 use crate::nn::{BUCKETS, TensorData};
@@ -21,8 +21,8 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
     yield_to_serving();
     loader.enter_thread(device.settings.n_threads);
     loop {
-        match device.next_errand() {
-            Errand::Load(source) => {
+        match device.next_loader_task() {
+            LoaderTask::Load(source) => {
                 let version = source.version.clone();
                 let start = Instant::now();
                 let prepared = catch_unwind(AssertUnwindSafe(|| prepare(device, loader, *source)));
@@ -35,26 +35,26 @@ pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
                 }
                 device.loaded(&version, result);
             }
-            Errand::Probe(probe) => {
+            LoaderTask::Probe(probe) => {
                 let Probe { source, seed, reply } = *probe;
                 let version = source.version.clone();
-                let asked = catch_unwind(AssertUnwindSafe(|| ask(loader, &source, seed)));
+                let probed = catch_unwind(AssertUnwindSafe(|| run_probe(loader, &source, seed)));
                 let outputs =
-                    asked.unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
+                    probed.unwrap_or_else(|panic| Err(golden::engine_error(&version, EngineError::of_panic(&*panic))));
                 // A caller that has left needs no reply.
                 drop(reply.send(outputs));
             }
-            Errand::Drop(engines) => {
+            LoaderTask::Drop(engines) => {
                 // A panicking destructor must not end the thread.
                 drop(catch_unwind(AssertUnwindSafe(|| drop(engines))));
             }
-            Errand::Stop => return,
+            LoaderTask::Stop => return,
         }
     }
 }
 
 /// Builds an engine only to run a test pattern on it, and returns its outputs.
-fn ask(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
+fn run_probe(loader: &dyn EngineLoader, source: &EngineSource, seed: u64) -> Result<Vec<f32>, ServeError> {
     let version = &source.version;
     let mut engine = loader.load(source).map_err(|error| golden::engine_error(version, error))?;
     golden::outputs(version, &mut *engine, &Arc::new(golden::input(&source.input, seed)))
@@ -85,7 +85,7 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
         let mut fastest = Duration::MAX;
         for _ in 0..n_runs {
             // A stopping server does not wait for an engine to warm.
-            if !device.is_taking() {
+            if !device.is_accepting() {
                 return Err(ServeError::Stopping);
             }
             let start = Instant::now();

@@ -65,7 +65,7 @@ struct Shared {
 }
 
 struct State {
-    waiting: BTreeMap<Key, Job>,
+    waiting: BTreeMap<Key, Task>,
     n_arrivals: u64,
     n_threads: usize,
     /// Seconds that a piece takes, as an exponentially weighted average.
@@ -77,7 +77,7 @@ struct State {
 type Key = (bool, Option<Instant>, u64);
 
 /// Does the work and replies, or replies with the error; returns true if the work was done.
-type Job = Box<dyn FnOnce(Result<&DecodeLimits, ServeError>) -> bool + Send>;
+type Task = Box<dyn FnOnce(Result<&DecodeLimits, ServeError>) -> bool + Send>;
 
 impl PixelPool {
     /// Starts the threads.
@@ -118,12 +118,12 @@ impl PixelPool {
     ) -> Result<T, PixelError> {
         let shared = &self.inner.shared;
         let (reply, answer) = oneshot::channel();
-        let key = shared.enqueue(job(work, reply), deadline)?;
+        let key = shared.enqueue(task(work, reply), deadline)?;
         let mut waiting = CancelOnDrop { shared, key: Some(key) };
         let result = answer.await;
         waiting.key = None;
         result.unwrap_or_else(|_| {
-            let detail = "a thread lost it".to_owned();
+            let detail = "its thread ended unexpectedly".to_owned();
             Err(ServeError::EngineFailed { stage: Stage::Pixels, detail }.into())
         })
     }
@@ -143,8 +143,8 @@ impl Inner {
             std::mem::take(&mut state.waiting)
         };
         self.shared.work.notify_all();
-        for job in waiting.into_values() {
-            job(Err(ServeError::Stopping));
+        for task in waiting.into_values() {
+            task(Err(ServeError::Stopping));
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -158,7 +158,7 @@ impl Drop for Inner {
 }
 
 impl Shared {
-    fn enqueue(&self, job: Job, deadline: Option<Instant>) -> Result<Key, ServeError> {
+    fn enqueue(&self, task: Task, deadline: Option<Instant>) -> Result<Key, ServeError> {
         let now = Instant::now();
         let mut state = self.state.lock();
         if state.stopping {
@@ -175,7 +175,7 @@ impl Shared {
         }
         let key = (deadline.is_none(), deadline, state.n_arrivals);
         state.n_arrivals += 1;
-        state.waiting.insert(key, job);
+        state.waiting.insert(key, task);
         drop(state);
         self.work.notify_one();
         Ok(key)
@@ -183,18 +183,18 @@ impl Shared {
 
     /// Runs one thread.
     fn serve(&self) {
-        while let Some(((_, deadline, _), job)) = self.next() {
+        while let Some(((_, deadline, _), task)) = self.next() {
             let start = Instant::now();
             if deadline.is_some_and(|due| due <= start) {
-                job(Err(ServeError::DeadlineExceeded { stage: Stage::Pixels }));
-            } else if job(Ok(&self.settings.limits)) {
+                task(Err(ServeError::DeadlineExceeded { stage: Stage::Pixels }));
+            } else if task(Ok(&self.settings.limits)) {
                 let mut state = self.state.lock();
                 state.seconds += 0.1 * (start.elapsed().as_secs_f64() - state.seconds);
             }
         }
     }
 
-    fn next(&self) -> Option<(Key, Job)> {
+    fn next(&self) -> Option<(Key, Task)> {
         let mut state = self.state.lock();
         loop {
             if state.stopping {
@@ -209,10 +209,10 @@ impl Shared {
 }
 
 /// Wraps the work together with the channel for its reply.
-fn job<T: Send + 'static>(
+fn task<T: Send + 'static>(
     work: impl FnOnce(&DecodeLimits) -> Result<T, ImageError> + Send + 'static,
     reply: oneshot::Sender<Result<T, PixelError>>,
-) -> Job {
+) -> Task {
     Box::new(move |go| {
         let limits = match go {
             Ok(limits) => limits,
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_is_done_and_its_error_told() {
+    async fn work_is_done_and_its_error_returned() {
         let pool = pool(2, 100);
         let all = futures::future::try_join_all((0..20).map(|i| pool.run(None, move |_| Ok(i * i)))).await.unwrap();
         assert_eq!(all[7], 49);

@@ -145,8 +145,8 @@ impl ServingPool {
 
     /// Returns true if images and loads are accepted: the pool is not stopping, and its threads live.
     #[must_use]
-    pub(crate) fn is_taking(&self) -> bool {
-        self.inner.device.is_taking()
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.inner.device.is_accepting()
     }
 
     /// Simulates a thread that ended unexpectedly.

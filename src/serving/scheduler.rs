@@ -376,13 +376,13 @@ impl<T> Scheduler<T> {
     fn expected(&self, version: &VersionName, queue: &Queue<T>, key: Key, now: Instant) -> Option<Duration> {
         let n = queue.n_before(key) + 1;
         let own = self.work(version, queue, n)?;
-        Some(self.busy(now) + own + self.turns_of_others(version, key.priority, n.div_ceil(queue.max_batch)))
+        Some(self.busy(now) + own + self.time_of_others(version, key.priority, n.div_ceil(queue.max_batch)))
     }
 
     /// Expected time until the next batch leaves the queue.
     fn until_a_place(&self, version: &VersionName, queue: &Queue<T>, now: Instant) -> Duration {
         let next = self.work(version, queue, queue.max_batch.min(queue.waiting.len())).unwrap_or_default();
-        let wait = self.busy(now) + self.turns_of_others(version, Priority::Low, 1) + next;
+        let wait = self.busy(now) + self.time_of_others(version, Priority::Low, 1) + next;
         wait.clamp(Duration::from_millis(10), Duration::from_secs(30))
     }
 
@@ -400,7 +400,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Expected device time of other versions in `n_rounds` rounds, with one batch of each per round.
-    fn turns_of_others(&self, version: &VersionName, priority: Priority, n_rounds: usize) -> Duration {
+    fn time_of_others(&self, version: &VersionName, priority: Priority, n_rounds: usize) -> Duration {
         self.queues
             .iter()
             .filter(|(other, queue)| {

@@ -29,7 +29,7 @@ pub(crate) struct FakeEngineLoader {
 
 #[derive(Default)]
 struct Shared {
-    told: Mutex<Told>,
+    behaviour: Mutex<Behaviour>,
     gate: Gate,
     calls: Mutex<Vec<Vec<u8>>>,
     n_alive: AtomicUsize,
@@ -37,7 +37,7 @@ struct Shared {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Told {
+struct Behaviour {
     delay: Duration,
     delay_per_image: Duration,
     fail_on: Option<u8>,
@@ -57,35 +57,35 @@ impl FakeEngineLoader {
     /// Each run takes `delay`, and `per_image` more for each image.
     #[must_use]
     pub(crate) fn with_delay(self, delay: Duration, per_image: Duration) -> Self {
-        self.tell(|told| (told.delay, told.delay_per_image) = (delay, per_image))
+        self.set(|behaviour| (behaviour.delay, behaviour.delay_per_image) = (delay, per_image))
     }
 
     /// A run with an image whose first byte is this fails.
     #[must_use]
     pub(crate) fn failing_on(self, marker: u8) -> Self {
-        self.tell(|told| told.fail_on = Some(marker))
+        self.set(|behaviour| behaviour.fail_on = Some(marker))
     }
 
     /// A run with an image whose first byte is this panics.
     #[must_use]
     pub(crate) fn panicking_on(self, marker: u8) -> Self {
-        self.tell(|told| told.panic_on = Some(marker))
+        self.set(|behaviour| behaviour.panic_on = Some(marker))
     }
 
     /// A run with more images than this has no memory; 0: even one has none.
     #[must_use]
     pub(crate) fn with_memory_for(self, n_images: usize) -> Self {
-        self.tell(|told| told.max_batch = Some(n_images))
+        self.set(|behaviour| behaviour.max_batch = Some(n_images))
     }
 
     /// Makes loads fail from now on, or stops that.
     pub(crate) fn refuse_to_load(&self, refuse: bool) {
-        let _ = self.clone().tell(|told| told.refuse_to_load = refuse);
+        let _ = self.clone().set(|behaviour| behaviour.refuse_to_load = refuse);
     }
 
     /// Makes every run panic from now on, or stops that.
     pub(crate) fn panic_always(&self, panics: bool) {
-        let _ = self.clone().tell(|told| told.panic_always = panics);
+        let _ = self.clone().set(|behaviour| behaviour.panic_always = panics);
     }
 
     /// Blocks runs at their start until [`FakeEngineLoader::open`], so that others must wait.
@@ -131,8 +131,8 @@ impl FakeEngineLoader {
         self.shared.n_loads.load(Ordering::SeqCst)
     }
 
-    fn tell(self, change: impl FnOnce(&mut Told)) -> Self {
-        change(&mut self.shared.told.lock());
+    fn set(self, change: impl FnOnce(&mut Behaviour)) -> Self {
+        change(&mut self.shared.behaviour.lock());
         self
     }
 }
@@ -140,8 +140,8 @@ impl FakeEngineLoader {
 impl EngineLoader for FakeEngineLoader {
     fn load(&self, source: &EngineSource) -> Result<Box<dyn Engine>, EngineError> {
         self.shared.n_loads.fetch_add(1, Ordering::SeqCst);
-        if self.shared.told.lock().refuse_to_load {
-            return Err(EngineError::Failed("told to refuse".to_owned()));
+        if self.shared.behaviour.lock().refuse_to_load {
+            return Err(EngineError::Failed("set to refuse".to_owned()));
         }
         self.shared.n_alive.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(FakeEngine { shared: self.shared.clone(), source: source.clone() }))
@@ -164,15 +164,15 @@ impl Engine for FakeEngine {
         let firsts: Vec<u8> = batch.iter().map(|image| first(image)).collect();
         self.shared.calls.lock().push(firsts.clone());
         self.shared.gate.pass();
-        let told = *self.shared.told.lock();
-        thread::sleep(told.delay + told.delay_per_image * u32::try_from(batch.len()).unwrap_or(u32::MAX));
-        if told.max_batch.is_some_and(|max| batch.len() > max) {
-            return Err(EngineError::OutOfMemory(format!("told to have none for {}", batch.len())));
+        let behaviour = *self.shared.behaviour.lock();
+        thread::sleep(behaviour.delay + behaviour.delay_per_image * u32::try_from(batch.len()).unwrap_or(u32::MAX));
+        if behaviour.max_batch.is_some_and(|max| batch.len() > max) {
+            return Err(EngineError::OutOfMemory(format!("set to have none for {}", batch.len())));
         }
         let bad = |marker: Option<u8>| marker.is_some_and(|marker| firsts.contains(&marker));
-        assert!(!told.panic_always && !bad(told.panic_on), "told to panic");
-        if bad(told.fail_on) {
-            return Err(EngineError::Failed("told to fail".to_owned()));
+        assert!(!behaviour.panic_always && !bad(behaviour.panic_on), "set to panic");
+        if bad(behaviour.fail_on) {
+            return Err(EngineError::Failed("set to fail".to_owned()));
         }
         Ok(batch.iter().map(|image| output(&self.source, image)).collect())
     }

@@ -80,7 +80,7 @@ fn answered(marker: u8, served: &Result<Served, ServeError>) -> bool {
 async fn answers_with_what_the_engine_says() {
     let fake = FakeEngineLoader::new();
     let pool = loaded(&fake, ServingSettings::default()).await;
-    assert!(pool.is_taking());
+    assert!(pool.is_accepting());
     let served = run(&pool, 9).await.unwrap();
     assert_eq!(served.output, testing::output(&source(1), &marked(9, SIDE_PX)));
     assert_eq!(served.batch_size, 1);
@@ -192,7 +192,7 @@ async fn a_bad_image_fails_alone() {
                 match marker {
                     66 => {
                         assert!(
-                            matches!(result, Err(ServeError::EngineFailed { detail, .. }) if detail.contains("told"))
+                            matches!(result, Err(ServeError::EngineFailed { detail, .. }) if detail.contains("set to"))
                         );
                     }
                     _ => assert!(answered(marker, result), "{marker}: {result:?}"),
@@ -215,7 +215,7 @@ async fn one_bad_image_sent_again_and_again_does_not_fail_the_version() {
     for _ in 0..10 {
         assert!(matches!(run(&pool, 66).await, Err(ServeError::EngineFailed { .. })));
     }
-    assert!(pool.state(&v1()) == LoadState::Loaded && pool.is_taking());
+    assert!(pool.state(&v1()) == LoadState::Loaded && pool.is_accepting());
     assert!(answered(1, &run(&pool, 1).await));
 }
 
@@ -229,7 +229,7 @@ async fn an_engine_that_fails_everything_is_failed_and_can_be_loaded_again() {
         assert!(matches!(run(&pool, marker).await, Err(ServeError::EngineFailed { .. })));
     }
     assert_eq!(pool.state(&v1()), LoadState::Failed);
-    assert!(pool.state(&v2()) == LoadState::Loaded && pool.is_taking());
+    assert!(pool.state(&v2()) == LoadState::Loaded && pool.is_accepting());
     fake.panic_always(false);
     assert!(matches!(run(&pool, 1).await, Err(ServeError::EngineFailed { .. })), "it stays failed");
     assert!(run_on(&pool, v2(), marked(1, SIDE_PX), None).await.is_ok());
@@ -421,7 +421,7 @@ async fn draining_serves_what_waits_then_stops() {
     fake.wait_until_held();
     let second = begin(run(&pool, 2));
     let drain = begin(pool.drain(Duration::from_secs(60)));
-    assert!(!pool.is_taking());
+    assert!(!pool.is_accepting());
     assert!(matches!(run(&pool, 3).await, Err(ServeError::Stopping)));
     assert!(matches!(pool.load(source(2)).await, Err(ServeError::Stopping)));
     fake.open();
@@ -485,7 +485,7 @@ async fn the_loss_of_a_thread_fails_every_version_and_is_reported() {
     assert!(changes.changed().await.is_ok());
     assert!(matches!(second.await, Err(ServeError::NoThread { .. })));
     assert_eq!(pool.state(&v1()), LoadState::Failed);
-    assert!(!pool.is_taking());
+    assert!(!pool.is_accepting());
     assert!(matches!(run(&pool, 3).await, Err(ServeError::NoThread { .. })));
     assert!(matches!(pool.load(source(2)).await, Err(ServeError::NoThread { .. })));
     fake.open();

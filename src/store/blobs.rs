@@ -34,8 +34,8 @@ pub(crate) struct SweepReport {
 /// Calls block and belong on blocking threads. One implementation is the store's own chunks; [`super::CachedBlobs`]
 /// puts files in front of another. A third is planned: an object store with the digest as the object's name, where
 /// `put` returns once the object store has acknowledged, and `sweep` lists the bucket. If several servers share the
-/// blobs, such a `sweep` must spare objects younger than the longest registration, because its caller knows only its
-/// own.
+/// blobs, such a `sweep` must spare objects younger than the longest registration, because its caller knows only the
+/// registrations of its own server.
 pub(crate) trait Blobs: Send + Sync + 'static {
     /// Stores bytes under their digest; once it returns, they survive a kill. Existing bytes are not written again.
     ///

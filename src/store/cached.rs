@@ -1,10 +1,10 @@
 //! Blobs with a cache of files: a large blob is read from the store once, and mapped from then on.
 //!
-//! The folder holds one file for each blob of [`MIN_BYTES`] or more that has been read, named by the blob's digest. A file
-//! has the blob's bytes, a CRC-32 of the digest and the bytes, and [`mapped::END`]. The store is the truth: it verifies
-//! the digest before a file is written. The checksum is verified whenever a file is mapped, because it takes a tenth of
-//! the time of the digest. A missing or damaged file is written again; if that fails, the store serves. So the folder may
-//! be deleted at any time.
+//! The folder holds one file for each blob of [`MIN_BYTES`] or more that has been read, named by the blob's digest. A
+//! file has the blob's bytes, a CRC-32 of the digest and the bytes, and [`mapped::END`]. The store is the truth: it
+//! verifies the digest before a file is written. The checksum is verified whenever a file is mapped, because it takes a
+//! tenth of the time of the digest. A missing or damaged file is written again; if that fails, the store serves. So the
+//! folder may be deleted at any time.
 
 use std::{
     collections::HashSet,
@@ -164,7 +164,7 @@ impl<B: Blobs> Blobs for CachedBlobs<B> {
     }
 }
 
-/// Returns the checksum of a blob's file. With the digest in it, a file under another's name is damaged, too.
+/// Returns the checksum of a blob's file. It includes the digest, so a file with another blob's name counts as damaged.
 fn checksum(digest: &Digest, bytes: &[u8]) -> [u8; 4] {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(digest.as_bytes());

@@ -54,7 +54,7 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
         if let Err(error) = each(&**store, table, |key, value| {
             n_entries += 1;
             done += 1;
-            seen.look(table, key, value, &mut report);
+            seen.add(table, key, value, &mut report);
             if done % 256 == 0 {
                 progress(done, done);
             }
@@ -84,7 +84,7 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
     report
 }
 
-/// Adds an error to the findings, once: several checks may meet the same page.
+/// Adds an error to the findings, once: several checks may find the same damaged page.
 fn damaged(report: &mut DoctorReport, error: StoreError) {
     let finding = match error {
         StoreError::Corrupt { what, affects } => Finding { what, affects },
@@ -95,9 +95,9 @@ fn damaged(report: &mut DoctorReport, error: StoreError) {
     }
 }
 
-fn each(store: &dyn Store, table: Table, mut look: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
+fn each(store: &dyn Store, table: Table, mut visit: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
     for page in store.pages(table, Range::default()) {
-        page?.iter().for_each(|(key, value)| look(key, value));
+        page?.iter().for_each(|(key, value)| visit(key, value));
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn look(&mut self, table: Table, key: &[u8], value: &[u8], report: &mut DoctorReport) {
+    fn add(&mut self, table: Table, key: &[u8], value: &[u8], report: &mut DoctorReport) {
         let name = printable(key);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let first = text(key.split(|b| *b == 0).next().unwrap_or_default());

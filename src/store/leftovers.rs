@@ -2,9 +2,9 @@
 //!
 //! sled keeps its records in the log `db` and in `blobs`. A snapshot lists where the pages are in the log; sled writes
 //! it at a start so that the next start need not read the whole log. `conf` describes the log's layout, which is always
-//! the same here. Both can be rebuilt, but sled refuses the whole store if one of them is broken, and mistakes a
-//! half-written snapshot of a killed process for a snapshot. So they are checked here, by sled's own checksums, before
-//! sled opens: opening truncates and zeroes whatever does not fit the snapshot.
+//! the same here. Both can be rebuilt, but sled refuses the whole store if one of them is broken, and takes a
+//! half-written snapshot of a killed process for a complete one. So they are checked here, by sled's own checksums,
+//! before sled opens: opening truncates and zeroes whatever does not fit the snapshot.
 
 use std::{
     fs, io,
@@ -83,7 +83,7 @@ impl Leftovers {
         Ok(())
     }
 
-    /// Renames them out of the engine's sight. Deletes only files set aside earlier.
+    /// Renames them so that the engine ignores them. Deletes only files that were set aside earlier.
     pub(super) fn set_aside(&self) -> Result<(), StoreError> {
         for path in &self.0 {
             let name = path.file_name().unwrap_or_default();

@@ -102,46 +102,4 @@ fn run(store: &Arc<dyn Store>, migrations: &[Migration]) -> Result<Migrated, Sto
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{MemoryStore, Write};
-
-    const STEPS: &[Migration] = &[
-        m0001_initial::MIGRATION,
-        Migration {
-            format: 2,
-            name: "0002 doubles",
-            writes: |store| {
-                let old = store.get(Table::Models, b"x")?.unwrap_or_default();
-                Ok(Batch { writes: vec![Write::Put(Table::Models, b"x".to_vec(), old.repeat(2))], ..Batch::default() })
-            },
-        },
-    ];
-
-    #[test]
-    fn a_half_import_is_no_store() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let write = Write::Put(Table::Faces, b"c\0f".to_vec(), b"v".to_vec());
-        store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
-        for refused in [migrate(&store).err(), format(&*store).err()] {
-            assert!(refused.unwrap().to_string().contains("import again"));
-        }
-    }
-
-    #[test]
-    fn pending_migrations_run_once_and_keep_the_stores_id() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        assert_eq!(run(&store, &STEPS[..1]).unwrap().applied.len(), 1);
-        let write = Write::Put(Table::Models, b"x".to_vec(), b"ab".to_vec());
-        store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
-        let id =
-            |store: &Arc<dyn Store>| store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
-        let before = id(&store);
-        assert_eq!(run(&store, STEPS).unwrap(), Migrated { from: 1, to: 2, applied: vec!["0002 doubles"] });
-        assert_eq!(run(&store, STEPS).unwrap().applied, Vec::<&str>::new());
-        assert_eq!(store.get(Table::Models, b"x").unwrap().unwrap(), b"abab");
-        assert_eq!(id(&store), before);
-        let error = run(&store, &STEPS[..1]).unwrap_err();
-        assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1 }), "{error}");
-    }
-}
+mod tests;

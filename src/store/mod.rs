@@ -153,13 +153,13 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// the disk takes nothing; nothing was changed.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
 
-    /// Returns a receiver of the store's condition. A store without a disk is always well.
+    /// Returns a receiver of the store's condition. A store without a disk is always healthy.
     fn state(&self) -> watch::Receiver<StoreState> {
-        static WELL: LazyLock<watch::Sender<StoreState>> = LazyLock::new(watch::Sender::default);
-        WELL.subscribe()
+        static HEALTHY: LazyLock<watch::Sender<StoreState>> = LazyLock::new(watch::Sender::default);
+        HEALTHY.subscribe()
     }
 
-    /// Returns every contradiction to the engine's own tally, if it keeps one.
+    /// Returns every difference from the engine's own tally, if it keeps one.
     fn verify_all(&self) -> Vec<StoreError> {
         Vec::new()
     }
@@ -175,7 +175,5 @@ pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>
     Ok(store)
 }
 
-#[cfg(test)]
-mod kept_tests;
 #[cfg(test)]
 mod tests;

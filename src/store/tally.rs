@@ -1,7 +1,7 @@
 //! The number of entries of each table, and a sum of their hashes, to show that nothing is lost.
 //!
 //! An engine that loses a page in the middle of its log answers as if its keys had never existed. The tally is written
-//! atomically with every batch, so it contradicts such a loss.
+//! atomically with every batch, so it reveals such a loss.
 
 use super::{StoreError, Table};
 

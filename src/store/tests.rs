@@ -207,7 +207,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Opens a damaged copy: it must be refused with a reason, or be complete, or its doctor must find something.
+/// Opens a damaged copy. The store must be refused with a reason, or be complete, or its doctor must report damage.
 fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let store = match open(dir, &SledSettings::default()) {
         Err(error) => {
@@ -227,7 +227,7 @@ fn judge(dir: &Path, whole: &[Vec<Entry>], damage: &str) -> bool {
     let intact = found.as_ref().is_ok_and(|found| found == whole);
     assert!(
         intact || !report.findings.is_empty(),
-        "{damage}: something is gone and nobody says so: {:?}",
+        "{damage}: records are missing and nothing reports it: {:?}",
         found.map(|f| f.iter().zip(whole).map(|(f, w)| (f.len(), w.len(), f == w)).collect::<Vec<_>>())
     );
     !report.findings.is_empty()
@@ -365,7 +365,7 @@ fn pages_are_a_scan_in_parts() {
         assert_eq!(pages.concat(), store.scan(Table::Faces, &range, usize::MAX).unwrap(), "{range:?}");
     }
     let first = store.records::<crate::proto::store::FaceRecord>(Table::Faces, Range::default()).map(|r| r.is_err());
-    assert_eq!(first.collect::<Vec<_>>(), [true; 600], "each damaged record is told of");
+    assert_eq!(first.collect::<Vec<_>>(), [true; 600], "each damaged record is reported");
 }
 
 /// A store that fails at its second scan.

@@ -22,24 +22,24 @@ pub(crate) enum TrainingError {
         /// The expected and the given value.
         detail: String,
     },
-    /// A path leads outside the configured roots, by its text or through a link. Whether it exists is not checked.
-    #[error("{field}: {path} is not below a configured data root")]
+    /// A path leads outside the training roots, by its text or through a link. Whether it exists is not checked.
+    #[error("{field}: {path} is not below a configured training root")]
     PathOutsideRoots {
         /// The path's place in the request, such as `sources[0].csv.path`.
         field: String,
         /// As given.
         path: String,
     },
-    /// A path below a root does not exist.
-    #[error("{field}: {path} does not exist below the configured data roots")]
+    /// A path below a training root does not exist.
+    #[error("{field}: {path} does not exist below the configured training roots")]
     FileNotFound {
         /// The path's place in the request.
         field: String,
         /// As given.
         path: String,
     },
-    /// A configured root cannot be used.
-    #[error("the data root {} cannot be used: {source}", path.display())]
+    /// A training root cannot be used.
+    #[error("the training root {} cannot be used: {source}", path.display())]
     RootUnusable {
         /// As configured.
         path: PathBuf,

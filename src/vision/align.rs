@@ -1,38 +1,38 @@
-//! Cutting a face out of a photo, upright and always in the same place: a chip.
+//! Cuts a face out of a photo as a chip: rotated upright, and always at the same position and size.
 
 use super::{DecodedImage, Pixels, Point, geometry::Similarity};
 
-/// What a network's chips look like; part of its version's manifest.
+/// The geometry of a network's chips; part of its version's manifest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ChipSettings {
     /// Width and height of the chip in pixels, 2 or more.
     pub side_px: u32,
-    /// Room around the face, in shares of its side, on each edge.
+    /// The margin around the face at each edge, as a fraction of the face's side.
     pub padding: f64,
-    /// Where the five landmarks of an average face lie in the unit square, without padding.
+    /// The alignment points of an average face, in the unit square without padding.
     pub template: [Point; 5],
 }
 
-/// A face, cut out.
+/// A face cut out of a photo.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaceChip {
-    /// Its pixels; black where it reaches beyond the photo.
+    /// The chip's pixels; black beyond the photo's edges.
     pub pixels: Pixels,
-    /// The share of its pixels that lie within the photo, 0 to 1.
+    /// The fraction of the chip's pixels that lie within the photo, 0 to 1.
     pub visible: f32,
-    /// How far the landmarks lie from the template, root mean square, in shares of the unit square's side.
+    /// The root-mean-square distance of the alignment points from the template, in sides of the unit square.
     pub misfit: f32,
 }
 
-/// Cuts out the face with these landmarks, in pixels of `photo`.
+/// Cuts out the face with these alignment points, in pixels of `photo`.
 ///
-/// As dlib's `get_face_chip` does it, for whose networks the chips are: the photo around the face is halved until a
-/// chip's pixel covers less than two of it, and then read between its pixels.
+/// Resamples like dlib's `get_face_chip`, because dlib's networks were trained on its chips. The photo around the face
+/// is halved until a pixel of the chip covers less than two of its pixels, and then interpolated.
 #[must_use]
-pub fn cut_chip(photo: &DecodedImage, landmarks: &[Point; 5], settings: &ChipSettings) -> FaceChip {
+pub fn cut_chip(photo: &DecodedImage, alignment: &[Point; 5], settings: &ChipSettings) -> FaceChip {
     let side = f64::from(settings.side_px);
-    let to_photo = Similarity::fit(&settings.template, landmarks);
-    let misfit = misfit(&to_photo, &settings.template, landmarks);
+    let to_photo = Similarity::fit(&settings.template, alignment);
+    let misfit = misfit(&to_photo, &settings.template, alignment);
     // From a chip's pixel to the unit square: its pixels' centres lie within the padded square.
     let step = (1.0 + 2.0 * settings.padding) / side.max(1.0);
     let in_square = |pixel: u32| (f64::from(pixel) + 0.5) * step - settings.padding;
@@ -54,18 +54,18 @@ pub fn cut_chip(photo: &DecodedImage, landmarks: &[Point; 5], settings: &ChipSet
     }
 }
 
-/// Pixels of the photo, along a line, that a pixel of the chip shows; below 1 the chip is an enlargement.
+/// Returns how many pixels of the photo, along a line, a pixel of the chip covers. Below 1, the chip is an enlargement.
 #[must_use]
-pub fn pixels_shown(landmarks: &[Point; 5], settings: &ChipSettings) -> f64 {
-    shown(&Similarity::fit(&settings.template, landmarks), settings)
+pub fn pixels_shown(alignment: &[Point; 5], settings: &ChipSettings) -> f64 {
+    shown(&Similarity::fit(&settings.template, alignment), settings)
 }
 
 fn shown(to_photo: &Similarity, settings: &ChipSettings) -> f64 {
     to_photo.scale() * (1.0 + 2.0 * settings.padding) / f64::from(settings.side_px.max(1))
 }
 
-fn misfit(to_photo: &Similarity, template: &[Point; 5], landmarks: &[Point; 5]) -> f32 {
-    let squares = template.iter().zip(landmarks).map(|(from, to)| {
+fn misfit(to_photo: &Similarity, template: &[Point; 5], alignment: &[Point; 5]) -> f32 {
+    let squares = template.iter().zip(alignment).map(|(from, to)| {
         let (x, y) = to_photo.apply(from.x.into(), from.y.into());
         (x - f64::from(to.x)).powi(2) + (y - f64::from(to.y)).powi(2)
     });
@@ -77,7 +77,7 @@ fn misfit(to_photo: &Similarity, template: &[Point; 5], landmarks: &[Point; 5]) 
 struct Patch {
     left: f64,
     top: f64,
-    /// Pixels of the photo a pixel of the patch.
+    /// Pixels of the photo per pixel of the patch, along a line.
     scale: f64,
     width: usize,
     height: usize,
@@ -91,7 +91,7 @@ impl Patch {
         let span = |values: [f64; 4], side: u32| {
             let least = values.iter().copied().fold(f64::INFINITY, f64::min);
             let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            // Halving and reading between pixels look a little beyond. Casts end at the range's ends.
+            // Halving and interpolation need some pixels beyond the corners. Casts saturate.
             let first = ((least - 8.0).floor().max(0.0) as usize).min(side as usize - 1);
             let end = ((most + 9.0).ceil().max(0.0) as usize).clamp(first + 1, side as usize);
             (first, end)
@@ -110,7 +110,7 @@ impl Patch {
         patch
     }
 
-    /// Halves both sides with the binomial filter 1 4 6 4 1 over every second pixel; edges repeat.
+    /// Halves both sides by the binomial filter 1 4 6 4 1, sampled at every second pixel; edge pixels are repeated.
     fn halve(&mut self) {
         let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
         let mut narrow = vec![0_u16; width * self.height * 3];
@@ -135,7 +135,7 @@ impl Patch {
         self.scale *= 2.0;
     }
 
-    /// The colour at a place of the photo, between its four nearest pixels; nothing outside.
+    /// Interpolates the colour at a point of the photo from the four nearest pixels; `None` outside.
     fn read(&self, (x, y): (f64, f64)) -> Option<[u8; 3]> {
         let (x, y) = ((x - self.left) / self.scale, (y - self.top) / self.scale);
         let inside = |at: f64, n: usize| at >= 0.0 && at <= (n - 1) as f64;
@@ -154,7 +154,7 @@ impl Patch {
     }
 }
 
-/// The five positions around `at` of `n`, the last of each end repeated.
+/// Returns the five indices around `at` in a row of `n`, clamped to its ends.
 fn taps(at: usize, n: usize) -> [usize; 5] {
     [at.saturating_sub(2), at.saturating_sub(1), at.min(n - 1), (at + 1).min(n - 1), (at + 2).min(n - 1)]
 }

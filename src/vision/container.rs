@@ -2,8 +2,8 @@
 //!
 //! The decoders are lenient: a JPEG cut in half decodes with a grey lower half, and a WebP chunk may claim more bytes
 //! than the file has, which are then allocated. A file is accepted only if it is complete: every segment or chunk lies
-//! within the bytes, and the format's end marker is there. If only the container is wrong and no pixel is missing, a copy
-//! is repaired, and a note reports it.
+//! within the bytes, and the format's end marker is there. If only the container is wrong and no pixel is missing, a
+//! copy is repaired, and a note reports it.
 
 use std::borrow::Cow;
 
@@ -20,7 +20,7 @@ pub(super) enum Format {
     WebP,
 }
 
-/// Why a file is not complete, or has too much.
+/// Why a file is refused: something is missing, or it has too many scans.
 pub(super) type Incomplete = &'static str;
 
 const CUT_SHORT: Incomplete = "the file is cut short";

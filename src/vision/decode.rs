@@ -12,7 +12,7 @@ use image::{
 };
 
 use super::{
-    ColourSource, DecodedImage, ImageError, PhotoNote, Wanted,
+    ColourSource, DecodeSize, DecodedImage, ImageError, PhotoNote,
     colour::{inks_to_srgb, to_srgb},
     container::{Format, Whole, chunks_of_png, png_dimensions, segments_of_jpeg},
     foreign::what_is,
@@ -47,7 +47,7 @@ impl Default for DecodeLimits {
 /// # Errors
 /// [`ImageError::UnsupportedFormat`], [`ImageError::TooLarge`] (before the pixels are allocated), and
 /// [`ImageError::Unreadable`] for anything damaged or truncated.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
+pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: DecodeSize) -> Result<DecodedImage, ImageError> {
     let unsupported = || ImageError::UnsupportedFormat { found: what_is(bytes), n_bytes: bytes.len() };
     let format = Format::sniff(bytes).ok_or_else(unsupported)?;
     match catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits, wanted))) {
@@ -56,7 +56,12 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<Dec
     }
 }
 
-fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits, wanted: Wanted) -> Result<DecodedImage, ImageError> {
+fn decode_as(
+    format: Format,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    wanted: DecodeSize,
+) -> Result<DecodedImage, ImageError> {
     let whole = || format.whole(bytes).map_err(|missing| unreadable(format, missing));
     // Read only once the size is known to be allowed.
     let orientation = || orientation::of(format, bytes);
@@ -118,7 +123,10 @@ fn with_end<'a>(bytes: &'a [u8], missing: &'static str, limits: &DecodeLimits) -
     Ok(Whole::mended([pixels, &jpeg::END].concat(), PhotoNote::EndMissing))
 }
 
-/// Returns what was decoded, or `None` if another decoder decides about the file.
+/// Returns the decoded value, or `None` if the crate `image` should try the file.
+///
+/// # Errors
+/// [`ImageError::Unreadable`] if the file is incomplete.
 fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageError> {
     match decoded {
         Err(why) if why == jpeg::DATA_ENDS_EARLY => Err(cut_in_pixels(why)),
@@ -127,7 +135,7 @@ fn unless_cut<T>(decoded: Result<T, jpeg::Setback>) -> Result<Option<T>, ImageEr
 }
 
 fn cut_in_pixels(why: &str) -> ImageError {
-    unreadable(Format::Jpeg, format!("its pixels are not all there: {why}"))
+    unreadable(Format::Jpeg, format!("some of its pixels are missing: {why}"))
 }
 
 /// Explains why a JPEG's coding is not supported: of the standard's many, cameras and browsers use only three.
@@ -148,7 +156,7 @@ fn read_jpeg(
     bytes: &[u8],
     orientation: Orientation,
     limits: &DecodeLimits,
-    wanted: Wanted,
+    wanted: DecodeSize,
 ) -> Result<DecodedImage, ImageError> {
     let full = decoder.dimensions();
     let divisor = wanted.divisor(full.0, full.1);
@@ -156,7 +164,7 @@ fn read_jpeg(
         return read(Format::Jpeg, decoder, None, orientation, limits);
     };
     layout.check_every_bit().map_err(cut_in_pixels)?;
-    if divisor == 1 && !layout.is_for_here() {
+    if divisor == 1 && !layout.needs_this_decoder() {
         // `image` would fill missing pixels with grey, whatever follows the cut.
         unless_cut(layout.decode(8))?;
         return read(Format::Jpeg, decoder, None, orientation, limits);
@@ -304,9 +312,3 @@ fn unreadable(format: Format, detail: impl ToString) -> ImageError {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod reduced_tests;
-
-#[cfg(test)]
-mod hostile_tests;

@@ -42,7 +42,7 @@ impl FacePipeline {
     ///
     /// # Errors
     /// Those of [`super::decode()`].
-    pub fn look(&self, photo: &[u8], limits: &DecodeLimits) -> Result<(Pyramid, DetectionView), ImageError> {
+    pub fn prepare(&self, photo: &[u8], limits: &DecodeLimits) -> Result<(Pyramid, DetectionView), ImageError> {
         DetectionView::new(photo, limits, &self.detector.cascade)
     }
 

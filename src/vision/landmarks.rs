@@ -1,41 +1,43 @@
-//! Five points by which faces are cut out, placed by regression trees.
+//! Predicts a face's five alignment points by an ensemble of regression trees.
 //!
-//! Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (2014), as dlib has it:
-//! from an average shape in a box, each tree compares the brightness of pixels, whose places move with the shape, and
-//! corrects it a little. Numbers are as wide as dlib's, so that the same trees are walked; but the points that come out
-//! lie between pixels, where dlib rounds them. Brightness is a whole number, so thresholds are rounded down to one,
-//! which changes no comparison.
+//! Kazemi and Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (2014), as in dlib. The
+//! prediction starts from an average shape in a box. Each tree compares the brightness of pixels, whose positions move
+//! with the shape, and corrects the shape a little. The number types have dlib's precision, so that the trees take the
+//! same branches. The resulting points are not rounded to whole pixels, unlike dlib's. Brightness is a whole number, so
+//! thresholds are rounded down to one, which changes no comparison.
 
 use super::{BoundingBox, DecodedImage, Point, geometry::Similarity};
 
-/// The most pixels that a cascade compares.
+/// The maximum number of pixels that a cascade compares.
 const MAX_PIXELS: usize = 1 << 16;
 
-/// The numbers of a predictor of five points.
+/// The parameters of a predictor of five points.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ShapeParts {
     /// The average shape in the unit square.
     pub initial: [Point; 5],
-    /// One a cascade and pixel: the landmark that the pixel lies near, 0 to 4.
+    /// Per cascade and pixel: the index of the point near the pixel, 0 to 4.
     pub anchors: Vec<usize>,
-    /// One a cascade and pixel: the way from there, in the unit square of the average shape.
+    /// Per cascade and pixel: the pixel's offset from that point, in the unit square of the average shape.
     pub deltas: Vec<Point>,
-    /// Pixels that a cascade looks at, at most 65536.
+    /// The number of pixels that a cascade compares, at most 65536.
     pub n_pixels: usize,
-    /// One a cascade, tree and split: the two pixels that are compared, below `n_pixels`.
+    /// Per cascade, tree and split: the two pixels that are compared, below `n_pixels`.
     pub splits: Vec<[usize; 2]>,
-    /// One a cascade, tree and split: what the first pixel's brightness must be above the second's to go left.
+    /// Per cascade, tree and split: the difference in brightness, first pixel minus second, above which the left branch
+    /// is taken.
     pub thresholds: Vec<f32>,
-    /// One a cascade, tree and leaf, one leaf more than splits: what is added to the shape.
+    /// Per cascade, tree and leaf: the offsets that are added to the shape. A tree has one leaf more than splits.
     pub leaves: Vec<[Point; 5]>,
-    /// Trees a cascade.
+    /// The number of trees per cascade.
     pub n_trees: usize,
-    /// Splits a tree: one less than a power of two. The children of `i` are `2i + 1`, the left one, and `2i + 2`.
+    /// The number of splits per tree: one less than a power of two. Split `i` has the left child `2i + 1` and the right
+    /// child `2i + 2`.
     pub n_splits: usize,
 }
 
-/// A predictor of five points: the outer and the inner corner of the eye at the picture's right, the outer and the
-/// inner one of the eye at the left, and the base of the nose.
+/// A predictor of five points: the outer and the inner corner of the eye at the image's right, the outer and the inner
+/// corner of the eye at the left, and the base of the nose.
 #[derive(Clone, Debug)]
 pub struct ShapePredictor {
     initial: [Point; 5],
@@ -43,28 +45,28 @@ pub struct ShapePredictor {
     n_splits: usize,
 }
 
-/// Trees that are walked side by side, so that the processor need not wait for each comparison.
+/// The number of trees evaluated in parallel, so that the processor need not wait for each comparison.
 const N_ABREAST: usize = 8;
 
 #[derive(Clone, Debug)]
 struct Cascade {
     pixels: Vec<ShapePixel>,
-    /// `n_splits` a tree.
+    /// `n_splits` per tree.
     splits: Vec<Split>,
-    /// `n_splits + 1` a tree: x and y of each point.
+    /// `n_splits + 1` per tree: x and y of each point.
     leaves: Vec<[f32; 10]>,
 }
 
-/// A pixel whose place moves with the shape.
+/// A pixel whose position moves with the shape.
 #[derive(Clone, Copy, Debug)]
 struct ShapePixel {
-    /// The landmark that it lies near.
+    /// The index of the point near the pixel.
     anchor: usize,
-    /// The way from there.
+    /// The pixel's offset from that point.
     delta: Point,
 }
 
-/// Six bytes, so that a tree of 15 splits lies in two or three lines of the cache.
+/// A split in six bytes, so that a tree of 15 splits fits in two or three cache lines.
 #[derive(Clone, Copy, Debug)]
 struct Split {
     pixels: [u16; 2],
@@ -72,7 +74,7 @@ struct Split {
 }
 
 impl Split {
-    /// Of pixels below [`MAX_PIXELS`].
+    /// Creates a split; the pixels must be below [`MAX_PIXELS`].
     fn new(pixels: [usize; 2], threshold: f32) -> Self {
         // Differences lie between -255 and 255.
         Self { pixels: pixels.map(|pixel| pixel as u16), threshold: threshold.floor().clamp(-256.0, 255.0) as i16 }
@@ -80,10 +82,10 @@ impl Split {
 }
 
 impl ShapePredictor {
-    /// Checks every index, so that placing cannot fail.
+    /// Creates a predictor. Checks every index, so that [`Self::place`] cannot fail.
     ///
     /// # Errors
-    /// What does not fit together.
+    /// The first inconsistency.
     pub fn new(parts: ShapeParts) -> Result<Self, String> {
         let ShapeParts { n_pixels, n_trees, n_splits, .. } = parts;
         let is_full_tree = n_splits.checked_add(1).is_some_and(usize::is_power_of_two) && n_splits > 0;
@@ -91,10 +93,10 @@ impl ShapePredictor {
             return Err(format!("{n_pixels} pixels and {n_trees} trees of {n_splits} splits make no predictor"));
         }
         if n_pixels > MAX_PIXELS {
-            return Err(format!("a cascade looks at {n_pixels} pixels, more than {MAX_PIXELS}"));
+            return Err(format!("a cascade compares {n_pixels} pixels, more than {MAX_PIXELS}"));
         }
         if parts.initial.iter().all(|point| *point == parts.initial[0]) {
-            return Err("the average shape is one spot".to_owned());
+            return Err("all points of the average shape are equal".to_owned());
         }
         let n_cascades = parts.anchors.len() / n_pixels;
         if n_cascades == 0 {
@@ -124,10 +126,10 @@ impl ShapePredictor {
         Ok(Self { initial: parts.initial, cascades: cascades(&parts), n_splits })
     }
 
-    /// The five points of the face in this box, in pixels of `photo`; see [`ShapePredictor`] for their order.
+    /// Predicts the five points of the face in this box, in pixels of `photo`; see [`ShapePredictor`] for their order.
     ///
-    /// The box's corners are taken for the nearest whole pixels, both within it, as dlib's are. It may reach beyond the
-    /// photo, where all is black.
+    /// The box's corners are rounded to whole pixels, which belong to the box, as in dlib. The box may extend beyond
+    /// the photo; pixels there count as black.
     #[must_use]
     pub fn place(&self, photo: &DecodedImage, bounds: &BoundingBox) -> [Point; 5] {
         let frame = Frame::of(bounds);
@@ -155,12 +157,12 @@ impl ShapePredictor {
         })
     }
 
-    /// Adds what `N` trees, from `first` on, say.
+    /// Evaluates `N` trees, starting with `first`, and adds their leaves to the shape.
     fn add_trees<const N: usize>(&self, cascade: &Cascade, first: usize, brightness: &[u8], shape: &mut [Point; 5]) {
         let trees: [&[Split]; N] =
             std::array::from_fn(|i| &cascade.splits[(first + i) * self.n_splits..][..self.n_splits]);
         let mut at = [0; N];
-        // All trees are as deep.
+        // All trees have the same depth.
         for _ in 0..(self.n_splits + 1).ilog2() {
             for (at, splits) in at.iter_mut().zip(&trees) {
                 let Split { pixels: [a, b], threshold } = splits[*at];
@@ -178,7 +180,7 @@ impl ShapePredictor {
     }
 }
 
-/// Lays checked parts out by cascade.
+/// Groups checked parameters by cascade.
 fn cascades(parts: &ShapeParts) -> Vec<Cascade> {
     let n_splits = parts.n_trees * parts.n_splits;
     let pixels = parts.anchors.chunks_exact(parts.n_pixels).zip(parts.deltas.chunks_exact(parts.n_pixels));
@@ -199,7 +201,7 @@ fn cascades(parts: &ShapeParts) -> Vec<Cascade> {
     pixels.zip(splits).zip(leaves).map(cascade).collect()
 }
 
-/// From the unit square to a box of whole pixels.
+/// Maps the unit square to a box of whole pixels.
 struct Frame {
     left: f64,
     top: f64,
@@ -218,9 +220,9 @@ impl Frame {
         (self.left + self.width * f64::from(point.x), self.top + self.height * f64::from(point.y))
     }
 
-    /// The mean of the three colours at the nearest pixel, a whole number as dlib's; 0 beyond the photo.
+    /// Returns the mean of the three colours at the nearest pixel, a whole number as in dlib; 0 beyond the photo.
     fn brightness_at(&self, photo: &DecodedImage, point: Point) -> u8 {
-        // The half that is added makes the nearest pixel of the one whose number is left when the rest is cut off.
+        // Adding a half before truncation rounds to the nearest pixel.
         let (x, y) = self.to_photo(point);
         let (x, y) = (x + 0.5, y + 0.5);
         let is_inside = x >= 0.0 && y >= 0.0 && x < f64::from(photo.width_px()) && y < f64::from(photo.height_px());
@@ -233,7 +235,7 @@ impl Frame {
     }
 }
 
-/// The nearest whole number; of two the greater.
+/// Rounds to the nearest whole number, halves upwards.
 fn nearest(value: f64) -> f64 {
     (value + 0.5).floor()
 }
@@ -368,7 +370,7 @@ mod tests {
         assert!(refused(|p| p.anchors.clear()).contains("no cascades"));
         assert!(refused(|p| p.n_pixels = 1 << 17).contains("65536"));
         assert!(refused(|p| p.thresholds[0] = f32::NAN).contains("threshold"));
-        assert!(refused(|p| p.initial = [p.initial[0]; 5]).contains("one spot"));
+        assert!(refused(|p| p.initial = [p.initial[0]; 5]).contains("are equal"));
         for n_splits in [0, 2, usize::MAX] {
             let error = ShapePredictor::new(ShapeParts { n_splits, ..parts() }).unwrap_err();
             assert!(error.contains("no predictor"), "{error}");

@@ -33,7 +33,7 @@ const MAX_TEXTS: usize = 16;
 /// Returns the file's orientation, or upright if it has none.
 pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
     let (mut exif, mut xmp) = (None, None);
-    let mut look = |is_exif: bool, body: &[u8]| {
+    let mut read_block = |is_exif: bool, body: &[u8]| {
         if is_exif {
             exif = exif.or_else(|| of_exif(body));
         } else {
@@ -43,18 +43,18 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
     match format {
         Format::Jpeg => {
             for (_, body) in segments_of_jpeg(bytes).filter(|(mark, _)| *mark == 0xe1) {
-                look(!body.starts_with(XMP_SEGMENT), body);
+                read_block(!body.starts_with(XMP_SEGMENT), body);
             }
         }
         Format::Png => {
             let mut n_texts = 0;
             for (name, body) in chunks_of_png(bytes) {
                 match name {
-                    b"eXIf" => look(true, body),
+                    b"eXIf" => read_block(true, body),
                     b"tEXt" | b"zTXt" | b"iTXt" if is_of_metadata(body) && n_texts < MAX_TEXTS => {
                         n_texts += 1;
                         if let Some((is_exif, block)) = block_of_text(name, body) {
-                            look(is_exif && !block.starts_with(XMP_SEGMENT), &block);
+                            read_block(is_exif && !block.starts_with(XMP_SEGMENT), &block);
                         }
                     }
                     _ => {}
@@ -64,8 +64,8 @@ pub(super) fn of(format: Format, bytes: &[u8]) -> Orientation {
         Format::WebP => {
             for (name, body) in chunks_of_webp(bytes) {
                 match name {
-                    b"EXIF" => look(true, body),
-                    b"XMP " => look(false, body),
+                    b"EXIF" => read_block(true, body),
+                    b"XMP " => read_block(false, body),
                     _ => {}
                 }
             }
@@ -177,7 +177,7 @@ mod tests {
     use image::{ImageFormat, Rgb, RgbImage};
 
     use super::*;
-    use crate::vision::{DecodeLimits, Wanted, decode};
+    use crate::vision::{DecodeLimits, DecodeSize, decode};
 
     fn encoded(format: ImageFormat) -> Vec<u8> {
         let picture = RgbImage::from_fn(40, 24, |x, y| Rgb([(x * 6) as u8, (y * 9) as u8, 90]));
@@ -195,7 +195,7 @@ mod tests {
         [b"II*\0\x08\0\0\0".to_vec(), n_entries.to_vec(), entries.concat(), vec![0; 4]].concat()
     }
 
-    fn says(orientation: u8) -> Vec<u8> {
+    fn oriented(orientation: u8) -> Vec<u8> {
         tiff(&[entry(ORIENTATION_TAG, 3, [orientation, 0, 0, 0])])
     }
 
@@ -250,41 +250,41 @@ mod tests {
 
     /// Each photo is marked as lying on its side, in one way that common readers understand.
     #[test]
-    fn a_photo_that_says_how_it_is_turned_is_turned() {
+    fn a_photo_is_rotated_by_its_orientation() {
         let exif = |tiff: &[u8]| segment(&[b"Exif\0\0", tiff]);
         let none = tiff(&[entry(0x010f, 2, *b"cam\0")]);
-        let in_jpeg = [b"Exif\0\0".as_slice(), &says(6)].concat();
+        let in_jpeg = [b"Exif\0\0".as_slice(), &oriented(6)].concat();
         let cases: Vec<(&str, Vec<u8>)> = vec![
-            ("one Exif", jpeg(&[exif(&says(6))])),
-            ("two that differ: the first counts", jpeg(&[exif(&says(6)), exif(&says(1))])),
-            ("one without, one with", jpeg(&[exif(&none), exif(&says(6))])),
-            ("an impossible one first", jpeg(&[exif(&says(9)), exif(&says(6))])),
-            ("a damaged one first", jpeg(&[exif(b"II*\0\xff\xff\xff\xff"), exif(&says(6))])),
-            ("XMP before Exif", jpeg(&[segment(&[XMP_SEGMENT, &xmp(3)]), exif(&says(6))])),
+            ("one Exif", jpeg(&[exif(&oriented(6))])),
+            ("two that differ: the first counts", jpeg(&[exif(&oriented(6)), exif(&oriented(1))])),
+            ("one without, one with", jpeg(&[exif(&none), exif(&oriented(6))])),
+            ("an impossible one first", jpeg(&[exif(&oriented(9)), exif(&oriented(6))])),
+            ("a damaged one first", jpeg(&[exif(b"II*\0\xff\xff\xff\xff"), exif(&oriented(6))])),
+            ("XMP before Exif", jpeg(&[segment(&[XMP_SEGMENT, &xmp(3)]), exif(&oriented(6))])),
             ("XMP alone", jpeg(&[segment(&[XMP_SEGMENT, &xmp(6)])])),
             ("big endian", jpeg(&[exif(&big_endian(6))])),
-            ("another filler after the mark", jpeg(&[segment(&[b"Exif\0\xff", &says(6)])])),
+            ("another filler after the mark", jpeg(&[segment(&[b"Exif\0\xff", &oriented(6)])])),
             ("as a long", jpeg(&[exif(&tiff(&[entry(ORIENTATION_TAG, 4, [6, 0, 0, 0])]))])),
             ("as a byte", jpeg(&[exif(&tiff(&[entry(ORIENTATION_TAG, 1, [6, 0, 0, 0])]))])),
-            ("eXIf before the pixels", png(b"eXIf", &says(6), b"IDAT")),
-            ("eXIf after the pixels", png(b"eXIf", &says(6), b"IEND")),
-            ("eXIf with JPEG's mark", png(b"eXIf", &[b"Exif\0\0".as_slice(), &says(6)].concat(), b"IDAT")),
+            ("eXIf before the pixels", png(b"eXIf", &oriented(6), b"IDAT")),
+            ("eXIf after the pixels", png(b"eXIf", &oriented(6), b"IEND")),
+            ("eXIf with JPEG's mark", png(b"eXIf", &[b"Exif\0\0".as_slice(), &oriented(6)].concat(), b"IDAT")),
             ("XMP in a PNG", png(b"iTXt", &[XMP_TEXT, b"\0\0\0\0\0", &xmp(6)].concat(), b"IEND")),
             ("XMP in a PNG, packed", png(b"iTXt", &[XMP_TEXT, b"\0\x01\0\0\0", &zlib(&xmp(6))].concat(), b"IDAT")),
             (
                 "Exif as ImageMagick has it",
-                png(b"zTXt", &[RAW_EXIF[0], b"\0\0", &zlib(&raw(&says(6)))].concat(), b"IDAT"),
+                png(b"zTXt", &[RAW_EXIF[0], b"\0\0", &zlib(&raw(&oriented(6)))].concat(), b"IDAT"),
             ),
             ("the same, as it was in a JPEG", png(b"tEXt", &[RAW_EXIF[1], b"\0", &raw(&in_jpeg)].concat(), b"IEND")),
             ("XMP as exiftool has it", png(b"tEXt", &[RAW_XMP, b"\0", &raw(&xmp(6))].concat(), b"IEND")),
-            ("a mixed-up mark", jpeg(&[exif(&[b"II\0*", &says(6)[4..]].concat())])),
-            ("EXIF in a WebP", webp(b"EXIF", &says(6), 8)),
-            ("EXIF with JPEG's mark", webp(b"EXIF", &[b"Exif\0\0".as_slice(), &says(6)].concat(), 8)),
-            ("EXIF that the header does not tell of", webp(b"EXIF", &says(6), 0)),
+            ("a mixed-up mark", jpeg(&[exif(&[b"II\0*", &oriented(6)[4..]].concat())])),
+            ("EXIF in a WebP", webp(b"EXIF", &oriented(6), 8)),
+            ("EXIF with JPEG's mark", webp(b"EXIF", &[b"Exif\0\0".as_slice(), &oriented(6)].concat(), 8)),
+            ("EXIF that the header does not announce", webp(b"EXIF", &oriented(6), 0)),
             ("XMP in a WebP", webp(b"XMP ", &xmp(6), 4)),
         ];
         for (what, bytes) in cases {
-            let image = decode(&bytes, &DecodeLimits::default(), Wanted::Full);
+            let image = decode(&bytes, &DecodeLimits::default(), DecodeSize::Full);
             let image = image.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!((image.width_px(), image.height_px()), (24, 40), "{what}");
         }
@@ -308,7 +308,7 @@ mod tests {
     fn a_webp_that_claims_absent_chunks_is_read() {
         for flags in [0x08, 0x04, 0x20, 0x02, 0x2e] {
             let bytes = webp(b"NONE", b"", flags);
-            let image = decode(&bytes, &DecodeLimits::default(), Wanted::Full);
+            let image = decode(&bytes, &DecodeLimits::default(), DecodeSize::Full);
             assert!(image.is_ok(), "flags {flags:#x}: {image:?}");
         }
     }

@@ -109,7 +109,7 @@ mod tests {
 
     use image::{ImageFormat, Rgb, RgbImage};
 
-    use crate::vision::{ColourSource, DecodeLimits, DecodedImage, Wanted, decode};
+    use crate::vision::{ColourSource, DecodeLimits, DecodeSize, DecodedImage, decode};
 
     type Chunk = (&'static [u8; 4], Vec<u8>);
 
@@ -138,12 +138,12 @@ mod tests {
     const DISPLAY_P3: [u32; 8] = [31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000];
 
     fn read(bytes: &[u8]) -> DecodedImage {
-        decode(bytes, &DecodeLimits::default(), Wanted::Full).unwrap()
+        decode(bytes, &DecodeLimits::default(), DecodeSize::Full).unwrap()
     }
 
     /// Half of linear light is 188 in sRGB (IEC 61966-2-1); in a file of gamma 1 it is 128.
     #[test]
-    fn what_a_png_says_of_its_colours_counts() {
+    fn the_colour_chunks_of_a_png_are_applied() {
         let grey = [128; 3];
         let red = [200, 30, 30];
         let srgb = (b"sRGB", vec![0]);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_that_cannot_be_followed_are_told_of() {
+    fn chunks_that_cannot_be_followed_are_reported() {
         for code in [vec![9, 16, 0, 1], vec![1, 13, 1, 1], vec![1, 13], vec![255, 255, 0, 1]] {
             let image = read(&png([90; 3], &[(b"cICP", code.clone())]));
             assert!(matches!(image.colour(), ColourSource::ProfileIgnored { .. }), "{code:?}: {:?}", image.colour());

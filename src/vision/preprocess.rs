@@ -5,7 +5,7 @@ use fast_image_resize::{
     images::{Image, ImageRef},
 };
 
-use super::{DecodeLimits, DecodedImage, ImageError, PhotoNote, Pixels, Wanted, decode};
+use super::{DecodeLimits, DecodeSize, DecodedImage, ImageError, PhotoNote, Pixels, decode};
 
 /// A network's square input, and the size of the photo it was made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct SquarePhoto {
 /// # Errors
 /// Those of [`decode()`].
 pub fn decode_square(bytes: &[u8], limits: &DecodeLimits, side_px: u32) -> Result<SquarePhoto, ImageError> {
-    let image = decode(bytes, limits, Wanted::ShortSide(side_px))?;
+    let image = decode(bytes, limits, DecodeSize::ShortSide(side_px))?;
     Ok(SquarePhoto {
         pixels: to_pixels(&image, side_px),
         full_width_px: image.full_width_px(),
@@ -138,7 +138,7 @@ mod tests {
     fn a_photo_becomes_a_square_that_looks_like_it() {
         let limits = DecodeLimits::default();
         let portrait = super::super::testing::PORTRAIT;
-        let full = decode(portrait, &limits, Wanted::Full).unwrap();
+        let full = decode(portrait, &limits, DecodeSize::Full).unwrap();
         for side_px in [16, 36, 64, 100, 224, 320, 400] {
             let photo = decode_square(portrait, &limits, side_px).unwrap();
             assert_eq!((photo.full_width_px, photo.full_height_px, photo.pixels.side_px), (320, 320, side_px));

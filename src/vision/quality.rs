@@ -5,8 +5,8 @@ use super::{ChipSettings, DecodedImage, DetectedFace, Pixels, Point, cut_chip};
 /// Measurements of a face's image that do not depend on who or what it shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FaceQuality {
-    /// The shorter side of its box, in pixels of the photo as sent, or of what was read of it if that is less than a
-    /// chip covers.
+    /// The shorter side of the face's box, in pixels of the photo as sent. If the photo was decoded at a lower
+    /// resolution than the chip needs, in decoded pixels.
     pub face_px: f64,
     /// The detector's score for a face, 0 to 1. Hands, masks and hair before a face lower it.
     pub detection: f64,
@@ -28,7 +28,7 @@ pub struct FaceQuality {
     pub symmetry: f64,
     /// The share of the face and its surroundings that lies within the photo, 0 to 1.
     pub visible: f64,
-    /// Distance of the landmarks from an average face's, in sides of the face.
+    /// Distance of the alignment points from those of an average face, in sides of the face.
     pub misfit: f64,
 }
 
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nose_tells_the_pose() {
+    fn the_nose_gives_the_pose() {
         let moved = |x: f32, y: f32| {
             let mut landmarks = TEMPLATE;
             landmarks[2] = Point { x: landmarks[2].x + x, y: landmarks[2].y + y };

@@ -13,10 +13,10 @@ use crate::support::server::{Home, copy};
 
 /// Returns the exit code and all output.
 fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    said(home.command(args).output().unwrap())
+    printed(home.command(args).output().unwrap())
 }
 
-fn said(output: Output) -> (Option<i32>, String) {
+fn printed(output: Output) -> (Option<i32>, String) {
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
@@ -54,7 +54,7 @@ async fn a_backup_comes_back_whole_and_serves() {
     let backup = backup.to_str().unwrap();
     assert_eq!(run(&home, &["export", backup]).0, Some(0));
     let (code, text) = run(&home, &["export", backup]);
-    assert!(code == Some(1) && text.contains("is there already"), "{text}");
+    assert!(code == Some(1) && text.contains("already exists"), "{text}");
 
     let restored = Home::new("");
     assert_eq!(run(&restored, &["import", backup]).0, Some(0));

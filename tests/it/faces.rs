@@ -493,5 +493,5 @@ async fn a_note_says_what_a_photos_file_did_not_keep() {
     }
     let cut = c.visage.predict(request(PORTRAIT[..PORTRAIT.len() - 200].to_vec())).await.unwrap_err();
     assert_eq!(reason(&cut), "IMAGE_UNREADABLE");
-    assert!(cut.message().contains("its pixels are not all there"), "{cut}");
+    assert!(cut.message().contains("some of its pixels are missing"), "{cut}");
 }

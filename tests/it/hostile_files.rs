@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use visage::{
     nn::{parse_dlib_dat, parse_dlib_onnx, parse_dlib_shape, parse_safetensors, parse_state_dict},
-    vision::{DecodeLimits, Wanted, decode},
+    vision::{DecodeLimits, DecodeSize, decode},
 };
 
 /// The number of mutations per seed.
@@ -23,7 +23,7 @@ fn photos() {
     for format in ["jpeg", "png", "webp"] {
         let limits = DecodeLimits { max_pixels: 1 << 20, max_alloc_bytes: 32 << 20 };
         replay(format, |bytes| {
-            [Wanted::Full, Wanted::LongSide(20), Wanted::ShortSide(1)]
+            [DecodeSize::Full, DecodeSize::LongSide(20), DecodeSize::ShortSide(1)]
                 .map(|wanted| {
                     let decoded = decode(bytes, &limits, wanted);
                     if let Ok(image) = &decoded {

@@ -22,7 +22,7 @@ struct Acknowledged {
     runs: BTreeSet<String>,
     /// The last acknowledged champion, and the one requested since.
     champion: Option<String>,
-    asked: Option<String>,
+    requested: Option<String>,
 }
 
 type Shared = Arc<Mutex<Acknowledged>>;
@@ -68,8 +68,9 @@ async fn what_was_acknowledged_survives_fifty_kills() {
     let server = home.serve().await;
     verify(&mut server.clients().await, &acknowledged, KILLS).await;
     assert!(server.stop().success());
-    let said = acknowledged.lock().unwrap();
-    assert!(said.faces.len() > 100 && !said.runs.is_empty() && !said.deleted.is_empty(), "the kills met work");
+    let acknowledged = acknowledged.lock().unwrap();
+    let has_all = acknowledged.faces.len() > 100 && !acknowledged.runs.is_empty() && !acknowledged.deleted.is_empty();
+    assert!(has_all, "the kills interrupted work of every kind");
 }
 
 async fn second_version(c: &mut Clients, home: &Home) {
@@ -84,7 +85,7 @@ async fn second_version(c: &mut Clients, home: &Home) {
 }
 
 /// Enrols faces and deletes some of them, until the server is gone.
-async fn enroll(mut c: Clients, said: Shared, prefix: String) {
+async fn enroll(mut c: Clients, acknowledged: Shared, prefix: String) {
     for i in 0.. {
         let face_id = format!("{prefix}-{i}");
         let mut values = vec![1.0; 16];
@@ -97,23 +98,23 @@ async fn enroll(mut c: Clients, said: Shared, prefix: String) {
         };
         let Ok(face) = c.faces.enroll_face(request).await else { return };
         let name = face.into_inner().name;
-        said.lock().unwrap().faces.insert(name.clone());
+        acknowledged.lock().unwrap().faces.insert(name.clone());
         if i % 5 == 4 {
             // From here on the face may be missing; once acknowledged, it must be.
-            said.lock().unwrap().faces.remove(&name);
+            acknowledged.lock().unwrap().faces.remove(&name);
             if c.faces.delete_face(v1::DeleteFaceRequest { name: name.clone() }).await.is_err() {
                 return;
             }
-            said.lock().unwrap().deleted.insert(name);
+            acknowledged.lock().unwrap().deleted.insert(name);
         }
     }
 }
 
 /// Moves the champion alias until the server is gone.
-async fn promote(mut c: Clients, said: Shared) {
+async fn promote(mut c: Clients, acknowledged: Shared) {
     for i in 0.. {
         let version = format!("models/face/versions/{}", 1 + i % 2);
-        said.lock().unwrap().asked = Some(version.clone());
+        acknowledged.lock().unwrap().requested = Some(version.clone());
         let request = v1::SetModelAliasRequest {
             name: "models/face".to_owned(),
             alias: "champion".to_owned(),
@@ -123,13 +124,13 @@ async fn promote(mut c: Clients, said: Shared) {
         if c.models.set_model_alias(request).await.is_err() {
             return;
         }
-        let mut said = said.lock().unwrap();
-        said.champion = Some(version);
-        said.asked = None;
+        let mut acknowledged = acknowledged.lock().unwrap();
+        acknowledged.champion = Some(version);
+        acknowledged.requested = None;
     }
 }
 
-async fn train(mut c: Clients, said: Shared, photos: std::path::PathBuf) {
+async fn train(mut c: Clients, acknowledged: Shared, photos: std::path::PathBuf) {
     let request = v1::TrainRequest {
         model: "models/face".to_owned(),
         recipe: Some(quick_recipe()),
@@ -137,11 +138,11 @@ async fn train(mut c: Clients, said: Shared, photos: std::path::PathBuf) {
         request_id: String::new(),
     };
     if let Ok(operation) = c.visage.train(request).await {
-        said.lock().unwrap().runs.insert(operation.into_inner().name.replace("operations/", "trainingRuns/"));
+        acknowledged.lock().unwrap().runs.insert(operation.into_inner().name.replace("operations/", "trainingRuns/"));
     }
 }
 
-async fn verify(c: &mut Clients, said: &Shared, kill: u64) {
+async fn verify(c: &mut Clients, acknowledged: &Shared, kill: u64) {
     let mut found = BTreeSet::new();
     let mut page_token = String::new();
     loop {
@@ -153,12 +154,12 @@ async fn verify(c: &mut Clients, said: &Shared, kill: u64) {
             break;
         }
     }
-    let runs: Vec<String> = said.lock().unwrap().runs.iter().cloned().collect();
+    let runs: Vec<String> = acknowledged.lock().unwrap().runs.iter().cloned().collect();
     {
-        let said = said.lock().unwrap();
-        let lost: Vec<_> = said.faces.difference(&found).collect();
+        let acknowledged = acknowledged.lock().unwrap();
+        let lost: Vec<_> = acknowledged.faces.difference(&found).collect();
         assert!(lost.is_empty(), "before kill {kill}: lost {lost:?}");
-        let back: Vec<_> = said.deleted.intersection(&found).collect();
+        let back: Vec<_> = acknowledged.deleted.intersection(&found).collect();
         assert!(back.is_empty(), "before kill {kill}: deleted and back: {back:?}");
     }
     for name in runs {
@@ -169,10 +170,10 @@ async fn verify(c: &mut Clients, said: &Shared, kill: u64) {
         }
     }
     let model = c.models.get_model(v1::GetModelRequest { name: "models/face".to_owned() }).await.unwrap().into_inner();
-    let mut said = said.lock().unwrap();
+    let mut acknowledged = acknowledged.lock().unwrap();
     let champion = model.aliases["champion"].clone();
-    let allowed = [said.champion.clone(), said.asked.clone()];
+    let allowed = [acknowledged.champion.clone(), acknowledged.requested.clone()];
     assert!(allowed.contains(&Some(champion.clone())), "before kill {kill}: {champion} is not of {allowed:?}");
-    said.champion = Some(champion);
-    said.asked = None;
+    acknowledged.champion = Some(champion);
+    acknowledged.requested = None;
 }

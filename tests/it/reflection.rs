@@ -19,12 +19,13 @@ macro_rules! describe {
             server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
         };
         let mut client = ServerReflectionClient::new($channel);
-        let mut ask = async |message: MessageRequest| {
+        let mut query = async |message: MessageRequest| {
             let request = ServerReflectionRequest { host: String::new(), message_request: Some(message) };
             let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
             answers.next().await.unwrap().unwrap().message_response.unwrap()
         };
-        let MessageResponse::ListServicesResponse(list) = ask(MessageRequest::ListServices(String::new())).await else {
+        let MessageResponse::ListServicesResponse(list) = query(MessageRequest::ListServices(String::new())).await
+        else {
             panic!("no list of services")
         };
         let mut services: Vec<String> = list.service.into_iter().map(|s| s.name).collect();
@@ -33,7 +34,7 @@ macro_rules! describe {
         let mut files = Vec::new();
         for service in &services {
             let symbol = MessageRequest::FileContainingSymbol(service.clone());
-            let MessageResponse::FileDescriptorResponse(found) = ask(symbol).await else {
+            let MessageResponse::FileDescriptorResponse(found) = query(symbol).await else {
                 panic!("{service} is not described")
             };
             for file in found.file_descriptor_proto {
@@ -48,7 +49,7 @@ macro_rules! describe {
                     continue;
                 }
                 let MessageResponse::FileDescriptorResponse(found) =
-                    ask(MessageRequest::FileByFilename(import.clone())).await
+                    query(MessageRequest::FileByFilename(import.clone())).await
                 else {
                     panic!("{import} is not described")
                 };

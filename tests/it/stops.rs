@@ -125,14 +125,14 @@ async fn whoever_only_listens_does_not_hold_a_stop_up() {
     let mut states = HealthClient::new(channel).watch(request).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status, 1);
     signal(&child, Signal::TERM);
-    let mut heard = Vec::new();
+    let mut statuses = Vec::new();
     let end = loop {
         match states.message().await {
-            Ok(Some(state)) => heard.push(state.status),
+            Ok(Some(state)) => statuses.push(state.status),
             end => break end,
         }
     };
-    assert_eq!((heard, end.unwrap_err().code()), (vec![2], tonic::Code::Unavailable));
+    assert_eq!((statuses, end.unwrap_err().code()), (vec![2], tonic::Code::Unavailable));
     tokio::task::spawn_blocking(move || assert_orderly(&home, &mut child, "with a health watch")).await.unwrap();
 }
 
@@ -142,15 +142,15 @@ async fn whoever_listens_to_a_server_that_opens_does_not_hold_a_stop_up() {
     let (mut child, _output, url) = start(&home, "127.0.0.1:0");
     let channel = tonic::transport::Channel::from_shared(url).unwrap().connect().await.unwrap();
     let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    let mut heard = vec![states.message().await.unwrap().unwrap().status];
+    let mut statuses = vec![states.message().await.unwrap().unwrap().status];
     signal(&child, Signal::TERM);
     let end = loop {
         match states.message().await {
-            Ok(Some(state)) => heard.push(state.status),
+            Ok(Some(state)) => statuses.push(state.status),
             end => break end,
         }
     };
-    assert_eq!((heard.last(), end.unwrap_err().code()), (Some(&2), tonic::Code::Unavailable));
+    assert_eq!((statuses.last(), end.unwrap_err().code()), (Some(&2), tonic::Code::Unavailable));
     tokio::task::spawn_blocking(move || assert_orderly(&home, &mut child, "while it opened")).await.unwrap();
 }
 
@@ -271,9 +271,9 @@ fn a_data_folder_whose_name_is_no_text_is_refused_and_no_other_made() {
     let tried = [by_flag(&["serve"]), by_flag(&["doctor"]), by_flag(&["export", "x.visage"]), by_variable];
     for mut command in tried {
         let output = command.current_dir(dir.path()).stdin(Stdio::null()).output().unwrap();
-        let mut said = String::new();
-        output.stderr.as_slice().read_to_string(&mut said).unwrap();
-        assert!(!output.status.success() && said.contains("not UTF-8"), "{command:?}: {said}");
+        let mut printed = String::new();
+        output.stderr.as_slice().read_to_string(&mut printed).unwrap();
+        assert!(!output.status.success() && printed.contains("not UTF-8"), "{command:?}: {printed}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{command:?}");
     }
 }

@@ -27,23 +27,23 @@ async fn run(page: &str) -> String {
     })
     .await
     .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{page}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{page}: {printed}{}", String::from_utf8_lossy(&output.stderr));
     assert!(server.stop().success());
-    said
+    printed
 }
 
 #[tokio::test]
 async fn the_readme_does_as_it_says() {
-    let said = run("README.md").await;
-    assert!(said.contains("models/tour/versions/1"), "{said}");
-    assert!(said.contains("1.0000  collections/policies/faces/portrait"), "{said}");
+    let printed = run("README.md").await;
+    assert!(printed.contains("models/tour/versions/1"), "{printed}");
+    assert!(printed.contains("1.0000  collections/policies/faces/portrait"), "{printed}");
 }
 
 #[tokio::test]
 async fn the_page_on_the_command_line_does_as_it_says() {
-    let said = run("docs/cli.md").await;
-    assert!(said.contains("models/tour@champion is models/tour/versions/2"), "{said}");
-    assert!(said.contains("\"modelVersion\":\"models/tour/versions/2\""), "{said}");
-    assert!(said.contains("1.0000  collections/policies/faces/again"), "{said}");
+    let printed = run("docs/cli.md").await;
+    assert!(printed.contains("models/tour@champion is models/tour/versions/2"), "{printed}");
+    assert!(printed.contains("\"modelVersion\":\"models/tour/versions/2\""), "{printed}");
+    assert!(printed.contains("1.0000  collections/policies/faces/again"), "{printed}");
 }

@@ -66,7 +66,7 @@ fn train_request(folder: &Path, architecture: v1::Architecture, stage: v1::Stage
     }
 }
 
-/// Runs the suite; returns false when a bar was missed.
+/// Runs the suite; returns false when a target figure was missed.
 pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<bool> {
     let rows = match args.suite {
         Suite::Training => training::measure(&args).await?,

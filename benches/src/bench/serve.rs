@@ -45,7 +45,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let mut server = TrainingServer::start(Vec::new()).await?;
     let folder = server.root().join("photos");
     photos::write_folder(&folder, N_PHOTOS)?;
-    let progress = output::counter("training a version to ask");
+    let progress = output::counter("training a version to query");
     server.train(train(&folder, 1), |_| {}).await?;
     let load = Load {
         clients: server.clients.clone(),

@@ -46,7 +46,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let enrolled = started.elapsed().as_secs_f64();
     let progress = output::counter("building the graph");
     // A search reports whether it compared every face: the first that did not has used the graph.
-    while ask(&mut server, &queries[0], false).await?.1 {
+    while search(&mut server, &queries[0], false).await?.1 {
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     settle(&mut server, &queries).await?;
@@ -56,9 +56,9 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     for query in &queries {
         // Alternating, so that a change of the machine's pace affects both.
         for (which, exact) in [false, true].into_iter().enumerate() {
-            let asked = Instant::now();
-            found[which].push(ask(&mut server, query, exact).await?.0);
-            took[which] += asked.elapsed().as_secs_f64();
+            let start = Instant::now();
+            found[which].push(search(&mut server, query, exact).await?.0);
+            took[which] += start.elapsed().as_secs_f64();
         }
     }
     progress.finish_and_clear();
@@ -119,7 +119,7 @@ async fn settle(server: &mut TrainingServer, queries: &[Vec<f32>]) -> anyhow::Re
         tokio::time::sleep(Duration::from_secs(5)).await;
         let started = Instant::now();
         for query in queries.iter().take(20) {
-            ask(server, query, false).await?;
+            search(server, query, false).await?;
         }
         let took = started.elapsed().as_secs_f64();
         n_without_gain = if took < 0.9 * fastest { 0 } else { n_without_gain + 1 };
@@ -129,7 +129,7 @@ async fn settle(server: &mut TrainingServer, queries: &[Vec<f32>]) -> anyhow::Re
 }
 
 /// Searches; returns the names found, and true if every face was compared.
-async fn ask(server: &mut TrainingServer, query: &[f32], exact: bool) -> anyhow::Result<(BTreeSet<String>, bool)> {
+async fn search(server: &mut TrainingServer, query: &[f32], exact: bool) -> anyhow::Result<(BTreeSet<String>, bool)> {
     let request = v1::FindSimilarRequest {
         collection: COLLECTION.to_owned(),
         query: Some(Query::Embedding(v1::Embedding { values: query.to_vec(), space: String::new() })),

@@ -96,6 +96,6 @@ async fn run(server: &mut TrainingServer, folder: &Path) -> anyhow::Result<f64> 
 async fn peer(args: &BenchArgs) -> anyhow::Result<Option<PeerFigures>> {
     let (size, batch_size) = (IMAGE_SIZE_PX.to_string(), BATCH_SIZE.to_string());
     let arguments = ["--size", &size, "--batch-size", &batch_size];
-    let figures = args.peers.ask("peers/training.py", &arguments, &(), ("the PyTorch loop", 1)).await?;
+    let figures = args.peers.run_script("peers/training.py", &arguments, &(), ("the PyTorch loop", 1)).await?;
     Ok(figures.and_then(|figures| figures.into_iter().next()))
 }

@@ -67,7 +67,7 @@ struct Findings {
     figures: Vec<Figure>,
 }
 
-/// Runs the suite; returns false when a bar was missed.
+/// Runs the suite; returns false when a target figure was missed.
 pub(crate) async fn run(args: EvalArgs) -> anyhow::Result<bool> {
     let data = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let table = FaceTable::read(&data)?;

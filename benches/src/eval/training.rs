@@ -11,7 +11,7 @@ use visage::{
 
 use super::{
     Findings,
-    faces::asking,
+    faces::predicting,
     metrics::{PairScores, mean, root_mean_square, share},
     table::{FaceTable, people},
 };
@@ -127,7 +127,7 @@ async fn predict(server: &mut TrainingServer, table: &FaceTable) -> anyhow::Resu
     }
     let paths = valid.iter().map(|f| f.path.clone()).collect();
     let request = v1::PredictRequest { model: MODEL.to_owned(), ..v1::PredictRequest::default() };
-    let answers = asking::ask(&mut server.clients, paths, request, "predicting").await?;
+    let answers = predicting::predict_all(&mut server.clients, paths, request, "predicting").await?;
     let (mut errors, mut baseline, mut inside, mut right) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut n_answered, median) = (0, table.median_train_age());
     for (face, answer) in valid.iter().zip(answers) {

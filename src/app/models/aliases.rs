@@ -13,14 +13,14 @@ use crate::{
 const PAGE: usize = 256;
 
 /// The models of a server, held in memory.
-pub(super) type Aliases = BTreeMap<ModelId, Known>;
+pub(super) type Aliases = BTreeMap<ModelId, CachedModel>;
 
 /// A model.
-pub(super) struct Known {
+pub(super) struct CachedModel {
     /// Its aliases, each with the pin on its version.
     pub(super) aliases: BTreeMap<AliasName, Pin>,
     /// True if its champion has heads; a detector or embedder has none.
-    pub(super) answers: bool,
+    pub(super) has_heads: bool,
 }
 
 /// Reads the aliases of a registry. An alias that has not moved since `before` keeps its pin.
@@ -35,9 +35,9 @@ pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pin
         let Some(last) = models.last() else { return Ok(aliases) };
         after = Some(last.id.as_bytes().to_vec());
         for model in models {
-            let known = before.get(&model.id);
+            let cached = before.get(&model.id);
             let pin = |(alias, &number): (&AliasName, &u64)| {
-                let held = known.and_then(|known| known.aliases.get(alias));
+                let held = cached.and_then(|cached| cached.aliases.get(alias));
                 let pin = match held.filter(|pin| pin.version().number == number) {
                     Some(pin) => pin.clone(),
                     None => {
@@ -48,7 +48,7 @@ pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pin
                 (alias.clone(), pin)
             };
             let of_model: BTreeMap<_, _> = model.aliases.iter().map(pin).collect();
-            let answers = of_model.get(&AliasName::champion()).is_some_and(|pin| {
+            let has_heads = of_model.get(&AliasName::champion()).is_some_and(|pin| {
                 match registry.get_version(pin.version()) {
                     Ok(version) => !version.heads.is_empty(),
                     // Its caller gets an error that names it, not another model's answer.
@@ -57,7 +57,7 @@ pub(super) fn read_aliases(registry: &Registry, before: &Aliases, pins: &Arc<Pin
                     }
                 }
             });
-            aliases.insert(model.id, Known { aliases: of_model, answers });
+            aliases.insert(model.id, CachedModel { aliases: of_model, has_heads });
         }
     }
 }

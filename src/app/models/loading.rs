@@ -41,14 +41,14 @@ struct Entry {
     is_loaded: bool,
     /// True if the last load failed.
     has_failed: bool,
-    /// Pins on the versions that this one depends on; held while this version is loaded or to be retried.
+    /// Pins on the versions that this one depends on; held while this version is loaded or due for a retry.
     dependencies: Vec<Pin>,
     failure: Option<Failure>,
 }
 
 impl Entry {
     /// Returns true if the entry has information: the version is loaded, failed lately, or is being changed.
-    fn is_of_use(&self, now: Instant) -> bool {
+    fn has_information(&self, now: Instant) -> bool {
         let failed_lately = self.failure.as_ref().is_some_and(|f| f.until + LONGEST_BACK_OFF > now);
         self.is_loaded || failed_lately || Arc::strong_count(&self.lifecycle) > 1
     }
@@ -85,7 +85,7 @@ impl Loading {
         let mut entries = self.entries.lock();
         if !entries.contains_key(version) {
             let now = Instant::now();
-            entries.retain(|version, entry| entry.is_of_use(now) || pins.is_held(version));
+            entries.retain(|version, entry| entry.has_information(now) || pins.is_held(version));
         }
         Arc::clone(&entries.entry(version.clone()).or_default().lifecycle)
     }
@@ -106,8 +106,8 @@ impl Loading {
         std::mem::take(&mut entry.dependencies)
     }
 
-    /// Returns if the version's last load failed, and its dependencies if known.
-    fn standing(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
+    /// Returns whether the version's last load failed, and the version's dependencies as far as they are known.
+    fn last_load(&self, version: &VersionName) -> (bool, Vec<VersionName>) {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(version) else { return (false, Vec::new()) };
         (entry.has_failed, entry.dependencies.iter().map(|pin| pin.version().clone()).collect())
@@ -152,7 +152,7 @@ fn fails_again(error: &AppError) -> bool {
 }
 
 /// Unloads versions that lost their last holder, until the models are dropped.
-pub(super) fn unload_what_is_free(shared: &Arc<Shared>, mut freed: UnboundedReceiver<VersionName>) {
+pub(super) fn unload_free_versions(shared: &Arc<Shared>, mut freed: UnboundedReceiver<VersionName>) {
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
         while let Some(version) = freed.recv().await {
@@ -174,7 +174,7 @@ impl Models {
     /// Returns true if a version cannot answer: its last load failed, it fails every photo, or one of its dependencies
     /// is broken. A version not loaded yet is not broken: the first call loads it.
     pub(crate) fn is_broken(&self, version: &VersionName) -> bool {
-        let (has_failed, dependencies) = self.shared.loading.standing(version);
+        let (has_failed, dependencies) = self.shared.loading.last_load(version);
         let state = self.shared.serving.state(version);
         has_failed && state != LoadState::Loaded
             || state == LoadState::Failed
@@ -281,8 +281,8 @@ impl Models {
         self.unload_after(version, async { Ok(()) }).await
     }
 
-    /// As [`Models::unload_now`]. While no call can use the version, first awaits `last`; if that fails, the version stays
-    /// loaded.
+    /// As [`Models::unload_now`]. While no call can use the version, first awaits `last`; if that fails, the version
+    /// stays loaded.
     async fn unload_after(
         &self,
         version: &VersionName,

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The default model if several have heads; it is the published model's name.
-const USUAL_MODEL: &str = "face";
+const PREFERRED_MODEL: &str = "face";
 
 /// The models of a server.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ impl Models {
             loading: Loading::default(),
             changes,
         });
-        loading::unload_what_is_free(&shared, freed);
+        loading::unload_free_versions(&shared, freed);
         Ok(Self { shared })
     }
 
@@ -136,9 +136,9 @@ impl Models {
         }
         let champion = |model: &ModelId| ModelRef::Alias { model: model.clone(), alias: AliasName::champion() };
         let aliases = self.shared.aliases.load();
-        let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.answers).map(|(model, _)| model).collect();
+        let answering: Vec<_> = aliases.iter().filter(|(_, known)| known.has_heads).map(|(model, _)| model).collect();
         // The published model wins, whatever is trained or imported besides.
-        if let Some(model) = answering.iter().find(|model| model.as_bytes() == USUAL_MODEL.as_bytes()) {
+        if let Some(model) = answering.iter().find(|model| model.as_bytes() == PREFERRED_MODEL.as_bytes()) {
             return Ok(champion(model));
         }
         match answering.as_slice() {
@@ -301,7 +301,7 @@ impl Models {
         let version = self.version(&self.resolve(reference.version.as_ref())?).await?;
         let space = match &reference.layer {
             Some(layer) => EmbeddingSpace { version: version.name.clone(), layer: Arc::clone(layer) },
-            None => version.usual_space().ok_or_else(|| no_embedding(&version.name))?,
+            None => version.default_space().ok_or_else(|| no_embedding(&version.name))?,
         };
         self.dimensions(&space).await?;
         Ok(space)

@@ -81,7 +81,7 @@ struct Slot {
     /// Present during an unload; notified when a holder releases the version and when the unload ends.
     closing: Option<Arc<Notify>>,
     /// True if the last lasting holder has released the version.
-    is_left: bool,
+    is_released: bool,
 }
 
 /// An unload in progress: no call gets a pin on the version until this is dropped.
@@ -143,13 +143,13 @@ impl Pins {
         if let Some(at) = slot.holders.iter().position(|held| held == holder) {
             slot.holders.swap_remove(at);
         }
-        slot.is_left |= holder.is_lasting() && !slot.holders.iter().any(Holder::is_lasting);
+        slot.is_released |= holder.is_lasting() && !slot.holders.iter().any(Holder::is_lasting);
         if let Some(closing) = &slot.closing {
             closing.notify_waiters();
         } else if slot.holders.is_empty() {
-            let is_left = slot.is_left;
+            let is_released = slot.is_released;
             slots.remove(version);
-            if is_left {
+            if is_released {
                 // When the server stops, nobody receives, and everything is unloaded anyway.
                 drop(self.free.send(version.clone()));
             }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_needed_is_not_closed_and_says_by_whom() {
+    async fn a_version_in_use_is_not_closed_and_its_holder_is_named() {
         let pins = Pins::new(mpsc::unbounded_channel().0, watch::Sender::new(()));
         let by_version = pins.hold_now(&version(), Holder::Version(version()));
         let by_alias = pins.hold_now(&version(), alias());

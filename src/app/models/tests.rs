@@ -52,20 +52,20 @@ async fn a_version_that_fails_is_built_once_a_back_off() {
     let models = models(&fake, [new_version(None), new_version(Some(wrong))]);
     models.load_needed().await;
     let n_built = fake.n_loads();
-    let ask = async || {
+    let load = async || {
         let held = models.hold(Some(&ModelRef::Version(name(2)))).await.unwrap();
         models.ensure_loaded(&held.version.name).await.unwrap_err()
     };
-    let refusals = join_all((0..50).map(|_| ask())).await;
+    let refusals = join_all((0..50).map(|_| load())).await;
     for refusal in &refusals {
         let AppError::VersionFailed { version, source, retry_after } = refusal else { panic!("{refusal}") };
         assert!(*version == name(2) && *retry_after <= Duration::from_secs(1));
         assert!(matches!(**source, AppError::Serve(ServeError::GoldenMismatch { .. })), "{source}");
     }
     assert_eq!(fake.n_loads() - n_built, 1, "one build answers all");
-    let AppError::VersionFailed { retry_after, .. } = ask().await else { panic!() };
+    let AppError::VersionFailed { retry_after, .. } = load().await else { panic!() };
     tokio::time::sleep(retry_after).await;
-    let AppError::VersionFailed { retry_after, .. } = ask().await else { panic!() };
+    let AppError::VersionFailed { retry_after, .. } = load().await else { panic!() };
     assert_eq!(fake.n_loads() - n_built, 2);
     assert!(retry_after > Duration::from_secs(1), "the second back-off is longer");
     let by_operator = models.load_version(&Call::for_tests(), &ModelRef::Version(name(2))).await;

@@ -1,4 +1,5 @@
-//! Reads the faces of a photo: decode, detect, detect again at higher resolution, cut out and judge, read and embed.
+//! Reads the faces of a photo: detects them, detects them again at a higher resolution, checks their quality, cuts
+//! chips out, and runs the networks on the chips.
 //!
 //! The pixel pool does the work on pixels; each network runs through its version's queue on the device. The stages run
 //! one after another, and none calls an earlier one.
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::{sync::OwnedSemaphorePermit, time::timeout_at};
 
-use super::{FaceRead, FacesRead, Facts, Outcome, Photos, Plan, Took, plan::FaceStages};
+use super::{FaceRead, FacesRead, Facts, Outcome, Photos, Plan, StageTimes, plan::FaceStages};
 use crate::{
     app::{
         AppError,
@@ -21,10 +22,10 @@ use crate::{
     vision::{DetectedFace, DetectionView, FaceCrop, FaceQuality, PhotoNote},
 };
 
-/// A face that was cut out and judged.
+/// A face whose quality was checked, with its chips.
 struct Cut {
     quality: FaceQuality,
-    /// One chip per reader, in order; empty if the face is unfit.
+    /// One chip per reader, in order; empty if the face misses a threshold.
     chips: Vec<Arc<Input>>,
     reasons: Vec<AbstentionReason>,
 }
@@ -41,7 +42,7 @@ impl Photos {
         let start = Instant::now();
         let (pipeline, bytes) = (Arc::clone(&stages.pipeline), photo.clone());
         let work = move |limits: &_| {
-            let (pyramid, view) = pipeline.look(&bytes, limits)?;
+            let (pyramid, view) = pipeline.prepare(&bytes, limits)?;
             Ok((Arc::new(Input::Photo(pyramid)), view))
         };
         let (input, view) = self.pixels.run(plan.deadline, work).await?;
@@ -63,7 +64,7 @@ impl Photos {
             return Ok((Outcome::Faces(FacesRead { n_found, faces: Vec::new() }), notes, facts));
         }
         let _places = self.places(plan, faces.len()).await?;
-        let crops = self.look_again(plan, stages, photo, view, faces).await?;
+        let crops = self.detect_again(plan, stages, photo, view, faces).await?;
         facts.took.detection = Some(start.elapsed());
 
         let start = Instant::now();
@@ -73,7 +74,7 @@ impl Photos {
         let read = cuts.into_iter().map(|cut| self.read_face(plan, stages, cut));
         let answered: Vec<Answered> = stream::iter(read).buffered(self.n_crowd_places as usize).try_collect().await?;
         let of_first = |reader: usize| answered.first().and_then(|answered| answered.served.get(reader));
-        facts.took = Took {
+        facts.took = StageTimes {
             queue: of_first(0).map(|served| served.queue),
             inference: of_first(0).map(|served| served.inference),
             batch_size: of_first(0).map_or(0, |served| served.batch_size),
@@ -102,7 +103,7 @@ impl Photos {
 
     /// Chooses the image that each face is cut out of: the view, or a part of the photo in which the detector runs
     /// again.
-    async fn look_again(
+    async fn detect_again(
         &self,
         plan: &Plan,
         stages: &FaceStages,
@@ -128,7 +129,7 @@ impl Photos {
         Ok(stages.pipeline.crops(&view, faces, &parts, &found))
     }
 
-    /// Judges the faces, and cuts the fit ones out, once per reader.
+    /// Checks the faces' quality, and cuts a chip per reader out of those within all thresholds.
     async fn cut(
         &self,
         plan: &Plan,

@@ -10,8 +10,8 @@ use crate::{
     proto::v1::{self, QualityThresholds},
 };
 
-/// The decisions about a photo: what a decision log, a comparison of versions, or another protocol needs besides the
-/// answer.
+/// The decisions about a photo: the information that a log, a comparison of versions or another protocol needs besides
+/// the answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// The version that answered.
@@ -23,18 +23,18 @@ pub(crate) struct Facts {
     /// The thresholds of the faces, for a version that reads faces.
     pub(crate) thresholds: Option<QualityThresholds>,
     /// How long each stage took.
-    pub(crate) took: Took,
+    pub(crate) took: StageTimes,
     pub(super) photo: Bytes,
 }
 
 /// How long each stage took; `None` for a stage that did not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Took {
+pub(crate) struct StageTimes {
     /// Decoding, including the wait for it.
     pub(crate) decode: Option<Duration>,
     /// Detecting faces, including the second run.
     pub(crate) detection: Option<Duration>,
-    /// Judging faces and cutting them out.
+    /// Checking the faces' quality and cutting chips out.
     pub(crate) alignment: Option<Duration>,
     /// The first face's wait for the device.
     pub(crate) queue: Option<Duration>,
@@ -73,7 +73,7 @@ impl Facts {
     }
 }
 
-impl Took {
+impl StageTimes {
     /// Converts to the contract's form.
     pub(crate) fn to_proto(self) -> v1::Timing {
         v1::Timing {

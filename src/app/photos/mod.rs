@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use self::plan::{Stages, Versions};
 pub(crate) use self::{
-    facts::{Facts, Took, proto_duration},
+    facts::{Facts, StageTimes, proto_duration},
     plan::Plan,
 };
 use super::{AppError, Call, Models};
@@ -179,7 +179,7 @@ impl Photos {
             detector: None,
             embedder: None,
             thresholds: None,
-            took: Took::default(),
+            took: StageTimes::default(),
             photo: photo.clone(),
         };
         let (outcome, notes, mut facts) = match &plan.stages {
@@ -220,7 +220,7 @@ impl Photos {
             return Ok((Outcome::TooSmall { width, height, min_side_px }, notes, facts));
         }
         let served = self.serving.run(&facts.version, input, plan.deadline, plan.priority).await?;
-        facts.took = Took {
+        facts.took = StageTimes {
             queue: Some(served.queue),
             inference: Some(served.inference),
             batch_size: served.batch_size,

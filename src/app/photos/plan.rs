@@ -32,7 +32,7 @@ pub(crate) struct Plan {
 pub(super) enum Stages {
     /// The photo is decoded to a square, which a network reads.
     Photo { side_px: u32, min_side_px: u32 },
-    /// Faces are detected, cut out and judged, and networks read each.
+    /// Faces are detected, their quality is checked, and networks run on their chips.
     Faces(Box<FaceStages>),
 }
 

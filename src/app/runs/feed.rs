@@ -45,7 +45,7 @@ impl Feed {
     }
 
     /// Publishes an event to watchers. An event to be stored must be stored first.
-    pub(super) fn tell(&self, event: Event) {
+    pub(super) fn publish(&self, event: Event) {
         if let Some(Kind::Progress(progress)) = &event.event {
             self.state.lock().progress = Some(progress.clone());
         }
@@ -131,9 +131,9 @@ mod tests {
         let kept: Vec<_> = (0..3).map(|i| progress(&feed, i)).collect();
         let live = feed.subscribe();
         // The third is stored and also published live, as when it happens while the store is read.
-        feed.tell(kept[2].clone());
-        feed.tell(progress(&feed, 3));
-        feed.tell(end(&feed));
+        feed.publish(kept[2].clone());
+        feed.publish(progress(&feed, 3));
+        feed.publish(end(&feed));
         let mut watch = Watch::new(kept, Some(live), 1);
         let mut seen = Vec::new();
         while let Some(event) = watch.next().await {
@@ -147,9 +147,9 @@ mod tests {
         let feed = Feed::new(0);
         let live = feed.subscribe();
         for i in 0..(2 * BACKLOG as i32) {
-            feed.tell(progress(&feed, i));
+            feed.publish(progress(&feed, i));
         }
-        feed.tell(end(&feed));
+        feed.publish(end(&feed));
         let mut watch = Watch::new(Vec::new(), Some(live), 0);
         let mut last = None;
         while let Some(event) = watch.next().await {

@@ -31,7 +31,7 @@ use crate::{
         v1::{self, watch_training_run_response::Event as Kind},
     },
     store::{Batch, Range, Store, StoreError, StoreExt, Table, join_key},
-    training::{Launcher, Recipe, Roots, Source},
+    training::{DataSource, Launcher, Recipe, Roots},
 };
 
 /// The largest encoded recipe: it is part of the job and of every answer about its run.
@@ -189,7 +189,7 @@ impl Runs {
     /// Starts a run. If the caller leaves while the run is being stored, it still starts.
     ///
     /// # Errors
-    /// When the recipe or a source is wrong, a path is outside the roots, or too many runs wait.
+    /// When the recipe or a source is wrong, a path is outside the training roots, or too many runs wait.
     pub(crate) async fn start(&self, call: &Call, new: NewRun, once: Idempotent) -> Result<RunOperation, AppError> {
         let (runs, call) = (self.clone(), call.clone());
         detached(async move {
@@ -256,7 +256,7 @@ impl Runs {
         Ok(id)
     }
 
-    /// Checks that the run's paths exist under a root. The child checks again when it opens them.
+    /// Checks that the run's paths exist below a training root. The child checks again when it opens them.
     fn check_paths(&self, record: &RunRecord) -> Result<(), AppError> {
         self.resolved_sources(record)?;
         if let Some(v1::recipe::WarmStart::WeightsPath(path)) =
@@ -268,7 +268,7 @@ impl Runs {
     }
 
     fn resolved_sources(&self, record: &RunRecord) -> Result<Vec<v1::DataSource>, AppError> {
-        let sources = Source::all_from_proto(&record.sources, &self.shared.roots)?;
+        let sources = DataSource::all_from_proto(&record.sources, &self.shared.roots)?;
         sources.iter().map(|source| Ok(source.to_proto()?)).collect()
     }
 
@@ -278,7 +278,7 @@ impl Runs {
         let runs = self.clone();
         self.shared.tasks.spawn(async move {
             let id = record.id.clone();
-            task::lead(&runs, &active, record).await;
+            task::run_to_end(&runs, &active, record).await;
             runs.shared.active.lock().remove(&id);
             // Dropping the last `Active` closes the feed for watchers, so the run is removed from `active` first.
             drop(active);

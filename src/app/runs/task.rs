@@ -15,7 +15,7 @@ use crate::{
         rpc,
         store::RunRecord,
         v1::{self, watch_training_run_response::Event as Kind},
-        worker::{Failed, FailureKind, Finished, Job, worker_event::Event as Said},
+        worker::{Failed, FailureKind, Finished, Job, worker_event::Event as WorkerReport},
     },
     registry::{NewVersion, Origin, Reads},
     training::RunningWorker,
@@ -25,7 +25,7 @@ use crate::{
 const KEEP_PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs a training run to its end, and always stores the end.
-pub(super) async fn lead(runs: &Runs, active: &Active, mut record: RunRecord) {
+pub(super) async fn run_to_end(runs: &Runs, active: &Active, mut record: RunRecord) {
     let end = match train(runs, active, &mut record).await {
         Ok(End::Registered | End::StillQueued) => return,
         Ok(End::Failed(error)) => error,
@@ -148,20 +148,20 @@ async fn follow(
 ) -> Result<(), AppError> {
     let mut kept = ((0, 0), Instant::now());
     loop {
-        let said = tokio::select! {
+        let event = tokio::select! {
             biased;
             () = active.cancel.cancelled() => {
                 worker.cancel();
                 return Ok(());
             }
-            said = worker.events.recv() => said,
+            event = worker.events.recv() => event,
         };
-        match said.map(|event| event.event) {
-            Some(Some(Said::Data(data))) => {
+        match event.map(|event| event.event) {
+            Some(Some(WorkerReport::Data(data))) => {
                 record.data = Some(data.clone());
                 write(runs, active, record, Kind::Data(data)).await?;
             }
-            Some(Some(Said::Progress(progress))) => {
+            Some(Some(WorkerReport::Progress(progress))) => {
                 let epoch = (progress.stage, progress.epoch);
                 record.progress = Some(progress.clone());
                 let ends_epoch = progress.epoch > 0 && progress.step == progress.n_steps;
@@ -169,11 +169,11 @@ async fn follow(
                     kept = (epoch, Instant::now());
                     write(runs, active, record, Kind::Progress(progress)).await?;
                 } else {
-                    active.feed.tell(feed::event(active.feed.next_sequence(), Kind::Progress(progress)));
+                    active.feed.publish(feed::event(active.feed.next_sequence(), Kind::Progress(progress)));
                 }
             }
             // The exit carries this result, too.
-            Some(Some(Said::Finished(_) | Said::Failed(_)) | None) => {}
+            Some(Some(WorkerReport::Finished(_) | WorkerReport::Failed(_)) | None) => {}
             None => return Ok(()),
         }
     }
@@ -261,7 +261,7 @@ async fn register(
     }
     tracing::info!(run = %record.id, %version, "the training run made a version");
     if let Some(event) = event {
-        active.feed.tell(event);
+        active.feed.publish(event);
     }
     Ok(End::Registered)
 }
@@ -290,7 +290,7 @@ async fn write(runs: &Runs, active: &Active, record: &RunRecord, kind: Kind) -> 
     let store = std::sync::Arc::clone(&runs.shared.store);
     let batch = record_batch(record, Some(&event));
     blocking(move || Ok(store.commit(batch)?)).await?;
-    active.feed.tell(event);
+    active.feed.publish(event);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use tch::Tensor;
 
 use super::resnet::{DLIB_MEAN, DLIB_STD, FoldedConv, check_images, conv_shapes};
-use crate::nn::{Device, NnError, Normalisation, TensorData, inference::infer_squares, network::Loaded};
+use crate::nn::{Device, NnError, Normalisation, TensorData, inference::infer_squares, network::CheckedTensors};
 
 /// The facts that determine the shape of a network of this kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ struct FoldedLinear {
 }
 
 impl FoldedLinear {
-    fn load(loaded: &Loaded<'_>, n: usize) -> Result<Self, NnError> {
+    fn load(loaded: &CheckedTensors<'_>, n: usize) -> Result<Self, NnError> {
         let weight = loaded.tensor(&format!("fc{n}.weight"))?.f_mul(&loaded.tensor(&format!("scale{n}"))?)?;
         Ok(Self { weight, bias: loaded.tensor(&format!("fc{n}.bias"))? })
     }
@@ -82,7 +82,7 @@ impl DlibPlainNet {
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that do not fit, [`NnError::OutOfMemory`].
     pub fn load(config: &DlibPlainConfig, tensors: &[TensorData], device: Device) -> Result<Self, NnError> {
-        let loaded = Loaded::check(&config.shapes(), tensors, device)?;
+        let loaded = CheckedTensors::check(&config.shapes(), tensors, device)?;
         tch::no_grad(|| {
             let block = |i: usize| {
                 let prefix = format!("blocks.{i}.");

@@ -16,7 +16,7 @@ use tch::{Kind, TchError, Tensor};
 use crate::nn::{
     Device, NnError, Normalisation, TensorData,
     inference::infer_squares,
-    network::{Loaded, channels_last},
+    network::{CheckedTensors, channels_last},
 };
 
 /// The means that dlib subtracts from red, green and blue of 0..255 before it divides by 256.
@@ -117,7 +117,7 @@ pub(super) struct FoldedConv {
 
 impl FoldedConv {
     pub(super) fn load(
-        loaded: &Loaded<'_>,
+        loaded: &CheckedTensors<'_>,
         prefix: &str,
         n: usize,
         stride: i64,
@@ -180,7 +180,7 @@ impl DlibResNet {
     /// # Errors
     /// [`NnError::WeightsMismatch`] naming the tensors that do not fit, [`NnError::OutOfMemory`].
     pub fn load(config: &DlibResNetConfig, tensors: &[TensorData], device: Device) -> Result<Self, NnError> {
-        let loaded = Loaded::check(&config.shapes(), tensors, device)?;
+        let loaded = CheckedTensors::check(&config.shapes(), tensors, device)?;
         tch::no_grad(|| {
             let block = |(i, block): (usize, &DlibBlock)| {
                 let prefix = format!("blocks.{i}.");

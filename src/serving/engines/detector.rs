@@ -8,7 +8,7 @@ use crate::{
     serving::{Engine, EngineError, ImageOutput, Input},
     vision::{
         AlignmentBox, BoundingBox, CascadeSettings, DetectedFace, DetectorSettings, Pyramid, ShapePredictor,
-        detect::{CROP_SIDES_PX, ProposalMap, Proposals, SURE, StageOutput, rotated_crops},
+        detect::{CROP_SIDES_PX, ProposalMap, Proposals, StageOutput, UPRIGHT_SCORE, rotated_crops},
     },
 };
 
@@ -28,11 +28,11 @@ impl Engine for DetectorEngine {
     fn run(&mut self, batch: &[Arc<Input>]) -> Result<Vec<ImageOutput>, EngineError> {
         let pyramids = batch.iter().map(|input| input.photo()).collect::<Result<Vec<_>, _>>()?;
         let mut proposals = self.propose(&pyramids)?;
-        let outputs = self.ask(&pyramids, &proposals, 0)?;
+        let outputs = self.run_network(&pyramids, &proposals, 0)?;
         for ((proposals, pyramid), outputs) in proposals.iter_mut().zip(&pyramids).zip(&outputs) {
             *proposals = proposals.refined(pyramid, outputs, &self.settings);
         }
-        let outputs = self.ask(&pyramids, &proposals, 1)?;
+        let outputs = self.run_network(&pyramids, &proposals, 1)?;
         let faces = proposals.iter().zip(&outputs).zip(&pyramids).map(|((proposals, outputs), pyramid)| {
             let mut faces = proposals.faces(pyramid, outputs, &self.settings);
             if let Some((predictor, expected)) = &self.alignment {
@@ -44,7 +44,7 @@ impl Engine for DetectorEngine {
             faces
         });
         let mut faces: Vec<Vec<DetectedFace>> = faces.collect();
-        self.look_rotated(&pyramids, &mut faces)?;
+        self.score_rotated(&pyramids, &mut faces)?;
         let faces = faces.into_iter();
         Ok(faces.map(|faces| ImageOutput { faces, ..ImageOutput::new(Vec::new(), BTreeMap::new()) }).collect())
     }
@@ -111,7 +111,7 @@ impl DetectorEngine {
     }
 
     /// Runs the second (0) or third (1) network on every box; the result is by photo.
-    fn ask(
+    fn run_network(
         &self,
         pyramids: &[&Pyramid],
         proposals: &[Proposals],
@@ -126,13 +126,13 @@ impl DetectorEngine {
     }
 
     /// Runs the third network again, rotated, on the faces with a low score.
-    fn look_rotated(&self, pyramids: &[&Pyramid], faces: &mut [Vec<DetectedFace>]) -> Result<(), EngineError> {
-        let is_unsure = |face: &&DetectedFace| face.score < SURE;
+    fn score_rotated(&self, pyramids: &[&Pyramid], faces: &mut [Vec<DetectedFace>]) -> Result<(), EngineError> {
+        let is_unsure = |face: &&DetectedFace| face.score < UPRIGHT_SCORE;
         let crops = pyramids.iter().zip(faces.iter());
         let crops: Vec<f32> =
             crops.flat_map(|(pyramid, faces)| rotated_crops(pyramid, faces.iter().filter(is_unsure))).collect();
         let outputs = self.networks.decide(&crops)?;
-        for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < SURE).zip(outputs) {
+        for (face, output) in faces.iter_mut().flatten().filter(|face| face.score < UPRIGHT_SCORE).zip(outputs) {
             face.rotated_score = Some(output.score);
         }
         Ok(())

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_in_words() {
+    fn what_does_not_fit_is_refused_with_a_reason() {
         let loader = TorchEngineLoader::new("cpu").unwrap();
         let refused = |spoil: fn(&mut EngineSource)| {
             let mut source = source();

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         nn::read_weights,
-        vision::{BoundingBox, DecodeLimits, Wanted, decode},
+        vision::{BoundingBox, DecodeLimits, DecodeSize, decode},
     };
 
     /// Made by `tests/fixtures/dlib_shape.py` with dlib 20.0.1.
@@ -178,7 +178,7 @@ mod tests {
         };
         let path = PathBuf::from(folder).join("mtcnn/shape_predictor_5_face_landmarks.dat");
         let predictor = shape_predictor(&read_weights(&path).unwrap()).unwrap().unwrap();
-        let photo = decode(PORTRAIT, &DecodeLimits::default(), Wanted::Full).unwrap();
+        let photo = decode(PORTRAIT, &DecodeLimits::default(), DecodeSize::Full).unwrap();
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         let faces = golden["faces"].as_array().unwrap();
         assert_eq!(faces.len(), 2);

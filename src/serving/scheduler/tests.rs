@@ -181,9 +181,9 @@ fn a_busy_version_does_not_starve_a_quiet_one() {
     (0..10).for_each(|_| drop(b.next(0)));
     // It was idle until now, and gets one batch at once, but not ten in a row.
     (1000..1040).for_each(|i| drop(b.put("quiet", None, i).unwrap()));
-    let turns: Vec<bool> = (0..8).map(|_| b.next(0).0[0] >= 1000).collect();
-    assert!(turns[..2].contains(&true), "{turns:?}");
-    assert!(turns.iter().filter(|&&quiet| quiet).count() <= 5, "{turns:?}");
+    let batches: Vec<bool> = (0..8).map(|_| b.next(0).0[0] >= 1000).collect();
+    assert!(batches[..2].contains(&true), "{batches:?}");
+    assert!(batches.iter().filter(|&&quiet| quiet).count() <= 5, "{batches:?}");
 }
 
 #[test]

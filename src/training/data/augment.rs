@@ -20,14 +20,14 @@ impl Augmentation {
     /// Crops a random share of the image at a random place, scales it to the network's side as serving does, and
     /// mirrors it at random.
     #[must_use]
-    pub(crate) fn apply(&self, picture: &Pixels, dice: &mut ChaCha8Rng) -> Vec<u8> {
-        let share = dice.random_range(0.0..=self.crop_fraction);
+    pub(crate) fn apply(&self, picture: &Pixels, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        let share = rng.random_range(0.0..=self.crop_fraction);
         let side_px = picture.side_px;
         let kept_px = ((f64::from(side_px) * (1.0 - share)).round() as u32).clamp(1, side_px.max(1));
-        let left = dice.random_range(0..=side_px.saturating_sub(kept_px));
-        let top = dice.random_range(0..=side_px.saturating_sub(kept_px));
+        let left = rng.random_range(0..=side_px.saturating_sub(kept_px));
+        let top = rng.random_range(0..=side_px.saturating_sub(kept_px));
         let mut rgb = self.scaled(cut(picture, left, top, kept_px), kept_px);
-        if dice.random_bool(self.flip_probability.clamp(0.0, 1.0)) {
+        if rng.random_bool(self.flip_probability.clamp(0.0, 1.0)) {
             mirror(&mut rgb, self.image_size_px);
         }
         rgb
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_differ_and_repeat_with_their_dice() {
+    fn crops_differ_and_repeat_with_their_seed() {
         let cropped = Augmentation { image_size_px: 32, crop_fraction: 0.3, flip_probability: 0.5 };
         let picture = picture(46);
         assert_eq!(apply(cropped, &picture, 1), apply(cropped, &picture, 1));

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::training::{
     TrainingError,
-    asked::{CsvSource, Roots},
+    request::{CsvSource, Roots},
 };
 
 /// Bytes read to recognise a file that is not a table.

@@ -25,7 +25,7 @@ use crate::{
     proto::v1,
     training::{
         TrainingError,
-        asked::{Head, MAX_LABELS, MAX_TEXT_BYTES, Recipe, Roots, Source, Target},
+        request::{DataSource, Head, MAX_LABELS, MAX_TEXT_BYTES, Recipe, Roots, Target},
     },
 };
 
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataRequest<'a> {
     /// Concatenated in this order.
-    pub sources: &'a [Source],
+    pub sources: &'a [DataSource],
     /// Defines heads, fractions, seed and the share of bad rows.
     pub recipe: &'a Recipe,
     /// All paths of a source must lie below one of these.
@@ -112,8 +112,8 @@ impl Dataset {
         check_columns(request)?;
         let rows = data.list(request, watch)?;
         if rows.is_empty() && data.rejections.total() == 0 {
-            let looked_at = request.sources.iter().map(Source::looked_at).collect::<Vec<_>>().join(", ");
-            return Err(data.bad(format!("nothing was found to train on: {looked_at}")));
+            let searched = request.sources.iter().map(DataSource::describe).collect::<Vec<_>>().join(", ");
+            return Err(data.bad(format!("nothing was found to train on: {searched}")));
         }
         data.check_share(rows.len())?;
         let rows = data.hash(rows, pool, watch)?;
@@ -239,13 +239,13 @@ impl Dataset {
         let columns: Vec<_> = self.heads.iter().map(|head| head.column.clone()).collect();
         let mut rows = Vec::new();
         let mut n_done = 0;
-        let mut go_on = ControlFlow::Continue(());
+        let mut flow = ControlFlow::Continue(());
         let (heads, rejections) = (&self.heads, &mut self.rejections);
         for source in request.sources {
             let visit = |row: Result<Row, Rejected>| {
                 n_done += 1;
-                if go_on.is_continue() {
-                    go_on = watch(LoadProgress { phase: LoadPhase::Listing, n_done, n_total: 0 });
+                if flow.is_continue() {
+                    flow = watch(LoadProgress { phase: LoadPhase::Listing, n_done, n_total: 0 });
                 }
                 let checked = row.and_then(|row| match encode(heads, &row.labels) {
                     Ok(_) => Ok(row),
@@ -257,10 +257,10 @@ impl Dataset {
                 }
             };
             match source {
-                Source::UtkFace { folder } => utkface::read(folder, request.roots, &columns, visit)?,
-                Source::Csv(source) => csv_table::read(source, request.roots, &columns, visit)?,
+                DataSource::UtkFace { folder } => utkface::read(folder, request.roots, &columns, visit)?,
+                DataSource::Csv(source) => csv_table::read(source, request.roots, &columns, visit)?,
             }
-            if go_on.is_break() {
+            if flow.is_break() {
                 return Err(TrainingError::Cancelled);
             }
         }
@@ -368,8 +368,8 @@ fn check_columns(request: &DataRequest<'_>) -> Result<(), TrainingError> {
     let mut columns = BTreeSet::new();
     for source in request.sources {
         match source {
-            Source::UtkFace { .. } => columns.extend(utkface::COLUMNS.map(str::to_owned)),
-            Source::Csv(source) => columns.extend(csv_table::header(&source.table)?),
+            DataSource::UtkFace { .. } => columns.extend(utkface::COLUMNS.map(str::to_owned)),
+            DataSource::Csv(source) => columns.extend(csv_table::header(&source.table)?),
         }
     }
     for head in &request.recipe.heads {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{proto::v1, training::asked::Refusal};
+use crate::{proto::v1, training::request::Refusal};
 
 /// The number of rows that a report names.
 const MAX_NAMED: usize = 20;
@@ -19,7 +19,7 @@ pub(crate) enum Reason {
     MalformedRow,
     /// The image does not exist, or is not a file.
     FileNotFound,
-    /// The image's path leads outside the roots.
+    /// The image's path leads outside the training roots.
     PathOutsideRoots,
     /// The file cannot be read, or is not a decodable image.
     UnreadableImage,
@@ -143,7 +143,7 @@ fn shorten(text: &mut String) {
 /// Returns the reason and its text for an image whose path was refused.
 pub(super) fn path_refused(refusal: Refusal, path: &str) -> (Reason, String) {
     match refusal {
-        Refusal::Outside => (Reason::PathOutsideRoots, format!("{path} is not below a configured data root")),
+        Refusal::Outside => (Reason::PathOutsideRoots, format!("{path} is not below a configured training root")),
         Refusal::Missing => (Reason::FileNotFound, format!("{path} does not exist")),
     }
 }

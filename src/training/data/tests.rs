@@ -5,7 +5,7 @@ use std::{fs, ops::ControlFlow, path::Path};
 use super::{BatchPlan, DataRequest, Dataset, Loader, LoaderOptions, Order, Rest, Sides, Split, dataset::LoadWatch};
 use crate::{
     proto::v1,
-    training::{Recipe, Roots, Source},
+    training::{DataSource, Recipe, Roots},
 };
 use image::ImageFormat;
 
@@ -47,7 +47,7 @@ fn a_folder_and_a_table_become_batches_and_bad_files_are_named() {
     })
     .unwrap();
     let roots = Roots::new(vec![tmp.path().to_owned()]).unwrap();
-    let sources = Source::all_from_proto(&[utkface("utk"), csv("faces.csv")], &roots).unwrap();
+    let sources = DataSource::all_from_proto(&[utkface("utk"), csv("faces.csv")], &roots).unwrap();
     let loader = Loader::new(LoaderOptions::with_max_pixels(1_000_000)).unwrap();
     let request = DataRequest { sources: &sources, recipe: &recipe, roots: &roots };
     let mut dataset = Dataset::load(&request, loader.pool(), GO_ON).unwrap();
@@ -81,19 +81,19 @@ fn sources_outside_the_roots_are_refused_and_absolute_ones_inside_are_not() {
     write_utkface(&inside.join("utk"), 0, 3);
     write_utkface(&tmp.path().join("outside"), 0, 3);
     let roots = Roots::new(vec![inside.clone()]).unwrap();
-    let refused = |source| Source::all_from_proto(&[source], &roots).unwrap_err().to_string();
+    let refused = |source| DataSource::all_from_proto(&[source], &roots).unwrap_err().to_string();
     let absolute = |path: &Path| path.to_str().unwrap().to_owned();
-    assert!(refused(utkface("../outside")).contains("not below a configured data root"));
-    assert!(refused(utkface(&absolute(&tmp.path().join("outside")))).contains("not below a configured data root"));
+    assert!(refused(utkface("../outside")).contains("not below a configured training root"));
+    assert!(refused(utkface(&absolute(&tmp.path().join("outside")))).contains("not below a configured training root"));
     assert!(refused(csv("utk/none.csv")).contains("does not exist"));
     assert_eq!(refused(csv("utk")), "sources[0].csv.path: utk is not a file");
     assert_eq!(refused(utkface("")), "sources[0].utkface.path: must be given");
     assert_eq!(refused(v1::DataSource::default()), "sources[0]: must be utkface or csv");
 
-    let found = Source::all_from_proto(&[utkface(&absolute(&inside.join("utk")))], &roots).unwrap();
+    let found = DataSource::all_from_proto(&[utkface(&absolute(&inside.join("utk")))], &roots).unwrap();
     let job = found[0].to_proto().unwrap();
-    assert_eq!(Source::all_from_proto(&[job], &roots).unwrap(), found);
-    assert_eq!(found, [Source::UtkFace { folder: fs::canonicalize(inside.join("utk")).unwrap() }]);
+    assert_eq!(DataSource::all_from_proto(&[job], &roots).unwrap(), found);
+    assert_eq!(found, [DataSource::UtkFace { folder: fs::canonicalize(inside.join("utk")).unwrap() }]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     rejections::{Reason, Rejected, path_refused},
     row::Row,
 };
-use crate::training::{TrainingError, asked::Roots};
+use crate::training::{TrainingError, request::Roots};
 
 /// The columns of such a folder.
 pub(super) const COLUMNS: [&str; 2] = ["age", "gender"];
@@ -62,7 +62,7 @@ fn digits(text: &str) -> bool {
 }
 
 /// Visits the images of a folder and its sub-folders in the order of their names. Links to folders are not followed;
-/// links to files are, within the roots.
+/// links to files are, within the training roots.
 ///
 /// # Errors
 /// [`TrainingError::Io`] when a folder cannot be read.

@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn it_covers_what_it_promises_on_average() {
-        let mut dice = ChaCha8Rng::seed_from_u64(5);
-        let mut draw = |n: usize| (0..n).map(|_| dice.random::<f64>().powi(3)).collect::<Vec<_>>();
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut draw = |n: usize| (0..n).map(|_| rng.random::<f64>().powi(3)).collect::<Vec<_>>();
         let (mut inside, mut all) = (0, 0);
         for _ in 0..400 {
             let width = half_width(draw(50), 0.9).unwrap();

@@ -8,21 +8,21 @@ use crate::{
     nn::{HeadOutput, Network, NnError, Normalisation},
     training::{
         TrainingError,
-        asked::{Head, Target},
         data::{BatchPlan, ImageSet, Order, Rest},
+        request::{Head, Target},
     },
 };
 
 /// Outputs and labels of one head, for the images that have a label.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Answers {
+pub(crate) struct LabelledOutputs {
     /// The number, or the probability of each label.
     pub(crate) outputs: Vec<Vec<f32>>,
     /// The number, or the label's index.
     pub(crate) labels: Vec<f32>,
 }
 
-impl Answers {
+impl LabelledOutputs {
     /// The absolute differences of a regression.
     #[must_use]
     pub(crate) fn residuals(&self) -> Vec<f64> {
@@ -31,21 +31,21 @@ impl Answers {
     }
 }
 
-/// Runs the network on every image of a part. `go_on` checks for cancellation before each batch.
+/// Runs the network on every image of a part. Calls `check_cancelled` before each batch.
 ///
 /// # Errors
 /// [`TrainingError::Cancelled`], an image that has become unreadable, or an error of libtorch.
-pub(crate) fn ask(
+pub(crate) fn predict(
     network: &Network,
     normalisation: &Normalisation,
     heads: &[Head],
     set: &ImageSet,
     batch_size: usize,
-    go_on: &dyn Fn() -> Result<(), TrainingError>,
-) -> Result<Vec<Answers>, TrainingError> {
-    let mut answers = vec![Answers::default(); heads.len()];
+    check_cancelled: &dyn Fn() -> Result<(), TrainingError>,
+) -> Result<Vec<LabelledOutputs>, TrainingError> {
+    let mut answers = vec![LabelledOutputs::default(); heads.len()];
     for batch in set.batches(BatchPlan { batch_size, order: Order::Listed, rest: Rest::Kept }) {
-        go_on()?;
+        check_cancelled()?;
         let batch = batch?;
         let rgb: Vec<u8> = batch.pixels.iter().flat_map(|pixels| pixels.rgb.iter().copied()).collect();
         let outputs = tch::no_grad(|| -> Result<_, NnError> {
@@ -81,7 +81,7 @@ fn outputs(heads: &[Head], raw: &HeadOutput) -> Result<Vec<Vec<Vec<f32>>>, NnErr
 
 /// Computes a part's metrics: `{head}.mae` and `{head}.rmse`, or `{head}.accuracy`; none for a head without labels.
 #[must_use]
-pub(crate) fn metrics(heads: &[Head], answers: &[Answers]) -> BTreeMap<String, f64> {
+pub(crate) fn metrics(heads: &[Head], answers: &[LabelledOutputs]) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     for (head, answers) in heads.iter().zip(answers).filter(|(_, answers)| !answers.labels.is_empty()) {
         let n = answers.labels.len() as f64;
@@ -124,12 +124,12 @@ mod tests {
             head("smoker", Target::Classification { labels: vec!["a".to_owned(), "b".to_owned()] }),
         ];
         let answers = [
-            Answers { outputs: vec![vec![30.0], vec![44.0]], labels: vec![33.0, 40.0] },
-            Answers {
+            LabelledOutputs { outputs: vec![vec![30.0], vec![44.0]], labels: vec![33.0, 40.0] },
+            LabelledOutputs {
                 outputs: vec![vec![0.9, 0.1], vec![0.4, 0.6], vec![0.5, 0.5], vec![0.2, 0.8]],
                 labels: vec![0.0, 1.0, 1.0, 1.0],
             },
-            Answers::default(),
+            LabelledOutputs::default(),
         ];
         let expected = [("age.mae", 3.5), ("age.rmse", 12.5_f64.sqrt()), ("gender.accuracy", 0.75)];
         assert_eq!(metrics(&heads, &answers), expected.map(|(name, value)| (name.to_owned(), value)).into());

@@ -9,13 +9,12 @@ use tch::{COptimizer, Kind, Reduction, Tensor};
 
 use super::{evaluate, schedule::OneCycle};
 use crate::{
-    nn::{HeadOutput, Network, NnError, Normalisation, Part},
+    nn::{HeadOutput, Network, NnError, Normalisation, ParameterGroup},
     proto::v1,
     training::{
-        TrainingError,
-        asked::{Head, Recipe, Stage, Target},
-        count,
+        TrainingError, count,
         data::{Augmentation, BatchPlan, ImageSet, LabelledBatch, Loader, Order, Rest, StageImages},
+        request::{Head, Recipe, Stage, Target},
     },
 };
 
@@ -29,6 +28,10 @@ const FROZEN_COST: f64 = 0.35;
 /// Cost of evaluating an image, as a share of a training step's.
 const EVALUATION_COST: f64 = 0.33;
 
+/// The optimiser's groups, in the order of their indices.
+const GROUPS: [ParameterGroup; 4] =
+    [ParameterGroup::BodyWeights, ParameterGroup::HeadWeights, ParameterGroup::BodyNorms, ParameterGroup::HeadNorms];
+
 /// The state shared by all stages.
 pub(crate) struct Fit<'a> {
     pub(crate) recipe: &'a Recipe,
@@ -37,9 +40,9 @@ pub(crate) struct Fit<'a> {
     pub(crate) loader: &'a Loader,
     pub(crate) normalisation: &'a Normalisation,
     /// Checks for cancellation; an error ends the run.
-    pub(crate) go_on: &'a dyn Fn() -> Result<(), TrainingError>,
+    pub(crate) check_cancelled: &'a dyn Fn() -> Result<(), TrainingError>,
     /// Receives the progress of every step.
-    pub(crate) tell: &'a dyn Fn(v1::Progress),
+    pub(crate) report: &'a dyn Fn(v1::Progress),
     pub(crate) clock: Clock,
 }
 
@@ -51,7 +54,7 @@ impl Fit<'_> {
         stage_idx: usize,
         stage: &Stage,
         images: &StageImages,
-    ) -> Result<Vec<evaluate::Answers>, TrainingError> {
+    ) -> Result<Vec<evaluate::LabelledOutputs>, TrainingError> {
         network.freeze_body(stage.freeze_body);
         let mut optimiser = optimiser(network, self.recipe.weight_decay)?;
         let plan = self.plan(stage_idx, 0);
@@ -67,7 +70,7 @@ impl Fit<'_> {
         for epoch_idx in 0..stage.epochs {
             let mut pace = Pace::default();
             for (step_idx, batch) in images.train.batches(self.plan(stage_idx, epoch_idx)).enumerate() {
-                (self.go_on)()?;
+                (self.check_cancelled)()?;
                 let batch = batch?;
                 let settings = cycle.at(epoch_idx * n_steps + step_idx);
                 optimiser.set_learning_rate(settings.learning_rate).map_err(NnError::from)?;
@@ -93,14 +96,14 @@ impl Fit<'_> {
                     learning_rate: settings.learning_rate,
                     metrics: progress.metrics,
                 };
-                (self.tell)(progress.clone());
+                (self.report)(progress.clone());
             }
-            answers = self.ask(network, &images.valid)?;
+            answers = self.predict(network, &images.valid)?;
             self.clock.done += images.valid.len() as f64 * picture_cost(stage) * EVALUATION_COST;
             // Repeats the epoch's last progress with its metrics.
             progress.metrics = evaluate::metrics(self.heads, &answers);
             progress.eta = self.clock.eta();
-            (self.tell)(progress.clone());
+            (self.report)(progress.clone());
             let metrics = &progress.metrics;
             tracing::info!(stage = stage_idx + 1, epoch = epoch_idx + 1, loss = loss.shown(), ?metrics, "epoch");
         }
@@ -108,8 +111,12 @@ impl Fit<'_> {
     }
 
     /// Runs the network on a part.
-    pub(crate) fn ask(&self, network: &Network, set: &ImageSet) -> Result<Vec<evaluate::Answers>, TrainingError> {
-        evaluate::ask(network, self.normalisation, self.heads, set, self.recipe.batch_size, self.go_on)
+    pub(crate) fn predict(
+        &self,
+        network: &Network,
+        set: &ImageSet,
+    ) -> Result<Vec<evaluate::LabelledOutputs>, TrainingError> {
+        evaluate::predict(network, self.normalisation, self.heads, set, self.recipe.batch_size, self.check_cancelled)
     }
 
     fn plan(&self, stage_idx: usize, epoch_idx: usize) -> BatchPlan {
@@ -135,8 +142,8 @@ impl Fit<'_> {
             let indexed = batch.pixels.par_iter().enumerate();
             indexed
                 .map(|(picture_idx, pixels)| {
-                    let mut dice = ChaCha8Rng::seed_from_u64(mix(seed, picture_idx, 0, 0));
-                    augmentation.apply(pixels, &mut dice)
+                    let mut rng = ChaCha8Rng::seed_from_u64(mix(seed, picture_idx, 0, 0));
+                    augmentation.apply(pixels, &mut rng)
                 })
                 .collect()
         });
@@ -156,16 +163,16 @@ impl Fit<'_> {
 /// Creates AdamW for the trainable parameters; batch norm and biases have no weight decay.
 fn optimiser(network: &Network, weight_decay: f64) -> Result<COptimizer, NnError> {
     let mut optimiser = COptimizer::adamw(1e-3, 0.95, BETA2, 0.0, EPSILON, false)?;
-    for (group, part) in [Part::BodyWeights, Part::HeadWeights, Part::BodyNorms, Part::HeadNorms].iter().enumerate() {
-        let parameters = network.parameters().remove(part).unwrap_or_default();
+    for (group_idx, group) in GROUPS.iter().enumerate() {
+        let parameters = network.parameters().remove(group).unwrap_or_default();
         if parameters.is_empty() {
             continue;
         }
-        let decays = matches!(part, Part::BodyWeights | Part::HeadWeights);
+        let decays = matches!(group, ParameterGroup::BodyWeights | ParameterGroup::HeadWeights);
         for parameter in parameters {
-            optimiser.add_parameters(&parameter, group)?;
+            optimiser.add_parameters(&parameter, group_idx)?;
         }
-        optimiser.set_weight_decay_group(group, if decays { weight_decay } else { 0.0 })?;
+        optimiser.set_weight_decay_group(group_idx, if decays { weight_decay } else { 0.0 })?;
     }
     Ok(optimiser)
 }

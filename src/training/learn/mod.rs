@@ -9,5 +9,5 @@ mod fit;
 mod schedule;
 
 pub(super) use calibrate::half_width;
-pub(super) use evaluate::{Answers, metrics};
+pub(super) use evaluate::{LabelledOutputs, metrics};
 pub(super) use fit::{Clock, Fit};

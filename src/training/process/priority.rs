@@ -11,7 +11,7 @@ use rustix::process::setpriority_process;
 ///
 /// Returns the steps that failed, for the log; none of them prevents training.
 #[cfg(target_os = "linux")]
-pub(crate) fn step_back() -> Vec<String> {
+pub(crate) fn lower_priority() -> Vec<String> {
     use rustix::process::{Signal, set_parent_process_death_signal};
 
     let mut refused = Vec::new();
@@ -46,6 +46,6 @@ fn schedule_when_idle() -> Result<(), thread_priority::Error> {
 
 /// Lowers only the niceness on other systems.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn step_back() -> Vec<String> {
+pub(crate) fn lower_priority() -> Vec<String> {
     setpriority_process(None, 19).err().map(|error| format!("nice 19: {error}")).into_iter().collect()
 }

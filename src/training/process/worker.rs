@@ -31,21 +31,20 @@ use crate::{
         worker::{Finished, Job, WorkerCommand, WorkerEvent, worker_command, worker_event::Event},
     },
     training::{
-        TrainingError,
-        asked::{Head, Recipe, Roots, Source, Target, network_spec},
-        count,
+        TrainingError, count,
         data::{DataRequest, Dataset, LoadPhase, LoadProgress, Loader, LoaderOptions, Sides, Split},
         learn::{self, Clock, Fit},
+        request::{DataSource, Head, Recipe, Roots, Target, network_spec},
     },
 };
 
 /// The shortest time between two progress events.
-const TELL_EVERY: Duration = Duration::from_millis(250);
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs the process. Call it before the process has a second thread.
 #[must_use]
 pub(crate) fn main() -> ExitCode {
-    let refused = priority::step_back();
+    let refused = priority::lower_priority();
     let output = match claim_stdout() {
         Ok(output) => output,
         Err(error) => {
@@ -103,7 +102,7 @@ fn listen(mut commands: impl Read, cancelled: &AtomicBool) {
 pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) -> Result<(), TrainingError> {
     let outbox = Outbox::new(output, cancelled);
     let result = catch_unwind(AssertUnwindSafe(|| Work { job: &job, outbox: &outbox, cancelled }.run()));
-    let result = result.unwrap_or_else(|panic| Err(panicked(panic_message(&*panic).unwrap_or("without words"))));
+    let result = result.unwrap_or_else(|panic| Err(panicked(panic_message(&*panic).unwrap_or("without a message"))));
     match result {
         Ok(finished) => {
             outbox.send(Event::Finished(finished));
@@ -120,9 +119,9 @@ pub(crate) fn work(job: Job, output: impl Write + Send, cancelled: &AtomicBool) 
 }
 
 /// Converts a panic. tch panics where an operation has no fallible form; the message shows whether memory ran out.
-fn panicked(words: &str) -> TrainingError {
-    let first = words.lines().next().unwrap_or_default().to_owned();
-    if nn::is_out_of_memory(words) {
+fn panicked(message: &str) -> TrainingError {
+    let first = message.lines().next().unwrap_or_default().to_owned();
+    if nn::is_out_of_memory(message) {
         return TrainingError::Network(NnError::OutOfMemory { detail: first });
     }
     TrainingError::Internal { detail: format!("the training process panicked: {first}") }
@@ -151,7 +150,7 @@ impl<'a> Outbox<'a> {
     fn progress(&self, progress: impl FnOnce() -> v1::Progress, is_last: bool) {
         {
             let mut output = self.output.lock();
-            if !is_last && output.1.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            if !is_last && output.1.is_some_and(|sent| sent.elapsed() < PROGRESS_EVERY) {
                 return;
             }
             output.1 = Some(Instant::now());
@@ -172,7 +171,7 @@ impl Work<'_, '_> {
         let job = self.job;
         let recipe = Recipe::from_proto(&job.recipe.clone().unwrap_or_default())?;
         let roots = Roots::new(&job.roots)?;
-        let sources = Source::all_from_proto(&job.sources, &roots)?;
+        let sources = DataSource::all_from_proto(&job.sources, &roots)?;
         let device = Device::resolve(&job.device)?;
         nn::set_num_threads(job.n_threads as usize);
         tch::manual_seed(recipe.seed.cast_signed());
@@ -200,8 +199,8 @@ impl Work<'_, '_> {
         let mut network = Network::new(&spec, device);
         self.start_weights(&mut network, &dataset)?;
 
-        let go_on = || if self.is_cancelled() { Err(TrainingError::Cancelled) } else { Ok(()) };
-        let tell = |progress: v1::Progress| {
+        let check_cancelled = || if self.is_cancelled() { Err(TrainingError::Cancelled) } else { Ok(()) };
+        let report = |progress: v1::Progress| {
             let is_last = progress.step == progress.n_steps;
             self.outbox.progress(|| progress, is_last);
         };
@@ -210,8 +209,8 @@ impl Work<'_, '_> {
             heads: &heads,
             loader: &loader,
             normalisation: &normalisation,
-            go_on: &go_on,
-            tell: &tell,
+            check_cancelled: &check_cancelled,
+            report: &report,
             clock: Clock::start(&recipe, images.train.len(), images.valid.len()),
         };
         let mut answers = Vec::new();
@@ -223,7 +222,7 @@ impl Work<'_, '_> {
             }
             answers = fit.stage(&mut network, stage_idx, stage, &images)?;
         }
-        let calibrations = calibrate(&recipe, &heads, &fit.ask(&network, &images.calibration)?);
+        let calibrations = calibrate(&recipe, &heads, &fit.predict(&network, &images.calibration)?);
         let mut metrics = learn::metrics(&heads, &answers);
         metrics.extend(coverage(&heads, &answers, &calibrations));
         let side_px = images.valid.side_px();
@@ -302,7 +301,7 @@ impl Work<'_, '_> {
 }
 
 /// Calibrates the regressions that have enough examples.
-fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::Answers]) -> Vec<HeadCalibration> {
+fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::LabelledOutputs]) -> Vec<HeadCalibration> {
     let mut calibrations = Vec::new();
     for (head, answers) in heads.iter().zip(answers) {
         if !matches!(head.target, Target::Regression { .. }) {
@@ -324,7 +323,11 @@ fn calibrate(recipe: &Recipe, heads: &[Head], answers: &[learn::Answers]) -> Vec
 }
 
 /// Measures how often the valid part's labels lie in their interval, `{head}.coverage`, and `{head}.half_width`.
-fn coverage(heads: &[Head], answers: &[learn::Answers], calibrations: &[HeadCalibration]) -> BTreeMap<String, f64> {
+fn coverage(
+    heads: &[Head],
+    answers: &[learn::LabelledOutputs],
+    calibrations: &[HeadCalibration],
+) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     for (head, answers) in heads.iter().zip(answers) {
         let Some(calibration) = calibrations.iter().find(|calibration| calibration.head == head.name) else { continue };

@@ -6,12 +6,12 @@ use moxcms::ColorProfile;
 use proptest::prelude::*;
 
 use super::{
-    super::{DecodeLimits, DecodedImage, ImageError, Wanted, decode, testing::*},
+    super::{DecodeLimits, DecodeSize, DecodedImage, ImageError, decode, testing::*},
     *,
 };
 
 fn decode_default(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
-    decode(bytes, &DecodeLimits::default(), Wanted::Full)
+    decode(bytes, &DecodeLimits::default(), DecodeSize::Full)
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn inks_become_rgb() {
     for colour in [ColorType::Cmyk, ColorType::CmykAsYcck] {
         let form = JpegForm { colour, sampling: jpeg_encoder::SamplingFactor::F_1_1, ..JpegForm::default() };
         let bytes = jpeg(form, (64, 16), &pixels, &[], &[]);
-        for wanted in [Wanted::Full, Wanted::LongSide(16), Wanted::LongSide(1)] {
+        for wanted in [DecodeSize::Full, DecodeSize::LongSide(16), DecodeSize::LongSide(1)] {
             let image = decode(&bytes, &DecodeLimits::default(), wanted).unwrap();
             let quarter = image.width_px() as usize / 4;
             for (idx, expected) in expected.iter().enumerate() {
@@ -91,7 +91,7 @@ fn display_p3_becomes_srgb() {
     }
     // Every size uses the same profile.
     let bytes = jpeg(JpegForm::default(), (64, 64), &[216u8, 172, 148].repeat(64 * 64), &[], &p3);
-    for wanted in [Wanted::Full, Wanted::LongSide(8)] {
+    for wanted in [DecodeSize::Full, DecodeSize::LongSide(8)] {
         let image = decode(&bytes, &DecodeLimits::default(), wanted).unwrap();
         assert_eq!(image.colour(), &ColourSource::Converted);
         assert!(image.rgb()[0] > 219, "{:?}", &image.rgb()[..3]);
@@ -111,7 +111,7 @@ fn display_p3_is_converted_as_others_convert_it() {
 #[test]
 fn inks_of_another_program_look_like_the_portrait() {
     let inks = decode_default(include_bytes!("../../../tests/fixtures/inks.jpg")).unwrap();
-    let portrait = decode(PORTRAIT, &DecodeLimits::default(), Wanted::Full).unwrap();
+    let portrait = decode(PORTRAIT, &DecodeLimits::default(), DecodeSize::Full).unwrap();
     let (inks, portrait) = (super::super::to_pixels(&inks, 28), super::super::to_pixels(&portrait, 28));
     let distance = distance(&inks.rgb, &portrait.rgb);
     assert!(distance < 6.0, "{distance}");

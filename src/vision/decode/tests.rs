@@ -1,4 +1,7 @@
-//! Decoding: formats, colours, orientation, caps, damage.
+//! Tests of decoding: formats, colours, orientation, limits, damage.
+
+mod hostile_files;
+mod reduced_size;
 
 use std::io::Write;
 
@@ -7,7 +10,7 @@ use image::ExtendedColorType;
 use super::{super::testing::*, *};
 
 fn decode_default(bytes: &[u8]) -> Result<DecodedImage, ImageError> {
-    decode(bytes, &DecodeLimits::default(), Wanted::Full)
+    decode(bytes, &DecodeLimits::default(), DecodeSize::Full)
 }
 
 #[test]
@@ -124,11 +127,11 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
                 ("zeros", vec![0; 100]),
             ];
             for (what, odd_end) in odd_ends {
-                for wanted in [Wanted::Full, Wanted::LongSide(20)] {
+                for wanted in [DecodeSize::Full, DecodeSize::LongSide(20)] {
                     let image = decode(&[pixels, &odd_end].concat(), &DecodeLimits::default(), wanted);
                     let image = image.unwrap_or_else(|error| panic!("{form:?}, {what}: {error}"));
                     assert_eq!(image.notes(), [PhotoNote::EndMissing], "{form:?}, {what}");
-                    if wanted == Wanted::Full {
+                    if wanted == DecodeSize::Full {
                         assert_eq!(image.rgb(), expected.rgb(), "{form:?}, {what}");
                     }
                 }
@@ -136,7 +139,7 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
             assert_eq!(expected.notes(), []);
             let first_scan = bytes.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
             for n_bytes in first_scan..pixels.len() {
-                for wanted in [Wanted::Full, Wanted::LongSide(20)] {
+                for wanted in [DecodeSize::Full, DecodeSize::LongSide(20)] {
                     let result = decode(&bytes[..n_bytes], &DecodeLimits::default(), wanted);
                     assert!(matches!(result, Err(ImageError::Unreadable { .. })), "{form:?} at {n_bytes}");
                 }
@@ -145,14 +148,14 @@ fn a_jpeg_is_whole_when_its_pixels_are_all_there() {
             // refine.
             for n_bytes in (first_scan + 20..pixels.len() - pixels.len() / 20).step_by(7) {
                 let closed = [&bytes[..n_bytes], end, &bytes[n_bytes..]].concat();
-                for wanted in [Wanted::Full, Wanted::LongSide(20)] {
+                for wanted in [DecodeSize::Full, DecodeSize::LongSide(20)] {
                     let result = decode(&closed, &DecodeLimits::default(), wanted);
                     let is_refused = matches!(&result, Err(ImageError::Unreadable { .. }));
                     assert!(is_refused, "{form:?}, closed at {n_bytes}");
                 }
             }
             let error = decode_default(&bytes[..pixels.len() - 20]).unwrap_err().to_string();
-            assert!(error.contains("its pixels are not all there"), "{form:?}: {error}");
+            assert!(error.contains("some of its pixels are missing"), "{form:?}: {error}");
         }
     }
 }
@@ -185,10 +188,13 @@ fn the_header_is_checked_before_memory_is_taken() {
     for format in [As::Jpeg, As::Png, As::WebP] {
         let bytes = encode(format, (48, 32), &quadrants(48, 32), ExtendedColorType::Rgb8, &[]);
         let refused = Err(ImageError::TooLarge { width: 48, height: 32, max_pixels: 48 * 32 - 1 });
-        assert_eq!(decode(&bytes, &limits, Wanted::Full), refused, "{format:?}");
-        assert!(decode(&bytes, &DecodeLimits { max_pixels: 48 * 32, ..limits }, Wanted::Full).is_ok(), "{format:?}");
+        assert_eq!(decode(&bytes, &limits, DecodeSize::Full), refused, "{format:?}");
+        assert!(
+            decode(&bytes, &DecodeLimits { max_pixels: 48 * 32, ..limits }, DecodeSize::Full).is_ok(),
+            "{format:?}"
+        );
         let few_bytes = DecodeLimits { max_alloc_bytes: 48 * 32 * 3, ..DecodeLimits::default() };
-        let few_bytes = decode(&bytes, &few_bytes, Wanted::Full);
+        let few_bytes = decode(&bytes, &few_bytes, DecodeSize::Full);
         assert!(
             matches!(few_bytes, Err(ImageError::TooLarge { max_pixels, .. }) if max_pixels < 48 * 32),
             "{format:?}"

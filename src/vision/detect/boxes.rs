@@ -1,4 +1,4 @@
-//! Boxes, and which of those that overlap is kept.
+//! Bounding boxes, detected faces, and non-maximum suppression.
 
 use crate::vision::geometry::{Point, Similarity};
 
@@ -15,42 +15,42 @@ pub struct BoundingBox {
     pub bottom: f32,
 }
 
-/// A face that was found.
+/// A face that the detector found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DetectedFace {
-    /// Around it, from brow to chin.
+    /// The box around the face, from brow to chin.
     pub bounds: BoundingBox,
-    /// How sure the last network is that it is one, 0 to 1.
+    /// The last network's score for a face, 0 to 1.
     pub score: f32,
-    /// Eye, eye, tip of the nose, corner and corner of the mouth; of each pair the left one in the picture first.
+    /// The eyes, the tip of the nose and the corners of the mouth; of each pair, the left one in the image comes first.
     pub landmarks: [Point; 5],
-    /// Five points that the face is cut out by: the landmarks, or those of a predictor that places them better.
+    /// The alignment points, by which the face is cut out: the landmarks, or the more accurate points of a predictor.
     pub alignment: [Point; 5],
-    /// How sure the last network is that it is one where the picture is rotated by 180 degrees, 0 to 1. It is asked only
-    /// about faces below [`SURE`](super::SURE).
+    /// The last network's score for the same crop rotated by 180 degrees, 0 to 1; computed only for faces with a score
+    /// below [`UPRIGHT_SCORE`](super::UPRIGHT_SCORE).
     pub rotated_score: Option<f32>,
 }
 
 impl BoundingBox {
-    /// Right minus left.
+    /// Returns right minus left.
     #[must_use]
     pub fn width(&self) -> f32 {
         self.right - self.left
     }
 
-    /// Bottom minus top.
+    /// Returns bottom minus top.
     #[must_use]
     pub fn height(&self) -> f32 {
         self.bottom - self.top
     }
 
-    /// Its area; 0 for one that is turned inside out.
+    /// Returns the area; 0 if an edge lies beyond its opposite.
     #[must_use]
     pub fn area(&self) -> f32 {
         self.width().max(0.0) * self.height().max(0.0)
     }
 
-    /// Intersection over union, 0 to 1.
+    /// Returns the intersection over union, 0 to 1.
     #[must_use]
     pub fn iou(&self, other: &Self) -> f32 {
         let shared = self.intersection(other, 0.0);
@@ -58,21 +58,22 @@ impl BoundingBox {
         if union > 0.0 { shared / union } else { 0.0 }
     }
 
-    /// The area in both; `extra` is added to each side's length (1 where edges count as pixels within).
+    /// Returns the area of the intersection. `extra` is added to the length of its sides: 1 if edges count as pixels.
     fn intersection(&self, other: &Self, extra: f32) -> f32 {
         let width = self.right.min(other.right) - self.left.max(other.left) + extra;
         let height = self.bottom.min(other.bottom) - self.top.max(other.top) + extra;
         width.max(0.0) * height.max(0.0)
     }
 
-    /// The share of the smaller box that is in both, edges counted as pixels.
+    /// Returns the intersection as a fraction of the smaller box; edges count as pixels.
     fn share_of_smaller(&self, other: &Self) -> f32 {
         let area = |b: &Self| (b.width() + 1.0) * (b.height() + 1.0);
         let smaller = area(self).min(area(other));
         if smaller > 0.0 { self.intersection(other, 1.0) / smaller } else { 1.0 }
     }
 
-    /// Moved and stretched by the offsets that a network gives, in shares of its sides, whose length has `extra` more.
+    /// Returns the box corrected by a network's offsets, which are fractions of its sides. `extra` is added to the
+    /// length of the sides.
     pub(super) fn regressed(&self, offsets: [f32; 4], extra: f32) -> Self {
         let (width, height) = (self.width() + extra, self.height() + extra);
         Self {
@@ -83,7 +84,7 @@ impl BoundingBox {
         }
     }
 
-    /// The square with the same centre and the longer side.
+    /// Returns the square with the same centre and the longer side.
     pub(super) fn squared(&self) -> Self {
         let side = self.width().max(self.height());
         let left = self.left + (self.width() - side) / 2.0;
@@ -91,7 +92,7 @@ impl BoundingBox {
         Self { left, top, right: left + side, bottom: top + side }
     }
 
-    /// Every coordinate times these.
+    /// Returns the box with its coordinates multiplied by `x` and `y`.
     #[must_use]
     pub fn scaled(&self, x: f32, y: f32) -> Self {
         Self { left: self.left * x, top: self.top * y, right: self.right * x, bottom: self.bottom * y }
@@ -99,7 +100,7 @@ impl BoundingBox {
 }
 
 impl DetectedFace {
-    /// In a photo whose sides are these times as long.
+    /// Returns the face in the photo scaled by `x` and `y`.
     #[must_use]
     pub fn scaled(&self, x: f32, y: f32) -> Self {
         let scaled = |points: [Point; 5]| points.map(|p| Point { x: p.x * x, y: p.y * y });
@@ -107,7 +108,7 @@ impl DetectedFace {
         Self { bounds: self.bounds.scaled(x, y), landmarks, alignment, ..*self }
     }
 
-    /// In a photo of which this one is a part, from these pixels on.
+    /// Returns the face in a larger photo that contains this one at the offset `x`, `y`.
     #[must_use]
     pub fn shifted(&self, x: f32, y: f32) -> Self {
         let shifted = |points: [Point; 5]| points.map(|p| Point { x: p.x + x, y: p.y + y });
@@ -120,8 +121,8 @@ impl DetectedFace {
         }
     }
 
-    /// In the same photo rotated by 180 degrees, whose sides are these. The points keep their order, so that of each pair
-    /// the left one in one picture is the right one in the other.
+    /// Returns the face in the photo rotated by 180 degrees; `width_px` and `height_px` are the photo's sides. The
+    /// points keep their order, so the left one of a pair becomes the right one in the image.
     #[must_use]
     pub fn rotated_180(&self, width_px: u32, height_px: u32) -> Self {
         let (width, height) = (width_px as f32 - 1.0, height_px as f32 - 1.0);
@@ -140,8 +141,8 @@ impl DetectedFace {
         }
     }
 
-    /// The square that lies on this face where one with this centre and side lies on an average face, whose alignment
-    /// points are `template`. It is upright, however the face is tilted.
+    /// Maps a square from an average face to this face. The average face has the alignment points `template`, and the
+    /// square has this centre and side there. The result is upright even if the face is tilted.
     #[must_use]
     pub fn square_at(&self, template: &[Point; 5], centre: Point, side: f32) -> BoundingBox {
         let fit = Similarity::fit(template, &self.alignment);
@@ -152,24 +153,24 @@ impl DetectedFace {
     }
 }
 
-/// What counts as overlap.
+/// The measure of the overlap of two boxes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Overlap {
     /// Intersection over union.
     Union,
-    /// Intersection over the smaller box, so that a box within a box is one too many.
+    /// Intersection over the smaller box, so a box within another is a duplicate.
     Smaller,
 }
 
-/// Non-maximum suppression: the indices of the boxes that stay, best first. A box goes when it overlaps a better one by
-/// more than `most`. Boxes that are no numbers go, too.
+/// Non-maximum suppression: returns the indices of the boxes that are kept, best first. A box is dropped if it overlaps
+/// a better one by more than `most`, or if one of its numbers is not finite.
 pub(super) fn suppress(boxes: &[(BoundingBox, f32)], most: f32, overlap: Overlap) -> Vec<usize> {
     let is_number = |(b, score): &(BoundingBox, f32)| {
         [b.left, b.top, b.right, b.bottom, *score].iter().all(|value| value.is_finite())
     };
     let mut order: Vec<usize> = (0..boxes.len()).filter(|&i| is_number(&boxes[i])).collect();
-    // Boxes that reach beyond the photo on all sides show the same crop and score the same. Of equal ones the published
-    // code takes the first, but the last where it looks at the smaller box.
+    // Boxes that extend beyond the photo on all sides have the same crop and the same score. Of equal boxes, the
+    // published code keeps the first, but the last if it compares with the smaller box.
     if matches!(overlap, Overlap::Smaller) {
         order.reverse();
     }

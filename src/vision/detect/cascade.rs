@@ -1,4 +1,4 @@
-//! From proposals to faces: what each network's answer does to the boxes before the next looks.
+//! The steps between the detector's networks: filters and corrects boxes, and cuts crops out for the next network.
 
 use super::{
     boxes::{BoundingBox, DetectedFace, Overlap, suppress},
@@ -6,23 +6,23 @@ use super::{
 };
 use crate::vision::{area::area_resize, geometry::Point};
 
-/// The side of the crops that the second and the third network see, in pixels.
+/// The side of the crops for the second and the third network, in pixels.
 pub const CROP_SIDES_PX: [u32; 2] = [24, 48];
 
-/// The most boxes that go on to the second network, the best ones. A photo of a crowd has hundreds; a pattern made to
-/// look like faces everywhere must not take the device for seconds.
+/// The maximum number of boxes for the second network; the best are kept. A photo of a crowd has hundreds. Without a
+/// limit, a pattern made to resemble faces everywhere would occupy the device for seconds.
 const MAX_PROPOSALS: usize = 512;
 
-/// The most cells of one size that are compared with one another, and of all sizes together, the best ones: each is
-/// compared with all that stay.
+/// The maximum number of cells that suppression compares, within a level and over all levels; the best are kept. The
+/// limit is needed because each cell is compared with all that were kept.
 const MAX_CELLS: usize = 2048;
 
-/// Overlaps of which the worse box goes: within a size, between sizes, after the second and after the third network.
+/// The largest allowed overlaps: within a level, between levels, after the second network, after the third network.
 const MOST_OVERLAP: [f32; 4] = [0.5, 0.7, 0.7, 0.7];
 
-/// A face with this score is upright. Of upright faces that are answered 9 in 100 score less, of those upside down all but
-/// 1 in 300; measured with the published weights.
-pub const SURE: f32 = 0.9998;
+/// A face with at least this score is taken for upright. Below it are 9 in 100 of the upright faces that are answered,
+/// and all but 1 in 300 of the faces upside down; measured with the published weights.
+pub const UPRIGHT_SCORE: f32 = 0.9998;
 
 /// Boxes that may be faces.
 #[derive(Clone, Debug, Default)]
@@ -30,19 +30,19 @@ pub struct Proposals {
     boxes: Vec<BoundingBox>,
 }
 
-/// What the second or the third network says about one crop.
+/// The output of the second or the third network for one crop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageOutput {
-    /// The probability that it is a face.
+    /// The probability that the crop is a face.
     pub score: f32,
-    /// Offsets of the box's left, top, right and bottom, in shares of its sides.
+    /// Offsets of the box's left, top, right and bottom, as fractions of its sides.
     pub offsets: [f32; 4],
-    /// Of the third network: five x, then five y, in shares of the box's sides; of the second: zeros.
+    /// From the third network: five x, then five y, as fractions of the box's sides; from the second: zeros.
     pub landmarks: [f32; 10],
 }
 
 impl Proposals {
-    /// What the first network proposes.
+    /// Returns the boxes that the first network proposes.
     #[must_use]
     pub fn of_map(pyramid: &Pyramid, map: &ProposalMap<'_>, settings: &CascadeSettings) -> Self {
         let cells = pyramid.cells(map, settings.thresholds[0]);
@@ -60,20 +60,20 @@ impl Proposals {
         Self { boxes: stay.into_iter().take(MAX_PROPOSALS).map(refined).collect() }.within(pyramid)
     }
 
-    /// How many boxes there are.
+    /// Returns the number of boxes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.boxes.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no boxes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.boxes.is_empty()
     }
 
-    /// The crops that the next network looks at: squares of `side_px`, rows of interleaved RGB as the networks take it,
-    /// one after another.
+    /// Cuts out the crops for the next network: consecutive squares of `side_px`, as rows of interleaved RGB in the
+    /// networks' input range.
     #[must_use]
     pub fn crops(&self, pyramid: &Pyramid, side_px: u32) -> Vec<f32> {
         let photo = pyramid.photo();
@@ -87,7 +87,7 @@ impl Proposals {
         pixels
     }
 
-    /// What is left after the second network, one answer a box.
+    /// Returns the boxes that are left after the second network; `outputs` has one entry per box.
     #[must_use]
     pub fn refined(&self, pyramid: &Pyramid, outputs: &[StageOutput], settings: &CascadeSettings) -> Self {
         let sure = self.above(outputs, settings.thresholds[1]);
@@ -97,11 +97,12 @@ impl Proposals {
         Self { boxes: kept.into_iter().map(refined).collect() }.within(pyramid)
     }
 
-    /// The faces that are left after the third network, one answer a box; the largest first.
+    /// Returns the faces that are left after the third network, the largest first; `outputs` has one entry per box.
     ///
-    /// Of a box that reaches beyond the photo the network sees what lies within, stretched; the published code takes its
-    /// answer for the whole box all the same. Box and landmarks follow it, so that they can be compared; the alignment
-    /// points are where the network saw them.
+    /// If a box extends beyond the photo, its crop shows only the part within, stretched to a square. The published
+    /// code applies the network's output to the whole box. Boxes and landmarks are computed in the same way, so that
+    /// they can be compared with that code. The alignment points are relative to the part within, so they are where the
+    /// network found them.
     #[must_use]
     pub fn faces(&self, pyramid: &Pyramid, outputs: &[StageOutput], settings: &CascadeSettings) -> Vec<DetectedFace> {
         let photo = pyramid.photo();
@@ -133,7 +134,7 @@ impl Proposals {
         self.boxes.iter().copied().zip(outputs).filter(|(_, output)| output.score > threshold).collect()
     }
 
-    /// Without those that show nothing of the photo.
+    /// Removes the boxes that contain no pixel of the photo.
     fn within(mut self, pyramid: &Pyramid) -> Self {
         let photo = pyramid.photo();
         self.boxes.retain(|bounds| window(bounds, photo.width_px(), photo.height_px()).is_some());
@@ -141,8 +142,8 @@ impl Proposals {
     }
 }
 
-/// What the third network looks at to tell whether faces are upside down: each rotated by 180 degrees, as
-/// [`Proposals::crops`] has them.
+/// Cuts out the faces rotated by 180 degrees, in the form of [`Proposals::crops`]. The third network's scores for them
+/// show which faces are upside down.
 #[must_use]
 pub fn rotated_crops<'a>(pyramid: &Pyramid, faces: impl IntoIterator<Item = &'a DetectedFace>) -> Vec<f32> {
     let squares = Proposals { boxes: faces.into_iter().map(|face| face.bounds.squared()).collect() };
@@ -160,10 +161,10 @@ fn edges([left, top, right, bottom]: [f32; 4]) -> BoundingBox {
     BoundingBox { left, top, right, bottom }
 }
 
-/// The part of the photo that a box shows: left, top, width and height in whole pixels. The published code counts a
-/// box's pixels from one.
+/// Returns the part of the photo within a box: left, top, width and height in whole pixels; `None` if it is empty.
+/// Boxes count pixels from one, as in the published code.
 fn window(bounds: &BoundingBox, width: u32, height: u32) -> Option<(u32, u32, u32, u32)> {
-    // A cast from a number beyond the range takes the range's end.
+    // Casts saturate.
     let first = |edge: f32| (edge.trunc() as i64).max(1) - 1;
     let end = |edge: f32, side: u32| (edge.trunc() as i64).min(i64::from(side));
     let (left, top) = (first(bounds.left), first(bounds.top));
@@ -171,7 +172,7 @@ fn window(bounds: &BoundingBox, width: u32, height: u32) -> Option<(u32, u32, u3
     (right > left && bottom > top).then(|| (left as u32, top as u32, (right - left) as u32, (bottom - top) as u32))
 }
 
-/// The [`MAX_CELLS`] of the highest scores, in the order that they came in.
+/// Returns the [`MAX_CELLS`] cells with the highest scores, in their original order.
 fn best<T>(cells: Vec<T>, score: impl Fn(&T) -> f32) -> Vec<T> {
     if cells.len() <= MAX_CELLS {
         return cells;

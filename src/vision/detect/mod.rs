@@ -14,7 +14,7 @@ mod recheck;
 mod settings;
 
 pub use boxes::{BoundingBox, DetectedFace};
-pub use cascade::{CROP_SIDES_PX, Proposals, SURE, StageOutput, rotated_crops};
+pub use cascade::{CROP_SIDES_PX, Proposals, StageOutput, UPRIGHT_SCORE, rotated_crops};
 pub use pyramid::{CascadeSettings, ProposalMap, Pyramid};
 pub use recheck::{DetectionView, FaceCrop, FacePart};
 pub use settings::{AlignmentBox, DetectorSettings, points};

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_photo_smaller_than_a_face_has_nothing_to_look_at() {
+    fn a_photo_smaller_than_a_face_has_no_levels() {
         assert_eq!(Pyramid::new(grey(19, 300), &CascadeSettings::default()).n_levels(), 0);
         assert_eq!(Pyramid::new(grey(1, 1), &CascadeSettings::default()).n_levels(), 0);
     }

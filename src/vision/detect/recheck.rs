@@ -11,31 +11,33 @@ use super::{
     boxes::{BoundingBox, DetectedFace},
     pyramid::{CascadeSettings, Pyramid},
 };
-use crate::vision::{ChipSettings, DecodeLimits, DecodedImage, ImageError, PhotoNote, Wanted, decode, pixels_shown};
+use crate::vision::{
+    ChipSettings, DecodeLimits, DecodeSize, DecodedImage, ImageError, PhotoNote, decode, pixels_shown,
+};
 
-/// A face is also detected rotated by 180 degrees if the cascade's score is below `LESS_SURE`, or if the rotated face,
-/// where it was scored, has at least `ROTATED_TOO`. This holds for 1 to 5 in 100 upright faces that are answered, and
-/// for all but 1 in 300 faces that are upside down; measured with the published weights.
-const LESS_SURE: f32 = 0.99;
-const ROTATED_TOO: f32 = 0.9;
+/// The detector also runs on a face rotated by 180 degrees in two cases: the score is below `UNCERTAIN_SCORE`, or the
+/// rotated face was scored and has at least `ROTATED_SCORE`. These are 1 to 5 in 100 of the upright faces that are
+/// answered, and all but 1 in 300 of the faces upside down; measured with the published weights.
+const UNCERTAIN_SCORE: f32 = 0.99;
+const ROTATED_SCORE: f32 = 0.9;
 
-/// The image pixels, along a line, that a pixel of the finest chip should cover. At 1 nothing is enlarged, but reduced
-/// decoding still has an effect: ages differ as much as 0.2 years more from those of the same face sent alone than at
-/// 1.5, and at 2 no less than at 1.5.
-const ENOUGH: f64 = 1.5;
+/// The number of image pixels, along a line, that a pixel of the finest chip should cover. With 1, nothing is enlarged,
+/// but ages differ up to 0.2 years more from those of the same face sent alone than with 1.5. With 2, they do not
+/// differ less.
+const ENOUGH_PIXELS: f64 = 1.5;
 
 /// The minimum overlap (intersection over union) of a face with its earlier box. In a view at 1/8 the box of a small
 /// face is only accurate to some pixels.
 const SAME_FACE: f32 = 0.3;
 
-/// The same for a face that was upside down: its earlier box may have covered half of it and a collar.
+/// The same for a face that was upside down. Its earlier box may have covered only half of the face and a collar.
 const SAME_UPSIDE_DOWN: f32 = 0.05;
 
 /// The side of a part, in sides of the face's box: room for every chip at any tilt of the head.
 const PART_SIDES: f32 = 4.0;
 
 /// The smallest face that is searched for in a part, in sides of the expected box.
-const LEAST_FACE: f64 = 0.5;
+const MIN_FACE_SIDES: f64 = 0.5;
 
 /// The largest decoded photo that is kept until its faces are cut out, in pixels; larger ones are decoded again when
 /// needed.
@@ -85,7 +87,7 @@ impl DetectionView {
     /// Those of [`decode()`].
     pub fn new(image: &[u8], limits: &DecodeLimits, settings: &CascadeSettings) -> Result<(Pyramid, Self), ImageError> {
         // Three quarters are enough to detect faces, and spare decoding a slightly larger photo in full.
-        let decoded = Arc::new(decode(image, limits, Wanted::LongSide(settings.max_side_px / 4 * 3))?);
+        let decoded = Arc::new(decode(image, limits, DecodeSize::LongSide(settings.max_side_px / 4 * 3))?);
         let pyramid = Pyramid::new(Arc::clone(&decoded), settings);
         let photo = Arc::clone(pyramid.photo());
         let notes = decoded.notes().to_vec();
@@ -168,7 +170,7 @@ impl DetectionView {
     /// has them or cannot be enlarged.
     fn enlargement(&self, face: &DetectedFace, chips: &[ChipSettings]) -> f64 {
         let (x, y) = self.sent_per(&self.photo);
-        (ENOUGH / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
+        (ENOUGH_PIXELS / shown(face, chips)).clamp(1.0, f64::from(x.max(y)).max(1.0))
     }
 
     /// Returns the photo with its long side at least this long. Falls back to the decoded pixels at hand if decoding
@@ -178,7 +180,7 @@ impl DetectionView {
         if long_side(kept) >= long_side_px {
             return Arc::clone(kept);
         }
-        decode(image, limits, Wanted::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
+        decode(image, limits, DecodeSize::LongSide(long_side_px)).map_or_else(|_| Arc::clone(kept), Arc::new)
     }
 
     /// Cuts the part around a face from `source`, which shows the whole photo, with the resolution that the chips need.
@@ -203,7 +205,7 @@ impl DetectionView {
         let (from_x, width) = span((left + right) / 2.0, source.width_px());
         let (from_y, height) = span((top + bottom) / 2.0, source.height_px());
         // The photo may have been decoded larger for another face, and not every face size is searched for.
-        let needed = 2.0 * ENOUGH / shown(&expected, chips);
+        let needed = 2.0 * ENOUGH_PIXELS / shown(&expected, chips);
         let reduction = needed.min(f64::from(settings.longest_side_px()) / f64::from(width.max(height))).min(1.0);
         let reduced = |side: u32| (f64::from(side) * reduction) as u32;
         let picture = source.part((from_x, from_y, width, height), (reduced(width), reduced(height)));
@@ -213,7 +215,7 @@ impl DetectionView {
         let expected =
             if upside_down { expected.rotated_180(picture.width_px(), picture.height_px()) } else { expected };
         let side = f64::from(expected.bounds.width().min(expected.bounds.height()));
-        let settings = CascadeSettings { min_face_px: (side * LEAST_FACE).max(settings.min_face_px), ..*settings };
+        let settings = CascadeSettings { min_face_px: (side * MIN_FACE_SIDES).max(settings.min_face_px), ..*settings };
         let pyramid = Pyramid::new(picture, &settings);
         let part = FacePart {
             face_idx,
@@ -259,7 +261,7 @@ impl FacePart {
 }
 
 fn may_be_upside_down(face: &DetectedFace) -> bool {
-    face.score < LESS_SURE || face.rotated_score.is_some_and(|score| score >= ROTATED_TOO)
+    face.score < UNCERTAIN_SCORE || face.rotated_score.is_some_and(|score| score >= ROTATED_SCORE)
 }
 
 /// Image pixels, along a line, that a pixel of the finest chip covers; above 0.

@@ -117,14 +117,14 @@ impl Huffman {
 
     /// Decodes the next code without consuming it. Refills, so that `bits` has code and number ready.
     #[inline(always)]
-    pub(super) fn look(&self, bits: &mut Bits<'_>) -> Entry {
+    pub(super) fn peek(&self, bits: &mut Bits<'_>) -> Entry {
         bits.refill();
         let entry = self.lookup[bits.peek(LOOKUP_BITS) as usize % N_LOOKUP];
-        if entry.is_nothing() { self.look_further(bits.peek(16)) } else { entry }
+        if entry.is_nothing() { self.peek_long_code(bits.peek(16)) } else { entry }
     }
 
     #[cold]
-    fn look_further(&self, window: u32) -> Entry {
+    fn peek_long_code(&self, window: u32) -> Entry {
         for length in LOOKUP_BITS + 1..=16 {
             if window < self.above[length as usize] {
                 let at = (window >> (16 - length)) as i32 + self.shift[length as usize];
@@ -151,11 +151,11 @@ mod tests {
         let data = 0b00_101_010_0_011000000000_1111111_1111u32.to_be_bytes();
         let mut bits = Bits::new(&data);
         for (run, size, number) in [(0, 3, 5), (2, 1, -1), (5, 7, 127)] {
-            let entry = table.look(&mut bits);
+            let entry = table.peek(&mut bits);
             assert_eq!((entry.run(), entry.size(), entry.number(&bits)), (run, size, number));
             bits.consume(entry.length() + entry.size());
         }
-        assert!(table.look(&mut bits).is_nothing());
+        assert!(table.peek(&mut bits).is_nothing());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! From a [`Layout`] to its picture, and what that holds of memory.
+//! Decodes a [`Layout`] to an image, and estimates the memory for it.
 
 use super::{
     Setback,
@@ -10,7 +10,7 @@ use super::{
 };
 
 impl Layout<'_> {
-    /// An upper bound of the bytes that [`Self::decode`] holds.
+    /// Returns an upper bound of the bytes that [`Self::decode`] allocates.
     pub(in super::super) fn alloc_bytes(&self, divisor: u32) -> u64 {
         let frame = &self.frame;
         let held = |(idx, component): (usize, &Component)| {
@@ -25,7 +25,7 @@ impl Layout<'_> {
         blocks + pixels * frame.components.len() as u64 + data as u64
     }
 
-    /// The picture, each side divided by 1, 2, 4 or 8 and rounded up.
+    /// Decodes the image with each side divided by 1, 2, 4 or 8, rounded up.
     pub(in super::super) fn decode(&self, divisor: u32) -> Result<Samples, Setback> {
         let shapes = self.frame.components.iter().enumerate();
         let mut planes: Vec<Plane> = shapes

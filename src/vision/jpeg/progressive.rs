@@ -96,7 +96,7 @@ fn read(layout: &Layout<'_>, scan: &Scan<'_>, kept: &mut [Kept]) -> Result<(), S
                 *mean |= (bits.take(1) << low_bit) as i16;
                 return Ok(());
             }
-            let entry = part.dc.as_ref().ok_or(NO_TABLE)?.look(bits);
+            let entry = part.dc.as_ref().ok_or(NO_TABLE)?.peek(bits);
             if entry.is_nothing() || entry.run() > 0 {
                 return Err(NO_CODE);
             }
@@ -156,7 +156,7 @@ fn begin(
 ) -> Result<(), Setback> {
     let mut k = scan.first;
     while k <= scan.last {
-        let entry = ac.look(bits);
+        let entry = ac.peek(bits);
         if entry.size() > 0 {
             k += entry.run();
             if k > scan.last {
@@ -194,7 +194,7 @@ fn refine(
 ) -> Result<(), Setback> {
     let mut ahead = band;
     while carried.n_empty == 0 && ahead != 0 {
-        let entry = ac.look(bits);
+        let entry = ac.peek(bits);
         if entry.is_nothing() || entry.size() > 1 {
             return Err(NO_CODE);
         }

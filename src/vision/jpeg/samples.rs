@@ -32,7 +32,7 @@ impl Samples {
             1 => Channels::Grey,
             3 => Channels::Rgb,
             4 => Channels::Cmyk,
-            _ => return Err("an odd number of channels"),
+            _ => return Err("an unsupported number of channels"),
         };
         let mut bytes = vec![0; width * height * planes.len()];
         for (y, to) in bytes.chunks_exact_mut(width * planes.len()).enumerate() {

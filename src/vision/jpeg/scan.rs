@@ -36,7 +36,7 @@ pub(super) struct Carried {
 
 /// The position of a block.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct BlockPosition {
     pub(super) part_idx: usize,
     pub(super) block_x: usize,
     pub(super) block_y: usize,
@@ -47,7 +47,7 @@ pub(super) struct Place {
 pub(super) fn walk(
     frame: &Frame,
     scan: &Scan<'_>,
-    mut block: impl FnMut(&mut Bits<'_>, &mut Carried, Place) -> Result<(), Setback>,
+    mut block: impl FnMut(&mut Bits<'_>, &mut Carried, BlockPosition) -> Result<(), Setback>,
 ) -> Result<(), Setback> {
     let runs = Runs::new(scan.data);
     let mut bits = runs.run(0).ok_or(DATA_ENDS_EARLY)?;
@@ -73,7 +73,7 @@ pub(super) fn walk(
                 n_left -= 1;
             }
             if alone.is_some() {
-                block(&mut bits, &mut carried, Place { part_idx: 0, block_x: x, block_y: y })?;
+                block(&mut bits, &mut carried, BlockPosition { part_idx: 0, block_x: x, block_y: y })?;
                 continue;
             }
             for (part_idx, part) in scan.parts.iter().enumerate() {
@@ -81,7 +81,7 @@ pub(super) fn walk(
                 for v in 0..component.v {
                     for h in 0..component.h {
                         let (block_x, block_y) = (x * component.h + h, y * component.v + v);
-                        block(&mut bits, &mut carried, Place { part_idx, block_x, block_y })?;
+                        block(&mut bits, &mut carried, BlockPosition { part_idx, block_x, block_y })?;
                     }
                 }
             }

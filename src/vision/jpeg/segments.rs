@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     super::container::{MAX_JPEG_SCANS, next_mark},
     Huffman, Setback,
-    layout::{Component, Frame, Layout, Part, Scan},
+    layout::{Component, Frame, Layout, Scan, ScanComponent},
 };
 
 const CUT_SHORT: Setback = "a segment is cut short";
@@ -18,7 +18,7 @@ struct TableSpec<'a> {
 
 /// The definitions in force while segments are parsed. Huffman tables are built only when a scan uses them.
 #[derive(Default)]
-struct Reading<'a> {
+struct Parser<'a> {
     specs: [[Option<TableSpec<'a>>; 4]; 2],
     quants: [Option<[f32; 64]>; 4],
     restart_interval: usize,
@@ -41,30 +41,30 @@ enum Step {
 impl<'a> Layout<'a> {
     /// Parses the segments of a complete file.
     pub(in super::super) fn read(bytes: &'a [u8]) -> Result<Self, Setback> {
-        let mut reading = Reading::default();
+        let mut parser = Parser::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
-        while !matches!(reading.step(&mut rest)?, Step::End) {}
-        reading.finish()
+        while !matches!(parser.step(&mut rest)?, Step::End) {}
+        parser.finish()
     }
 
     /// Parses the segments of a file without a proper end. Also returns the position where its last scan's data ends.
     pub(in super::super) fn read_unended(bytes: &'a [u8]) -> Result<(Self, usize), Setback> {
-        let mut reading = Reading::default();
+        let mut parser = Parser::default();
         let mut rest = bytes.get(2..).ok_or(CUT_SHORT)?;
         let mut end = None;
         loop {
-            match reading.step(&mut rest) {
-                Ok(Step::Scan) if reading.scans.len() > MAX_JPEG_SCANS as usize => return Err("it has too many scans"),
+            match parser.step(&mut rest) {
+                Ok(Step::Scan) if parser.scans.len() > MAX_JPEG_SCANS as usize => return Err("it has too many scans"),
                 Ok(Step::Scan) => end = Some(bytes.len() - rest.len()),
                 Ok(Step::On) => {}
                 Ok(Step::End) | Err(_) => break,
             }
         }
-        Ok((reading.finish()?, end.ok_or("it has no scan")?))
+        Ok((parser.finish()?, end.ok_or("it has no scan")?))
     }
 }
 
-impl<'a> Reading<'a> {
+impl<'a> Parser<'a> {
     /// Parses the next segment; for a scan, its data, too.
     fn step(&mut self, rest: &mut &'a [u8]) -> Result<Step, Setback> {
         let mark = next_mark(rest).ok_or(CUT_SHORT)?;
@@ -179,7 +179,7 @@ impl<'a> Reading<'a> {
         if !sound || !alone {
             return Err("a scan with impossible parameters");
         }
-        let mut parts: Vec<Part> = Vec::with_capacity(usize::from(n_parts));
+        let mut parts: Vec<ScanComponent> = Vec::with_capacity(usize::from(n_parts));
         for channel in channels.chunks_exact(2) {
             let component_idx =
                 frame.components.iter().position(|c| c.id == channel[0]).ok_or("a scan of an unknown channel")?;
@@ -193,7 +193,7 @@ impl<'a> Reading<'a> {
             let dc = if first == 0 && !refines { table(0, channel[1] >> 4)? } else { None };
             let ac = if last > 0 { table(1, channel[1] & 15)? } else { None };
             let quant = self.quants[frame.components[component_idx].quant_idx];
-            parts.push(Part { component_idx, dc, ac, quant });
+            parts.push(ScanComponent { component_idx, dc, ac, quant });
         }
         let end = end_of_data(rest);
         let (data, rest) = rest.split_at(end);

@@ -4,7 +4,7 @@
 use super::{
     Bits, Huffman, Setback,
     idct::{Block, ZIGZAG, fill, invert, last_needed},
-    layout::{Layout, Part},
+    layout::{Layout, ScanComponent},
     scan::{Plane, walk},
 };
 
@@ -46,7 +46,7 @@ pub(super) fn decode(layout: &Layout<'_>, planes: &mut [Plane]) -> Result<(), Se
 }
 
 impl<'a> Reader<'a> {
-    fn new(part: &'a Part, planes: &[Plane]) -> Result<Self, Setback> {
+    fn new(part: &'a ScanComponent, planes: &[Plane]) -> Result<Self, Setback> {
         let (Some(dc), Some(ac), Some(quant)) = (&part.dc, &part.ac, &part.quant) else {
             return Err("a scan without its tables");
         };
@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
 
     #[inline(always)]
     fn read_from(&self, bits: &mut Bits<'_>, mean: &mut i32, block: &mut Block) -> Result<usize, Setback> {
-        let entry = self.dc.look(bits);
+        let entry = self.dc.peek(bits);
         if entry.is_nothing() || entry.run() > 0 {
             return Err(NO_CODE);
         }
@@ -75,7 +75,7 @@ impl<'a> Reader<'a> {
         let mut n_coefficients = 1;
         let mut k = 1;
         while k <= self.last_needed {
-            let entry = self.ac.look(bits);
+            let entry = self.ac.peek(bits);
             if entry.size() > 0 {
                 k += entry.run();
                 let number = entry.number(bits);
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
     #[inline(always)]
     fn pass_over(&self, bits: &mut Bits<'_>, mut k: usize) -> Result<(), Setback> {
         while k < 64 {
-            let entry = self.ac.look(bits);
+            let entry = self.ac.peek(bits);
             bits.consume(entry.length() + entry.size());
             k += entry.run() + 1;
             if entry.size() == 0 && entry.run() < 15 {

@@ -31,8 +31,8 @@ pub(crate) struct Person {
 impl Person {
     /// Returns the person with a number; persons with adjacent numbers are unrelated.
     pub(crate) fn of(identity: u64) -> Self {
-        let mut dice = ChaCha8Rng::seed_from_u64(identity);
-        Self { age: dice.random_range(1..=MAX_AGE), is_female: dice.random(), identity }
+        let mut rng = ChaCha8Rng::seed_from_u64(identity);
+        Self { age: rng.random_range(1..=MAX_AGE), is_female: rng.random(), identity }
     }
 
     /// Returns `female` or `male`.
@@ -46,10 +46,10 @@ impl Person {
         let hair: [u8; 3] = person.random();
         let eyes: [u8; 3] = person.random();
         let (hair_px, eye_px) = (person.random_range(4..14), person.random_range(6..13));
-        let mut dice = ChaCha8Rng::seed_from_u64(shot.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.identity);
+        let mut rng = ChaCha8Rng::seed_from_u64(shot.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.identity);
         let centre = i64::from(SIDE_PX / 2);
-        let (at_x, at_y) = (centre + dice.random_range(-5..=5), centre + dice.random_range(-5..=5));
-        let radius = dice.random_range(24..=28);
+        let (at_x, at_y) = (centre + rng.random_range(-5..=5), centre + rng.random_range(-5..=5));
+        let radius = rng.random_range(24..=28);
         let years = f32::from(self.age) / f32::from(MAX_AGE);
         let skin = [40.0 + 200.0 * years, 110.0, 240.0 - 200.0 * years];
         RgbImage::from_fn(SIDE_PX, SIDE_PX, |x, y| {
@@ -65,7 +65,7 @@ impl Person {
                 () if is_head => skin,
                 () => [200.0, 200.0, 190.0],
             };
-            let noise = dice.random_range(-10.0..10.0_f32);
+            let noise = rng.random_range(-10.0..10.0_f32);
             Rgb(colour.map(|channel| (channel + noise).clamp(0.0, 255.0) as u8))
         })
     }

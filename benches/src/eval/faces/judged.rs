@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use visage::{cli::wording::reason, proto::v1};
 
-use super::asking::{classification, label, regression};
+use super::predicting::{classification, label, regression};
 use crate::eval::table::Face;
 
 /// A labelled face that was found, and the answer to it without thresholds.

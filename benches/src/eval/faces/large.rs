@@ -14,7 +14,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{ask, failed, regression},
+    predicting::{failed, predict_all, regression},
 };
 use crate::{
     eval::{metrics::share, table::people},
@@ -53,7 +53,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     let found =
-        ask(&mut setup.server.clients, photos.clone(), v1::PredictRequest::default(), "finding large faces").await?;
+        predict_all(&mut setup.server.clients, photos.clone(), v1::PredictRequest::default(), "finding large faces")
+            .await?;
     let mut faces: Vec<(f64, PathBuf)> = photos
         .into_iter()
         .zip(found)
@@ -70,8 +71,8 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let pairs = tokio::task::spawn_blocking(move || pairs(&faces, &place)).await??;
     let request = v1::PredictRequest { return_embedding: true, ..v1::PredictRequest::default() };
     let of = |which: fn(&Pair) -> &PathBuf| pairs.iter().map(|pair| which(pair).clone()).collect::<Vec<_>>();
-    let alone = ask(&mut setup.server.clients, of(|pair| &pair.alone), request.clone(), "faces alone").await?;
-    let framed = ask(&mut setup.server.clients, of(|pair| &pair.framed), request, "faces in frames").await?;
+    let alone = predict_all(&mut setup.server.clients, of(|pair| &pair.alone), request.clone(), "faces alone").await?;
+    let framed = predict_all(&mut setup.server.clients, of(|pair| &pair.framed), request, "faces in frames").await?;
 
     let mut rows = vec![failed("large", alone.iter().chain(&framed))];
     for (frame, ..) in FRAMES {
@@ -125,7 +126,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
                 Row::new(SUITE, format!("large.{frame}.too_small.otherwise"), n_other as f64, "")
                     .bar(Bar::AtMost(0.0))
                     .note(format!(
-                        "of {} faces too small to be looked for, {n_answered} are answered; this many over \
+                        "of {} faces too small to be searched for, {n_answered} are answered; this many over \
                          {OTHER_ANSWER_YEARS} years from the same face alone",
                         small.len()
                     )),

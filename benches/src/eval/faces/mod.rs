@@ -1,7 +1,6 @@
 //! Measures a fresh server with the published models beside the packages that people use today: the suite `faces`. One
 //! file per part; each returns rows, and figures for the page.
 
-pub(super) mod asking;
 mod attributes;
 mod detection;
 mod groups;
@@ -11,6 +10,7 @@ mod judged;
 mod large;
 mod pipeline;
 mod pixels;
+pub(super) mod predicting;
 mod start;
 mod upside;
 

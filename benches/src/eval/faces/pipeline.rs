@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use visage::{cli::output, nn, proto::v1};
 
-use super::{Findings, SUITE, Setup, asking::ask};
+use super::{Findings, SUITE, Setup, predicting::predict_all};
 use crate::evidence::{Bar, Row, median};
 
 const N_WARM: usize = 50;
@@ -52,17 +52,19 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let n_threads = std::thread::available_parallelism()?.get();
     let onnx = descriptor_onnx(setup, folder.path()).await?;
     let request = || v1::PredictRequest { return_embedding: true, ..v1::PredictRequest::default() };
-    ask(&mut setup.server.clients, photos.iter().take(N_WARM).cloned().collect(), request(), "warming up").await?;
+    predict_all(&mut setup.server.clients, photos.iter().take(N_WARM).cloned().collect(), request(), "warming up")
+        .await?;
     let (mut ours, mut theirs, mut stages) = (Vec::new(), Vec::new(), String::new());
     for _ in 0..N_ROUNDS {
         let started = Instant::now();
-        ask(&mut setup.server.clients, photos.clone(), request(), "the pipeline").await?;
+        predict_all(&mut setup.server.clients, photos.clone(), request(), "the pipeline").await?;
         ours.push(photos.len() as f64 / started.elapsed().as_secs_f64());
         if let Some(descriptor_onnx) = &onnx {
             let weights = setup.weights;
             let request = PipelineRequest { images: &photos, weights, repeat: 1, threads: n_threads, descriptor_onnx };
             let what = ("facenet-pytorch and ONNX Runtime", 1);
-            let figures = setup.peers.ask::<PeerFigures>("peers/faces.py", &["pipeline"], &request, what).await?;
+            let figures =
+                setup.peers.run_script::<PeerFigures>("peers/faces.py", &["pipeline"], &request, what).await?;
             for figures in figures.into_iter().flatten() {
                 theirs.push(figures.images_per_second);
                 let stage = |(name, ms): (&String, &serde_json::Value)| {
@@ -93,7 +95,7 @@ async fn descriptor_onnx(setup: &Setup<'_>, folder: &Path) -> anyhow::Result<Opt
     nn::write_safetensors(&safetensors, &nn::read_weights(&published)?)?;
     let request = OnnxRequest { safetensors: &safetensors, out: &out };
     let what = ("writing the descriptor as ONNX", 1);
-    setup.peers.ask::<serde_json::Value>("peers/faces.py", &["descriptor-onnx"], &request, what).await?;
+    setup.peers.run_script::<serde_json::Value>("peers/faces.py", &["descriptor-onnx"], &request, what).await?;
     Ok(Some(out))
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use visage::{
     cli::output,
     nn::golden_input,
-    vision::{DecodeLimits, DecodedImage, Wanted, decode, decode_square},
+    vision::{DecodeLimits, DecodeSize, DecodedImage, decode, decode_square},
 };
 
 use super::{Findings, SUITE, Setup};
@@ -43,7 +43,7 @@ pub(super) async fn measure(setup: &Setup<'_>) -> anyhow::Result<Findings> {
     std::fs::write(&image, &photos[0].1)?;
     let request = RefinedRequest { image: &image, out: &out };
     let what = ("a progressive photo with refinements", 1);
-    if setup.peers.ask::<serde_json::Value>("peers/faces.py", &["refined"], &request, what).await?.is_some() {
+    if setup.peers.run_script::<serde_json::Value>("peers/faces.py", &["refined"], &request, what).await?.is_some() {
         photos.push(("refined", std::fs::read(&out)?));
     }
     let rows = tokio::task::spawn_blocking(move || rows(&photos)).await??;
@@ -56,7 +56,7 @@ fn rows(photos: &[(&str, Vec<u8>)]) -> anyhow::Result<Vec<Row>> {
     let progress = output::bar((2 * photos.len() * N_ROUNDS) as u64, "twelve megapixels");
     for (kind, photo) in photos {
         let landscape = || -> anyhow::Result<()> {
-            let image = decode(black_box(photo), &limits, Wanted::LongSide(640))?;
+            let image = decode(black_box(photo), &limits, DecodeSize::LongSide(640))?;
             black_box(resized(&image, 640, 480)?);
             Ok(())
         };

@@ -8,7 +8,7 @@ use visage::proto::v1;
 
 use super::{
     Findings, SUITE, Setup,
-    asking::{Asked, ask, failed, regression},
+    predicting::{PhotoResult, failed, predict_all, regression},
 };
 use crate::{
     eval::table::people,
@@ -18,10 +18,10 @@ use crate::{
 /// The number of upright photos of the training part that are also read.
 const N_UPRIGHT: usize = 1000;
 
-/// The name of a way to turn a photo, and its function.
-type Turn = (&'static str, fn(&RgbImage) -> RgbImage);
+/// The name of a way to transform a photo, and its function.
+type Transform = (&'static str, fn(&RgbImage) -> RgbImage);
 
-const TURNS: [Turn; 2] =
+const TRANSFORMS: [Transform; 2] =
     [("turned", imageops::rotate180::<RgbImage>), ("flipped", imageops::flip_vertical::<RgbImage>)];
 
 /// Runs the part on the photos below `identities/`, and on upright ones of the training part.
@@ -32,7 +32,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
         return Ok(Findings::default());
     }
     let clients = &mut setup.server.clients;
-    let upright = ask(clients, photos.clone(), v1::PredictRequest::default(), "upright").await?;
+    let upright = predict_all(clients, photos.clone(), v1::PredictRequest::default(), "upright").await?;
     let mut rows = vec![
         Row::new(SUITE, "upside.upright.answered", count(&upright, |answer| !answer.abstained), "")
             .note(format!("of {} photos", photos.len())),
@@ -42,7 +42,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     let step = (train.len() / N_UPRIGHT).max(1);
     let others: Vec<PathBuf> = train.iter().step_by(step).take(N_UPRIGHT).map(|face| face.path.clone()).collect();
     let n_others = others.len();
-    let others = ask(clients, others, v1::PredictRequest::default(), "upright, of the training part").await?;
+    let others = predict_all(clients, others, v1::PredictRequest::default(), "upright, of the training part").await?;
     rows.push(
         Row::new(SUITE, "upside.train.answered", count(&others, |answer| !answer.abstained), "")
             .note(format!("of {n_others} photos")),
@@ -52,10 +52,10 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     rows.push(failed("upside.upright", upright.iter().chain(&others)));
 
     let folder = tempfile::tempdir().context("a temporary folder")?;
-    for (name, turn) in TURNS {
+    for (name, transform) in TRANSFORMS {
         let (place, from) = (folder.path().to_owned(), photos.clone());
-        let turned = tokio::task::spawn_blocking(move || turned(&from, &place, name, turn)).await??;
-        let answers = ask(clients, turned, v1::PredictRequest::default(), "upside down").await?;
+        let turned = tokio::task::spawn_blocking(move || turned(&from, &place, name, transform)).await??;
+        let answers = predict_all(clients, turned, v1::PredictRequest::default(), "upside down").await?;
         let as_upright = |answer: &v1::PredictResponse| !answer.abstained && !was_rotated(answer);
         let found_and_read = |answer: &v1::PredictResponse| !answer.abstained && was_rotated(answer);
         let n_read = count(&answers, found_and_read);
@@ -83,7 +83,7 @@ pub(super) async fn measure(setup: &mut Setup<'_>) -> anyhow::Result<Findings> {
     Ok(Findings { rows, figures: Vec::new() })
 }
 
-fn count(answers: &[Asked], which: impl Fn(&v1::PredictResponse) -> bool) -> f64 {
+fn count(answers: &[PhotoResult], which: impl Fn(&v1::PredictResponse) -> bool) -> f64 {
     answers.iter().flatten().filter(|answer| which(answer)).count() as f64
 }
 
@@ -95,13 +95,13 @@ fn turned(
     photos: &[PathBuf],
     folder: &Path,
     name: &str,
-    turn: fn(&RgbImage) -> RgbImage,
+    transform: fn(&RgbImage) -> RgbImage,
 ) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for (n, path) in photos.iter().enumerate() {
         let photo = image::open(path).with_context(|| path.display().to_string())?.into_rgb8();
         let file = folder.join(format!("{name}-{n}.png"));
-        turn(&photo).save_with_format(&file, ImageFormat::Png)?;
+        transform(&photo).save_with_format(&file, ImageFormat::Png)?;
         files.push(file);
     }
     Ok(files)

@@ -32,7 +32,7 @@ impl Writer {
         self.number(((thousandths as f64 / 1000.0) * 2f64.powi(40)) as i64).number(-40)
     }
 
-    /// Weights that count from `first`.
+    /// Writes a tensor of weights that count up from `first`.
     fn tensor(&mut self, shape: [i64; 4], first: i64) -> &mut Self {
         self.number(2).numbers(&shape);
         let n: i64 = shape.iter().product();
@@ -59,7 +59,7 @@ impl Writer {
     }
 }
 
-/// A stem, one block that halves the image, the mean, and a linear layer of three outputs.
+/// Writes a network: a stem, one block that halves the image, the mean, and a linear layer of three outputs.
 fn tiny() -> Vec<u8> {
     let mut file = Writer::default();
     file.number(1).text("loss_metric_2").real(40).real(600);

@@ -80,7 +80,7 @@ fn folding_and_filling_up_keep_the_answer() {
     let answer = &network.infer(&[&image]).unwrap()[0];
 
     // Layer by layer as dlib computes it: nothing folded, everything padded with zeros.
-    let loaded = Loaded::check(&config.shapes(), &tensors, Device::Cpu).unwrap();
+    let loaded = CheckedTensors::check(&config.shapes(), &tensors, Device::Cpu).unwrap();
     let get = |name: String| loaded.tensor(&name).unwrap();
     let layer = |x: &Tensor, prefix: &str, n: usize, stride: i64, padding: i64| {
         let (weight, bias) = (get(format!("{prefix}conv{n}.weight")), get(format!("{prefix}conv{n}.bias")));

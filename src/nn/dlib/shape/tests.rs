@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// dlib's format as a list of numbers, so that a test can spoil any of them.
+/// A file in dlib's format as a list of numbers, so that a test can corrupt any of them.
 #[derive(Clone)]
 struct Stream(Vec<i64>);
 

@@ -6,11 +6,11 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::training::{
-    asked::CsvSource,
     data::{Loader, LoaderOptions},
+    request::CsvSource,
 };
 
-/// A root with images named after their content; none of it is decoded here.
+/// A training root with images named after their content; none of it is decoded here.
 struct Folder {
     _tmp: TempDir,
     root: PathBuf,
@@ -29,20 +29,20 @@ impl Folder {
         fs::write(path, name).unwrap();
     }
 
-    fn table(&self, name: &str, content: &str) -> Source {
+    fn table(&self, name: &str, content: &str) -> DataSource {
         let table = self.root.join(name);
         fs::write(&table, content).unwrap();
         let image_root = self.root.clone();
-        Source::Csv(CsvSource { table, path_column: "path".to_owned(), image_root, split_column: None })
+        DataSource::Csv(CsvSource { table, path_column: "path".to_owned(), image_root, split_column: None })
     }
 
-    fn load(&self, sources: &[Source], recipe: &Recipe) -> Result<Dataset, TrainingError> {
+    fn load(&self, sources: &[DataSource], recipe: &Recipe) -> Result<Dataset, TrainingError> {
         self.load_watched(sources, recipe, &|_| ControlFlow::Continue(()))
     }
 
     fn load_watched(
         &self,
-        sources: &[Source],
+        sources: &[DataSource],
         recipe: &Recipe,
         watch: &LoadWatch<'_>,
     ) -> Result<Dataset, TrainingError> {
@@ -92,7 +92,7 @@ fn sources_are_joined_and_what_a_source_lacks_is_missing() {
     lines(&folder, 4);
     let table =
         "path,age,smoker,split\np0.jpg,0,yes,valid\np1.jpg,1,no,calibration\np2.jpg,2,no,\np3.jpg,3,yes,train\n";
-    let sources = [Source::UtkFace { folder: folder.root.join("faces") }, folder.table("t.csv", table)];
+    let sources = [DataSource::UtkFace { folder: folder.root.join("faces") }, folder.table("t.csv", table)];
     let heads = vec![regression("age"), classification("gender", &["male", "female"]), classification("smoker", &[])];
     let recipe = recipe(heads, |r| r.max_bad_fraction = Some(0.2));
     let data = folder.load(&sources, &recipe).unwrap();
@@ -206,7 +206,7 @@ fn data_that_cannot_be_trained_on_is_refused_in_words() {
         assert!(report.rejected_examples[0].reason.contains(range), "{:?}", report.rejected_examples);
     }
     fs::create_dir(folder.root.join("nobody")).unwrap();
-    let nobody = Source::UtkFace { folder: folder.root.join("nobody") };
+    let nobody = DataSource::UtkFace { folder: folder.root.join("nobody") };
     let error = folder.load(&[nobody], &recipe(vec![classification("gender", &[])], |_| ())).unwrap_err().to_string();
     assert!(error.starts_with("nothing was found to train on: the folder nobody"), "{error}");
     let none = message(regression("age"), "path,age,split\np0.jpg,1,valid\np1.jpg,2,valid\n");

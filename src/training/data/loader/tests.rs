@@ -8,8 +8,8 @@ use super::*;
 use crate::{
     proto::v1,
     training::{
-        asked::{CsvSource, Recipe, Roots, Source},
         data::DataRequest,
+        request::{CsvSource, DataSource, Recipe, Roots},
     },
     vision::{self, DecodeLimits},
 };
@@ -47,7 +47,7 @@ fn pictures(n: u8, n_bad: u8) -> Pictures {
         ..v1::Recipe::default()
     })
     .unwrap();
-    let source = Source::Csv(CsvSource {
+    let source = DataSource::Csv(CsvSource {
         table: root.join("t.csv"),
         path_column: "path".to_owned(),
         image_root: root.clone(),

@@ -10,13 +10,13 @@ const SIGKILL: i32 = Signal::KILL.as_raw();
 
 /// All known facts about a process that has ended.
 #[derive(Debug)]
-pub(super) struct Evidence {
+pub(super) struct ExitFacts {
     /// Its final event.
     pub(super) ending: Option<Result<Finished, Failed>>,
     /// The protocol error in its output.
     pub(super) protocol_error: Option<String>,
     pub(super) status: ExitStatus,
-    /// It was asked to cancel.
+    /// A cancellation was requested.
     pub(super) was_cancelled: bool,
     /// A caller killed it.
     pub(super) was_killed: bool,
@@ -26,7 +26,7 @@ pub(super) struct Evidence {
     pub(super) n_oom_kills: u64,
 }
 
-impl Evidence {
+impl ExitFacts {
     /// Returns the process's result, or the reason why there is none.
     pub(super) fn judge(self) -> Result<Box<Finished>, Failed> {
         let failed = |kind: FailureKind, message: String| Err(Failed { kind: kind.into(), message });
@@ -37,7 +37,7 @@ impl Evidence {
             return failed(FailureKind::Cancelled, "the training process was killed on request".to_owned());
         }
         if self.was_cancelled {
-            let how = if self.was_overdue { "it did not stop when asked, and was killed" } else { "it stopped" };
+            let how = if self.was_overdue { "it did not stop in time, and was killed" } else { "it stopped" };
             return failed(FailureKind::Cancelled, format!("the run was cancelled; {how}"));
         }
         if let Some(detail) = self.protocol_error {
@@ -78,7 +78,7 @@ fn signal_name(signal: i32) -> &'static str {
         Some(Signal::ABORT) => " (aborted itself)",
         Some(Signal::ILL) => " (an instruction that this processor lacks)",
         Some(Signal::FPE) => " (arithmetic)",
-        Some(Signal::TERM) => " (asked to end)",
+        Some(Signal::TERM) => " (terminated)",
         Some(Signal::INT) => " (interrupted)",
         _ => "",
     }

@@ -20,7 +20,7 @@ pub(crate) enum WorkerOrder {
 pub(crate) struct WorkerControl(Arc<dyn Fn(WorkerOrder) + Send + Sync>);
 
 impl WorkerControl {
-    /// Sends orders to `give`, which must not block and must ignore late ones.
+    /// Creates a control that passes orders to `give`, which must not block and must ignore orders that come late.
     pub(crate) fn new(give: impl Fn(WorkerOrder) + Send + Sync + 'static) -> Self {
         Self(Arc::new(give))
     }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use tokio::sync::oneshot;
 
 use super::{
-    judge::{Evidence, n_oom_kills},
+    judge::{ExitFacts, n_oom_kills},
     running::{WorkerControl, WorkerExit, WorkerOrder},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often a silent process is checked.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+const POLL_EVERY: Duration = Duration::from_millis(25);
 /// How long the pipes of a dead process are still read.
 const DRAIN_FOR: Duration = Duration::from_secs(5);
 /// The number of bytes of standard error that are kept.
@@ -133,17 +133,17 @@ impl Supervised {
 
     /// Returns true if it has ended; does not reap it.
     fn has_ended(&self) -> bool {
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.pid), options), Ok(None))
     }
 
     /// Handles messages until the process has ended, and reaps it.
     fn until_end(mut self, inbox: &mpsc::Receiver<Message>, stop_grace: Duration) -> WorkerExit {
-        let mut heard = Heard::default();
+        let mut received = Received::default();
         let (mut was_cancelled, mut was_killed, mut was_overdue) = (false, false, false);
         let mut deadline: Option<Instant> = None;
         while !self.has_ended() {
-            match inbox.recv_timeout(LOOK_EVERY) {
+            match inbox.recv_timeout(POLL_EVERY) {
                 Ok(Message::Order(WorkerOrder::Kill)) => {
                     was_killed = true;
                     self.kill();
@@ -155,11 +155,11 @@ impl Supervised {
                     deadline.get_or_insert(Instant::now() + stop_grace);
                 }
                 Ok(message) => {
-                    heard.note(message);
-                    if heard.protocol_error.is_some() {
+                    received.note(message);
+                    if received.protocol_error.is_some() {
                         self.kill();
                     }
-                    if heard.ending.is_some() || heard.output_ended {
+                    if received.ending.is_some() || received.output_ended {
                         deadline.get_or_insert(Instant::now() + stop_grace);
                     }
                 }
@@ -167,7 +167,7 @@ impl Supervised {
                 // The reading threads and all controls are gone: only the end is left.
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     deadline.get_or_insert(Instant::now() + stop_grace);
-                    thread::sleep(LOOK_EVERY);
+                    thread::sleep(POLL_EVERY);
                 }
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) && !was_overdue {
@@ -181,10 +181,10 @@ impl Supervised {
             tracing::error!(%error, "the training process cannot be reaped");
             ExitStatus::default()
         });
-        heard.drain(inbox);
-        let evidence = Evidence {
-            ending: heard.ending,
-            protocol_error: heard.protocol_error,
+        received.drain(inbox);
+        let facts = ExitFacts {
+            ending: received.ending,
+            protocol_error: received.protocol_error,
             status,
             was_cancelled,
             was_killed,
@@ -192,23 +192,23 @@ impl Supervised {
             n_oom_kills: n_oom_kills().saturating_sub(self.n_oom_kills_before),
         };
         // A bad exit status is expected after a failure, but not after success.
-        if matches!(evidence.ending, Some(Ok(_))) && !status.success() {
+        if matches!(facts.ending, Some(Ok(_))) && !status.success() {
             tracing::warn!(%status, "the training process failed after its final event; the event counts");
         }
-        WorkerExit { result: evidence.judge(), stderr_tail: heard.stderr_tail.unwrap_or_default() }
+        WorkerExit { result: facts.judge(), stderr_tail: received.stderr_tail.unwrap_or_default() }
     }
 }
 
 /// The messages received from the pipes.
 #[derive(Default)]
-struct Heard {
+struct Received {
     ending: Option<Result<Finished, Failed>>,
     protocol_error: Option<String>,
     output_ended: bool,
     stderr_tail: Option<String>,
 }
 
-impl Heard {
+impl Received {
     fn note(&mut self, message: Message) {
         match message {
             Message::Order(_) => {}

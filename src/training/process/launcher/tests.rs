@@ -176,7 +176,7 @@ async fn a_process_that_does_not_stop_is_killed() {
     running.cancel();
     let failed = running.wait().await.result.unwrap_err();
     assert_eq!(failed.kind(), FailureKind::Cancelled);
-    assert!(failed.message.contains("did not stop when asked"), "{}", failed.message);
+    assert!(failed.message.contains("did not stop in time"), "{}", failed.message);
 }
 
 #[tokio::test]

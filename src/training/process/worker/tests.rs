@@ -14,7 +14,7 @@ fn tinted(level: u8, is_red: bool) -> [u8; 3] {
     if is_red { [more, level, less] } else { [less, level, more] }
 }
 
-/// Creates a root with a table of plain images: their brightness is `level`, their tint `tint`.
+/// Creates a training root with a table of plain images: their brightness is `level`, their tint `tint`.
 fn pictures(n: u8) -> TempDir {
     let tmp = tempfile::tempdir().unwrap();
     let mut table = "path,level,tint,split\n".to_owned();
@@ -104,15 +104,15 @@ fn a_job_becomes_weights_that_answer_as_they_say() {
     });
     let report = report.unwrap();
     assert_eq!((report.rows, report.train, report.valid, report.calibration), (120, 80, 20, 20));
-    let told: Vec<_> = events
+    let reported: Vec<_> = events
         .iter()
         .filter_map(|event| match event {
             Event::Progress(progress) => Some(progress),
             _ => None,
         })
         .collect();
-    assert!(told.iter().any(|progress| progress.stage == 0 && progress.n_steps == 120));
-    let last = told.last().unwrap();
+    assert!(reported.iter().any(|progress| progress.stage == 0 && progress.n_steps == 120));
+    let last = reported.last().unwrap();
     assert_eq!((last.stage, last.epoch, last.n_epochs, last.step, last.n_steps), (1, 12, 12, 5, 5));
     assert!(last.eta.is_some() && last.loss.is_finite() && last.metrics.contains_key("level.mae"));
 

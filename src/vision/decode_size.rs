@@ -6,7 +6,7 @@
 /// The wanted size affects the pixels: the same photo decoded at another size differs slightly. Use one size for all
 /// images that are compared or trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Wanted {
+pub enum DecodeSize {
     /// Every pixel of the file.
     Full,
     /// At least this many pixels along the longer side.
@@ -15,7 +15,7 @@ pub enum Wanted {
     ShortSide(u32),
 }
 
-impl Wanted {
+impl DecodeSize {
     /// Returns the factor by which an image of this size may be reduced while it is decoded: 1, 2, 4 or 8. Reduced
     /// sides are rounded up.
     pub(super) fn divisor(self, width_px: u32, height_px: u32) -> u32 {
@@ -37,16 +37,16 @@ mod tests {
     #[test]
     fn the_smallest_that_is_enough() {
         for (wanted, divisor) in [
-            (Wanted::Full, 1),
-            (Wanted::LongSide(640), 4),
-            (Wanted::LongSide(504), 8),
-            (Wanted::LongSide(505), 4),
-            (Wanted::LongSide(2016), 2),
-            (Wanted::LongSide(2017), 1),
-            (Wanted::LongSide(9999), 1),
-            (Wanted::ShortSide(224), 8),
-            (Wanted::ShortSide(379), 4),
-            (Wanted::ShortSide(0), 8),
+            (DecodeSize::Full, 1),
+            (DecodeSize::LongSide(640), 4),
+            (DecodeSize::LongSide(504), 8),
+            (DecodeSize::LongSide(505), 4),
+            (DecodeSize::LongSide(2016), 2),
+            (DecodeSize::LongSide(2017), 1),
+            (DecodeSize::LongSide(9999), 1),
+            (DecodeSize::ShortSide(224), 8),
+            (DecodeSize::ShortSide(379), 4),
+            (DecodeSize::ShortSide(0), 8),
         ] {
             assert_eq!((wanted, wanted.divisor(4032, 3024)), (wanted, divisor));
             assert_eq!(wanted.divisor(3024, 4032), divisor);
@@ -55,13 +55,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_less_than_asked_and_never_more_than_twice(
+        fn never_less_than_requested_and_never_more_than_twice(
             width in 1..70_000u32,
             height in 1..70_000u32,
             least in 1..5000u32,
         ) {
             let long = width.max(height);
-            let divisor = Wanted::LongSide(least).divisor(width, height);
+            let divisor = DecodeSize::LongSide(least).divisor(width, height);
             prop_assert!(long.div_ceil(divisor) >= least.min(long));
             prop_assert!(divisor == 8 || long.div_ceil(divisor * 2) < least);
         }

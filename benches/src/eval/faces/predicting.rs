@@ -16,15 +16,15 @@ use super::SUITE;
 use crate::evidence::{Bar, Row};
 
 /// The answer to a photo, or its error.
-pub(in crate::eval) type Asked = Result<v1::PredictResponse, rpc::Status>;
+pub(in crate::eval) type PhotoResult = Result<v1::PredictResponse, rpc::Status>;
 
 /// Predicts every photo; the answers are in the photos' order. An unreadable file is sent as an empty image.
-pub(in crate::eval) async fn ask(
+pub(in crate::eval) async fn predict_all(
     clients: &mut Clients,
     photos: Vec<PathBuf>,
     template: v1::PredictRequest,
     what: &'static str,
-) -> anyhow::Result<Vec<Asked>> {
+) -> anyhow::Result<Vec<PhotoResult>> {
     let progress = output::bar(photos.len() as u64, what);
     let n_photos = photos.len();
     let requests = futures::stream::iter(photos).then(move |path| {
@@ -53,7 +53,7 @@ pub(in crate::eval) async fn ask(
 }
 
 /// Counts the photos that were refused; none may be.
-pub(super) fn failed<'a>(part: &str, answers: impl IntoIterator<Item = &'a Asked>) -> Row {
+pub(super) fn failed<'a>(part: &str, answers: impl IntoIterator<Item = &'a PhotoResult>) -> Row {
     let messages: Vec<&str> =
         answers.into_iter().filter_map(|answer| Some(answer.as_ref().err()?.message.as_str())).collect();
     let row = Row::new(SUITE, format!("{part}.refused"), messages.len() as f64, "").bar(Bar::AtMost(0.0));

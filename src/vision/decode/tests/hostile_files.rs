@@ -1,9 +1,9 @@
-//! Decoding hostile files.
+//! Tests of decoding hostile files.
 
 use image::ExtendedColorType;
 use proptest::prelude::*;
 
-use super::{
+use super::super::{
     super::{container::MAX_JPEG_SCANS, testing::*},
     *,
 };
@@ -44,7 +44,7 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         let limits = DecodeLimits { max_pixels: 1 << 20, max_alloc_bytes: 16 << 20 };
-        let wanted = Wanted::LongSide(long_side);
+        let wanted = DecodeSize::LongSide(long_side);
         if let Ok(image) = decode(&bytes, &limits, wanted) {
             prop_assert_eq!(&decode(&bytes, &limits, wanted), &Ok(image.clone()));
             prop_assert!(image.width_px() <= image.full_width_px() && image.height_px() <= image.full_height_px());
@@ -61,7 +61,7 @@ proptest! {
         rest in prop::collection::vec(any::<u8>(), 0..400),
     ) {
         let limits = DecodeLimits { max_pixels: 1 << 20, max_alloc_bytes: 16 << 20 };
-        let _ = decode(&[start, &rest].concat(), &limits, Wanted::LongSide(8));
+        let _ = decode(&[start, &rest].concat(), &limits, DecodeSize::LongSide(8));
     }
 }
 
@@ -77,7 +77,7 @@ fn a_jpeg_of_many_passes_over_nothing_is_refused() {
         [&bytes[..end], &empty.repeat(n), &bytes[end..]].concat()
     };
     let allowed = MAX_JPEG_SCANS as usize - n_scans;
-    let detail = |bytes: &[u8]| match decode(bytes, &DecodeLimits::default(), Wanted::Full) {
+    let detail = |bytes: &[u8]| match decode(bytes, &DecodeLimits::default(), DecodeSize::Full) {
         Err(ImageError::Unreadable { detail, .. }) => detail,
         other => format!("{other:?}"),
     };
@@ -93,7 +93,7 @@ fn codings_that_nobody_reads_are_refused() {
     for code in [0xc3, 0xc5, 0xc9, 0xca, 0xcb] {
         let mut other = bytes.clone();
         other[frame + 1] = code;
-        for wanted in [Wanted::Full, Wanted::LongSide(8)] {
+        for wanted in [DecodeSize::Full, DecodeSize::LongSide(8)] {
             let result = decode(&other, &DecodeLimits::default(), wanted);
             assert!(matches!(result, Err(ImageError::Unreadable { format: "JPEG", .. })), "{code:x}: {result:?}");
         }

@@ -1,11 +1,11 @@
-//! The folders in which callers may name files, and the path walk that enforces them.
+//! The training roots, which are the folders in which callers may name files, and the path walk that enforces them.
 //!
 //! A path is followed component by component, links included. The walk never inspects anything outside the roots and
 //! stops where it would leave them. So a caller cannot learn what exists elsewhere, whether by `..`, by an absolute
 //! path or through a link.
 //!
-//! To replace a file by a link between the walk and the opening of the file, one must be able to write below a root.
-//! Such writers are trusted.
+//! To replace a file by a link between the walk and the opening of the file, one must be able to write below a training
+//! root. Such writers are trusted.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use crate::training::TrainingError;
 /// The maximum number of links in a path, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// The configured folders, checked to exist.
+/// The configured training roots, checked to exist.
 #[derive(Clone, Debug)]
 pub(crate) struct Roots {
     roots: Vec<Root>,
@@ -349,7 +349,7 @@ mod tests {
         }
 
         #[test]
-        fn the_answer_does_not_tell_what_lies_outside(path in any_path()) {
+        fn the_error_does_not_reveal_what_lies_outside(path in any_path()) {
             let answer = |with_twin| {
                 let (_tmp, roots) = tree(with_twin);
                 roots.resolve("field", &path).map(|_| ()).map_err(|error| error.to_string())

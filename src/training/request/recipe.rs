@@ -107,7 +107,7 @@ pub(crate) enum WarmStart {
     Random,
     /// `models/{model}/versions/{n}` or `models/{model}@{alias}`, not resolved yet.
     Version(String),
-    /// A caller's path of a file with torchvision's names, not checked against the roots yet.
+    /// A caller's path of a file with torchvision's names, not checked against the training roots yet.
     WeightsPath(String),
 }
 

@@ -1,7 +1,7 @@
 //! The validated parts of a request: the recipe, the data sources, and the folders that callers may name.
 //!
-//! Owns the parsing of the contract's messages. Every [`Recipe`] and [`Source`] is valid by construction; later code
-//! does not check again. Knows no image and no tensor.
+//! Owns the parsing of the contract's messages. Every [`Recipe`] and [`DataSource`] is valid by construction; later
+//! code does not check again. Knows no image and no tensor.
 
 mod recipe;
 mod roots;
@@ -12,4 +12,4 @@ pub(super) use recipe::{MAX_LABELS, MAX_TEXT_BYTES};
 pub(super) use roots::Refusal;
 pub(crate) use roots::Roots;
 pub(super) use source::CsvSource;
-pub(crate) use source::Source;
+pub(crate) use source::DataSource;

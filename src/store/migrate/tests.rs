@@ -1,27 +1,72 @@
-//! A store that format 1 left behind, as a user's disk would have it: it opens, migrates, and still says what it said.
+//! Tests of migrations, and of a store in every earlier format.
 //!
-//! `tests/fixtures/store_format_1.zip` was written once by the records below and is never made again; a later format
-//! adds its own file beside it.
+//! `tests/fixtures/store_format_1.zip` has a store in format 1, as an earlier program left it on a disk. It was written
+//! once, from [`records`], and is never written again. A later format adds a file of its own beside it.
 
 use std::{io::Cursor, path::Path};
 
 use super::*;
-use crate::proto::{
-    store::{
-        AliasRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord, StoreRecord,
-        TensorRef, VersionRecord,
+use crate::{
+    proto::{
+        store::{
+            AliasRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
+            TensorRef, VersionRecord,
+        },
+        v1,
     },
-    v1,
+    store::{
+        Blobs, Digest, MemoryStore, SledSettings, SledStore, StoreBlobs, Write, examine, join_key, open, printable,
+    },
 };
 
-const KEPT: &[u8] = include_bytes!("../../tests/fixtures/store_format_1.zip");
+const STEPS: &[Migration] = &[
+    m0001_initial::MIGRATION,
+    Migration {
+        format: 2,
+        name: "0002 doubles",
+        writes: |store| {
+            let old = store.get(Table::Models, b"x")?.unwrap_or_default();
+            Ok(Batch { writes: vec![Write::Put(Table::Models, b"x".to_vec(), old.repeat(2))], ..Batch::default() })
+        },
+    },
+];
 
-/// The bytes of the one tensor.
+/// A store's folder in format 1, as a zip archive.
+const FORMAT_1: &[u8] = include_bytes!("../../../tests/fixtures/store_format_1.zip");
+
+#[test]
+fn a_half_import_is_no_store() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let write = Write::Put(Table::Faces, b"c\0f".to_vec(), b"v".to_vec());
+    store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
+    for refused in [migrate(&store).err(), format(&*store).err()] {
+        assert!(refused.unwrap().to_string().contains("import again"));
+    }
+}
+
+#[test]
+fn pending_migrations_run_once_and_keep_the_stores_id() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    assert_eq!(run(&store, &STEPS[..1]).unwrap().applied.len(), 1);
+    let write = Write::Put(Table::Models, b"x".to_vec(), b"ab".to_vec());
+    store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
+    let id =
+        |store: &Arc<dyn Store>| store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
+    let before = id(&store);
+    assert_eq!(run(&store, STEPS).unwrap(), Migrated { from: 1, to: 2, applied: vec!["0002 doubles"] });
+    assert_eq!(run(&store, STEPS).unwrap().applied, Vec::<&str>::new());
+    assert_eq!(store.get(Table::Models, b"x").unwrap().unwrap(), b"abab");
+    assert_eq!(id(&store), before);
+    let error = run(&store, &STEPS[..1]).unwrap_err();
+    assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1 }), "{error}");
+}
+
+/// Returns the bytes of the only tensor.
 fn tensor() -> Vec<u8> {
     (0..40_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-/// One record of every table but those of blobs and of the store itself.
+/// Returns one record of every table, except the tables of blobs and of the store itself.
 fn records(tensor: Digest) -> Batch {
     let time = Some(prost_types::Timestamp { seconds: 1_760_000_000, nanos: 0 });
     let space = "models/face/versions/1#embedding16".to_owned();
@@ -80,21 +125,21 @@ fn records(tensor: Digest) -> Batch {
 }
 
 fn unpack(to: &Path) {
-    zip::ZipArchive::new(Cursor::new(KEPT)).unwrap().extract(to).unwrap();
+    zip::ZipArchive::new(Cursor::new(FORMAT_1)).unwrap().extract(to).unwrap();
 }
 
 #[test]
-fn a_store_of_format_1_opens_and_says_what_it_said() {
+fn a_store_of_format_1_opens_with_its_content() {
     let dir = tempfile::tempdir().unwrap();
     unpack(dir.path());
     let before = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
-    assert_eq!(format(&before).unwrap(), 1, "the kept store is as format 1 left it");
-    let id = before.get_record::<StoreRecord>(Table::Meta, migrate::STORE_KEY).unwrap().unwrap().store_id;
+    assert_eq!(format(&before).unwrap(), 1, "the archive has a store in format 1");
+    let id = before.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
     drop(before);
 
     let store = open(dir.path(), &SledSettings::default()).unwrap();
     assert_eq!(format(&*store).unwrap(), newest_format());
-    let now = store.get_record::<StoreRecord>(Table::Meta, migrate::STORE_KEY).unwrap().unwrap().store_id;
+    let now = store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
     assert_eq!(now, id, "it is the same store");
     assert_eq!(StoreBlobs::new(Arc::clone(&store)).get(&Digest::of(&tensor())).unwrap(), tensor());
     for write in records(Digest::of(&tensor())).writes {

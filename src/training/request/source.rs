@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::Roots;
 use crate::{proto::v1, training::TrainingError};
 
-/// A set of images with labels; its paths lie below a root.
+/// A set of images with labels; its paths lie below a training root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum DataSource {
     /// Images whose file names contain the labels.
     UtkFace {
         /// Searched recursively.
@@ -17,9 +17,9 @@ pub(crate) enum Source {
     Csv(CsvSource),
 }
 
-impl Source {
+impl DataSource {
     /// Describes for people what was searched, and where.
-    pub(crate) fn looked_at(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let named = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         match self {
             Self::UtkFace { folder } => {
@@ -43,7 +43,7 @@ pub(crate) struct CsvSource {
     pub split_column: Option<String>,
 }
 
-impl Source {
+impl DataSource {
     /// Checks the sources of a request: each path is resolved and exists.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl Source {
         }
     }
 
-    /// Converts to the contract's form with absolute paths, for the job of a worker with the same roots.
+    /// Converts to the contract's form with absolute paths, for the job of a worker with the same training roots.
     ///
     /// # Errors
     /// [`TrainingError::FieldInvalid`] for a path that is not UTF-8, which the contract cannot carry.

@@ -1,10 +1,10 @@
-//! Compares the table of methods with the descriptors, and tests that comparison with wrong tables.
+//! Tests that the table of methods equals the descriptors, and that a wrong table is detected.
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
 use super::{
-    methods::{Kind, METHODS, Method, Place, Service, find},
+    methods::{CallKind, METHODS, Method, PermitKind, Service, find},
     methods_check::differences,
 };
 use crate::proto;
@@ -45,7 +45,7 @@ fn a_table_that_is_wrong_is_seen() {
     assert!(matches!(&missing[..], [one] if one.contains("/Predict: an RPC without a row")), "{missing:?}");
     let extra = with_first(leaked(|methods| methods.push(Method { name: "Guess", ..predict })));
     assert!(matches!(&extra[..], [one] if one.contains("/Guess: a row without an RPC")), "{extra:?}");
-    let streaming = with_first(leaked(|methods| methods[0].kind = Kind::RequestStream));
+    let streaming = with_first(leaked(|methods| methods[0].kind = CallKind::RequestStream));
     assert!(matches!(&streaming[..], [one] if one.contains("/Predict: the row says RequestStream")), "{streaming:?}");
     let twice = with_first(leaked(|methods| methods.push(predict)));
     assert!(matches!(&twice[..], [one] if one.contains("/Predict: has two rows")), "{twice:?}");
@@ -53,11 +53,15 @@ fn a_table_that_is_wrong_is_seen() {
 
 #[test]
 fn paths_are_found_and_others_are_treated_as_short_calls() {
-    assert_eq!(find("/visage.v1.VisageService/StreamPredict").place, Place::Stream);
-    assert_eq!(find("/google.longrunning.Operations/WaitOperation").place, Place::Watch);
+    assert_eq!(find("/visage.v1.VisageService/StreamPredict").permit, PermitKind::Stream);
+    assert_eq!(find("/google.longrunning.Operations/WaitOperation").permit, PermitKind::Watch);
     for unknown in ["", "/", "/x", "/visage.v1.VisageService/", "/visage.v1.VisageService/predict", "/a/StreamPredict"]
     {
         let row = find(unknown);
-        assert_eq!((row.name, row.kind, row.place, row.is_long()), ("", Kind::Unary, Place::Call, false), "{unknown}");
+        assert_eq!(
+            (row.name, row.kind, row.permit, row.is_long()),
+            ("", CallKind::Unary, PermitKind::Call, false),
+            "{unknown}"
+        );
     }
 }
