@@ -54,6 +54,14 @@ impl TrainingServer {
         self.process.wait_until_idle(wanted).await
     }
 
+    /// Stops the server and starts it again on the same data folder.
+    pub(crate) async fn restart(self) -> anyhow::Result<Self> {
+        self.process.stop().await?;
+        let process =
+            ServerProcess::start(&self.folder.path().join("data"), None, &[self.folder.path().join("root")]).await?;
+        Ok(Self { clients: process.clients.clone(), process, folder: self.folder })
+    }
+
     /// Stops the server and waits for its end.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.process.stop().await

@@ -50,7 +50,7 @@ const MAX_DISPLAY_NAME_BYTES: usize = 256;
 
 /// The photo or vector that identifies a face.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) enum FaceSource {
     /// An encoded photo, and which of its faces to use.
     Image(Bytes, FaceSelection),
     /// A vector, and the space it claims to be from (empty: the collection's).
@@ -70,7 +70,7 @@ pub(crate) struct Enrolment {
     /// The face's id; the server makes one if absent.
     pub face: Option<FaceId>,
     /// The photo or vector.
-    pub source: Source,
+    pub source: FaceSource,
     /// The caller's key for the person.
     pub subject: String,
     /// Short key-value pairs from the caller.
@@ -79,11 +79,11 @@ pub(crate) struct Enrolment {
 
 /// The target of a search.
 #[derive(Clone, Debug)]
-pub(crate) enum Wanted {
+pub(crate) enum SearchTarget {
     /// Faces similar to this photo or vector.
-    Like(Source),
+    Probe(FaceSource),
     /// Faces similar to this enrolled one.
-    LikeFace(FaceId),
+    Enrolled(FaceId),
 }
 
 /// Sets a flag when it is dropped.
@@ -263,6 +263,33 @@ impl Faces {
         blocking(move || Ok(index.delete_face(&collection, &face)?)).await
     }
 
+    /// Deletes every face of a subject, in one collection or in all; returns their number.
+    ///
+    /// # Errors
+    /// When the subject is empty, or there is no such collection. Earlier faces are deleted then.
+    pub(crate) async fn delete_subject(
+        &self,
+        _: &Call,
+        collection: Option<CollectionId>,
+        subject: String,
+    ) -> Result<usize, AppError> {
+        // Faces without a subject are of many people.
+        if subject.is_empty() {
+            return Err(AppError::field("subject", "must not be empty"));
+        }
+        let index = Arc::clone(&self.index);
+        blocking(move || {
+            let collections =
+                collection.map_or_else(|| index.spaces().into_iter().map(|(id, _)| id).collect(), |id| vec![id]);
+            let mut n_deleted = 0;
+            for id in collections {
+                n_deleted += index.delete_subject(&id, &subject)?;
+            }
+            Ok(n_deleted)
+        })
+        .await
+    }
+
     /// Returns the faces of a collection nearest to the target.
     ///
     /// # Errors
@@ -271,18 +298,18 @@ impl Faces {
         &self,
         call: &Call,
         collection: CollectionId,
-        wanted: Wanted,
+        target: SearchTarget,
         k: usize,
         min_score: Option<f32>,
         exact: bool,
     ) -> Result<v1::FindSimilarResponse, AppError> {
         self.index.check_query(k, min_score)?;
-        let (target, notes) = match wanted {
-            Wanted::Like(source) => {
+        let (target, notes) = match target {
+            SearchTarget::Probe(source) => {
                 let (embedding, _, notes) = self.embed(call, &collection, source).await?;
                 (Target::Vector(embedding), notes)
             }
-            Wanted::LikeFace(face) => (Target::Face(face), Vec::new()),
+            SearchTarget::Enrolled(face) => (Target::Face(face), Vec::new()),
         };
         let index = Arc::clone(&self.index);
         let id = collection.clone();
@@ -327,18 +354,18 @@ impl Faces {
         &self,
         call: &Call,
         collection: &CollectionId,
-        source: Source,
+        source: FaceSource,
     ) -> Result<(Embedding, EmbeddingSpace, Vec<PhotoNote>), AppError> {
         let (record, _) = self.index.get_collection(collection)?;
         let own = self.index.space_of(collection)?;
         let (values, notes) = match source {
-            Source::Vector { values, space } => {
+            FaceSource::Vector { values, space } => {
                 if !space.is_empty() && space != record.embedding_space {
                     return Err(SimilarityError::SpaceMismatch { got: space, expected: record.embedding_space }.into());
                 }
                 (values, Vec::new())
             }
-            Source::Image(image, selection) => {
+            FaceSource::Image(image, selection) => {
                 let wants = single_face("face_selection", selection)?;
                 let plan = self.photos.plan(call, Some(&ModelRef::Version(own.version.clone())), &wants).await?;
                 let read = self.photos.read(&plan, image).await?;

@@ -29,7 +29,7 @@ use std::{
 pub(crate) use call::{Call, Caller};
 pub(crate) use compare::Comparison;
 pub(crate) use error::{AppError, ERROR_DOMAIN, reason_name};
-pub(crate) use faces::{Enrolment, Faces, Source, Wanted};
+pub(crate) use faces::{Enrolment, FaceSource, Faces, SearchTarget};
 pub(crate) use health::Health;
 pub(crate) use idempotency::Idempotent;
 pub(crate) use import::Import;

@@ -1,5 +1,6 @@
 //! `visage faces`: the faces of a collection.
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use super::{connection::Remote, names, output, pages, similar};
@@ -10,7 +11,8 @@ use crate::proto::v1;
 #[command(after_help = "\
 Examples:
   visage faces list --collection policies --json | jq -r .name
-  visage faces delete policies/policy-4711")]
+  visage faces delete policies/policy-4711
+  visage faces delete --subject customer-17             # in every collection")]
 pub(super) struct FacesArgs {
     #[command(subcommand)]
     command: FacesCommand,
@@ -31,10 +33,17 @@ enum FacesCommand {
         /// COLLECTION/ID.
         face: String,
     },
-    /// Deletes a face for good: no search finds it again.
+    /// Deletes a face, or all faces of a subject, for good: no search finds them again.
     Delete {
         /// COLLECTION/ID.
-        face: String,
+        #[arg(required_unless_present = "subject", conflicts_with = "subject")]
+        face: Option<String>,
+        /// Deletes all faces that were enrolled with this subject.
+        #[arg(long)]
+        subject: Option<String>,
+        /// Only the subject's faces in this collection [default: every collection].
+        #[arg(long, short, requires = "subject")]
+        collection: Option<String>,
     },
 }
 
@@ -74,8 +83,14 @@ pub(super) async fn run(args: FacesArgs) -> anyhow::Result<bool> {
                 output::facts(rows.into_iter().map(|(name, value)| [name.to_owned(), value]))
             })?;
         }
-        FacesCommand::Delete { face } => {
-            let name = names::face(&face);
+        FacesCommand::Delete { subject: Some(subject), collection, .. } => {
+            let parent = collection.map_or_else(|| "collections/-".to_owned(), |name| names::collection(&name));
+            let request = v1::DeleteFacesRequest { parent, subject };
+            let deleted = server.faces.delete_faces(remote.request(request)).await?.into_inner();
+            output::show(remote.json, &deleted, |d| format!("{} faces are deleted", d.n_deleted))?;
+        }
+        FacesCommand::Delete { face, .. } => {
+            let name = names::face(&face.context("COLLECTION/ID is missing")?);
             server.faces.delete_face(remote.request(v1::DeleteFaceRequest { name: name.clone() })).await?;
             output::deleted(remote.json, &name)?;
         }

@@ -9,13 +9,14 @@ use super::{
     serve::{self, Answers},
 };
 use crate::{
-    app::{App, AppError, Call, Comparison, Enrolment, Idempotent, Source},
+    app::{App, AppError, Call, Comparison, Enrolment, FaceSource, Idempotent},
     names::SpaceRef,
     proto::v1::{
         Collection, CompareFacesRequest, CompareFacesResponse, CreateCollectionRequest, DeleteCollectionRequest,
-        DeleteFaceRequest, EnrollFaceRequest, Face, GetCollectionRequest, GetFaceRequest, ListCollectionsRequest,
-        ListCollectionsResponse, ListFacesRequest, ListFacesResponse, StreamEnrollFacesRequest,
-        StreamEnrollFacesResponse, enroll_face_request, face_service_server, stream_enroll_faces_response,
+        DeleteFaceRequest, DeleteFacesRequest, DeleteFacesResponse, EnrollFaceRequest, Face, GetCollectionRequest,
+        GetFaceRequest, ListCollectionsRequest, ListCollectionsResponse, ListFacesRequest, ListFacesResponse,
+        StreamEnrollFacesRequest, StreamEnrollFacesResponse, enroll_face_request, face_service_server,
+        stream_enroll_faces_response,
     },
     similarity::{CollectionId, FaceId, FaceName},
 };
@@ -27,13 +28,16 @@ pub(super) struct FaceService {
     pub(super) stream_window: usize,
 }
 
+/// The parent of faces in any collection (AIP-159).
+const EVERY_COLLECTION: &str = "collections/-";
+
 async fn enroll(app: &App, call: &Call, r: EnrollFaceRequest) -> Result<Face, AppError> {
     let once = Idempotent::new(call, "EnrollFace", &r.request_id, &r)?;
     let face = if r.face_id.is_empty() { None } else { Some(FaceId::parse("face_id", &r.face_id)?) };
     let source = match r.source {
         None => return Err(AppError::field("source", "must be an image or a vector")),
-        Some(enroll_face_request::Source::Image(image)) => Source::Image(image, face_selection(r.face_selection)?),
-        Some(enroll_face_request::Source::Vector(v)) => Source::Vector { values: v.values, space: v.space },
+        Some(enroll_face_request::Source::Image(image)) => FaceSource::Image(image, face_selection(r.face_selection)?),
+        Some(enroll_face_request::Source::Vector(v)) => FaceSource::Vector { values: v.values, space: v.space },
     };
     let collection = collection_name("parent", &r.parent)?;
     let new = Enrolment { collection, face, source, subject: r.subject, labels: r.labels };
@@ -125,6 +129,21 @@ impl face_service_server::FaceService for FaceService {
         serve::unary(request, async |call, r| {
             let name = FaceName::parse("name", &r.name)?;
             self.app.faces.delete(call, name.collection, name.face).await
+        })
+        .await
+    }
+
+    async fn delete_faces(
+        &self,
+        request: Request<DeleteFacesRequest>,
+    ) -> Result<Response<DeleteFacesResponse>, Status> {
+        serve::unary(request, async |call, r| {
+            let collection = match r.parent.as_str() {
+                EVERY_COLLECTION => None,
+                parent => Some(collection_name("parent", parent)?),
+            };
+            let n_deleted = self.app.faces.delete_subject(call, collection, r.subject).await?;
+            Ok(DeleteFacesResponse { n_deleted: n_deleted as i64 })
         })
         .await
     }

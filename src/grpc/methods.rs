@@ -139,6 +139,7 @@ pub(super) const METHODS: &[Service] = &[
             method("GetFace", Unary, PermitKind::Call, Waits::Store, Anyone),
             method("ListFaces", Unary, PermitKind::Call, Waits::Store, Anyone),
             method("DeleteFace", Unary, PermitKind::Call, Waits::Store, Anyone),
+            method("DeleteFaces", Unary, PermitKind::Call, Waits::Store, Anyone),
             method("CompareFaces", Unary, PermitKind::Call, Waits::Device, Anyone),
         ],
     },

@@ -9,7 +9,7 @@ use super::{
     serve::{self, Answers},
 };
 use crate::{
-    app::{self, App, AppError, Call, Idempotent, NewRun, Source, Wanted, Wants},
+    app::{self, App, AppError, Call, FaceSource, Idempotent, NewRun, SearchTarget, Wants},
     names::ModelRef,
     proto::{
         longrunning::Operation,
@@ -67,13 +67,17 @@ impl visage_service_server::VisageService for VisageService {
         serve::unary(request, async |call, r| {
             let collection = collection_name("collection", &r.collection)?;
             let k = usize::try_from(r.k).map_err(|_| AppError::field("k", "must be 1 or more"))?;
-            let wanted = match r.query {
+            let target = match r.query {
                 None => return Err(AppError::field("query", "must be an image, a face or an embedding")),
-                Some(Query::Image(image)) => Wanted::Like(Source::Image(image, face_selection(r.face_selection)?)),
-                Some(Query::Embedding(e)) => Wanted::Like(Source::Vector { values: e.values, space: e.space }),
-                Some(Query::Face(name)) => Wanted::LikeFace(face_of("face", &name, &collection)?),
+                Some(Query::Image(image)) => {
+                    SearchTarget::Probe(FaceSource::Image(image, face_selection(r.face_selection)?))
+                }
+                Some(Query::Embedding(e)) => {
+                    SearchTarget::Probe(FaceSource::Vector { values: e.values, space: e.space })
+                }
+                Some(Query::Face(name)) => SearchTarget::Enrolled(face_of("face", &name, &collection)?),
             };
-            self.app.faces.find_similar(call, collection, wanted, k, r.min_score, r.exact).await
+            self.app.faces.find_similar(call, collection, target, k, r.min_score, r.exact).await
         })
         .await
     }

@@ -39,12 +39,12 @@ struct State {
 }
 
 /// A collection's faces.
-pub(super) struct Faces {
+pub(super) struct LoadedFaces {
     dimensions: usize,
     state: RwLock<State>,
 }
 
-impl Faces {
+impl LoadedFaces {
     pub(super) fn new(dimensions: usize) -> Self {
         let state = State { sealed: Vec::new(), tail: Segment::new(dimensions), places: HashMap::new() };
         Self { dimensions, state: RwLock::new(state) }
@@ -147,7 +147,7 @@ impl Faces {
     /// Does one piece of background work, which ends early once `stop` is set; returns false if there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings, stop: &AtomicBool) -> bool {
         let sealed = self.state.read().sealed.clone();
-        // Faces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
+        // LoadedFaces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
         let is_worn = |s: &&Arc<Segment>| s.n_gone() > 0 && s.n_gone() * REBUILD_ONE_IN >= s.len();
         if let Some(worn) = sealed.iter().find(is_worn) {
             self.replace(std::slice::from_ref(worn), stop);
@@ -193,7 +193,7 @@ impl Faces {
             return;
         }
         for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
-            // Faces hidden or deleted while the graph was built stay so in the new segment.
+            // LoadedFaces hidden or deleted while the graph was built stay so in the new segment.
             merged.set_alive(idx, segment.is_alive(*old_idx));
             let place = state.places.get_mut(id);
             match place.filter(|place| matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx))
@@ -230,15 +230,15 @@ mod tests {
         SimilaritySettings { seal_at: 4, ..SimilaritySettings::default() }
     }
 
-    fn filled(n: usize) -> Faces {
-        let faces = Faces::new(2);
+    fn filled(n: usize) -> LoadedFaces {
+        let faces = LoadedFaces::new(2);
         for i in 0..n {
             faces.insert(&format!("f{i}"), &[1.0, i as f32 / 100.0], &settings());
         }
         faces
     }
 
-    fn found(faces: &Faces) -> Vec<String> {
+    fn found(faces: &LoadedFaces) -> Vec<String> {
         let (hits, _) = faces.search(&[1.0, 0.0], (100, None), true, &settings(), &|| false).unwrap();
         let mut ids: Vec<String> = hits.into_iter().map(|hit| hit.id.to_string()).collect();
         ids.sort();

@@ -13,7 +13,7 @@ use std::{
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
-    CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::Faces,
+    CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::LoadedFaces,
     segment::Hit,
 };
 use crate::{
@@ -84,23 +84,23 @@ struct Collection {
     space: EmbeddingSpace,
     /// The stored record; a new face requires that it is unchanged.
     bytes: Vec<u8>,
-    faces: Faces,
-    turns: Turns,
+    faces: LoadedFaces,
+    locks: FaceLocks,
 }
 
 /// The number of locks that a collection's faces share.
-const N_TURNS: usize = 64;
+const N_FACE_LOCKS: usize = 64;
 
 /// Locks a face from before a change is stored until memory agrees with the store.
-struct Turns([Mutex<()>; N_TURNS]);
+struct FaceLocks([Mutex<()>; N_FACE_LOCKS]);
 
-impl Turns {
+impl FaceLocks {
     fn new() -> Self {
         Self(std::array::from_fn(|_| Mutex::default()))
     }
 
-    fn take(&self, face: &FaceId) -> MutexGuard<'_, ()> {
-        let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_TURNS;
+    fn lock(&self, face: &FaceId) -> MutexGuard<'_, ()> {
+        let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_FACE_LOCKS;
         self.0[shard].lock()
     }
 }
@@ -171,7 +171,7 @@ impl SimilarityIndex {
                 affects: "the embedding space of its faces is unknown; import the last export".to_owned(),
             })?;
             let dimensions = record.dimensions as usize;
-            let faces = Faces::new(dimensions);
+            let faces = LoadedFaces::new(dimensions);
             let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
             for row in store.records::<FaceRecord>(Table::Faces, range) {
                 match row.and_then(|(key, face)| Ok((vector_of(&key, &face, dimensions)?, face))) {
@@ -183,7 +183,7 @@ impl SimilarityIndex {
                     Err(error) => return Err(error.into()),
                 }
             }
-            collections.insert(id, Arc::new(Collection { record, space, bytes, faces, turns: Turns::new() }));
+            collections.insert(id, Arc::new(Collection { record, space, bytes, faces, locks: FaceLocks::new() }));
         }
         let shared = Arc::new(Shared {
             store,
@@ -216,7 +216,7 @@ impl SimilarityIndex {
         new: NewCollection,
         extra: impl FnOnce(&CollectionRecord) -> Batch,
     ) -> Result<CollectionRecord, SimilarityError> {
-        let _turn = self.shared.changing.lock();
+        let _lock = self.shared.changing.lock();
         let record = CollectionRecord {
             id: new.id.to_string(),
             create_time: Some(SystemTime::now().into()),
@@ -239,9 +239,9 @@ impl SimilarityIndex {
             }
             Err(error) => return Err(error.into()),
         }
-        let (bytes, faces) = (encode_record(&record), Faces::new(new.dimensions));
+        let (bytes, faces) = (encode_record(&record), LoadedFaces::new(new.dimensions));
         let collection =
-            Arc::new(Collection { record: record.clone(), space: new.space, bytes, faces, turns: Turns::new() });
+            Arc::new(Collection { record: record.clone(), space: new.space, bytes, faces, locks: FaceLocks::new() });
         self.shared.collections.write().insert(new.id, collection);
         Ok(record)
     }
@@ -288,7 +288,7 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
     pub(crate) fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
-        let _turn = self.shared.changing.lock();
+        let _lock = self.shared.changing.lock();
         let collection = self.collection(id)?;
         let key = id.as_str().as_bytes();
         let mut batch = Batch::default();
@@ -336,7 +336,7 @@ impl SimilarityIndex {
             vector: embedding.to_bytes(),
         };
         let key = face_key(id, face.as_str());
-        let _turn = collection.turns.take(&face);
+        let _lock = collection.locks.lock(&face);
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
@@ -394,10 +394,47 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
     pub(crate) fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
+        self.delete_face_if(id, face, |_| true)
+    }
+
+    /// Deletes the faces of a subject, one by one; returns their number. Reads every face of the collection.
+    ///
+    /// # Errors
+    /// [`SimilarityError::CollectionNotFound`]; errors of the store. Earlier faces are deleted then.
+    pub(crate) fn delete_subject(&self, id: &CollectionId, subject: &str) -> Result<usize, SimilarityError> {
+        self.collection(id)?;
+        let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
+        let is_of_subject = |face: &FaceRecord| face.subject == subject;
+        let mut n_deleted = 0;
+        for row in self.shared.store.readable_records::<FaceRecord>(Table::Faces, range) {
+            let (_, face) = row?;
+            if !is_of_subject(&face) {
+                continue;
+            }
+            // Between the scan and the deletion the id may have become another person's.
+            let is_still =
+                |bytes: &[u8]| decode_record(Table::Faces, &[], bytes).is_ok_and(|face| is_of_subject(&face));
+            match self.delete_face_if(id, &FaceId::parse("id", &face.id)?, is_still) {
+                Ok(()) => n_deleted += 1,
+                Err(SimilarityError::FaceNotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(n_deleted)
+    }
+
+    /// Deletes a face if `condition` holds for its stored record.
+    fn delete_face_if(
+        &self,
+        id: &CollectionId,
+        face: &FaceId,
+        condition: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), SimilarityError> {
         let collection = self.collection(id)?;
         let key = face_key(id, face.as_str());
-        let _turn = collection.turns.take(face);
-        let bytes = self.shared.store.get(Table::Faces, &key)?.ok_or_else(|| not_found(id, face))?;
+        let _lock = collection.locks.lock(face);
+        let stored = self.shared.store.get(Table::Faces, &key)?.filter(|bytes| condition(bytes));
+        let bytes = stored.ok_or_else(|| not_found(id, face))?;
         let hidden = collection.faces.hide(face.as_str());
         let mut batch = Batch::default();
         batch
@@ -473,7 +510,7 @@ impl SimilarityIndex {
                     self.shared.n_damaged.fetch_add(1, Ordering::Relaxed);
                     // It is hidden unless it was deleted and enrolled anew meanwhile.
                     let face = FaceId::parse("id", &hit.id)?;
-                    let _turn = collection.turns.take(&face);
+                    let _lock = collection.locks.lock(&face);
                     if matches!(self.record_of(id, &collection, hit, &vector), Err(StoreError::Corrupt { .. })) {
                         collection.faces.hide(&hit.id);
                     }

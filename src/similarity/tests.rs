@@ -200,6 +200,27 @@ fn a_score_belongs_to_the_record_beside_it() {
     assert_eq!(search(&index, new, 1, true), ["f"]);
 }
 
+#[test]
+fn a_subject_is_deleted_with_all_faces_and_nobody_else() {
+    let (_, index) = with_collection();
+    let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(6), 90);
+    for (i, vector) in vectors.iter().enumerate() {
+        let new = NewFace {
+            id: Some(face(&format!("f{i}"))),
+            subject: ["anna", "anna-maria", ""][i % 3].to_owned(),
+            labels: BTreeMap::new(),
+        };
+        let embedding = Embedding::new("vector", vector.clone(), DIMENSIONS).unwrap();
+        index.enroll(&id("people"), new, &embedding, &space(), |_| Batch::default()).unwrap();
+    }
+    assert_eq!(index.delete_subject(&id("people"), "anna").unwrap(), 30);
+    assert_eq!(index.delete_subject(&id("people"), "anna").unwrap(), 0);
+    let left = search(&index, vectors[0].clone(), 100, true);
+    assert_eq!(left.len(), 60);
+    assert!(left.iter().all(|name| name[1..].parse::<usize>().unwrap() % 3 != 0), "{left:?}");
+    assert!(matches!(index.delete_subject(&id("none"), "anna"), Err(SimilarityError::CollectionNotFound { .. })));
+}
+
 /// Regression: equal photos beyond four were compared with every query.
 #[test]
 fn equal_faces_cost_a_search_nothing() {

@@ -156,3 +156,80 @@ async fn a_store_cut_short_does_not_serve_and_says_why() {
         assert!(code == Some(1) && text.contains("damaged:") && !text.contains("panicked"), "{command:?}: {text}");
     }
 }
+
+/// What is altered below the engine is named one by one, and everything else is served.
+#[tokio::test]
+async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
+    const N_FACES: usize = 1_500;
+    const N_ALTERED: usize = 1_000;
+    let home = filled().await;
+    let id = |i: usize| format!("many-{i:04}");
+    {
+        let server = home.serve().await;
+        let mut c = server.clients().await;
+        let requests = (0..N_FACES).map(move |i| {
+            let values = (0..16).map(|at| if at == i % 16 { 1.0 } else { i as f32 / 1e4 }).collect();
+            let source = v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() });
+            let request = v1::EnrollFaceRequest {
+                parent: "collections/policies".to_owned(),
+                face_id: format!("many-{i:04}"),
+                source: Some(source),
+                ..Default::default()
+            };
+            v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() }
+        });
+        let mut answers =
+            c.faces.stream_enroll_faces(tokio_stream::iter(requests.collect::<Vec<_>>())).await.unwrap().into_inner();
+        while let Some(answer) = answers.message().await.unwrap() {
+            assert!(matches!(answer.result, Some(v1::stream_enroll_faces_response::Result::Face(_))), "{answer:?}");
+        }
+        assert!(server.stop().success());
+    }
+    {
+        let db = sled::open(home.path("data").join("store").join("db")).unwrap();
+        let is_one = |(key, _): &(sled::IVec, sled::IVec)| key.windows(5).any(|part| part == b"many-");
+        let many: Vec<_> = db.iter().map(Result::unwrap).filter(is_one).collect();
+        assert_eq!(many.len(), N_FACES);
+        for (i, (key, value)) in many.into_iter().take(N_ALTERED).enumerate() {
+            let mut altered = value.to_vec();
+            let at = i % altered.len();
+            altered[at] ^= 1 << (i % 8);
+            db.insert(key, altered).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    let (code, text) = run(&home, &["doctor"]);
+    assert_eq!(code, Some(1), "{text}");
+    for i in 0..N_ALTERED {
+        assert!(text.contains(&format!("policies/{}", id(i))), "{} is not named", id(i));
+    }
+    for i in N_ALTERED..N_FACES {
+        assert!(!text.contains(&id(i)), "{} is named", id(i));
+    }
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let health = tonic_health::pb::HealthCheckRequest { service: "visage.store".to_owned() };
+    let mut checks = tonic_health::pb::health_client::HealthClient::new(c.channel.clone());
+    assert_eq!(checks.check(health).await.unwrap().into_inner().status, 2, "the store is damaged");
+    let search = v1::FindSimilarRequest {
+        collection: "collections/policies".to_owned(),
+        query: Some(v1::find_similar_request::Query::Face(format!("collections/policies/faces/{}", id(N_ALTERED)))),
+        k: 1_000,
+        exact: true,
+        ..Default::default()
+    };
+    // All others: those that were not altered, and the fifty enrolled before.
+    let found = c.visage.find_similar(search).await.unwrap().into_inner().matches;
+    assert_eq!(found.len(), N_FACES - N_ALTERED - 1 + 50);
+    let name = format!("collections/policies/faces/{}", id(0));
+    c.faces.delete_face(v1::DeleteFaceRequest { name: name.clone() }).await.unwrap();
+    let values = vec![1.0; 16];
+    let again = v1::EnrollFaceRequest {
+        parent: "collections/policies".to_owned(),
+        face_id: id(0),
+        source: Some(v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() })),
+        ..Default::default()
+    };
+    assert_eq!(c.faces.enroll_face(again).await.unwrap().into_inner().name, name);
+    assert!(server.stop().success());
+}

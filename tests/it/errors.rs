@@ -466,6 +466,15 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
 
     row!(
         rows,
+        "a deletion by an empty subject",
+        |c| c.faces.delete_faces(v1::DeleteFacesRequest { parent: "collections/-".to_owned(), subject: String::new() }),
+        InvalidArgument,
+        "FIELD_INVALID",
+        Field("subject")
+    );
+
+    row!(
+        rows,
         "a made-up page token",
         |c| c.faces.list_faces(v1::ListFacesRequest {
             parent: "collections/policies".to_owned(),

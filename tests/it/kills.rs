@@ -12,7 +12,10 @@ use visage::proto::v1;
 
 use crate::support::{Clients, quick_recipe, server::Home, utkface};
 
-const KILLS: u64 = 50;
+/// The number of kills; `VISAGE_KILLS=200` makes more.
+fn n_kills() -> u64 {
+    std::env::var("VISAGE_KILLS").map_or(50, |text| text.parse().unwrap())
+}
 
 /// The changes acknowledged by the server.
 #[derive(Default)]
@@ -45,7 +48,7 @@ async fn what_was_acknowledged_survives_fifty_kills() {
         server.kill();
     }
     let mut rng = ChaCha8Rng::seed_from_u64(50);
-    for kill in 0..KILLS {
+    for kill in 0..n_kills() {
         let server = home.serve().await;
         let c = server.clients().await;
         verify(&mut c.clone(), &acknowledged, kill).await;
@@ -66,7 +69,7 @@ async fn what_was_acknowledged_survives_fifty_kills() {
         }
     }
     let server = home.serve().await;
-    verify(&mut server.clients().await, &acknowledged, KILLS).await;
+    verify(&mut server.clients().await, &acknowledged, n_kills()).await;
     assert!(server.stop().success());
     let acknowledged = acknowledged.lock().unwrap();
     let has_all = acknowledged.faces.len() > 100 && !acknowledged.runs.is_empty() && !acknowledged.deleted.is_empty();

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod cached_weights;
+mod churn;
 mod client_python;
 mod data_folder;
 mod errors;

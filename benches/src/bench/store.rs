@@ -1,4 +1,5 @@
-//! Measures what a durable write costs, beside a bare loop of writes and syncs on the same disk: the suite `store`.
+//! Measures what a durable write costs, beside a bare loop of writes and syncs on the same disk, and whether deletions
+//! and the server's end depend on the number of faces: the suite `store`.
 
 use std::{
     fs::File,
@@ -24,16 +25,28 @@ use crate::{
 };
 
 const SUITE: &str = "store";
-/// The length of a ResNet18's vectors.
-const DIMENSIONS: usize = 512;
-/// Faces of the small and of the large collection.
-const SIZES: [usize; 2] = [10_000, 100_000];
+/// A collection for the cost of a write, with the longest vectors of a ResNet18.
+const WRITTEN: Gallery = Gallery { layer: "embedding512", dimensions: 512, n_faces: 10_000 };
+/// Collections for the cost of a deletion, with the shortest vectors.
+const DELETED: [Gallery; 2] = [
+    Gallery { layer: "embedding16", dimensions: 16, n_faces: 10_000 },
+    Gallery { layer: "embedding16", dimensions: 16, n_faces: 100_000 },
+];
 /// Calls that are timed one at a time.
 const N_TIMED: usize = 500;
-/// About the size of a face's record.
+/// About the size of a face's record with 512 numbers.
 const BARE_BYTES: usize = 2_200;
 /// How long the server must be idle until its background work is done.
 const IDLE_FOR: Duration = Duration::from_secs(3);
+/// The server's drain time, which its end may take with a second more.
+const DRAIN_SECONDS: f64 = 20.0;
+
+/// A collection to fill with random vectors.
+struct Gallery {
+    layer: &'static str,
+    dimensions: usize,
+    n_faces: usize,
+}
 
 /// Runs the suite.
 pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
@@ -43,78 +56,71 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let stage = v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() };
     let trained = server.train(train_request(&folder, v1::Architecture::Resnet18, stage, 0), |_| {}).await?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut rows = Vec::new();
-    let mut delete_p99 = Vec::new();
-    for size in SIZES {
-        let collection = format!("bench-{size}");
-        let request = v1::CreateCollectionRequest {
-            collection_id: collection.clone(),
-            embedding_space: trained.version.clone(),
-            ..v1::CreateCollectionRequest::default()
-        };
-        let parent = server.clients.faces.create_collection(request).await?.into_inner().name;
-        let started = Instant::now();
-        enroll_by_stream(&mut server, &parent, size, &mut rng).await?;
-        let per_second = size as f64 / started.elapsed().as_secs_f64();
-        let bare = bare_loop(server.root().as_path())?;
-        if size == SIZES[0] {
-            rows.push(
-                Row::new(SUITE, "store.enroll.stream", per_second, "faces/s")
-                    .versus("append and fdatasync, one record each", bare.per_second)
-                    .bar(Bar::AtLeast(1.0))
-                    .note(format!(
-                        "{size} vectors of {DIMENSIONS} numbers, one stream, each durable before its answer"
-                    )),
-            );
-            let seen = enroll_one_by_one(&mut server, &parent, &mut rng).await?;
-            for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
-                rows.push(
-                    Row::new(SUITE, format!("store.enroll.one.{name}"), ms(&seen, quantile), "ms")
-                        .versus("append and fdatasync", ms(&bare.took_us, quantile))
-                        .note("one caller, one call at a time"),
-                );
-            }
-        } else {
-            rows.push(Row::new(SUITE, format!("store.enroll.stream.{size}"), per_second, "faces/s"));
-        }
+
+    let (parent, per_second) = fill(&mut server, &trained.version, &WRITTEN, &mut rng).await?;
+    let bare = bare_loop(server.root().as_path())?;
+    let one = enroll_one_by_one(&mut server, &parent, &mut rng).await?;
+    let mut rows = vec![
+        Row::new(SUITE, "store.enroll.stream", per_second, "faces/s")
+            .versus("append and fdatasync, one record each", bare.per_second)
+            .bar(Bar::AtLeast(1.0))
+            .note(format!("{} vectors of 512 numbers, one stream, each durable before its answer", WRITTEN.n_faces)),
+    ];
+    rows.extend([("p50", 0.5), ("p99", 0.99)].map(|(name, quantile)| {
+        Row::new(SUITE, format!("store.enroll.one.{name}"), ms(&one, quantile), "ms")
+            .versus("append and fdatasync", ms(&bare.took_us, quantile))
+            .note("one caller, one call at a time")
+    }));
+
+    let mut p99 = Vec::new();
+    for gallery in &DELETED {
+        let (parent, _) = fill(&mut server, &trained.version, gallery, &mut rng).await?;
         let progress = output::counter("waiting for the background work");
         server.wait_until_idle(IDLE_FOR).await?;
         progress.finish_and_clear();
-        delete_p99.push(ms(&delete_some(&mut server, &parent, size, &mut rng).await?, 0.99));
+        p99.push(ms(&delete_some(&mut server, &parent, gallery.n_faces, &mut rng).await?, 0.99));
     }
     rows.push(
-        Row::new(SUITE, format!("store.delete.p99.{}", SIZES[1]), delete_p99[1], "ms")
-            .versus(format!("a collection of {}", SIZES[0]), delete_p99[0])
+        Row::new(SUITE, format!("store.delete.p99.{}", DELETED[1].n_faces), p99[1], "ms")
+            .versus(format!("a collection of {}", DELETED[0].n_faces), p99[0])
             .bar(Bar::AtMost(2.0))
-            .note(format!("{N_TIMED} deletions, one at a time")),
+            .note(format!("{N_TIMED} deletions, one at a time, no graph being built")),
     );
+
+    // A start builds every graph again.
+    let server = server.restart().await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stopping = Instant::now();
     server.stop().await?;
+    rows.push(
+        Row::new(SUITE, "store.stop.building", stopping.elapsed().as_secs_f64(), "s")
+            .bar(Bar::AtMost(DRAIN_SECONDS + 1.0))
+            .note("from SIGTERM to the end, while graphs over all faces are built"),
+    );
     Ok(rows)
 }
 
-fn vector(rng: &mut ChaCha8Rng) -> Source {
-    let values = (0..DIMENSIONS).map(|_| rng.sample(StandardNormal)).collect();
-    Source::Vector(v1::FaceVector { values, space: String::new() })
-}
-
-fn request(parent: &str, id: String, rng: &mut ChaCha8Rng) -> v1::EnrollFaceRequest {
-    let source = Some(vector(rng));
-    v1::EnrollFaceRequest { parent: parent.to_owned(), face_id: id, source, ..v1::EnrollFaceRequest::default() }
-}
-
-async fn enroll_by_stream(
+/// Creates a collection and fills it by one stream; returns its name and the faces per second.
+async fn fill(
     server: &mut TrainingServer,
-    parent: &str,
-    n_faces: usize,
+    version: &str,
+    gallery: &Gallery,
     rng: &mut ChaCha8Rng,
-) -> anyhow::Result<()> {
-    let progress = output::bar(n_faces as u64, "enrolling");
-    let requests: Vec<_> = (0..n_faces)
+) -> anyhow::Result<(String, f64)> {
+    let request = v1::CreateCollectionRequest {
+        collection_id: format!("bench-{}-{}", gallery.dimensions, gallery.n_faces),
+        embedding_space: format!("{version}#{}", gallery.layer),
+        ..v1::CreateCollectionRequest::default()
+    };
+    let parent = server.clients.faces.create_collection(request).await?.into_inner().name;
+    let progress = output::bar(gallery.n_faces as u64, "enrolling");
+    let requests: Vec<_> = (0..gallery.n_faces)
         .map(|i| v1::StreamEnrollFacesRequest {
-            request: Some(request(parent, format!("f{i}"), rng)),
+            request: Some(enrolment(&parent, format!("f{i}"), gallery.dimensions, rng)),
             correlation_id: String::new(),
         })
         .collect();
+    let started = Instant::now();
     let mut answers = server.clients.faces.stream_enroll_faces(futures::stream::iter(requests)).await?.into_inner();
     while let Some(answer) = answers.message().await? {
         if let Some(v1::stream_enroll_faces_response::Result::Error(error)) = answer.result {
@@ -123,7 +129,13 @@ async fn enroll_by_stream(
         progress.inc(1);
     }
     progress.finish_and_clear();
-    Ok(())
+    Ok((parent, gallery.n_faces as f64 / started.elapsed().as_secs_f64()))
+}
+
+fn enrolment(parent: &str, face_id: String, dimensions: usize, rng: &mut ChaCha8Rng) -> v1::EnrollFaceRequest {
+    let values = (0..dimensions).map(|_| rng.sample(StandardNormal)).collect();
+    let source = Some(Source::Vector(v1::FaceVector { values, space: String::new() }));
+    v1::EnrollFaceRequest { parent: parent.to_owned(), face_id, source, ..v1::EnrollFaceRequest::default() }
 }
 
 async fn enroll_one_by_one(
@@ -133,10 +145,10 @@ async fn enroll_one_by_one(
 ) -> anyhow::Result<Histogram<u64>> {
     let mut took_us = Histogram::new(3)?;
     for i in 0..N_TIMED {
-        let request = request(parent, format!("one-{i}"), rng);
-        let asked = Instant::now();
+        let request = enrolment(parent, format!("one-{i}"), WRITTEN.dimensions, rng);
+        let called = Instant::now();
         server.clients.faces.enroll_face(request).await.context("an enrolment")?;
-        took_us.record(asked.elapsed().as_micros() as u64)?;
+        took_us.record(called.elapsed().as_micros() as u64)?;
     }
     Ok(took_us)
 }
@@ -150,9 +162,9 @@ async fn delete_some(
     let mut took_us = Histogram::new(3)?;
     for i in rand::seq::index::sample(rng, n_faces, N_TIMED) {
         let request = v1::DeleteFaceRequest { name: format!("{parent}/faces/f{i}") };
-        let asked = Instant::now();
+        let called = Instant::now();
         server.clients.faces.delete_face(request).await.context("a deletion")?;
-        took_us.record(asked.elapsed().as_micros() as u64)?;
+        took_us.record(called.elapsed().as_micros() as u64)?;
     }
     Ok(took_us)
 }
@@ -168,10 +180,10 @@ fn bare_loop(folder: &Path) -> anyhow::Result<Bare> {
     let mut took_us = Histogram::new(3)?;
     let started = Instant::now();
     for _ in 0..N_TIMED {
-        let asked = Instant::now();
+        let called = Instant::now();
         file.write_all(&[7; BARE_BYTES])?;
         file.sync_data()?;
-        took_us.record(asked.elapsed().as_micros() as u64)?;
+        took_us.record(called.elapsed().as_micros() as u64)?;
     }
     Ok(Bare { per_second: N_TIMED as f64 / started.elapsed().as_secs_f64(), took_us })
 }

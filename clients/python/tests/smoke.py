@@ -229,6 +229,8 @@ def faces(visage: Client, version: ModelVersion, photo: bytes) -> None:
         left = visage.find_similar(collection.name, photo, k=3, exact=True)
         check(face.name not in {m.face.name for m in left.matches}, "a deleted face is not found")
         refused("NOT_FOUND", "FACE_NOT_FOUND", lambda: visage.get_face(face.name))
+        check(visage.delete_faces("nobody") == 0, "DeleteFaces counts what it deletes")
+        refused("INVALID_ARGUMENT", "FIELD_INVALID", lambda: visage.delete_faces(""))
         refused("INVALID_ARGUMENT", "FIELD_INVALID", lambda: visage.find_similar(collection.name, photo, k=0))
     finally:
         visage.delete_collection(collection.name)

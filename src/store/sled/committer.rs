@@ -145,9 +145,10 @@ impl Committer {
         self.look_for_room();
         let mut group =
             Group { writes: BTreeMap::new(), before: BTreeMap::new(), tally: self.tally.clone(), n_bytes: 0 };
-        let mut waiting = Vec::new();
+        let (mut waiting, mut n_seen) = (Vec::new(), 0);
         let mut next = Some(first);
         while let Some(commit) = next {
+            n_seen += 1;
             match self.admit(&commit.batch, &group) {
                 Ok(admitted) => {
                     group.add(admitted);
@@ -156,7 +157,7 @@ impl Committer {
                 // A caller that has left needs no reply.
                 Err(error) => drop(commit.done.send(Err(error))),
             }
-            let is_full = waiting.len() >= GROUP || group.n_bytes >= GROUP_BYTES;
+            let is_full = n_seen >= GROUP || group.n_bytes >= GROUP_BYTES;
             next = if is_full { None } else { commits.try_recv().ok() };
         }
         if !group.writes.is_empty() {

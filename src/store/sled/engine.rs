@@ -89,7 +89,7 @@ impl Engine {
         })?;
         let after = durable::counts();
         if after.0 == before.0 || after.1 == before.1 {
-            let why = "this build's storage engine does not sync what it writes; build it with `make`";
+            let why = "the storage engine does not sync what it writes: build the program with `make`, and mount /proc";
             return Err(self.io(io::Error::other(why)));
         }
         Ok(())

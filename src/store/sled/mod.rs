@@ -327,6 +327,17 @@ mod tests {
         assert_eq!(store.verify_all().len(), 0);
     }
 
+    #[test]
+    fn an_engine_that_has_not_failed_can_be_opened_again_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        store.commit(put(b"kept", &[7; 50_000])).unwrap();
+        store.engine.reopen().unwrap();
+        assert_eq!(rows(&store), [(b"kept".to_vec(), vec![7; 50_000])]);
+        store.commit(put(b"later", b"1")).unwrap();
+        assert_eq!(store.verify_all().len(), 0);
+    }
+
     /// What is lost below the engine is reported, and the rest is served.
     #[test]
     fn a_lost_or_altered_record_stops_nothing_else() {

@@ -199,6 +199,11 @@ class Client:
         """Forgets a face: it is never returned again."""
         self._call(self._faces.DeleteFace, face_service_pb2.DeleteFaceRequest(name=name))
 
+    def delete_faces(self, subject: str, collection: str = "collections/-") -> int:
+        """Forgets every face of a subject, in one collection or in all; returns their number."""
+        request = face_service_pb2.DeleteFacesRequest(parent=collection, subject=subject)
+        return int(self._call(self._faces.DeleteFaces, request).n_deleted)
+
     def find_similar(
         self,
         collection: str,
