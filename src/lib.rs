@@ -21,5 +21,6 @@ pub(crate) mod serving;
 pub(crate) mod similarity;
 pub(crate) mod store;
 pub(crate) mod telemetry;
+pub(crate) mod threads;
 pub(crate) mod training;
 pub mod vision;

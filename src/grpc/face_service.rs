@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert::{collection_name, face_selection, page},
-    serve::{self, Answers},
+    serve::{self, Answers, Weight},
 };
 use crate::{
     app::{App, AppError, Call, Comparison, Enrolment, FaceSource, Idempotent},
@@ -30,6 +30,14 @@ pub(super) struct FaceService {
 
 /// The parent of faces in any collection (AIP-159).
 const EVERY_COLLECTION: &str = "collections/-";
+
+/// Vectors wait only for the disk, and share its syncs if many wait at once.
+fn weight_of(message: &StreamEnrollFacesRequest) -> Weight {
+    match message.request.as_ref().and_then(|request| request.source.as_ref()) {
+        Some(enroll_face_request::Source::Vector(_)) => Weight::Light,
+        _ => Weight::Photo,
+    }
+}
 
 async fn enroll(app: &App, call: &Call, r: EnrollFaceRequest) -> Result<Face, AppError> {
     let once = Idempotent::new(call, "EnrollFace", &r.request_id, &r)?;
@@ -97,14 +105,20 @@ impl face_service_server::FaceService for FaceService {
     ) -> Result<Response<Self::StreamEnrollFacesStream>, Status> {
         use stream_enroll_faces_response::Result;
         let app = Arc::clone(&self.app);
-        serve::each(request, self.stream_window, &self.app.stopping, move |call, r: StreamEnrollFacesRequest| {
-            let app = Arc::clone(&app);
-            async move {
-                let enrolled = serve::item(&call, r.request, async |call, r| enroll(&app, call, r).await).await;
-                let result = Some(enrolled.map_or_else(Result::Error, Result::Face));
-                StreamEnrollFacesResponse { correlation_id: r.correlation_id, result }
-            }
-        })
+        serve::each(
+            request,
+            self.stream_window,
+            &self.app.stopping,
+            weight_of,
+            move |call, r: StreamEnrollFacesRequest| {
+                let app = Arc::clone(&app);
+                async move {
+                    let enrolled = serve::item(&call, r.request, async |call, r| enroll(&app, call, r).await).await;
+                    let result = Some(enrolled.map_or_else(Result::Error, Result::Face));
+                    StreamEnrollFacesResponse { correlation_id: r.correlation_id, result }
+                }
+            },
+        )
     }
 
     async fn get_face(&self, request: Request<GetFaceRequest>) -> Result<Response<Face>, Status> {

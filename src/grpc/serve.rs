@@ -3,9 +3,10 @@
 //! Each takes the call that the edge attached to the request, runs a use case, and converts its error. Handlers only
 //! parse their requests.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -40,21 +41,52 @@ pub(super) async fn watch<Q, A: Send + 'static, S: Stream<Item = A> + Send + 'st
     Ok(events.map(|events| bounded(events.map(Ok), stopping)))
 }
 
-/// Answers each message of a stream, in order, with at most `window` in progress.
+/// The share of a stream's window that a message takes.
+#[derive(Clone, Copy)]
+pub(super) enum Weight {
+    /// It has a photo: one place.
+    Photo,
+    /// It has no photo and waits for little more than the disk: several share a place.
+    Light,
+}
+
+/// Messages that share one place of a stream's window.
+const LIGHT_PER_PLACE: u32 = 8;
+
+/// Answers each message of a stream, in order, with at most `window` photos in progress, or several times as many
+/// lighter messages.
 pub(super) fn each<Q: Send + 'static, A: Send + 'static, F: Future<Output = A> + Send + 'static>(
     request: Request<Streaming<Q>>,
     window: usize,
     stopping: &CancellationToken,
+    weight: fn(&Q) -> Weight,
     answer: impl Fn(Call, Q) -> F + Send + 'static,
 ) -> Result<Response<Answers<A>>, Status> {
     let (call, messages) = taken(request)?;
+    let most_in_progress = window * LIGHT_PER_PLACE as usize;
+    let places = Arc::new(Semaphore::new(most_in_progress));
     let answers = inbound(messages)
-        .map(move |message| {
-            let answering = message.map(|message| answer(call.item(), message));
-            async { Ok(answering?.await) }
+        // Reads one message further than there are places.
+        .then(move |message| {
+            let places = Arc::clone(&places);
+            async move {
+                let message = message?;
+                let n_places = match weight(&message) {
+                    Weight::Photo => LIGHT_PER_PLACE,
+                    Weight::Light => 1,
+                };
+                let place = places.acquire_many_owned(n_places).await;
+                Ok((message, place))
+            }
         })
-        // Reads ahead only as far as the window.
-        .buffered(window);
+        .map(move |message: Result<_, Status>| {
+            let answering = message.map(|(message, place)| (answer(call.item(), message), place));
+            async {
+                let (answering, _place) = answering?;
+                Ok(answering.await)
+            }
+        })
+        .buffered(most_in_progress);
     Ok(Response::new(bounded(answers, stopping)))
 }
 

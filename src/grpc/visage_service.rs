@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert::{collection_name, face_of, face_selection, model_name, operation},
-    serve::{self, Answers},
+    serve::{self, Answers, Weight},
 };
 use crate::{
     app::{self, App, AppError, Call, FaceSource, Idempotent, NewRun, SearchTarget, Wants},
@@ -50,14 +50,20 @@ impl visage_service_server::VisageService for VisageService {
     ) -> Result<Response<Self::StreamPredictStream>, Status> {
         use stream_predict_response::Result;
         let app = Arc::clone(&self.app);
-        serve::each(request, self.stream_window, &self.app.stopping, move |call, r: StreamPredictRequest| {
-            let app = Arc::clone(&app);
-            async move {
-                let answered = serve::item(&call, r.request, async |call, r| predict(&app, call, r).await).await;
-                let result = Some(answered.map_or_else(Result::Error, Result::Response));
-                StreamPredictResponse { correlation_id: r.correlation_id, result }
-            }
-        })
+        serve::each(
+            request,
+            self.stream_window,
+            &self.app.stopping,
+            |_| Weight::Photo,
+            move |call, r: StreamPredictRequest| {
+                let app = Arc::clone(&app);
+                async move {
+                    let answered = serve::item(&call, r.request, async |call, r| predict(&app, call, r).await).await;
+                    let result = Some(answered.map_or_else(Result::Error, Result::Response));
+                    StreamPredictResponse { correlation_id: r.correlation_id, result }
+                }
+            },
+        )
     }
 
     async fn find_similar(

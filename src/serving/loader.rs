@@ -14,11 +14,14 @@ use super::{
     exchange::{LoadedEngine, LoaderTask, Probe, Warmed},
     golden,
 };
-use crate::nn::{BUCKETS, TensorData};
+use crate::{
+    nn::{BUCKETS, TensorData},
+    threads::yield_to_calls,
+};
 
 /// Runs the thread until the device is stopped.
 pub(super) fn run(device: &Device, loader: &dyn EngineLoader) {
-    yield_to_serving();
+    yield_to_calls("loading versions");
     loader.enter_thread(device.settings.n_threads);
     loop {
         match device.next_loader_task() {
@@ -107,17 +110,4 @@ fn prepare(device: &Device, loader: &dyn EngineLoader, source: EngineSource) -> 
         took.push((bucket, fastest));
     }
     Ok(Warmed { engine: LoadedEngine { engine, probe, n_failed: 0 }, took })
-}
-
-/// Lowers the priority of this thread and of the kernel threads it will start, so that warming uses only the time that
-/// serving leaves.
-fn yield_to_serving() {
-    #[cfg(target_os = "linux")]
-    {
-        const NICENESS: i32 = 10;
-        // On Linux, `None` means the calling thread alone.
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-            warn!(%error, "loading versions will compete with serving");
-        }
-    }
 }

@@ -20,6 +20,7 @@ use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceRecord},
     store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key, printable},
+    threads::yield_to_calls,
 };
 
 /// A collection to create.
@@ -576,6 +577,7 @@ impl Shared {
 
     /// Runs the background thread: sleeps until woken, then works until nothing is left.
     fn maintain(&self) {
+        yield_to_calls("building graphs");
         loop {
             let mut work = self.work.lock();
             work.is_running = false;

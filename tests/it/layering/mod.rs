@@ -23,15 +23,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mapped", &[]),
     ("names", &[]),
     ("proto", &[]),
+    ("threads", &[]),
     ("config", &[]),
     ("store", &["digest", "error", "mapped", "proto"]),
     ("telemetry", &["config", "store"]),
     ("nn", &["digest", "error", "mapped"]),
     ("vision", &["error"]),
-    ("similarity", &["error", "names", "proto", "store"]),
+    ("similarity", &["error", "names", "proto", "store", "threads"]),
     ("training", &["error", "nn", "proto", "vision"]),
     ("registry", &["digest", "error", "names", "nn", "proto", "store", "vision"]),
-    ("serving", &["error", "names", "nn", "vision"]),
+    ("serving", &["error", "names", "nn", "threads", "vision"]),
     (
         "app",
         &[
@@ -60,7 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["nn/", "serving/engines/", "training/learn/", "training/process/worker.rs"]),
     ("libc", &["mapped.rs", "store/sled/"]),
-    ("rustix", &["serving/loader.rs", "store/sled/", "training/process/"]),
+    ("rustix", &["store/sled/", "threads.rs", "training/process/"]),
     ("sled", &["store/sled.rs", "store/sled/"]),
     ("hnsw_rs", &["similarity/graph.rs"]),
     ("tonic", &["grpc/", "cli/", "proto.rs"]),
