@@ -51,7 +51,7 @@ use crate::{
     registry::{Registry, RegistryError},
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreError, StoreState},
+    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreError, StoreState, SweepReport},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
 };
@@ -130,10 +130,12 @@ impl App {
         let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
         let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         match registry.sweep_orphans() {
+            Ok(swept) if swept == SweepReport::default() => {}
             Ok(swept) => tracing::info!(?swept, "deleted the blobs that no version names"),
-            Err(RegistryError::Store(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. }))) => {
-                tracing::warn!(%error, "blobs that no version names are deleted at a later start");
-            }
+            // A server with a full disk or a damaged page still answers.
+            Err(RegistryError::Store(
+                error @ (StoreError::Full { .. } | StoreError::WritesFail { .. } | StoreError::Corrupt { .. }),
+            )) => tracing::error!(%error, "blobs that no version names are not deleted"),
             Err(error) => return Err(error.into()),
         }
         let roots = Roots::new(config.training.roots.clone())?;

@@ -3,7 +3,12 @@
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::{connection::Remote, names, output, pages, similar};
+use super::{
+    connection::Remote,
+    names,
+    output::{self, print_line},
+    pages, similar,
+};
 use crate::proto::v1;
 
 /// Lists, shows and deletes faces.
@@ -85,9 +90,14 @@ pub(super) async fn run(args: FacesArgs) -> anyhow::Result<bool> {
         }
         FacesCommand::Delete { subject: Some(subject), collection, .. } => {
             let parent = collection.map_or_else(|| "collections/-".to_owned(), |name| names::collection(&name));
-            let request = v1::DeleteFacesRequest { parent, subject };
-            let deleted = server.faces.delete_faces(remote.request(request)).await?.into_inner();
-            output::show(remote.json, &deleted, |d| format!("{} faces are deleted", d.n_deleted))?;
+            let request = v1::DeleteFacesRequest { parent: parent.clone(), subject: subject.clone() };
+            let n_deleted = server.faces.delete_faces(remote.request(request)).await?.into_inner().n_deleted;
+            match n_deleted {
+                _ if remote.json => print_line!("{}", serde_json::json!({ "n_deleted": n_deleted }))?,
+                0 => print_line!("no face in {parent} has the subject {subject:?}")?,
+                1 => print_line!("1 face of {subject:?} is deleted")?,
+                n => print_line!("{n} faces of {subject:?} are deleted")?,
+            }
         }
         FacesCommand::Delete { face, .. } => {
             let name = names::face(&face.context("COLLECTION/ID is missing")?);

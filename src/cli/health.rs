@@ -7,12 +7,14 @@ use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{connection::Remote, failure::Unreachable, output::print_line};
+use crate::grpc::health_names;
 
 /// Checks whether a server is ready; exits with 0 if it is.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage health && visage predict --model face portrait.jpg")]
 pub(super) struct HealthArgs {
-    /// A service, such as visage.v1.VisageService; without it, the whole server.
+    /// A service, such as visage.v1.VisageService or visage.store; without it, the whole server, and what in it is not
+    /// serving.
     #[arg(default_value = "")]
     service: String,
     #[command(flatten)]
@@ -26,19 +28,34 @@ pub(super) async fn run(args: HealthArgs) -> anyhow::Result<bool> {
         .connect()
         .await
         .map_err(|source| Unreachable { server, source: source.into() })?;
-    let request = args.remote.request(HealthCheckRequest { service: args.service.clone() });
-    let status = match HealthClient::new(channel).check(request).await {
-        Ok(answer) => answer.into_inner().status(),
-        Err(status) if status.code() == Code::NotFound => {
-            return Err(status).with_context(|| format!("the server has no service {:?}", args.service));
-        }
-        Err(status) => return Err(status.into()),
+    let mut client = HealthClient::new(channel);
+    let mut is_serving = async |service: &str| {
+        let request = args.remote.request(HealthCheckRequest { service: service.to_owned() });
+        let answer = client.check(request).await?;
+        Ok::<_, tonic::Status>(answer.into_inner().status() == ServingStatus::Serving)
     };
-    let is_ready = status == ServingStatus::Serving;
+    let is_ready = match is_serving(&args.service).await {
+        Err(status) if status.code() == Code::NotFound => {
+            let known = health_names().collect::<Vec<_>>().join(", ");
+            return Err(status).with_context(|| format!("{:?} is none of the services {known}", args.service));
+        }
+        answer => answer?,
+    };
+    let mut failing = Vec::new();
+    if args.service.is_empty() {
+        for name in health_names() {
+            // An older server does not know every name.
+            if matches!(is_serving(name).await, Ok(false)) {
+                failing.push(name);
+            }
+        }
+    }
     if args.remote.json {
-        print_line!("{}", json!({ "ready": is_ready }))?;
+        print_line!("{}", json!({ "ready": is_ready, "not_serving": failing }))?;
     } else {
-        print_line!("{}", if is_ready { "ready" } else { "not ready" })?;
+        let state = if is_ready { "ready" } else { "not ready" };
+        let because = if failing.is_empty() { "" } else { "; not serving: " };
+        print_line!("{state}{because}{}", failing.join(", "))?;
     }
     Ok(is_ready)
 }

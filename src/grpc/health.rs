@@ -54,6 +54,11 @@ impl Reporter {
     }
 }
 
+/// Returns every name that has a health status, except that of the whole server.
+pub(crate) fn health_names() -> impl Iterator<Item = &'static str> {
+    reported().map(|(name, _)| name).filter(|name| *name != WHOLE)
+}
+
 /// What a reported name stands for.
 #[derive(Clone, Copy)]
 enum Subject {

@@ -21,6 +21,8 @@ mod tests;
 mod training_service;
 mod visage_service;
 
+pub(crate) use health::health_names;
+
 use std::{
     future::Future,
     pin::pin,

@@ -51,7 +51,7 @@ pub(crate) enum StoreError {
     },
     /// The disk is nearly full.
     #[error(
-        "the disk of {} has {free_bytes} bytes left, fewer than the {reserve_bytes} kept in reserve; make room, and writes are taken again", path.display()
+        "the disk of {} has {} MiB left, fewer than the {} MiB of store.reserve_bytes, below half of which deletions are refused, too; make room, and writes are taken again", path.display(), free_bytes >> 20, reserve_bytes >> 20
     )]
     Full {
         /// The folder.

@@ -58,7 +58,7 @@ impl Sidecar {
                 Ok(Some(u64::from_be_bytes(number)))
             }
             _ => Err(StoreError::Corrupt {
-                what: self.path.display().to_string(),
+                what: format!("{} (its checksum fails)", self.path.display()),
                 affects: "acknowledged writes may be missing; import the last export".to_owned(),
             }),
         }

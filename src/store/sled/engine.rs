@@ -288,8 +288,9 @@ fn open_db(dir: &Path, settings: &SledSettings) -> Result<sled::Db, StoreError> 
 /// Calls sled and converts its errors and panics.
 fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     let corrupt = |why: String| StoreError::Corrupt {
-        what: format!("{}: {why}", path.display()),
-        affects: "the records on the damaged page cannot be read; import the last export".to_owned(),
+        // The engine adds a backtrace, which is empty in a release build.
+        what: format!("a page under {} ({})", path.display(), why.split(" backtrace").next().unwrap_or_default()),
+        affects: "the records on it cannot be read; import the last export".to_owned(),
     };
     let was = GUARDED.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(call));

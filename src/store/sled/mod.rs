@@ -11,6 +11,7 @@ mod engine;
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::{
         Arc,
@@ -147,7 +148,8 @@ fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
 fn create_dir(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     let n_new = dir.ancestors().take_while(|dir| !dir.exists()).count();
-    fs::create_dir_all(&dir)?;
+    // Faces and their subjects are nobody else's business.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     for parent in dir.ancestors().skip(1).take(n_new) {
         durable::sync_dir(parent)?;
     }
