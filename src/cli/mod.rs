@@ -121,6 +121,7 @@ impl Command {
 /// Runs the command given by the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
+    signals::survive_file_size_limits();
     let cli = Cli::parse();
     if matches!(cli.command, Command::Worker) {
         // The server reads these lines and adds them to its own log.

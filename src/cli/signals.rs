@@ -78,3 +78,12 @@ fn is_ignored(signal: SignalKind) -> bool {
 fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }
+
+/// Makes a write beyond the process's limit on file sizes an error, which it is on a full disk too, and not the end of
+/// the process.
+pub(super) fn survive_file_size_limits() {
+    let is_raised = std::sync::Arc::default();
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, is_raised) {
+        tracing::warn!(%error, "a limit on file sizes would end this process");
+    }
+}

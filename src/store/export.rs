@@ -166,6 +166,9 @@ fn read(from: impl Read, mut each: impl FnMut(ExportEntry, u64) -> Result<(), St
     if digest != *expected {
         return Err(bad("its SHA-256 is another".to_owned()));
     }
+    if from.inner.read(&mut [0]).map_err(|e| bad(e.to_string()))? > 0 {
+        return Err(bad("something follows its end".to_owned()));
+    }
     Ok(n_entries)
 }
 
@@ -220,6 +223,8 @@ mod tests {
         assert_eq!(import(&target, bytes.as_slice(), |_| {}).unwrap(), n);
         assert_eq!(all(&target), all(&*source));
         assert!(import(&target, bytes.as_slice(), |_| {}).is_err(), "only into an empty store");
+        bytes.push(0);
+        assert!(verify_export(bytes.as_slice(), |_| {}).is_err(), "something follows its end");
     }
 
     #[test]

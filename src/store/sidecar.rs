@@ -33,7 +33,8 @@ impl Sidecar {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let io = |source: io::Error| StoreError::Io { path: path.to_owned(), source };
         let open = |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let lock = open(&path.with_file_name(LOCK_FILE)).map_err(io)?;
+        let lock_path = path.with_file_name(LOCK_FILE);
+        let lock = open(&lock_path).map_err(|source| StoreError::Io { path: lock_path, source })?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

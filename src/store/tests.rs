@@ -396,6 +396,16 @@ fn pages_end_at_the_first_error() {
     assert_eq!(pages, [true, false]);
 }
 
+/// Regression: an emptied sequence hid that acknowledged writes were lost.
+#[test]
+fn an_empty_sequence_beside_an_engine_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), &SledSettings::default()).unwrap());
+    fs::write(dir.path().join("sequence"), b"").unwrap();
+    let error = open(dir.path(), &SledSettings::default()).err().unwrap().to_string();
+    assert!(error.contains("sequence is empty"), "{error}");
+}
+
 #[test]
 fn a_newer_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,11 +1,16 @@
-//! Tests that a full disk refuses writes with a typed error, and that everything else goes on and comes back by itself.
+//! Tests that a full or failing disk refuses writes with a typed error, and that everything else goes on and comes back
+//! by itself.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::{
+    fs::{FallocateFlags, fallocate, statvfs},
+    process::{Pid, Resource, Rlimit, prlimit},
+};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use visage::proto::v1;
@@ -90,4 +95,60 @@ async fn a_full_disk_refuses_writes_and_recovers_without_a_restart() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(server.stop().success());
+}
+
+/// A limit on file sizes makes each write fail as a failing disk does. It comes and goes, and hits every stage.
+#[tokio::test]
+async fn a_disk_that_fails_and_works_by_turns_loses_nothing_and_needs_no_restart() {
+    let home = Home::trained("").await;
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let collection = v1::CreateCollectionRequest {
+        collection_id: "policies".to_owned(),
+        embedding_space: "models/face#embedding16".to_owned(),
+        ..Default::default()
+    };
+    c.faces.create_collection(collection).await.unwrap();
+    let pid = Pid::from_raw(server.pid().cast_signed());
+    let limit = |n_bytes| prlimit(pid, Resource::Fsize, Rlimit { current: n_bytes, maximum: None }).unwrap();
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..40_u64 {
+        limit(if round % 4 == 3 { Some(round / 4 * 300_000) } else { None });
+        let until = Instant::now() + Duration::from_millis(150);
+        for i in 0.. {
+            let id = format!("f{round:02}-{i}");
+            match c.faces.enroll_face(enrolment(&id)).await {
+                Ok(_) => drop(acknowledged.insert(format!("collections/policies/faces/{id}"))),
+                Err(refused) => assert_eq!(reason(&refused), "UNAVAILABLE", "{refused:?}"),
+            }
+            if Instant::now() > until {
+                break;
+            }
+        }
+    }
+    limit(None);
+    let until = Instant::now() + Duration::from_secs(40);
+    while let Err(refused) = c.faces.enroll_face(enrolment("last")).await {
+        assert_eq!(reason(&refused), "UNAVAILABLE", "{refused:?}");
+        assert!(Instant::now() < until, "writes are not taken again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    acknowledged.insert("collections/policies/faces/last".to_owned());
+    let request =
+        v1::ListFacesRequest { parent: "collections/policies".to_owned(), page_size: 1_000, ..Default::default() };
+    let mut listed = BTreeSet::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListFacesRequest { page_token: page_token.clone(), ..request.clone() };
+        let page = c.faces.list_faces(request).await.unwrap().into_inner();
+        listed.extend(page.faces.into_iter().map(|face| face.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert!(listed == acknowledged, "{} are listed, {} were acknowledged", listed.len(), acknowledged.len());
+    assert!(server.stop().success());
+    let examined = home.command(&["doctor"]).output().unwrap();
+    assert!(examined.status.success(), "{}", String::from_utf8_lossy(&examined.stdout));
 }

@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The wait between a failure of the disk and the first try to recover; it doubles with each try, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LONGEST: Duration = Duration::from_secs(60);
+const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
 /// How often the watcher looks for a failure that the engine does not report to who waits for it.
 const WATCH_EVERY: Duration = Duration::from_millis(500);

@@ -103,9 +103,18 @@ impl Engine {
     /// Calls sled. Its errors and panics become the store's errors.
     pub(super) fn call<T>(&self, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
         let db = self.db.read();
-        let db =
-            db.as_ref().ok_or_else(|| self.io(io::Error::other("the store is closed after a failure of the disk")))?;
-        guard(&self.dir, || call(db))
+        let Some(db) = db.as_ref() else {
+            return Err(StoreError::WritesFail {
+                why: "the disk failed, and the store cannot be opened again yet".into(),
+            });
+        };
+        guard(&self.dir, || call(db)).map_err(|error| match error {
+            // After a failed write, sled also refuses some reads.
+            StoreError::Io { source, .. } if db.context.global_error().is_err() => {
+                StoreError::WritesFail { why: format!("the disk failed: {source}").into() }
+            }
+            error => error,
+        })
     }
 
     /// Makes sure that the engine has noticed its failure, because its end would otherwise wait for ever for a write that
@@ -116,7 +125,7 @@ impl Engine {
     fn stop_writing(&self) -> Result<(), StoreError> {
         durable::fail_from_now_on(&self.dir);
         let until = Instant::now() + NOTICE_WAIT;
-        while !self.has_failed() {
+        while self.db.read().is_some() && !self.has_failed() {
             if Instant::now() > until {
                 return Err(self.io(io::Error::other("the engine does not end its writes; start the server again")));
             }
@@ -125,6 +134,12 @@ impl Engine {
             thread::sleep(NOTICE_WAIT / 100);
         }
         Ok(())
+    }
+
+    /// Closes the engine, as a failed attempt to open it again does.
+    #[cfg(test)]
+    pub(super) fn close_for_tests(&self) {
+        drop(self.db.write().take());
     }
 
     /// Returns true if the engine has noticed that a write failed.
@@ -302,6 +317,7 @@ fn guard<T>(path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, St
         }
         Ok(Err(sled::Error::Io(source))) => Err(match source.to_string() {
             text if text.contains("lock") => StoreError::Locked { path: path.to_owned() },
+            text if source.kind() == io::ErrorKind::NotFound => corrupt(format!("a file of its is missing: {text}")),
             // Invalid bytes are damage; a failure of the disk itself is not.
             text if matches!(
                 source.kind(),

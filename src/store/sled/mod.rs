@@ -134,6 +134,17 @@ fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
         });
     }
     let sidecar = Sidecar::open(&sidecar_path)?;
+    if sidecar.read()?.is_none() {
+        if engine_dir.exists() {
+            return Err(StoreError::Corrupt {
+                what: format!("{} is empty", sidecar_path.display()),
+                affects: "acknowledged writes may be missing; import the last export".to_owned(),
+            });
+        }
+        // Before the engine's files are made, so that an empty file beside them is always damage.
+        sidecar.write(0)?;
+        durable::sync_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    }
     let log = engine_dir.join(LOG_FILE);
     if sidecar.read()?.is_some_and(|acknowledged| acknowledged > 0) && !log.exists() {
         return Err(StoreError::Corrupt {
@@ -327,6 +338,28 @@ mod tests {
         let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
         assert_eq!(rows(&store).len(), 2);
         assert_eq!(store.verify_all().len(), 0);
+    }
+
+    /// Regression: once it could not be opened again, no further try was made.
+    #[test]
+    fn an_engine_that_could_not_be_opened_again_is_opened_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+        store.commit(put(b"kept", b"1")).unwrap();
+        let (engine_dir, away) = (dir.path().join(ENGINE_DIR), dir.path().join("away"));
+        let conf = fs::read(engine_dir.join("conf")).unwrap();
+        // A folder in the place of the log: sled cannot open it.
+        store.engine.close_for_tests();
+        fs::rename(&engine_dir, &away).unwrap();
+        fs::create_dir_all(engine_dir.join("db")).unwrap();
+        fs::write(engine_dir.join("conf"), conf).unwrap();
+        store.engine.reopen().unwrap_err();
+        let refused = store.get(Table::Faces, b"kept").unwrap_err();
+        assert!(matches!(refused, StoreError::WritesFail { .. }), "{refused}");
+        fs::remove_dir_all(&engine_dir).unwrap();
+        fs::rename(&away, &engine_dir).unwrap();
+        store.engine.reopen().unwrap();
+        assert_eq!(rows(&store).len(), 1);
     }
 
     #[test]
