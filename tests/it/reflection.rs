@@ -152,7 +152,7 @@ async fn reflection_lists_and_describes_every_service_and_every_method_answers()
             called += 1;
         }
     }
-    assert_eq!(called, 31, "methods of the contract");
+    assert_eq!(called, 32, "methods of the contract");
     // The client can also decode the details of errors.
     assert!(pool.get_message_by_name("visage.v1.TrainingRun").is_some());
 }
