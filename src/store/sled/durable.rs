@@ -62,8 +62,11 @@ pub(super) fn watch(engine_dir: &Path) -> io::Result<()> {
             for entry in entries {
                 watched.synced.insert(entry?.file_name());
             }
-            // One sync of the file system takes less than thousands of its files.
-            rustix::fs::syncfs(File::open(&engine_dir)?)?;
+            // One sync of the file system takes less than thousands of its files; without any, it would only wait for
+            // what others have written.
+            if !watched.synced.is_empty() {
+                rustix::fs::syncfs(File::open(&engine_dir)?)?;
+            }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
