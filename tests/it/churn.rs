@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use visage::proto::v1;
 
-use crate::support::server::Home;
+use crate::support::{server::Home, vector_enrolment};
 
 const DIMENSIONS: usize = 16;
 const N_IDS: u64 = 64;
@@ -43,12 +43,7 @@ async fn no_face_gets_the_score_of_another_that_had_its_id() {
     let home = Home::trained("").await;
     let server = home.serve().await;
     let mut c = server.clients().await;
-    let collection = v1::CreateCollectionRequest {
-        collection_id: "churn".to_owned(),
-        embedding_space: "models/face#embedding16".to_owned(),
-        ..Default::default()
-    };
-    let collection = c.faces.create_collection(collection).await.unwrap().into_inner().name;
+    let collection = c.create_collection("churn").await;
     let is_over = Arc::new(AtomicBool::new(false));
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..N_WRITERS {
@@ -61,14 +56,8 @@ async fn no_face_gets_the_score_of_another_that_had_its_id() {
                 // The other writer may have deleted or enrolled it meanwhile.
                 let _ = c.faces.delete_face(v1::DeleteFaceRequest { name: format!("{collection}/faces/{id}") }).await;
                 let seed: u64 = rng.random();
-                let source = v1::FaceVector { values: vector(seed), space: String::new() };
-                let request = v1::EnrollFaceRequest {
-                    parent: collection.clone(),
-                    face_id: id,
-                    source: Some(v1::enroll_face_request::Source::Vector(source)),
-                    labels: [(SEED.to_owned(), seed.to_string())].into(),
-                    ..Default::default()
-                };
+                let mut request = vector_enrolment(&collection, &id, vector(seed));
+                request.labels.insert(SEED.to_owned(), seed.to_string());
                 n_enrolled += u64::from(c.faces.enroll_face(request).await.is_ok());
             }
             n_enrolled

@@ -9,7 +9,10 @@ use std::{
 
 use visage::proto::v1;
 
-use crate::support::server::{Home, copy};
+use crate::support::{
+    server::{Home, copy},
+    vector_enrolment,
+};
 
 /// Returns the exit code and all output.
 fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
@@ -26,22 +29,11 @@ async fn filled() -> Home {
     let home = Home::trained("").await;
     let server = home.serve().await;
     let mut c = server.clients().await;
-    let collection = v1::CreateCollectionRequest {
-        collection_id: "policies".to_owned(),
-        embedding_space: "models/face#embedding16".to_owned(),
-        ..Default::default()
-    };
-    c.faces.create_collection(collection).await.unwrap();
+    let collection = c.create_collection("policies").await;
     for i in 0..50 {
         let mut values = vec![1.0; 16];
         values[i % 16] = i as f32;
-        let request = v1::EnrollFaceRequest {
-            parent: "collections/policies".to_owned(),
-            face_id: format!("f{i}"),
-            source: Some(v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() })),
-            ..Default::default()
-        };
-        c.faces.enroll_face(request).await.unwrap();
+        c.faces.enroll_face(vector_enrolment(&collection, &format!("f{i}"), values)).await.unwrap();
     }
     assert!(server.stop().success());
     home
@@ -167,15 +159,9 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
     {
         let server = home.serve().await;
         let mut c = server.clients().await;
-        let requests = (0..N_FACES).map(move |i| {
+        let requests = (0..N_FACES).map(|i| {
             let values = (0..16).map(|at| if at == i % 16 { 1.0 } else { i as f32 / 1e4 }).collect();
-            let source = v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() });
-            let request = v1::EnrollFaceRequest {
-                parent: "collections/policies".to_owned(),
-                face_id: format!("many-{i:04}"),
-                source: Some(source),
-                ..Default::default()
-            };
+            let request = vector_enrolment("collections/policies", &id(i), values);
             v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() }
         });
         let mut answers =
@@ -208,9 +194,7 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
     }
     let server = home.serve().await;
     let mut c = server.clients().await;
-    let health = tonic_health::pb::HealthCheckRequest { service: "visage.store".to_owned() };
-    let mut checks = tonic_health::pb::health_client::HealthClient::new(c.channel.clone());
-    assert_eq!(checks.check(health).await.unwrap().into_inner().status, 2, "the store is damaged");
+    assert!(!c.is_serving("visage.store").await, "the store is damaged");
     let search = v1::FindSimilarRequest {
         collection: "collections/policies".to_owned(),
         query: Some(v1::find_similar_request::Query::Face(format!("collections/policies/faces/{}", id(N_ALTERED)))),
@@ -223,13 +207,7 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
     assert_eq!(found.len(), N_FACES - N_ALTERED - 1 + 50);
     let name = format!("collections/policies/faces/{}", id(0));
     c.faces.delete_face(v1::DeleteFaceRequest { name: name.clone() }).await.unwrap();
-    let values = vec![1.0; 16];
-    let again = v1::EnrollFaceRequest {
-        parent: "collections/policies".to_owned(),
-        face_id: id(0),
-        source: Some(v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() })),
-        ..Default::default()
-    };
+    let again = vector_enrolment("collections/policies", &id(0), vec![1.0; 16]);
     assert_eq!(c.faces.enroll_face(again).await.unwrap().into_inner().name, name);
     assert!(server.stop().success());
 }

@@ -12,27 +12,17 @@ use rustix::{
     process::{Pid, Resource, Rlimit, prlimit},
 };
 use tonic::Code;
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use visage::proto::v1;
 
-use crate::support::{Channel, details, reason, server::Home};
+use crate::support::{details, reason, server::Home, vector_enrolment};
 
 /// More than other tests write or delete meanwhile.
 const MARGIN_BYTES: u64 = 1 << 30;
 
-async fn is_serving(channel: &Channel, service: &str) -> bool {
-    let request = HealthCheckRequest { service: service.to_owned() };
-    HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner().status == 1
-}
+const COLLECTION: &str = "collections/policies";
 
 fn enrolment(id: &str) -> v1::EnrollFaceRequest {
-    let values = (0..16).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
-    v1::EnrollFaceRequest {
-        parent: "collections/policies".to_owned(),
-        face_id: id.to_owned(),
-        source: Some(v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() })),
-        ..Default::default()
-    }
+    vector_enrolment(COLLECTION, id, (0..16).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect())
 }
 
 /// Regression: after one full disk, nothing was written until a restart, and callers got `INTERNAL`.
@@ -48,12 +38,7 @@ async fn a_full_disk_refuses_writes_and_recovers_without_a_restart() {
     home.configure(&format!("\n[store]\nreserve_bytes = {}\n", free_bytes - MARGIN_BYTES));
     let server = home.serve().await;
     let mut c = server.clients().await;
-    let collection = v1::CreateCollectionRequest {
-        collection_id: "policies".to_owned(),
-        embedding_space: "models/face#embedding16".to_owned(),
-        ..Default::default()
-    };
-    c.faces.create_collection(collection).await.unwrap();
+    c.create_collection("policies").await;
     for id in ["a", "b"] {
         c.faces.enroll_face(enrolment(id)).await.unwrap();
     }
@@ -67,14 +52,14 @@ async fn a_full_disk_refuses_writes_and_recovers_without_a_restart() {
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "STORAGE_FULL"), "{refused:?}");
     assert!(details(&refused).retry_info().is_some(), "{refused:?}");
     let until = Instant::now() + Duration::from_secs(20);
-    while is_serving(&c.channel, "").await {
+    while c.is_serving("").await {
         assert!(Instant::now() < until, "the health does not change");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(!is_serving(&c.channel, "visage.store").await);
-    assert!(is_serving(&c.channel, "visage.v1.VisageService").await, "predictions go on");
+    assert!(!c.is_serving("visage.store").await);
+    assert!(c.is_serving("visage.v1.VisageService").await, "predictions go on");
     let search = v1::FindSimilarRequest {
-        collection: "collections/policies".to_owned(),
+        collection: COLLECTION.to_owned(),
         query: Some(v1::find_similar_request::Query::Face("collections/policies/faces/a".to_owned())),
         k: 5,
         ..Default::default()
@@ -90,7 +75,7 @@ async fn a_full_disk_refuses_writes_and_recovers_without_a_restart() {
         assert!(Instant::now() < until, "writes are not taken again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    while !is_serving(&c.channel, "").await || !is_serving(&c.channel, "visage.store").await {
+    while !c.is_serving("").await || !c.is_serving("visage.store").await {
         assert!(Instant::now() < until, "the health does not come back");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -103,12 +88,7 @@ async fn a_disk_that_fails_and_works_by_turns_loses_nothing_and_needs_no_restart
     let home = Home::trained("").await;
     let server = home.serve().await;
     let mut c = server.clients().await;
-    let collection = v1::CreateCollectionRequest {
-        collection_id: "policies".to_owned(),
-        embedding_space: "models/face#embedding16".to_owned(),
-        ..Default::default()
-    };
-    c.faces.create_collection(collection).await.unwrap();
+    c.create_collection("policies").await;
     let pid = Pid::from_raw(server.pid().cast_signed());
     let limit = |n_bytes| prlimit(pid, Resource::Fsize, Rlimit { current: n_bytes, maximum: None }).unwrap();
     let mut acknowledged = BTreeSet::new();
@@ -134,8 +114,7 @@ async fn a_disk_that_fails_and_works_by_turns_loses_nothing_and_needs_no_restart
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     acknowledged.insert("collections/policies/faces/last".to_owned());
-    let request =
-        v1::ListFacesRequest { parent: "collections/policies".to_owned(), page_size: 1_000, ..Default::default() };
+    let request = v1::ListFacesRequest { parent: COLLECTION.to_owned(), page_size: 1_000, ..Default::default() };
     let mut listed = BTreeSet::new();
     let mut page_token = String::new();
     loop {

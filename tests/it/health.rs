@@ -7,17 +7,12 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use visage::proto::v1;
 
-use crate::support::{Channel, Clients, details, quick_recipe, reason, server::Home, utkface};
+use crate::support::{Channel, Clients, details, is_serving, quick_recipe, reason, server::Home, utkface};
 
 const VISAGE: &str = "visage.v1.VisageService";
 const FACES: &str = "visage.v1.FaceService";
 /// The services that replace a broken version; it must not disable them.
 const MENDING: [&str; 3] = ["visage.v1.ModelService", "visage.v1.TrainingService", "google.longrunning.Operations"];
-
-async fn is_serving(channel: &Channel, service: &str) -> bool {
-    let request = HealthCheckRequest { service: service.to_owned() };
-    HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner().status == 1
-}
 
 /// Waits for this health of the whole server, of predictions and of faces. The services that repair must stay healthy.
 async fn until(channel: &Channel, expected: [bool; 3]) {

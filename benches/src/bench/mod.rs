@@ -8,6 +8,7 @@ mod serve;
 mod similar;
 mod store;
 mod training;
+mod vectors;
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,7 @@ enum Suite {
     Serve,
     /// The graph's recall and speed, beside the exact scan.
     Similar,
-    /// What a durable write costs, beside a bare loop of writes and syncs.
+    /// The cost of durable writes and of deletions, beside a bare loop of writes and syncs.
     Store,
 }
 

@@ -7,16 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use visage::{
     cli::output,
-    proto::v1::{self, enroll_face_request::Source, find_similar_request::Query},
+    proto::v1::{self, find_similar_request::Query},
 };
 
-use super::{photos, train_request};
+use super::vectors;
 use crate::{
     evidence::{Bar, Row},
     training_server::TrainingServer,
@@ -35,14 +35,16 @@ const SPREAD: f32 = 0.7;
 /// Runs the suite.
 pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let mut server = TrainingServer::start(Vec::new()).await?;
-    make_collection(&mut server).await?;
+    let version = vectors::train_smallest(&mut server).await?;
+    vectors::create_collection(&mut server, COLLECTION.trim_start_matches("collections/").to_owned(), version).await?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let centres: Vec<Vec<f32>> = (0..N_CLUSTERS).map(|_| normal(&mut rng)).collect();
     let faces: Vec<Vec<f32>> = (0..N_FACES).map(|i| near(&centres[i % N_CLUSTERS], &mut rng)).collect();
     let queries: Vec<Vec<f32>> = (0..N_QUERIES).map(|i| near(&centres[i], &mut rng)).collect();
 
     let started = Instant::now();
-    enroll(&mut server, faces).await?;
+    let requests = faces.into_iter().map(|values| vectors::enrolment(COLLECTION, String::new(), values));
+    vectors::enroll(&mut server, requests).await?;
     let enrolled = started.elapsed().as_secs_f64();
     let progress = output::counter("building the graph");
     // A search reports whether it compared every face: the first that did not has used the graph.
@@ -77,39 +79,6 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
         Row::new(SUITE, "similar.build", built, "s")
             .note("from the last enrolment until searches became no faster, the wait for that included"),
     ])
-}
-
-/// Creates a collection. It needs an embedding space, and so a version: the smallest that can be trained.
-async fn make_collection(server: &mut TrainingServer) -> anyhow::Result<()> {
-    let folder = server.root().join("photos");
-    photos::write_folder(&folder, 64)?;
-    let stage = v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() };
-    let trained = server.train(train_request(&folder, v1::Architecture::Resnet18, stage, 0), |_| {}).await?;
-    let request = v1::CreateCollectionRequest {
-        collection_id: COLLECTION.trim_start_matches("collections/").to_owned(),
-        embedding_space: trained.version,
-        ..v1::CreateCollectionRequest::default()
-    };
-    server.clients.faces.create_collection(request).await?;
-    Ok(())
-}
-
-async fn enroll(server: &mut TrainingServer, faces: Vec<Vec<f32>>) -> anyhow::Result<()> {
-    let progress = output::bar(faces.len() as u64, "enrolling");
-    let requests = faces.into_iter().map(|values| {
-        let source = Some(Source::Vector(v1::FaceVector { values, space: String::new() }));
-        let request = v1::EnrollFaceRequest { parent: COLLECTION.to_owned(), source, ..Default::default() };
-        v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() }
-    });
-    let mut answers = server.clients.faces.stream_enroll_faces(futures::stream::iter(requests)).await?.into_inner();
-    while let Some(answer) = answers.message().await? {
-        if let Some(v1::stream_enroll_faces_response::Result::Error(error)) = answer.result {
-            bail!("a face was refused: {}", error.message);
-        }
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
-    Ok(())
 }
 
 /// Waits until searches have not become faster for a while: then no segment is being built or merged.

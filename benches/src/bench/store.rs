@@ -8,17 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hdrhistogram::Histogram;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use visage::{
-    cli::output,
-    proto::v1::{self, enroll_face_request::Source},
-};
+use visage::{cli::output, proto::v1};
 
-use super::{photos, train_request};
+use super::vectors;
 use crate::{
     evidence::{Bar, Row},
     training_server::TrainingServer,
@@ -36,7 +33,7 @@ const DELETED: [Gallery; 2] = [
 const N_TIMED: usize = 500;
 /// About the size of a face's record with 512 numbers.
 const BARE_BYTES: usize = 2_200;
-/// How long the server must be idle until its background work is done.
+/// The background work counts as done once the server has been idle for this time.
 const IDLE_FOR: Duration = Duration::from_secs(3);
 /// The server's drain time, which its end may take with a second more.
 const DRAIN_SECONDS: f64 = 20.0;
@@ -51,13 +48,10 @@ struct Gallery {
 /// Runs the suite.
 pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
     let mut server = TrainingServer::start(Vec::new()).await?;
-    let folder = server.root().join("photos");
-    photos::write_folder(&folder, 64)?;
-    let stage = v1::Stage { epochs: 1, image_size_px: 32, ..v1::Stage::default() };
-    let trained = server.train(train_request(&folder, v1::Architecture::Resnet18, stage, 0), |_| {}).await?;
+    let version = vectors::train_smallest(&mut server).await?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
 
-    let (parent, per_second) = fill(&mut server, &trained.version, &WRITTEN, &mut rng).await?;
+    let (parent, per_second) = fill(&mut server, &version, &WRITTEN, &mut rng).await?;
     let bare = bare_loop(server.root().as_path())?;
     let one = enroll_one_by_one(&mut server, &parent, &mut rng).await?;
     let mut rows = vec![
@@ -75,7 +69,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
 
     let mut p99 = Vec::new();
     for gallery in &DELETED {
-        let (parent, _) = fill(&mut server, &trained.version, gallery, &mut rng).await?;
+        let (parent, _) = fill(&mut server, &version, gallery, &mut rng).await?;
         let progress = output::counter("waiting for the background work");
         server.wait_until_idle(IDLE_FOR).await?;
         progress.finish_and_clear();
@@ -108,35 +102,18 @@ async fn fill(
     gallery: &Gallery,
     rng: &mut ChaCha8Rng,
 ) -> anyhow::Result<(String, f64)> {
-    let request = v1::CreateCollectionRequest {
-        collection_id: format!("bench-{}-{}", gallery.dimensions, gallery.n_faces),
-        embedding_space: format!("{version}#{}", gallery.layer),
-        ..v1::CreateCollectionRequest::default()
-    };
-    let parent = server.clients.faces.create_collection(request).await?.into_inner().name;
-    let progress = output::bar(gallery.n_faces as u64, "enrolling");
+    let id = format!("bench-{}-{}", gallery.dimensions, gallery.n_faces);
+    let parent = vectors::create_collection(server, id, format!("{version}#{}", gallery.layer)).await?;
     let requests: Vec<_> = (0..gallery.n_faces)
-        .map(|i| v1::StreamEnrollFacesRequest {
-            request: Some(enrolment(&parent, format!("f{i}"), gallery.dimensions, rng)),
-            correlation_id: String::new(),
-        })
+        .map(|i| vectors::enrolment(&parent, format!("f{i}"), random(gallery.dimensions, rng)))
         .collect();
     let started = Instant::now();
-    let mut answers = server.clients.faces.stream_enroll_faces(futures::stream::iter(requests)).await?.into_inner();
-    while let Some(answer) = answers.message().await? {
-        if let Some(v1::stream_enroll_faces_response::Result::Error(error)) = answer.result {
-            bail!("a face was refused: {}", error.message);
-        }
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
+    vectors::enroll(server, requests.into_iter()).await?;
     Ok((parent, gallery.n_faces as f64 / started.elapsed().as_secs_f64()))
 }
 
-fn enrolment(parent: &str, face_id: String, dimensions: usize, rng: &mut ChaCha8Rng) -> v1::EnrollFaceRequest {
-    let values = (0..dimensions).map(|_| rng.sample(StandardNormal)).collect();
-    let source = Some(Source::Vector(v1::FaceVector { values, space: String::new() }));
-    v1::EnrollFaceRequest { parent: parent.to_owned(), face_id, source, ..v1::EnrollFaceRequest::default() }
+fn random(dimensions: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    (0..dimensions).map(|_| rng.sample(StandardNormal)).collect()
 }
 
 async fn enroll_one_by_one(
@@ -146,7 +123,7 @@ async fn enroll_one_by_one(
 ) -> anyhow::Result<Histogram<u64>> {
     let mut took_us = Histogram::new(3)?;
     for i in 0..N_TIMED {
-        let request = enrolment(parent, format!("one-{i}"), WRITTEN.dimensions, rng);
+        let request = vectors::enrolment(parent, format!("one-{i}"), random(WRITTEN.dimensions, rng));
         let called = Instant::now();
         server.clients.faces.enroll_face(request).await.context("an enrolment")?;
         took_us.record(called.elapsed().as_micros() as u64)?;

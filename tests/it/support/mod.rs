@@ -7,6 +7,7 @@ pub(crate) mod server;
 use std::time::Duration;
 
 use tonic::Status;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::{ErrorDetails, StatusExt};
 use visage::proto::longrunning::operations_client::OperationsClient;
 use visage::proto::v1::{
@@ -47,6 +48,21 @@ impl Clients {
         }
     }
 
+    /// Creates a collection for the 16 numbers of `models/face`'s champion; returns its name.
+    pub(crate) async fn create_collection(&mut self, id: &str) -> String {
+        let request = v1::CreateCollectionRequest {
+            collection_id: id.to_owned(),
+            embedding_space: "models/face#embedding16".to_owned(),
+            ..Default::default()
+        };
+        self.faces.create_collection(request).await.unwrap().into_inner().name
+    }
+
+    /// Returns true if the server reports this service as serving; the empty name is the whole server.
+    pub(crate) async fn is_serving(&self, service: &str) -> bool {
+        is_serving(&self.channel, service).await
+    }
+
     /// Watches a run to its end.
     pub(crate) async fn finish(&mut self, run: &str) -> v1::TrainingRun {
         let request = v1::WatchTrainingRunRequest { name: run.to_owned(), after_sequence: 0 };
@@ -57,6 +73,22 @@ impl Clients {
             }
         }
         panic!("the events of {run} ended without an end");
+    }
+}
+
+pub(crate) async fn is_serving(channel: &Channel, service: &str) -> bool {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner().status == 1
+}
+
+/// Makes a request that enrols a vector.
+pub(crate) fn vector_enrolment(parent: &str, id: &str, values: Vec<f32>) -> v1::EnrollFaceRequest {
+    let source = v1::enroll_face_request::Source::Vector(v1::FaceVector { values, space: String::new() });
+    v1::EnrollFaceRequest {
+        parent: parent.to_owned(),
+        face_id: id.to_owned(),
+        source: Some(source),
+        ..Default::default()
     }
 }
 
