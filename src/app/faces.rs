@@ -2,15 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     AppError, Call, Idempotent, Models, Page, Paged, Photos, Wants, blocking,
@@ -84,15 +82,6 @@ pub(crate) enum SearchTarget {
     Probe(FaceSource),
     /// Faces similar to this enrolled one.
     Enrolled(FaceId),
-}
-
-/// Sets a flag when it is dropped.
-struct SetOnDrop(Arc<AtomicBool>);
-
-impl Drop for SetOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Faces {
@@ -315,16 +304,16 @@ impl Faces {
         let id = collection.clone();
         let place = Arc::clone(&self.searches).acquire_owned().await.map_err(|_| AppError::Stopping)?;
         let of_call = call.clone();
-        let is_left = Arc::new(AtomicBool::new(false));
+        let caller_left = CancellationToken::new();
         // If the caller leaves, this future is dropped, and the search must not hold its core any longer.
-        let _guard = SetOnDrop(Arc::clone(&is_left));
+        let _guard = caller_left.clone().drop_guard();
         let found = blocking(move || {
             let _place = place;
             let is_late = || of_call.time_left().is_some_and(|left| left.is_zero());
             if is_late() {
                 return Err(AppError::DeadlineExceeded { during: "the wait for a search" });
             }
-            let is_void = || is_left.load(Ordering::Relaxed) || is_late();
+            let is_void = || caller_left.is_cancelled() || is_late();
             Ok(index.search(&id, &Query { target, k, min_score, exact }, &is_void)?)
         })
         .await?;

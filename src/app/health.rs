@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::App;
 
-/// How often the health is computed without a change.
+/// The health is computed this often even if nothing has announced a change.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What works now. Overload and invalid requests do not change it.

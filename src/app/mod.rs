@@ -45,13 +45,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, StoreConfig},
+    error::Kind,
     names::ModelRef,
     nn,
     proto::store::EmbeddingLayer,
     registry::{Registry, RegistryError},
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreError, StoreState, SweepReport},
+    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreState, SweepReport},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
 };
@@ -133,9 +134,9 @@ impl App {
             Ok(swept) if swept == SweepReport::default() => {}
             Ok(swept) => tracing::info!(?swept, "deleted the blobs that no version names"),
             // A server with a full disk or a damaged page still answers.
-            Err(RegistryError::Store(
-                error @ (StoreError::Full { .. } | StoreError::WritesFail { .. } | StoreError::Corrupt { .. }),
-            )) => tracing::error!(%error, "blobs that no version names are not deleted"),
+            Err(RegistryError::Store(error)) if error.is_refusal() || error.kind() == Kind::Corrupt => {
+                tracing::error!(%error, "blobs that no version names are not deleted");
+            }
             Err(error) => return Err(error.into()),
         }
         let roots = Roots::new(config.training.roots.clone())?;

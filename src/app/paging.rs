@@ -59,12 +59,10 @@ impl PageKey {
         let mut batch = Batch::default();
         batch.put_record(Table::Meta, SECRETS_KEY, &SecretsRecord { page_tokens: key.to_vec() });
         match store.commit(batch) {
-            Ok(()) => {}
-            // Without room for the key, the tokens are valid until the server stops.
-            Err(StoreError::Full { .. } | StoreError::WritesFail { .. }) => {}
-            Err(error) => return Err(error),
+            // If the key cannot be stored now, the tokens are valid until the server stops.
+            Err(error) if !error.is_refusal() => Err(error),
+            _ => Ok(Self(key)),
         }
-        Ok(Self(key))
     }
 
     fn mac(&self, key: &[u8], list: &str) -> Hmac<Sha256> {

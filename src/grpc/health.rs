@@ -59,7 +59,7 @@ pub(crate) fn health_names() -> impl Iterator<Item = &'static str> {
     reported().map(|(name, _)| name).filter(|name| *name != WHOLE)
 }
 
-/// What a reported name stands for.
+/// Each reported name stands for one of these.
 #[derive(Clone, Copy)]
 enum Subject {
     Service(Needs),

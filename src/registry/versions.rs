@@ -239,7 +239,7 @@ impl Registry {
     pub(crate) fn sweep_orphans(&self) -> Result<SweepReport, RegistryError> {
         let _no_register = self.sweeping.write();
         let mut live = HashSet::new();
-        let mut is_damaged = self.store.state().borrow().damage.iter().any(|(table, _)| *table == Table::Versions);
+        let mut is_damaged = self.store.state().borrow().is_damaged(Table::Versions);
         for row in self.store.records::<VersionRecord>(Table::Versions, Range::default()) {
             let record = match row {
                 Ok((_, record)) => record,

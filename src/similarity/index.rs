@@ -615,7 +615,7 @@ impl Shared {
             if self.store.get(Table::Collections, collection.as_bytes())?.is_none() {
                 tracing::warn!(%collection, "finishing the deletion of a collection");
                 match remove_faces(&*self.store, &collection) {
-                    Err(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. })) => {
+                    Err(error) if error.is_refusal() => {
                         tracing::error!(%collection, %error, "its faces are deleted at a later start");
                     }
                     removed => removed?,

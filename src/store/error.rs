@@ -76,6 +76,12 @@ pub(crate) enum StoreError {
 }
 
 impl StoreError {
+    /// Returns true if the disk takes no writes at the moment. Nothing was changed, and a later try may succeed.
+    #[must_use]
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::WritesFail { .. })
+    }
+
     /// Returns who must act.
     #[must_use]
     pub(crate) fn kind(&self) -> Kind {

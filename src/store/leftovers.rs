@@ -32,7 +32,7 @@ const CRC_BYTES: usize = 4;
 const LENGTH_BYTES: usize = 8;
 
 /// Names in the engine's folder that must be hidden from the engine.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Leftovers(Vec<PathBuf>);
 
 impl Leftovers {

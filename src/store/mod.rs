@@ -130,6 +130,13 @@ pub(crate) struct StoreState {
     pub damage: Arc<[(Table, String)]>,
 }
 
+impl StoreState {
+    /// Returns true if records of this table were lost or altered.
+    pub(crate) fn is_damaged(&self, table: Table) -> bool {
+        self.damage.iter().any(|(damaged, _)| *damaged == table)
+    }
+}
+
 /// Ordered tables of bytes.
 ///
 /// Calls block and belong on blocking threads.

@@ -54,7 +54,7 @@ fn damaged(table: Table, key: &[u8], why: &str) -> StoreError {
     }
 }
 
-/// How far from one the squared length of a stored vector may be, by rounding.
+/// Rounding may move the squared length of a stored vector this far from one.
 const MAX_ROUNDING: f64 = 1e-3;
 
 /// Decodes a `FaceRecord`'s vector: `dimensions` little-endian f32, finite, of length one.
@@ -114,6 +114,14 @@ pub(crate) trait StoreExt: Store {
         })
     }
 
+    /// Returns the entries of a range, read in pages; ends with the first error.
+    fn entries(&self, table: Table, range: Range) -> impl Iterator<Item = Result<Entry, StoreError>> {
+        self.pages(table, range).flat_map(|page| {
+            let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
+            rows.into_iter().map(Ok).chain(failure.map(Err))
+        })
+    }
+
     /// Returns the records of a range with their keys, read in pages; ends when the store fails. A damaged record is an
     /// error but does not end the iteration.
     fn records<M: Message + Default>(
@@ -121,10 +129,9 @@ pub(crate) trait StoreExt: Store {
         table: Table,
         range: Range,
     ) -> impl Iterator<Item = Result<(Vec<u8>, M), StoreError>> {
-        let decode = move |(key, value): Entry| decode_record(table, &key, &value).map(|record| (key, record));
-        self.pages(table, range).flat_map(move |page| {
-            let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
-            rows.into_iter().map(decode).chain(failure.map(Err))
+        self.entries(table, range).map(move |entry| {
+            let (key, value) = entry?;
+            decode_record(table, &key, &value).map(|record| (key, record))
         })
     }
 
@@ -135,16 +142,18 @@ pub(crate) trait StoreExt: Store {
         table: Table,
         range: Range,
     ) -> impl Iterator<Item = Result<(Vec<u8>, M), StoreError>> {
-        let decode = move |(key, value): Entry| match decode_record(table, &key, &value) {
-            Ok(record) => Some(Ok((key, record))),
-            Err(error) => {
-                tracing::error!(%error, "a damaged record is set aside");
-                None
+        self.entries(table, range).filter_map(move |entry| {
+            let (key, value) = match entry {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error)),
+            };
+            match decode_record(table, &key, &value) {
+                Ok(record) => Some(Ok((key, record))),
+                Err(error) => {
+                    tracing::error!(%error, "a damaged record is set aside");
+                    None
+                }
             }
-        };
-        self.pages(table, range).flat_map(move |page| {
-            let (rows, failure) = page.map_or_else(|error| (Vec::new(), Some(error)), |rows| (rows, None));
-            rows.into_iter().filter_map(decode).chain(failure.map(Err))
         })
     }
 

@@ -30,7 +30,7 @@ use crate::{
         store::{RunEventRecord, RunRecord},
         v1::{self, watch_training_run_response::Event as Kind},
     },
-    store::{Batch, Range, Store, StoreError, StoreExt, Table, join_key},
+    store::{Batch, Range, Store, StoreExt, Table, join_key},
     training::{DataSource, Launcher, Recipe, Roots},
 };
 
@@ -143,7 +143,7 @@ impl Runs {
     }
 
     fn recover(&self) -> Result<(), AppError> {
-        let is_damaged = self.shared.store.state().borrow().damage.iter().any(|(table, _)| *table == Table::Runs);
+        let is_damaged = self.shared.store.state().borrow().is_damaged(Table::Runs);
         for row in self.shared.store.readable_records::<RunRecord>(Table::Runs, Range::default()) {
             let (_, mut record) = row?;
             match record.state() {
@@ -168,7 +168,7 @@ impl Runs {
                     let event = feed::event(sequence, feed::ended(&record));
                     match self.shared.store.commit(record_batch(&record, Some(&event))) {
                         // A server with a full disk still answers. The next start stores the run's end.
-                        Err(error @ (StoreError::Full { .. } | StoreError::WritesFail { .. })) => {
+                        Err(error) if error.is_refusal() => {
                             tracing::error!(run = %record.id, %error, "cannot store that the run was interrupted");
                         }
                         stored => stored?,

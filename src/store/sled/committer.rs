@@ -33,14 +33,14 @@ use crate::{
 const GROUP: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 
-/// How often the free space is read while it is short.
+/// While the disk is short of space, its free space is read this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The wait between a failure of the disk and the first try to recover; it doubles with each try, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
-/// How often the watcher looks for a failure that the engine does not report to who waits for it.
+/// The watcher looks this often for a failure of which the engine does not wake the waiting threads.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// The file that is written to find out whether the disk takes writes, in the store's folder.
@@ -125,7 +125,7 @@ impl Committer {
                 Ok(first) => self.commit(first, commits),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    // What was refused must not be there at the next start.
+                    // Without this, the next start could find writes that were refused.
                     if matches!(self.trouble, Some(Trouble::Failed(_))) {
                         self.try_to_recover();
                     }

@@ -27,7 +27,7 @@ use crate::{
 /// are excluded by the store's lock, without waiting.
 const ENGINE_LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a failed engine may take to notice that it has failed.
+/// A failed engine must notice within this time that it has failed.
 const NOTICE_WAIT: Duration = Duration::from_secs(5);
 
 /// The tally's key; no table has this number.

@@ -77,11 +77,11 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
     pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
-        let sidecar = open_sidecar(dir)?;
-        let acknowledged = sidecar.read()?.unwrap_or(0);
+        let (sidecar, acknowledged) = open_sidecar(dir)?;
         let Opened { engine, tally, damage } = open_past_leftovers(dir, settings, acknowledged)?;
-        // The names of what opening has made.
-        durable::sync_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        let io = |source| StoreError::Io { path: dir.to_owned(), source };
+        // The names of what opening has made must be on the disk, too.
+        durable::sync_dir(dir).map_err(io)?;
         sidecar.write(tally.sequence)?;
         for (_, error) in &damage {
             tracing::error!(%error, "a part of the store is damaged; everything else is served");
@@ -91,11 +91,10 @@ impl SledStore {
         store.engine.check_syncs()?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
-        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, state)
-            .map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, state).map_err(io)?;
         let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
         store.queue = Some(queue);
-        store.committer = Some(thread.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?);
+        store.committer = Some(thread.map_err(io)?);
         Ok(store)
     }
 
@@ -105,8 +104,7 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] when the engine can read nothing.
     pub(crate) fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
-        let sidecar = open_sidecar(dir)?;
-        let acknowledged = sidecar.read()?.unwrap_or(0);
+        let (sidecar, acknowledged) = open_sidecar(dir)?;
         let engine = match open_past_leftovers(dir, settings, acknowledged) {
             Ok(opened) => opened.engine,
             Err(locked @ StoreError::Locked { .. }) => return Err(locked),
@@ -123,36 +121,37 @@ impl SledStore {
     }
 }
 
-/// Locks a store's folder, created if absent, and opens its sidecar.
-fn open_sidecar(dir: &Path) -> Result<Sidecar, StoreError> {
+/// Locks a store's folder, created if absent; returns its sidecar, and the last acknowledged sequence.
+fn open_sidecar(dir: &Path) -> Result<(Sidecar, u64), StoreError> {
     let (engine_dir, sidecar_path) = (dir.join(ENGINE_DIR), dir.join(SIDECAR_FILE));
-    create_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    let io = |source| StoreError::Io { path: dir.to_owned(), source };
+    let damaged = |what: String| StoreError::Corrupt {
+        what,
+        affects: "acknowledged writes may be missing; import the last export".to_owned(),
+    };
+    create_dir(dir).map_err(io)?;
     if engine_dir.exists() && !sidecar_path.exists() {
-        return Err(StoreError::Corrupt {
-            what: format!("{} is missing", sidecar_path.display()),
-            affects: "acknowledged writes may be missing; import the last export".to_owned(),
-        });
+        return Err(damaged(format!("{} is missing", sidecar_path.display())));
     }
     let sidecar = Sidecar::open(&sidecar_path)?;
-    if sidecar.read()?.is_none() {
-        if engine_dir.exists() {
-            return Err(StoreError::Corrupt {
-                what: format!("{} is empty", sidecar_path.display()),
-                affects: "acknowledged writes may be missing; import the last export".to_owned(),
-            });
+    let acknowledged = match sidecar.read()? {
+        Some(acknowledged) => acknowledged,
+        None if engine_dir.exists() => return Err(damaged(format!("{} is empty", sidecar_path.display()))),
+        None => {
+            // Before the engine's files are made, so that an empty file beside them is always damage.
+            sidecar.write(0)?;
+            durable::sync_dir(dir).map_err(io)?;
+            0
         }
-        // Before the engine's files are made, so that an empty file beside them is always damage.
-        sidecar.write(0)?;
-        durable::sync_dir(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
-    }
+    };
     let log = engine_dir.join(LOG_FILE);
-    if sidecar.read()?.is_some_and(|acknowledged| acknowledged > 0) && !log.exists() {
+    if acknowledged > 0 && !log.exists() {
         return Err(StoreError::Corrupt {
             what: format!("{} is missing", log.display()),
             affects: "the store's records are lost; import the last export".to_owned(),
         });
     }
-    Ok(sidecar)
+    Ok((sidecar, acknowledged))
 }
 
 /// Creates a folder with its parents, and syncs the names of those that are new.
@@ -173,12 +172,12 @@ fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -
     let engine_dir = dir.join(ENGINE_DIR);
     remove_old_trials(dir)?;
     let mut damage = None;
-    // What opens, but only in part.
+    // Without these files the store opens, but a part of it is damaged.
     let mut in_part = None;
     if Leftovers::unfinished(&engine_dir)?.is_empty() {
         match Engine::open_whole(&engine_dir, settings, acknowledged) {
             Err(error @ StoreError::Corrupt { .. }) => damage = Some(error),
-            Ok(opened) if !opened.damage.is_empty() => in_part = Some(None),
+            Ok(opened) if !opened.damage.is_empty() => in_part = Some(Leftovers::default()),
             opened => return opened,
         }
     }
@@ -193,7 +192,7 @@ fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -
                 leftovers.set_aside()?;
                 return Engine::open_whole(&engine_dir, settings, acknowledged);
             }
-            Ok(Completeness::InPart) => drop(in_part.get_or_insert(Some(leftovers))),
+            Ok(Completeness::InPart) => drop(in_part.get_or_insert(leftovers)),
             Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
             // A failure to copy, for example on a full disk, does not mean that the store is damaged.
             Err(error) if in_part.is_none() => return Err(damage.unwrap_or(error)),
@@ -201,16 +200,14 @@ fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -
         }
     }
     match (in_part, damage) {
-        (None, Some(damage)) => Err(damage),
-        (None, None) | (Some(None), _) => Engine::open_whole(&engine_dir, settings, acknowledged),
-        (Some(Some(leftovers)), _) => {
-            leftovers.set_aside()?;
-            Engine::open_whole(&engine_dir, settings, acknowledged)
-        }
+        (Some(leftovers), _) => leftovers.set_aside()?,
+        (None, Some(damage)) => return Err(damage),
+        (None, None) => {}
     }
+    Engine::open_whole(&engine_dir, settings, acknowledged)
 }
 
-/// How much of a store can be served.
+/// Whether all of a store can be served, or only a part.
 enum Completeness {
     Whole,
     InPart,

@@ -40,7 +40,7 @@ enum Step {
     Name { dir: Id, path: PathBuf, id: Id, is_dir: bool, replaces: Option<PathBuf> },
     /// In this folder, a name that is gone.
     Gone { dir: Id, path: PathBuf },
-    /// Of this file or folder, everything before this step is on the disk.
+    /// Everything that was done to this file or folder before this step is on the disk.
     Sync(Id, usize),
     /// So many batches are acknowledged.
     Acknowledged(usize),
