@@ -156,13 +156,8 @@ impl Idempotent {
         if record.body_digest != *key.body_digest {
             return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
         }
-        // The record read may not be durable yet, and may never be. This commit waits until it is.
-        let mut durable = Batch::default();
-        durable.require_equals(Table::Requests, &key.table_key, stored);
-        match store.commit(durable) {
-            Ok(()) => {}
-            Err(StoreError::Conflict { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        if !store.is_durable(Table::Requests, &key.table_key, stored)? {
+            return Ok(None);
         }
         M::decode(record.response.as_slice()).map(Some).map_err(|e| {
             AppError::Store(StoreError::Corrupt {

@@ -147,7 +147,7 @@ impl LoadedFaces {
     /// Does one piece of background work, which ends early once `stop` is set; returns false if there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings, stop: &AtomicBool) -> bool {
         let sealed = self.state.read().sealed.clone();
-        // LoadedFaces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
+        // Faces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
         let is_worn = |s: &&Arc<Segment>| s.n_gone() > 0 && s.n_gone() * REBUILD_ONE_IN >= s.len();
         if let Some(worn) = sealed.iter().find(is_worn) {
             self.replace(std::slice::from_ref(worn), stop);
@@ -193,7 +193,7 @@ impl LoadedFaces {
             return;
         }
         for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
-            // LoadedFaces hidden or deleted while the graph was built stay so in the new segment.
+            // Faces hidden or deleted while the graph was built stay so in the new segment.
             merged.set_alive(idx, segment.is_alive(*old_idx));
             let place = state.places.get_mut(id);
             match place.filter(|place| matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx))

@@ -69,17 +69,17 @@ impl Graph {
     }
 
     fn build_unguarded(vectors: &[f32], dimensions: usize, stop: &AtomicBool) -> Result<Self, NoGraph> {
-        let go_on = || if stop.load(Ordering::Relaxed) { Err(NoGraph::Stopped) } else { Ok(()) };
+        let check_stop = || if stop.load(Ordering::Relaxed) { Err(NoGraph::Stopped) } else { Ok(()) };
         let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
         let (firsts, copies) = distinct(&points);
         let hnsw = Hnsw::new(MAX_CONNECTIONS, firsts.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, Cosine);
         for idx in &firsts {
-            go_on()?;
+            check_stop()?;
             hnsw.insert_slice((points[*idx], *idx));
         }
         let mut graph = Self { hnsw, copies, stragglers: Vec::new() };
         for idx in firsts {
-            go_on()?;
+            check_stop()?;
             if !graph.nodes(points[idx], N_AUDIT, EF_AUDIT).any(|node| node == idx) {
                 graph.stragglers.push(idx);
                 graph.stragglers.extend(graph.copies.get(&idx).into_iter().flatten());

@@ -76,15 +76,10 @@ impl StoreBlobs {
 impl Blobs for StoreBlobs {
     fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        if let Some(record) = self.store.get(Table::Blobs, digest.as_bytes())? {
-            // It may not be durable yet, and may never be. This commit waits until it is.
-            let mut durable = Batch::default();
-            durable.require_equals(Table::Blobs, digest.as_bytes(), record);
-            match self.store.commit(durable) {
-                Ok(()) => return Ok(digest),
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(error),
-            }
+        if let Some(record) = self.store.get(Table::Blobs, digest.as_bytes())?
+            && self.store.is_durable(Table::Blobs, digest.as_bytes(), record)?
+        {
+            return Ok(digest);
         }
         let chunks: Vec<&[u8]> = bytes.chunks(CHUNK_BYTES).collect();
         for (group_idx, group) in chunks.chunks(CHUNKS_PER_COMMIT).enumerate() {

@@ -183,6 +183,21 @@ pub(crate) trait StoreExt: Store {
         Ok(n_deleted)
     }
 
+    /// Waits until a value that was read is durable. Returns false if the key has another value by then: the write was
+    /// undone because the disk failed, or another one followed.
+    ///
+    /// # Errors
+    /// Errors of the store; the disk may have failed.
+    fn is_durable(&self, table: Table, key: &[u8], value: Vec<u8>) -> Result<bool, StoreError> {
+        let mut batch = Batch::default();
+        batch.require_equals(table, key, value);
+        match self.commit(batch) {
+            Ok(()) => Ok(true),
+            Err(StoreError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the record of a key.
     ///
     /// # Errors
