@@ -1,5 +1,5 @@
-//! Format 1: gives the store its identity. Its tables need no migration.
+//! Format 1: a store has an identity. A store without one is empty, so there is nothing to change.
 
-use super::{Batch, Migration};
+use super::{Migration, Unchanged};
 
-pub(super) const MIGRATION: Migration = Migration { format: 1, name: "0001 initial", writes: |_| Ok(Batch::default()) };
+pub(super) const MIGRATION: Migration = Migration { format: 1, name: "0001 initial", changes: || Box::new(Unchanged) };

@@ -263,11 +263,13 @@ pub(crate) struct StoreConfig {
     pub cache_bytes: u64,
     /// Free bytes that writes leave on the disk; below it, only reads and deletions are served.
     pub reserve_bytes: u64,
+    /// The file of the store key, without which no face can be read; empty: `store.key` in the data folder.
+    pub key_file: PathBuf,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20 }
+        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20, key_file: PathBuf::new() }
     }
 }
 

@@ -47,6 +47,14 @@ pub(crate) enum AppError {
         /// The id.
         request_id: String,
     },
+    /// The request enrolled a face that has been erased since.
+    #[error(
+        "request_id {request_id:?} enrolled a face that has been erased; to enrol the person again, choose a new one"
+    )]
+    FaceErased {
+        /// The id.
+        request_id: String,
+    },
     /// No such training run.
     #[error("there is no training run {name}")]
     RunNotFound {
@@ -180,6 +188,7 @@ impl AppError {
             }
             Self::RunNotFound { .. } | Self::OperationNotFound { .. } => Kind::NotFound,
             Self::RequestIdReused { .. }
+            | Self::FaceErased { .. }
             | Self::RunFinal { .. }
             | Self::OperationRunning { .. }
             | Self::UnsupportedByModel { .. } => Kind::Conflict,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     names::{EmbeddingSpace, ModelRef, SpaceRef},
     proto::{
-        store::{CollectionRecord, FaceRecord},
+        store::{CollectionRecord, FaceFacts},
         v1::{self, FaceSelection},
     },
     similarity::{
@@ -192,25 +192,19 @@ impl Faces {
         let (index, id) = (Arc::clone(&self.index), collection.clone());
         let commit = move |(embedding, space, _), once: &Idempotent| {
             let new = NewFace { id: face, subject, labels };
-            let record = index.enroll(&id, new, &embedding, &space, |record| {
-                // No more than what identifies this face is kept, because deleting the face must delete its data.
-                let name = face_to_proto(&id, record).name;
-                once.remember(&v1::Face { name, create_time: record.create_time, ..v1::Face::default() })
+            let facts = index.enroll(&id, new, &embedding, &space, |facts, key| {
+                // The face itself is read again, because it is stored once and sealed under its own key.
+                let name = face_to_proto(&id, facts).name;
+                once.remember_of(key, &v1::Face { name, ..v1::Face::default() })
             })?;
-            Ok(face_to_proto(&id, &record))
+            Ok(face_to_proto(&id, &facts))
         };
         match once.run::<_, _, v1::Face>(&self.store, prepare, commit).await? {
             Answer::New(face) => Ok(face),
             Answer::Stored(enrolled) => {
-                let name = FaceName::parse("name", &enrolled.name)?;
-                let found = self.get(call, name.collection.clone(), name.face.clone()).await?;
-                // Older servers remembered no time.
-                if enrolled.create_time.is_none_or(|time| found.create_time == Some(time)) {
-                    Ok(found)
-                } else {
-                    // Another face has been enrolled under the id since.
-                    Err(SimilarityError::FaceNotFound { name: name.to_string() }.into())
-                }
+                // An answer can be read only as long as its face is the one that was enrolled.
+                let FaceName { collection, face } = FaceName::parse("name", &enrolled.name)?;
+                self.get(call, collection, face).await
             }
         }
     }
@@ -224,7 +218,7 @@ impl Faces {
         blocking(move || Ok(face_to_proto(&collection, &index.get_face(&collection, &face)?))).await
     }
 
-    /// Returns a page of a collection's faces, by id.
+    /// Returns a page of a collection's faces, in the order of their enrolment.
     ///
     /// # Errors
     /// When there is no such collection.
@@ -237,13 +231,13 @@ impl Faces {
         let index = Arc::clone(&self.index);
         blocking(move || {
             let rows = index.list_faces(&collection, page.after.as_deref(), page.limit())?;
-            let paged = page.finish(rows, |record| record.id.clone().into_bytes());
-            Ok(paged.map(|record| face_to_proto(&collection, &record)))
+            let paged = page.finish(rows, |(number, _)| number.to_be_bytes().to_vec());
+            Ok(paged.map(|(_, facts)| face_to_proto(&collection, &facts)))
         })
         .await
     }
 
-    /// Deletes a face. Once acknowledged, it is never returned again.
+    /// Deletes a face. Once acknowledged, it is never returned again, and nobody can read what was stored of it.
     ///
     /// # Errors
     /// When there is no such collection or face.
@@ -413,7 +407,7 @@ fn collection_to_proto(record: &CollectionRecord, n_faces: usize) -> v1::Collect
     }
 }
 
-fn face_to_proto(collection: &CollectionId, record: &FaceRecord) -> v1::Face {
+fn face_to_proto(collection: &CollectionId, record: &FaceFacts) -> v1::Face {
     v1::Face {
         name: format!("collections/{collection}/faces/{}", record.id),
         create_time: record.create_time,

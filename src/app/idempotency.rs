@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{AppError, Call, blocking};
 use crate::{
-    proto::store::RequestRecord,
-    store::{Batch, Condition, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key},
+    proto::store::{AnswerRecord, RequestRecord},
+    store::{Batch, Day, FaceKey, Range, Store, StoreError, StoreExt, StoredAnswer, Table, decode_record, join_key},
 };
 
 /// How long an answer is kept.
@@ -26,9 +26,10 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 /// # Errors
 /// When the store fails.
 pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, AppError> {
-    let oldest = prost_types::Timestamp::from(now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH));
+    let oldest = now.checked_sub(KEPT_FOR).unwrap_or(SystemTime::UNIX_EPOCH);
+    let oldest_stored = prost_types::Timestamp::from(oldest);
     let is_old = |key: &[u8], value: &[u8]| {
-        let record = match decode_record::<RequestRecord>(Table::Requests, key, value) {
+        let record = match decode_record::<AnswerRecord>(Table::Requests, key, value) {
             Ok(record) => record,
             Err(error) => {
                 // It answers no request, and its age is unknown. Kept, it would never be deleted.
@@ -36,9 +37,12 @@ pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, Ap
                 return Ok(true);
             }
         };
-        Ok(record.create_time.is_none_or(|t| (t.seconds, t.nanos) < (oldest.seconds, oldest.nanos)))
+        let is_older = |t: prost_types::Timestamp| (t.seconds, t.nanos) < (oldest_stored.seconds, oldest_stored.nanos);
+        Ok(record.create_time.is_none_or(is_older))
     };
-    Ok(store.delete_where(Table::Requests, Range::default(), is_old)?)
+    let n_forgotten = store.delete_where(Table::Requests, Range::default(), is_old)?;
+    Day::forget_before(store, oldest)?;
+    Ok(n_forgotten)
 }
 
 /// The longest request id, in bytes.
@@ -50,7 +54,11 @@ pub(crate) struct Idempotent(Option<Key>);
 
 struct Key {
     request_id: String,
-    table_key: Vec<u8>,
+    /// Method, caller and request id.
+    name: Vec<u8>,
+    /// The days whose answers are kept, the newest first, under whose key the answer will be stored; set before the
+    /// change is made.
+    days: Vec<Day>,
     /// Hashed lazily, on a blocking thread.
     body_digest: LazyLock<Vec<u8>, Box<dyn FnOnce() -> Vec<u8> + Send>>,
 }
@@ -107,7 +115,8 @@ impl Idempotent {
         let request = request.clone();
         Ok(Self(Some(Key {
             request_id: request_id.to_owned(),
-            table_key: join_key(&[method.as_bytes(), call.caller.id.as_bytes(), request_id.as_bytes()]),
+            name: join_key(&[method.as_bytes(), call.caller.id.as_bytes(), request_id.as_bytes()]),
+            days: Vec::new(),
             body_digest: LazyLock::new(Box::new(move || digest(&request))),
         })))
     }
@@ -141,45 +150,74 @@ impl Idempotent {
         }
         let prepared = prepare.await?;
         let store = Arc::clone(store);
-        blocking(move || match commit(prepared, &self) {
-            Ok(answer) => Ok(Answer::New(answer)),
-            // Whatever the error, an equal request may have committed first.
-            Err(error) => self.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
+        blocking(move || {
+            if let Some(key) = &mut self.0 {
+                Day::of(&*store, SystemTime::now())?;
+                key.days = Day::all(&*store)?;
+            }
+            match commit(prepared, &self) {
+                Ok(answer) => Ok(Answer::New(answer)),
+                // Whatever the error, an equal request may have committed first.
+                Err(error) => self.stored_answer(&*store)?.map(Answer::Stored).ok_or(error),
+            }
         })
         .await
     }
 
     fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
         let Some(key) = &self.0 else { return Ok(None) };
-        let Some(stored) = store.get(Table::Requests, &key.table_key)? else { return Ok(None) };
-        let record: RequestRecord = decode_record(Table::Requests, &key.table_key, &stored)?;
-        if record.body_digest != *key.body_digest {
-            return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
+        for day in Day::all(store)? {
+            let row = day.row(&key.name);
+            let Some(stored) = store.get(Table::Requests, &row)? else { continue };
+            let answer = match day.unseal(store, &row, &stored)? {
+                StoredAnswer::Erased => return Err(AppError::FaceErased { request_id: key.request_id.clone() }),
+                StoredAnswer::Kept(answer) => answer,
+            };
+            if answer.body_digest != *key.body_digest {
+                return Err(AppError::RequestIdReused { request_id: key.request_id.clone() });
+            }
+            if !store.is_durable(Table::Requests, &row, stored)? {
+                return Ok(None);
+            }
+            return M::decode(answer.response.as_slice()).map(Some).map_err(|e| {
+                AppError::Store(StoreError::Corrupt {
+                    what: format!("the stored answer of request id {:?}", key.request_id),
+                    affects: format!("the request cannot be answered again ({e}); choose a new request id"),
+                })
+            });
         }
-        if !store.is_durable(Table::Requests, &key.table_key, stored)? {
-            return Ok(None);
-        }
-        M::decode(record.response.as_slice()).map(Some).map_err(|e| {
-            AppError::Store(StoreError::Corrupt {
-                what: format!("the stored answer of request id {:?}", key.request_id),
-                affects: format!("the request cannot be answered again ({e}); choose a new request id"),
-            })
-        })
+        Ok(None)
     }
 
     /// Returns the writes that store `answer`, for the change's own commit.
     #[must_use]
     pub(super) fn remember(&self, answer: &impl Message) -> Batch {
-        let Some(key) = &self.0 else { return Batch::default() };
-        let record = RequestRecord {
-            body_digest: key.body_digest.clone(),
-            response: answer.encode_to_vec(),
-            create_time: Some(SystemTime::now().into()),
-        };
-        Batch {
-            conditions: vec![Condition::Absent(Table::Requests, key.table_key.clone())],
-            writes: vec![crate::store::Write::Put(Table::Requests, key.table_key.clone(), encode_record(&record))],
+        self.remember_sealed(answer, None)
+    }
+
+    /// As [`Idempotent::remember`], for an answer that names a face: it can be read no longer than the face.
+    #[must_use]
+    pub(super) fn remember_of(&self, face: &FaceKey, answer: &impl Message) -> Batch {
+        self.remember_sealed(answer, Some(face))
+    }
+
+    fn remember_sealed(&self, answer: &impl Message, face: Option<&FaceKey>) -> Batch {
+        let mut batch = Batch::default();
+        if let Some(key) = &self.0
+            && let Some(day) = key.days.first()
+        {
+            let record = RequestRecord {
+                body_digest: key.body_digest.clone(),
+                response: answer.encode_to_vec(),
+                create_time: Some(SystemTime::now().into()),
+            };
+            let row = day.row(&key.name);
+            for day in &key.days {
+                batch.require_absent(Table::Requests, &day.row(&key.name));
+            }
+            batch.put_record(Table::Requests, &row, &day.seal(&row, &record, face));
         }
+        batch
     }
 }
 

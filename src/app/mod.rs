@@ -127,7 +127,7 @@ impl App {
 
     fn open_blocking(config: &Config, backends: Backends, stopping: CancellationToken) -> Result<Self, AppError> {
         let data_dir = &config.data_dir;
-        let store: Arc<dyn Store> = store::open(&data_dir.join("store"), &store_settings(&config.store))?;
+        let store: Arc<dyn Store> = store::open(&data_dir.join("store"), &store_settings(config))?;
         let blobs = CachedBlobs::open(data_dir.join("cache").join("blobs"), StoreBlobs::new(Arc::clone(&store)));
         let registry = Arc::new(Registry::new(Arc::clone(&store), Arc::new(blobs)));
         match registry.sweep_orphans() {
@@ -247,9 +247,15 @@ impl App {
 
 /// Returns the engine's settings of a configuration.
 #[must_use]
-pub(crate) fn store_settings(config: &StoreConfig) -> SledSettings {
-    SledSettings { cache_bytes: config.cache_bytes, reserve_bytes: config.reserve_bytes }
+pub(crate) fn store_settings(config: &Config) -> SledSettings {
+    let StoreConfig { cache_bytes, reserve_bytes, key_file } = &config.store;
+    let key_file =
+        if key_file.as_os_str().is_empty() { config.data_dir.join(STORE_KEY_FILE) } else { key_file.clone() };
+    SledSettings { cache_bytes: *cache_bytes, reserve_bytes: *reserve_bytes, key_file: Some(key_file) }
 }
+
+/// The store key in the data folder, if the configuration names no other file.
+const STORE_KEY_FILE: &str = "store.key";
 
 /// Returns the layers of the ResNets whose outputs can be compared.
 fn embedding_layers() -> Vec<EmbeddingLayer> {

@@ -15,7 +15,7 @@ use super::output::{self, print_line};
 use crate::{
     app::store_settings,
     config::{Config, Flags},
-    store::{self, Finding, SledSettings, SledStore, Store, StoreError},
+    store::{self, Erased, Finding, SledSettings, SledStore, Store, StoreError},
 };
 
 /// The data folder, and the output format.
@@ -43,6 +43,34 @@ pub(super) struct DoctorArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage export before.visage && visage migrate")]
 pub(super) struct MigrateArgs {
+    /// Leaves out records that are damaged; without this, a damaged store is not migrated.
+    #[arg(long)]
+    leave_out_damage: bool,
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// Writes a data folder's records into new files, without the space that is no longer used, and overwrites the old files.
+///
+/// No server may run on the folder, and the disk must have room for both. An interrupted compaction changes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  visage compact --data-dir /srv/visage")]
+pub(super) struct CompactArgs {
+    #[command(flatten)]
+    pub(super) folder: Folder,
+}
+
+/// Puts the keys of all faces under a new store key, and overwrites those under the old one.
+///
+/// No server may run on the folder. Afterwards, set store.key_file to the new file and destroy the old one: copies of the
+/// folder that were made before can be read only with the old key.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  visage rekey /run/secrets/new.key && export VISAGE_STORE__KEY_FILE=/run/secrets/new.key"
+)]
+pub(super) struct RekeyArgs {
+    /// The file of the new store key, made if it is missing: 32 random bytes in base64.
+    new_key_file: PathBuf,
     #[command(flatten)]
     pub(super) folder: Folder,
 }
@@ -63,6 +91,10 @@ pub(super) struct ExportArgs {
 pub(super) struct ImportArgs {
     /// A file from `visage export`.
     file: PathBuf,
+    /// An erasure journal: a copy of the file `store/erasures` of the data folder that was exported. What was erased after
+    /// the export is then left out.
+    #[arg(long, value_name = "FILE")]
+    erasures: Option<PathBuf>,
     #[command(flatten)]
     pub(super) folder: Folder,
 }
@@ -77,7 +109,7 @@ struct StoreFolder {
 impl Folder {
     fn store_folder(&self, config: Option<&Path>) -> anyhow::Result<StoreFolder> {
         let config = Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config;
-        let settings = store_settings(&config.store);
+        let settings = store_settings(&config);
         Ok(StoreFolder { dir: config.data_dir.join("store"), settings, json: self.json })
     }
 }
@@ -132,6 +164,7 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
                 "entries": report.entries,
                 "blobs": report.n_blobs,
                 "unfinished_blobs": report.n_unfinished_blobs,
+                "leftover_rows": report.n_leftover_rows,
                 "findings": findings,
             })
         )?;
@@ -149,6 +182,9 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
         if report.n_unfinished_blobs > 0 {
             print_line!("{} unfinished blobs: the next start deletes them", report.n_unfinished_blobs)?;
         }
+        if report.n_leftover_rows > 0 {
+            print_line!("{} rows of deleted collections: a server removes them", report.n_leftover_rows)?;
+        }
         if n > 0 {
             print_line!("To restore an export from before the damage: visage import --data-dir NEW EXPORT")?;
         }
@@ -159,13 +195,55 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
 /// Migrates the store.
 pub(super) fn migrate(args: &MigrateArgs, config: Option<&Path>) -> anyhow::Result<bool> {
     let store_folder = args.folder.store_folder(config)?;
-    let migrated = store::migrate(&store_folder.existing()?)?;
+    let progress = output::bar(0, "migrating");
+    let migrated =
+        store::migrate(store_folder.existing_dir()?, &store_folder.settings, args.leave_out_damage, |done, total| {
+            progress.set_length(total);
+            progress.set_position(done);
+        })?;
+    progress.finish_and_clear();
     if store_folder.json {
         print_line!("{}", json!({ "from": migrated.from, "to": migrated.to, "applied": migrated.applied }))?;
     } else if migrated.applied.is_empty() {
         print_line!("the store has format {}, the newest: nothing to do", migrated.to)?;
     } else {
         print_line!("from format {} to {}: {}", migrated.from, migrated.to, migrated.applied.join(", "))?;
+    }
+    Ok(true)
+}
+
+/// Compacts the store.
+pub(super) fn compact(args: &CompactArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let store_folder = args.folder.store_folder(config)?;
+    let progress = output::bar(0, "compacting");
+    let done = store::compact(store_folder.existing_dir()?, &store_folder.settings, |done, total| {
+        progress.set_length(total);
+        progress.set_position(done);
+    })?;
+    progress.finish_and_clear();
+    if store_folder.json {
+        let report =
+            json!({ "rows": done.n_rows, "bytes_before": done.n_bytes_before, "bytes_after": done.n_bytes_after });
+        print_line!("{report}")?;
+    } else {
+        let mebibytes = |n_bytes: u64| n_bytes as f64 / f64::from(1 << 20);
+        let (before, after) = (mebibytes(done.n_bytes_before), mebibytes(done.n_bytes_after));
+        print_line!("{} rows: {before:.1} MiB before, {after:.1} MiB now", done.n_rows)?;
+    }
+    Ok(true)
+}
+
+/// Changes the store key.
+pub(super) fn rekey(args: &RekeyArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    let store_folder = args.folder.store_folder(config)?;
+    let n_keys = store::change_store_key(store_folder.existing_dir()?, &store_folder.settings, &args.new_key_file)?;
+    if store_folder.json {
+        print_line!("{}", json!({ "keys": n_keys, "key_file": args.new_key_file }))?;
+    } else {
+        let file = args.new_key_file.display();
+        print_line!(
+            "{n_keys} keys are under the store key in {file}: set store.key_file to it, and destroy the old key"
+        )?;
     }
     Ok(true)
 }
@@ -198,13 +276,27 @@ pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result
     let progress = output::counter("records verified");
     store::verify_export(open()?, |n| progress.set_position(n)).with_context(named)?;
     progress.set_message("records imported");
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(&store_folder.dir, &store_folder.settings)?);
-    let imported = store::import(&*store, open()?, |n| progress.set_position(n));
-    let n_records = imported.with_context(|| store_folder.dir.display().to_string())?;
-    store::migrate(&store)?;
+    let erased = args.erasures.as_deref().map(Erased::read).transpose()?.unwrap_or_default();
+    let imported = {
+        let store = SledStore::open(&store_folder.dir, &store_folder.settings)?;
+        let imported = store::import(&store, open()?, &erased, |n| progress.set_position(n));
+        imported.with_context(|| store_folder.dir.display().to_string())?
+    };
+    store::migrate(&store_folder.dir, &store_folder.settings, false, |_, _| {})?;
     progress.finish_and_clear();
     let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
+    let (n_records, n_left_out) = (imported.n_entries, imported.n_left_out);
+    if store_folder.json {
+        let report = json!({ "records": n_records, "bytes": n_bytes, "file": args.file, "left_out": n_left_out });
+        print_line!("{report}")?;
+        return Ok(true);
+    }
     transferred(&store_folder, n_records, n_bytes, "imported from", &args.file)?;
+    if args.erasures.is_some() {
+        print_line!("{n_left_out} faces were left out, because they were erased after the export")?;
+    } else {
+        print_line!("What was erased after the export is back; to leave it out, import with --erasures")?;
+    }
     Ok(true)
 }
 

@@ -149,6 +149,9 @@ fn app_row(error: &AppError) -> Row {
         AppError::PageTokenInvalid { list } => Row::new(Code::InvalidArgument, Reason::PageTokenInvalid, error)
             .field("page_token", "is not a token of this list")
             .with("list", list),
+        AppError::FaceErased { request_id } => {
+            Row::new(Code::FailedPrecondition, Reason::FaceErased, error).with("request_id", request_id)
+        }
         AppError::RequestIdReused { request_id } => {
             Row::new(Code::AlreadyExists, Reason::RequestIdReused, error).with("request_id", request_id)
         }
@@ -343,6 +346,8 @@ fn store_row(error: &StoreError) -> Row {
         | StoreError::NewerFormat { .. }
         | StoreError::Io { .. }
         | StoreError::NotEmpty
+        | StoreError::NoRoom { .. }
+        | StoreError::Key { .. }
         | StoreError::BadExport(_) => Row::new(Code::Internal, Reason::Internal, error),
     }
 }

@@ -35,7 +35,10 @@ enum Place {
 struct State {
     sealed: Vec<Arc<Segment>>,
     tail: Segment,
-    places: HashMap<Arc<str>, Place>,
+    /// By the face's number.
+    places: HashMap<u64, Place>,
+    /// A segment that will replace others, and the position in it of each face.
+    growing: Option<(Arc<Segment>, HashMap<u64, usize>)>,
 }
 
 /// A collection's faces.
@@ -46,7 +49,7 @@ pub(super) struct LoadedFaces {
 
 impl LoadedFaces {
     pub(super) fn new(dimensions: usize) -> Self {
-        let state = State { sealed: Vec::new(), tail: Segment::new(dimensions), places: HashMap::new() };
+        let state = State { sealed: Vec::new(), tail: Segment::new(dimensions), places: HashMap::new(), growing: None };
         Self { dimensions, state: RwLock::new(state) }
     }
 
@@ -54,22 +57,18 @@ impl LoadedFaces {
         self.state.read().places.len()
     }
 
-    /// Adds a face, or replaces the one with the same id; returns true if there is background work now.
-    pub(super) fn insert(&self, id: &str, vector: &[f32], settings: &SimilaritySettings) -> bool {
+    /// Adds a face, whose number no other has had; returns true if there is background work now.
+    pub(super) fn insert(&self, number: u64, vector: &[f32], settings: &SimilaritySettings) -> bool {
         let mut state = self.state.write();
-        let id: Arc<str> = id.into();
-        if let Some(old) = state.places.remove(&id) {
-            state.set_gone(&old);
-        }
-        let idx = state.tail.push(Arc::clone(&id), vector);
-        state.places.insert(id, Place::Tail(idx));
+        let idx = state.tail.push(number, vector);
+        state.places.insert(number, Place::Tail(idx));
         if state.tail.len() < settings.seal_at {
             return false;
         }
         let full = Arc::new(std::mem::replace(&mut state.tail, Segment::new(self.dimensions)));
         // Hidden faces too, since they will be forgotten or shown again.
         for idx in full.remaining() {
-            if let Some(place) = state.places.get_mut(&full.ids()[idx]) {
+            if let Some(place) = state.places.get_mut(&full.numbers()[idx]) {
                 *place = Place::Sealed(Arc::clone(&full), idx);
             }
         }
@@ -78,39 +77,44 @@ impl LoadedFaces {
     }
 
     /// Hides a face from every search; returns false if it is absent.
-    pub(super) fn hide(&self, id: &str) -> bool {
-        self.set_alive(id, false)
+    pub(super) fn hide(&self, number: u64) -> bool {
+        self.set_alive(number, false)
     }
 
     /// Shows a face again after its deletion failed.
-    pub(super) fn show(&self, id: &str) {
-        self.set_alive(id, true);
+    pub(super) fn show(&self, number: u64) {
+        self.set_alive(number, true);
     }
 
-    fn set_alive(&self, id: &str, alive: bool) -> bool {
+    fn set_alive(&self, number: u64, alive: bool) -> bool {
         // The write lock keeps segments from being swapped meanwhile.
         let state = self.state.write();
-        let place = state.places.get(id).cloned();
+        let place = state.places.get(&number).cloned();
         place.is_some_and(|place| {
             state.set_alive(&place, alive);
             true
         })
     }
 
-    /// Forgets a hidden face.
-    pub(super) fn forget(&self, id: &str) {
+    /// Forgets a hidden face: its vector is overwritten wherever it is in memory.
+    pub(super) fn forget(&self, number: u64) {
         let mut state = self.state.write();
-        if let Some(place) = state.places.remove(id) {
+        if let Some(place) = state.places.remove(&number) {
             state.set_gone(&place);
+        }
+        if let Some((growing, positions)) = &state.growing
+            && let Some(idx) = positions.get(&number)
+        {
+            growing.set_gone(*idx);
         }
     }
 
     /// Returns a face's vector.
-    pub(super) fn vector(&self, id: &str) -> Option<Vec<f32>> {
+    pub(super) fn vector(&self, number: u64) -> Option<Vec<f32>> {
         let state = self.state.read();
-        match state.places.get(id)? {
-            Place::Tail(idx) => Some(state.tail.vector(*idx).to_vec()),
-            Place::Sealed(segment, idx) => Some(segment.vector(*idx).to_vec()),
+        match state.places.get(&number)? {
+            Place::Tail(idx) => Some(state.tail.vector(*idx)),
+            Place::Sealed(segment, idx) => Some(segment.vector(*idx)),
         }
     }
 
@@ -176,26 +180,39 @@ impl LoadedFaces {
         let mut origins = Vec::new();
         for segment in old {
             for idx in segment.remaining() {
-                merged.push(Arc::clone(&segment.ids()[idx]), segment.vector(idx));
+                merged.push(segment.numbers()[idx], &segment.vector(idx));
                 origins.push((segment, idx));
+            }
+        }
+        let merged = Arc::new(merged);
+        let positions = merged.numbers().iter().enumerate().map(|(idx, number)| (*number, idx)).collect();
+        {
+            let mut state = self.state.write();
+            // From now on, whoever forgets a face overwrites it here, too.
+            state.growing = Some((Arc::clone(&merged), positions));
+            for (idx, (segment, old_idx)) in origins.iter().enumerate() {
+                if segment.is_gone(*old_idx) {
+                    merged.set_gone(idx);
+                }
             }
         }
         if merged.len() > 0 {
             merged.build_graph(stop);
         }
         if stop.load(Ordering::Relaxed) {
+            self.state.write().growing = None;
             return;
         }
-        let merged = Arc::new(merged);
         let mut state = self.state.write();
+        state.growing = None;
         state.sealed.retain(|s| !old.iter().any(|o| Arc::ptr_eq(s, o)));
         if merged.len() == 0 {
             return;
         }
-        for ((idx, (segment, old_idx)), id) in origins.iter().enumerate().zip(merged.ids()) {
+        for ((idx, (segment, old_idx)), number) in origins.iter().enumerate().zip(merged.numbers()) {
             // Faces hidden or deleted while the graph was built stay so in the new segment.
             merged.set_alive(idx, segment.is_alive(*old_idx));
-            let place = state.places.get_mut(id);
+            let place = state.places.get_mut(number);
             match place.filter(|place| matches!(place, Place::Sealed(s, i) if Arc::ptr_eq(s, segment) && i == old_idx))
             {
                 Some(place) => *place = Place::Sealed(Arc::clone(&merged), idx),
@@ -233,27 +250,27 @@ mod tests {
     fn filled(n: usize) -> LoadedFaces {
         let faces = LoadedFaces::new(2);
         for i in 0..n {
-            faces.insert(&format!("f{i}"), &[1.0, i as f32 / 100.0], &settings());
+            faces.insert(i as u64, &[1.0, i as f32 / 100.0], &settings());
         }
         faces
     }
 
-    fn found(faces: &LoadedFaces) -> Vec<String> {
+    fn found(faces: &LoadedFaces) -> Vec<u64> {
         let (hits, _) = faces.search(&[1.0, 0.0], (100, None), true, &settings(), &|| false).unwrap();
-        let mut ids: Vec<String> = hits.into_iter().map(|hit| hit.id.to_string()).collect();
-        ids.sort();
-        ids
+        let mut numbers: Vec<u64> = hits.into_iter().map(|hit| hit.number).collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     #[test]
     fn a_face_hidden_while_the_tail_is_sealed_is_forgotten_alone() {
         let faces = filled(3);
-        assert!(faces.hide("f2"));
+        assert!(faces.hide(2));
         // The fourth seals the tail, the fifth begins the next.
-        faces.insert("f3", &[1.0, 0.5], &settings());
-        faces.insert("f4", &[1.0, 0.6], &settings());
-        faces.forget("f2");
-        assert_eq!(found(&faces), ["f0", "f1", "f3", "f4"]);
+        faces.insert(3, &[1.0, 0.5], &settings());
+        faces.insert(4, &[1.0, 0.6], &settings());
+        faces.forget(2);
+        assert_eq!(found(&faces), [0, 1, 3, 4]);
         assert_eq!(faces.len(), 4);
     }
 
@@ -262,12 +279,12 @@ mod tests {
         let faces = filled(4);
         while faces.maintain(&settings(), &AtomicBool::new(false)) {}
         // Hidden, but not gone: a rebuilt segment would hold it as well.
-        faces.hide("f1");
+        faces.hide(1);
         assert!(!faces.maintain(&settings(), &AtomicBool::new(false)));
-        faces.forget("f1");
+        faces.forget(1);
         assert!(faces.maintain(&settings(), &AtomicBool::new(false)));
         assert_eq!(faces.state.read().sealed.iter().map(|s| s.len()).collect::<Vec<_>>(), [3]);
-        assert_eq!(found(&faces), ["f0", "f2", "f3"]);
+        assert_eq!(found(&faces), [0, 2, 3]);
     }
 
     #[test]
@@ -290,12 +307,27 @@ mod tests {
     #[test]
     fn a_face_hidden_while_segments_are_merged_can_be_shown_again() {
         let faces = filled(16);
-        faces.hide("f5");
+        faces.hide(5);
         while faces.maintain(&settings(), &AtomicBool::new(false)) {}
-        assert!(!found(&faces).contains(&"f5".to_owned()));
-        faces.show("f5");
+        assert!(!found(&faces).contains(&5));
+        faces.show(5);
         assert_eq!(found(&faces).len(), 16);
-        faces.insert("f5", &[0.0, 1.0], &settings());
-        assert_eq!(found(&faces).len(), 16);
+    }
+
+    #[test]
+    fn a_forgotten_vector_is_overwritten_wherever_it_is() {
+        let faces = filled(18);
+        let old: Vec<_> = faces.state.read().sealed.clone();
+        // A merge that has begun, and is not finished when the faces are erased.
+        let sealed = faces.state.read().sealed.clone();
+        faces.replace(&sealed[..2], &AtomicBool::new(true));
+        for number in [1, 9, 17] {
+            faces.hide(number);
+            faces.forget(number);
+        }
+        assert_eq!((old[0].vector(1), old[2].vector(1)), (vec![0.0; 2], vec![0.0; 2]));
+        assert_eq!(faces.state.read().tail.vector(1), [0.0; 2]);
+        while faces.maintain(&settings(), &AtomicBool::new(false)) {}
+        assert_eq!(found(&faces).len(), 15);
     }
 }

@@ -9,12 +9,18 @@ use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
     panic::{self, AssertUnwindSafe},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use hnsw_rs::prelude::{Distance, Hnsw};
 
-use super::embedding::dot;
+use super::{
+    embedding::dot,
+    vectors::{Locked, Vectors},
+};
 
 /// Neighbours of a point on the upper layers; twice as many on the lowest.
 const MAX_CONNECTIONS: usize = 16;
@@ -34,12 +40,36 @@ const N_AUDIT: usize = 4;
 const MIN_VECTORS_PER_STRAGGLER: usize = 16;
 
 /// One minus the cosine of vectors of length one; never below zero, despite rounding.
-#[derive(Clone, Copy, Debug, Default)]
-struct Cosine;
+///
+/// The library's points hold no vectors, only positions among the segment's: so a vector is in memory once, and can be
+/// overwritten. A position is the bits of a single number; a vector that is searched for has one number more than its
+/// dimensions.
+#[derive(Clone)]
+struct Cosine(Arc<Vectors>);
+
+impl Cosine {
+    fn point(idx: usize) -> [f32; 1] {
+        [f32::from_bits(idx as u32)]
+    }
+
+    fn query(vector: &[f32]) -> Vec<f32> {
+        [vector, &[0.0]].concat()
+    }
+}
 
 impl Distance<f32> for Cosine {
     fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        (1.0 - dot(a, b)).max(0.0)
+        // SAFETY: the library compares only in `Graph::insert` and `Graph::nodes`, which hold the vectors' lock.
+        let vectors = unsafe { self.0.read_locked() };
+        (1.0 - dot(vector_of(a, &vectors), vector_of(b, &vectors))).max(0.0)
+    }
+}
+
+/// Returns the vector of a point or a query.
+fn vector_of<'a>(point: &'a [f32], vectors: &'a Locked<&Vec<f32>>) -> &'a [f32] {
+    match point {
+        [position] => vectors.of(position.to_bits() as usize),
+        query => &query[..query.len() - 1],
     }
 }
 
@@ -55,6 +85,7 @@ pub(super) enum NoGraph {
 /// A graph over vectors, by their position.
 pub(super) struct Graph {
     hnsw: Hnsw<'static, f32, Cosine>,
+    vectors: Arc<Vectors>,
     /// The further positions of a vector that occurs several times, by its first position.
     copies: HashMap<usize, Vec<usize>>,
     /// Positions that the graph does not reach, in order.
@@ -62,34 +93,41 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Builds and audits the graph of contiguous vectors, until `stop` is set.
-    pub(super) fn build(vectors: &[f32], dimensions: usize, stop: &AtomicBool) -> Result<Self, NoGraph> {
-        let build = || Self::build_unguarded(vectors, dimensions, stop);
+    /// Builds and audits the graph of vectors, until `stop` is set.
+    pub(super) fn build(vectors: &Arc<Vectors>, stop: &AtomicBool) -> Result<Self, NoGraph> {
+        let build = || Self::build_unguarded(vectors, stop);
         panic::catch_unwind(AssertUnwindSafe(build)).unwrap_or(Err(NoGraph::Unusable))
     }
 
-    fn build_unguarded(vectors: &[f32], dimensions: usize, stop: &AtomicBool) -> Result<Self, NoGraph> {
+    fn build_unguarded(vectors: &Arc<Vectors>, stop: &AtomicBool) -> Result<Self, NoGraph> {
         let check_stop = || if stop.load(Ordering::Relaxed) { Err(NoGraph::Stopped) } else { Ok(()) };
-        let points: Vec<&[f32]> = vectors.chunks_exact(dimensions).collect();
-        let (firsts, copies) = distinct(&points);
-        let hnsw = Hnsw::new(MAX_CONNECTIONS, firsts.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, Cosine);
+        let (firsts, copies) = distinct(vectors);
+        let cosine = Cosine(Arc::clone(vectors));
+        let hnsw = Hnsw::new(MAX_CONNECTIONS, firsts.len().max(1), MAX_LAYERS, EF_CONSTRUCTION, cosine);
+        let mut graph = Self { hnsw, vectors: Arc::clone(vectors), copies, stragglers: Vec::new() };
         for idx in &firsts {
             check_stop()?;
-            hnsw.insert_slice((points[*idx], *idx));
+            graph.insert(*idx);
         }
-        let mut graph = Self { hnsw, copies, stragglers: Vec::new() };
         for idx in firsts {
             check_stop()?;
-            if !graph.nodes(points[idx], N_AUDIT, EF_AUDIT).any(|node| node == idx) {
+            let vector = vectors.read().of(idx).to_vec();
+            if !graph.nodes(&vector, N_AUDIT, EF_AUDIT).contains(&idx) {
                 graph.stragglers.push(idx);
                 graph.stragglers.extend(graph.copies.get(&idx).into_iter().flatten());
             }
         }
         graph.stragglers.sort_unstable();
-        if graph.stragglers.len() * MIN_VECTORS_PER_STRAGGLER > points.len() {
+        if graph.stragglers.len() * MIN_VECTORS_PER_STRAGGLER > vectors.len() {
             return Err(NoGraph::Unusable);
         }
         Ok(graph)
+    }
+
+    /// Adds a vector. Vectors can be overwritten between two of these calls.
+    fn insert(&self, idx: usize) {
+        let _locked = self.vectors.read();
+        self.hnsw.insert_slice((&Cosine::point(idx), idx));
     }
 
     /// Returns the positions of about `ef` different vectors near a vector, nearest first; none if the library panicked.
@@ -97,6 +135,7 @@ impl Graph {
         let search = || {
             let nodes = self.nodes(vector, ef, ef);
             nodes
+                .into_iter()
                 .flat_map(|idx| std::iter::once(idx).chain(self.copies.get(&idx).into_iter().flatten().copied()))
                 .collect()
         };
@@ -113,17 +152,20 @@ impl Graph {
     }
 
     /// Returns the first positions of the nearest vectors.
-    fn nodes(&self, vector: &[f32], k: usize, ef: usize) -> impl Iterator<Item = usize> {
-        self.hnsw.search(vector, k, ef).into_iter().map(|n| n.d_id)
+    fn nodes(&self, vector: &[f32], k: usize, ef: usize) -> Vec<usize> {
+        let query = Cosine::query(vector);
+        let _locked = self.vectors.read();
+        self.hnsw.search(&query, k, ef).into_iter().map(|n| n.d_id).collect()
     }
 }
 
 /// Returns the first position of each different vector, in order, and the further positions by the first.
-fn distinct(points: &[&[f32]]) -> (Vec<usize>, HashMap<usize, Vec<usize>>) {
-    let mut first_of = HashMap::with_capacity(points.len());
-    let (mut firsts, mut copies) = (Vec::with_capacity(points.len()), HashMap::<_, Vec<usize>>::new());
-    for (idx, point) in points.iter().enumerate() {
-        match *first_of.entry(Bits(point)).or_insert(idx) {
+fn distinct(vectors: &Vectors) -> (Vec<usize>, HashMap<usize, Vec<usize>>) {
+    let vectors = vectors.read();
+    let mut first_of = HashMap::with_capacity(vectors.len());
+    let (mut firsts, mut copies) = (Vec::with_capacity(vectors.len()), HashMap::<_, Vec<usize>>::new());
+    for idx in 0..vectors.len() {
+        match *first_of.entry(Bits(vectors.of(idx))).or_insert(idx) {
             first if first == idx => firsts.push(idx),
             first => copies.entry(first).or_default().push(idx),
         }

@@ -1,10 +1,10 @@
 //! The collections of a store, which are written there first and then searched here.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::SystemTime,
@@ -13,13 +13,17 @@ use std::{
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
-    CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings, collection::LoadedFaces,
-    segment::Hit,
+    CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
+    collection::LoadedFaces,
+    removal::{self, Rows},
 };
 use crate::{
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, FaceRecord},
-    store::{Batch, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record, join_key, printable},
+    proto::store::{CollectionRecord, ErasureRecord, FaceFacts, FaceIdRecord, FaceVector, SealedRecord},
+    store::{
+        Batch, CollectionKey, Day, FaceKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record,
+        encode_record, parse_row_key, row_key,
+    },
     threads::yield_to_calls,
 };
 
@@ -73,7 +77,7 @@ pub(crate) struct Query {
 #[derive(Clone, Debug)]
 pub(crate) struct SearchResult {
     /// Best first.
-    pub matches: Vec<(FaceRecord, Score)>,
+    pub matches: Vec<(FaceFacts, Score)>,
     /// Whether every face was compared.
     pub exact: bool,
     /// The space of the scores.
@@ -85,6 +89,7 @@ struct Collection {
     space: EmbeddingSpace,
     /// The stored record; a new face requires that it is unchanged.
     bytes: Vec<u8>,
+    key: CollectionKey,
     faces: LoadedFaces,
     locks: FaceLocks,
 }
@@ -118,6 +123,19 @@ struct Shared {
     stopping: AtomicBool,
     /// Damaged faces met so far, at the opening or by a search.
     n_damaged: AtomicUsize,
+    /// The last number that a collection or a face got.
+    last_number: AtomicU64,
+    /// Deleted collections whose rows are still to be removed.
+    deleted: Mutex<Vec<Deleted>>,
+}
+
+/// A deleted collection.
+struct Deleted {
+    incarnation: u64,
+    /// What was in memory when it was deleted; `None` if an earlier process did it.
+    loaded: Option<Arc<Collection>>,
+    /// The keys of its faces are still in their slots. At a start, they are wiped with all others that nothing needs.
+    has_keys: bool,
 }
 
 /// The state of the background thread.
@@ -135,23 +153,22 @@ pub(crate) struct SimilarityIndex {
     worker: Option<JoinHandle<()>>,
 }
 
-fn face_key(collection: &CollectionId, face: &str) -> Vec<u8> {
-    join_key(&[collection.as_str().as_bytes(), face.as_bytes()])
+/// A face as its rows have it.
+struct Stored {
+    number: u64,
+    /// The slot of its key; `None` when no row can be read.
+    key_slot: Option<u64>,
+    facts: Result<FaceFacts, StoreError>,
 }
 
-fn faces_of(collection: &str) -> Vec<u8> {
-    join_key(&[collection.as_bytes(), b""])
-}
-
-/// Returns the vector of a stored face.
-///
-/// # Errors
-/// [`StoreError::Corrupt`] naming the face, when it is no vector of length one.
-fn vector_of(key: &[u8], face: &FaceRecord, dimensions: usize) -> Result<Embedding, StoreError> {
-    Embedding::from_bytes(&face.vector, dimensions).map_err(|why| StoreError::Corrupt {
-        what: format!("the face {} ({why})", printable(key)),
-        affects: "no search finds it; delete it and enrol it again".to_owned(),
-    })
+/// Names the face of a damaged row, where another row still has its id.
+fn named(collection: &CollectionId, id: &str, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Corrupt { what, affects } => {
+            StoreError::Corrupt { what: format!("the face collections/{collection}/faces/{id}: {what}"), affects }
+        }
+        other => other,
+    }
 }
 
 impl SimilarityIndex {
@@ -160,32 +177,31 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
+        let mut loading = Loading { last_number: removal::last_number(&*store)?, ..Loading::default() };
         let mut collections = HashMap::new();
-        let mut n_damaged = 0;
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
         for (key, bytes) in rows {
             let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
             let id = CollectionId::parse("id", &record.id)?;
-            let space = EmbeddingSpace::parse("embedding_space", &record.embedding_space);
-            let space = space.map_err(|error| StoreError::Corrupt {
-                what: format!("{}: {error}", id.name()),
-                affects: "the embedding space of its faces is unknown; import the last export".to_owned(),
-            })?;
-            let dimensions = record.dimensions as usize;
-            let faces = LoadedFaces::new(dimensions);
-            let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
-            for row in store.records::<FaceRecord>(Table::Faces, range) {
-                match row.and_then(|(key, face)| Ok((vector_of(&key, &face, dimensions)?, face))) {
-                    Ok((embedding, face)) => drop(faces.insert(&face.id, embedding.values(), &settings)),
-                    Err(error @ StoreError::Corrupt { .. }) => {
-                        tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
-                        n_damaged += 1;
-                    }
-                    Err(error) => return Err(error.into()),
+            match loading.collection(&*store, &settings, &id, record, bytes)? {
+                Some(collection) => drop(collections.insert(id, Arc::new(collection))),
+                // Its key was wiped: the record must go, too.
+                None => {
+                    tracing::warn!(collection = %id, "finishing the deletion of a collection");
+                    let mut batch = Batch::default();
+                    batch.delete(Table::Collections, &key);
+                    store.commit(batch)?;
                 }
             }
-            collections.insert(id, Arc::new(Collection { record, space, bytes, faces, locks: FaceLocks::new() }));
         }
+        let live: HashSet<u64> = collections.values().map(|collection| collection.key.incarnation).collect();
+        let deleted: Vec<Deleted> = removal::incarnations(&*store)?
+            .into_iter()
+            .filter(|incarnation| !live.contains(incarnation))
+            .map(|incarnation| Deleted { incarnation, loaded: None, has_keys: false })
+            .collect();
+        loading.finish(&*store, &collections, deleted.is_empty())?;
+        let deleted = Mutex::new(deleted);
         let shared = Arc::new(Shared {
             store,
             settings,
@@ -194,9 +210,10 @@ impl SimilarityIndex {
             work: Mutex::new(Work { is_waiting: true, is_running: false }),
             wake: Condvar::new(),
             stopping: AtomicBool::new(false),
-            n_damaged: AtomicUsize::new(n_damaged),
+            n_damaged: AtomicUsize::new(loading.n_damaged),
+            last_number: AtomicU64::new(loading.last_number),
+            deleted,
         });
-        shared.finish_deletions()?;
         let of_worker = Arc::clone(&shared);
         let worker = thread::Builder::new().name("similarity".to_owned()).spawn(move || of_worker.maintain());
         let worker = worker.map_err(|source| StoreError::Io { path: "a thread".into(), source })?;
@@ -218,31 +235,33 @@ impl SimilarityIndex {
         extra: impl FnOnce(&CollectionRecord) -> Batch,
     ) -> Result<CollectionRecord, SimilarityError> {
         let _lock = self.shared.changing.lock();
+        let store = &*self.shared.store;
+        let key = CollectionKey::new(self.shared.next_number(), store.keys().take()?);
         let record = CollectionRecord {
             id: new.id.to_string(),
             create_time: Some(SystemTime::now().into()),
             embedding_space: new.space.to_string(),
             dimensions: new.dimensions as u32,
             display_name: new.display_name,
+            incarnation: key.incarnation,
+            key_slot: key.slot,
         };
-        let key = new.id.as_str().as_bytes();
-        if self.shared.store.get(Table::Collections, key)?.is_none() {
-            // The deletion of an earlier collection may have failed midway.
-            remove_faces(&*self.shared.store, new.id.as_str())?;
-        }
+        let row = new.id.as_str().as_bytes();
         let mut batch = Batch::default();
-        batch.require_absent(Table::Collections, key).put_record(Table::Collections, key, &record);
+        batch.require_absent(Table::Collections, row).put_record(Table::Collections, row, &record);
         batch.extend(extra(&record));
-        match self.shared.store.commit(batch) {
-            Ok(()) => {}
-            Err(StoreError::Conflict { table: Table::Collections, .. }) => {
-                return Err(SimilarityError::AlreadyExists { name: new.id.name() });
-            }
-            Err(error) => return Err(error.into()),
+        if let Err(error) = store.commit(batch) {
+            store.keys().discard(key.slot);
+            return Err(match error {
+                StoreError::Conflict { table: Table::Collections, .. } => {
+                    SimilarityError::AlreadyExists { name: new.id.name() }
+                }
+                error => error.into(),
+            });
         }
         let (bytes, faces) = (encode_record(&record), LoadedFaces::new(new.dimensions));
-        let collection =
-            Arc::new(Collection { record: record.clone(), space: new.space, bytes, faces, locks: FaceLocks::new() });
+        let (locks, space) = (FaceLocks::new(), new.space);
+        let collection = Arc::new(Collection { record: record.clone(), space, bytes, key, faces, locks });
         self.shared.collections.write().insert(new.id, collection);
         Ok(record)
     }
@@ -283,20 +302,28 @@ impl SimilarityIndex {
         Ok(rows.into_iter().map(|(_, record)| with_faces(record)).collect())
     }
 
-    /// Deletes a collection with its faces. It is gone with the first commit; faces that a crash leaves are removed at
-    /// the next start, before a collection with the same id can be created.
+    /// Deletes a collection with its faces. Once it returns, its key is wiped, and with it nobody can read any of its
+    /// faces. Their rows are removed in the background, also after a crash.
     ///
     /// # Errors
-    /// [`SimilarityError::CollectionNotFound`].
+    /// [`SimilarityError::CollectionNotFound`]. When the key cannot be wiped, the collection is gone, and its key is
+    /// wiped later.
     pub(crate) fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
         let _lock = self.shared.changing.lock();
-        let collection = self.collection(id)?;
-        let key = id.as_str().as_bytes();
+        let collection = self.collection(id).inspect_err(|_| drop(self.shared.store.keys().wipe([])))?;
+        let (key, incarnation) = (id.as_str().as_bytes(), collection.key.incarnation);
+        let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
         let mut batch = Batch::default();
-        batch.require_equals(Table::Collections, key, collection.bytes.clone()).delete(Table::Collections, key);
+        batch
+            .require_equals(Table::Collections, key, collection.bytes.clone())
+            .delete(Table::Collections, key)
+            .put_record(Table::Erasures, &row_key(incarnation, 0), &erasure);
         self.shared.store.commit(batch)?;
+        let wiped = self.shared.store.keys().wipe([collection.key.slot]);
         self.shared.collections.write().remove(id);
-        Ok(remove_faces(&*self.shared.store, id.as_str())?)
+        self.shared.deleted.lock().push(Deleted { incarnation, loaded: Some(collection), has_keys: true });
+        self.shared.wake();
+        Ok(wiped?)
     }
 
     /// Returns the collections with their embedding spaces.
@@ -306,8 +333,8 @@ impl SimilarityIndex {
         collections.iter().map(|(id, collection)| (id.clone(), collection.space.clone())).collect()
     }
 
-    /// Stores a face; `extra` adds writes to the same commit. Once it returns, every search finds the face, after a
-    /// crash too.
+    /// Stores a face; `extra` adds writes to the same commit, and may seal them with the face's key. Once it returns,
+    /// every search finds the face, after a crash too.
     ///
     /// # Errors
     /// [`SimilarityError::AlreadyExists`] for a taken id, [`SimilarityError::SpaceMismatch`].
@@ -317,8 +344,8 @@ impl SimilarityIndex {
         new: NewFace,
         embedding: &Embedding,
         space: &EmbeddingSpace,
-        extra: impl FnOnce(&FaceRecord) -> Batch,
-    ) -> Result<FaceRecord, SimilarityError> {
+        extra: impl FnOnce(&FaceFacts, &FaceKey) -> Batch,
+    ) -> Result<FaceFacts, SimilarityError> {
         let collection = self.collection(id)?;
         if *space != collection.space {
             return Err(SimilarityError::SpaceMismatch {
@@ -328,51 +355,99 @@ impl SimilarityIndex {
         }
         self.shared.settings.check_labels(&new)?;
         let face = new.id.unwrap_or_else(FaceId::generate);
-        let record = FaceRecord {
+        let facts = FaceFacts {
             id: face.to_string(),
             create_time: Some(SystemTime::now().into()),
             subject: new.subject,
             labels: new.labels,
             embedding_space: collection.record.embedding_space.clone(),
-            vector: embedding.to_bytes(),
         };
-        let key = face_key(id, face.as_str());
+        let vector = FaceVector { vector: embedding.to_bytes(), id: facts.id.clone() };
+        let store = &*self.shared.store;
         let _lock = collection.locks.lock(&face);
+        let number = self.shared.next_number();
+        let slot_key = store.keys().take()?;
+        let key = collection.key.face_key(number, &slot_key);
+        let (row, id_row) = (collection.key.row(number), collection.key.id_row(&facts.id));
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
-            .require_absent(Table::Faces, &key)
-            .put_record(Table::Faces, &key, &record)
-            .extend(extra(&record));
-        match self.shared.store.commit(batch) {
-            Ok(()) => {}
-            Err(StoreError::Conflict { table: Table::Faces, .. }) => {
-                let name = FaceName { collection: id.clone(), face }.to_string();
-                return Err(SimilarityError::AlreadyExists { name });
-            }
-            Err(StoreError::Conflict { table: Table::Collections, .. }) => {
-                return Err(SimilarityError::CollectionNotFound { name: id.name() });
-            }
-            Err(error) => return Err(error.into()),
+            .require_absent(Table::FaceIds, &id_row)
+            .put_record(Table::FaceIds, &id_row, &FaceIdRecord { number })
+            .put(Table::Faces, &row, key.seal_row(Table::Faces, &facts))
+            .put(Table::FaceVectors, &row, key.seal_row(Table::FaceVectors, &vector))
+            .extend(extra(&facts, &key));
+        if let Err(error) = store.commit(batch) {
+            store.keys().discard(slot_key.slot);
+            return Err(match error {
+                StoreError::Conflict { table: Table::FaceIds, .. } => {
+                    SimilarityError::AlreadyExists { name: FaceName { collection: id.clone(), face }.to_string() }
+                }
+                StoreError::Conflict { table: Table::Collections, .. } => {
+                    SimilarityError::CollectionNotFound { name: id.name() }
+                }
+                error => error.into(),
+            });
         }
-        let full = collection.faces.insert(face.as_str(), embedding.values(), &self.shared.settings);
-        if full {
+        if collection.faces.insert(number, embedding.values(), &self.shared.settings) {
             self.shared.wake();
         }
-        Ok(record)
+        Ok(facts)
+    }
+
+    /// Finds the rows of a face by its id.
+    fn stored(&self, id: &CollectionId, collection: &Collection, face: &FaceId) -> Result<Stored, SimilarityError> {
+        let store = &*self.shared.store;
+        let found = store.get_record(Table::FaceIds, &collection.key.id_row(face.as_str()));
+        let number = match found {
+            Ok(Some(FaceIdRecord { number })) => Some(number),
+            Ok(None) => None,
+            // The damaged row leads nowhere, but another row has the id.
+            Err(StoreError::Corrupt { .. }) => self.number_by_facts(collection, face)?,
+            Err(error) => return Err(error.into()),
+        };
+        let number = number.ok_or_else(|| not_found(id, face))?;
+        let row = collection.key.row(number);
+        let value = store.get(Table::Faces, &row)?.ok_or_else(|| StoreError::Corrupt {
+            what: format!("the face {} (it has no facts)", FaceName { collection: id.clone(), face: face.clone() }),
+            affects: "it cannot be read; delete it and enrol it again".to_owned(),
+        });
+        let read = value.and_then(|value| collection.unseal::<FaceFacts>(store, Table::Faces, &row, &value));
+        match read {
+            Ok((_, Unsealed::Erased)) => Err(not_found(id, face)),
+            Ok((key_slot, Unsealed::Whole(facts))) => Ok(Stored { number, key_slot: Some(key_slot), facts: Ok(facts) }),
+            Err(error @ StoreError::Corrupt { .. }) => {
+                let vector = store.get(Table::FaceVectors, &row)?;
+                let read = vector.map(|value| collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value));
+                let key_slot = read.and_then(Result::ok).map(|(key_slot, _)| key_slot);
+                Ok(Stored { number, key_slot, facts: Err(named(id, face.as_str(), error)) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Finds a face's number by reading the facts of all.
+    fn number_by_facts(&self, collection: &Collection, face: &FaceId) -> Result<Option<u64>, StoreError> {
+        for row in collection.all_facts(&*self.shared.store, None) {
+            let (number, facts) = row?;
+            if facts.id == face.as_str() {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns an enrolled face.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
-    pub(crate) fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceRecord, SimilarityError> {
-        self.collection(id)?;
-        let record = self.shared.store.get_record(Table::Faces, &face_key(id, face.as_str()))?;
-        record.ok_or_else(|| not_found(id, face))
+    pub(crate) fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceFacts, SimilarityError> {
+        let collection = self.collection(id)?;
+        Ok(self.stored(id, &collection, face)?.facts?)
     }
 
-    /// Lists up to `limit` faces by id, after the id `after`.
+    /// Lists up to `limit` faces with their numbers, in the order of their enrolment, after the row key `after`. Damaged
+    /// ones are only logged.
     ///
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`].
@@ -381,21 +456,26 @@ impl SimilarityIndex {
         id: &CollectionId,
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<FaceRecord>, SimilarityError> {
-        self.collection(id)?;
-        let prefix = faces_of(id.as_str());
-        let after = after.map(|after| [prefix.as_slice(), after].concat());
-        let range = Range { prefix, after, descending: false };
-        let rows = self.shared.store.readable_records(Table::Faces, range).take(limit);
-        Ok(rows.map(|row| row.map(|(_, record)| record)).collect::<Result<_, _>>()?)
+    ) -> Result<Vec<(u64, FaceFacts)>, SimilarityError> {
+        let collection = self.collection(id)?;
+        let after = after.map(|after| [&collection.key.prefix(), after].concat());
+        let rows = collection.all_facts(&*self.shared.store, after);
+        Ok(rows.take(limit).collect::<Result<_, _>>()?)
     }
 
-    /// Deletes a face. Once it returns, no search finds the face.
+    /// Deletes a face. Once it returns, no search finds the face, and its key is wiped, so nobody can read what was
+    /// stored of it.
     ///
     /// # Errors
-    /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
+    /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`]. When the key cannot be wiped, the face
+    /// is deleted, and its key is wiped later.
     pub(crate) fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
-        self.delete_face_if(id, face, |_| true)
+        let deleted = self.delete_face_if(id, face, |_| true);
+        if matches!(deleted, Err(SimilarityError::FaceNotFound { .. })) {
+            // An earlier call may have deleted it and failed to wipe its key: only then is it gone.
+            self.shared.store.keys().wipe([])?;
+        }
+        deleted
     }
 
     /// Deletes the faces of a subject, one by one; returns their number. Reads every face of the collection.
@@ -403,56 +483,63 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::CollectionNotFound`]; errors of the store. Earlier faces are deleted then.
     pub(crate) fn delete_subject(&self, id: &CollectionId, subject: &str) -> Result<usize, SimilarityError> {
-        self.collection(id)?;
-        let range = Range { prefix: faces_of(id.as_str()), ..Range::default() };
-        let is_of_subject = |face: &FaceRecord| face.subject == subject;
+        let collection = self.collection(id)?;
+        let is_of_subject = |facts: &FaceFacts| facts.subject == subject;
         let mut n_deleted = 0;
-        for row in self.shared.store.readable_records::<FaceRecord>(Table::Faces, range) {
-            let (_, face) = row?;
-            if !is_of_subject(&face) {
+        for row in collection.all_facts(&*self.shared.store, None) {
+            let (number, facts) = row?;
+            if !is_of_subject(&facts) {
                 continue;
             }
             // Between the scan and the deletion the id may have become another person's.
-            let is_still =
-                |bytes: &[u8]| decode_record(Table::Faces, &[], bytes).is_ok_and(|face| is_of_subject(&face));
-            match self.delete_face_if(id, &FaceId::parse("id", &face.id)?, is_still) {
+            match self.delete_face_if(id, &FaceId::parse("id", &facts.id)?, |stored| stored.number == number) {
                 Ok(()) => n_deleted += 1,
                 Err(SimilarityError::FaceNotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
+        // What earlier calls deleted without wiping its keys.
+        self.shared.store.keys().wipe([])?;
         Ok(n_deleted)
     }
 
-    /// Deletes a face if `condition` holds for its stored record.
+    /// Deletes a face if `condition` holds for what is stored.
     fn delete_face_if(
         &self,
         id: &CollectionId,
         face: &FaceId,
-        condition: impl Fn(&[u8]) -> bool,
+        condition: impl Fn(&Stored) -> bool,
     ) -> Result<(), SimilarityError> {
         let collection = self.collection(id)?;
-        let key = face_key(id, face.as_str());
+        let store = &*self.shared.store;
         let _lock = collection.locks.lock(face);
-        let stored = self.shared.store.get(Table::Faces, &key)?.filter(|bytes| condition(bytes));
-        let bytes = stored.ok_or_else(|| not_found(id, face))?;
-        let hidden = collection.faces.hide(face.as_str());
+        let stored = self.stored(id, &collection, face)?;
+        if !condition(&stored) {
+            return Err(not_found(id, face));
+        }
+        let number = stored.number;
+        let (row, id_row) = (collection.key.row(number), collection.key.id_row(face.as_str()));
+        let hidden = collection.faces.hide(number);
+        let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
-            .require_equals(Table::Faces, &key, bytes)
-            .delete(Table::Faces, &key);
-        match self.shared.store.commit(batch) {
+            .delete(Table::FaceIds, &id_row)
+            .delete(Table::Faces, &row)
+            .delete(Table::FaceVectors, &row)
+            .put_record(Table::Erasures, &row, &erasure);
+        match store.commit(batch) {
             Ok(()) => {
-                collection.faces.forget(face.as_str());
+                let wiped = store.keys().wipe(stored.key_slot);
+                collection.faces.forget(number);
                 self.shared.wake();
-                Ok(())
+                Ok(wiped?)
             }
             // The whole collection was deleted meanwhile.
             Err(StoreError::Conflict { .. }) => Err(not_found(id, face)),
             Err(error) => {
                 if hidden {
-                    collection.faces.show(face.as_str());
+                    collection.faces.show(number);
                 }
                 Err(error.into())
             }
@@ -490,52 +577,37 @@ impl SimilarityIndex {
         self.check_query(query.k, query.min_score)?;
         let settings = &self.shared.settings;
         let collection = self.collection(id)?;
+        let store = &*self.shared.store;
         let (vector, itself) = match &query.target {
             Target::Vector(embedding) => (embedding.values().to_vec(), None),
             Target::Face(face) => {
-                let vector = collection.faces.vector(face.as_str()).ok_or_else(|| not_found(id, face))?;
-                (vector, Some(face.as_str()))
+                let number = self.stored(id, &collection, face)?.number;
+                let vector = collection.faces.vector(number).ok_or_else(|| not_found(id, face))?;
+                (vector, Some(number))
             }
         };
         let k = query.k + usize::from(itself.is_some());
         let found = collection.faces.search(&vector, (k, query.min_score), query.exact, settings, is_void);
         let (hits, exact) = found.ok_or(SimilarityError::Void)?;
         let mut matches = Vec::with_capacity(hits.len());
-        for hit in hits.iter().filter(|hit| Some(&*hit.id) != itself).take(query.k) {
-            match self.record_of(id, &collection, hit, &vector) {
-                Ok(Some(record)) => matches.push((record, Score::from_cosine(hit.score))),
-                // Deleted meanwhile.
-                Ok(None) => {}
+        for hit in hits.iter().filter(|hit| Some(hit.number) != itself).take(query.k) {
+            let row = collection.key.row(hit.number);
+            let Some(value) = store.get(Table::Faces, &row)? else {
+                // Deleted meanwhile, unless a damaged page has lost it.
+                continue;
+            };
+            match collection.unseal::<FaceFacts>(store, Table::Faces, &row, &value) {
+                Ok((_, Unsealed::Whole(facts))) => matches.push((facts, Score::from_cosine(hit.score))),
+                Ok((_, Unsealed::Erased)) => {}
                 Err(error @ StoreError::Corrupt { .. }) => {
                     tracing::error!(collection = %id, %error, "a damaged face is left out of a search");
                     self.shared.n_damaged.fetch_add(1, Ordering::Relaxed);
-                    // It is hidden unless it was deleted and enrolled anew meanwhile.
-                    let face = FaceId::parse("id", &hit.id)?;
-                    let _lock = collection.locks.lock(&face);
-                    if matches!(self.record_of(id, &collection, hit, &vector), Err(StoreError::Corrupt { .. })) {
-                        collection.faces.hide(&hit.id);
-                    }
+                    collection.faces.hide(hit.number);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(SearchResult { matches, exact, space: collection.space.clone() })
-    }
-
-    /// Returns the record that a hit's score belongs to; `None` when the face was deleted meanwhile, even if another has
-    /// been enrolled under its id.
-    fn record_of(
-        &self,
-        id: &CollectionId,
-        collection: &Collection,
-        hit: &Hit,
-        vector: &[f32],
-    ) -> Result<Option<FaceRecord>, StoreError> {
-        let key = face_key(id, &hit.id);
-        let Some(record) = self.shared.store.get_record::<FaceRecord>(Table::Faces, &key)? else { return Ok(None) };
-        let stored = vector_of(&key, &record, collection.record.dimensions as usize)?;
-        let is_of_record = Score::of(vector, stored.values()) == Score::from_cosine(hit.score);
-        Ok(is_of_record.then_some(record))
     }
 
     /// The number of damaged faces met so far. They are in no answer; all others are.
@@ -595,7 +667,7 @@ impl Shared {
                 collections.values().cloned().collect()
             };
             // One piece for each collection by turns, so that a large one does not keep the others waiting.
-            let mut is_work_left = false;
+            let mut is_work_left = self.remove_deleted();
             for collection in &collections {
                 is_work_left |= collection.faces.maintain(&self.settings, &self.stopping);
             }
@@ -605,25 +677,24 @@ impl Shared {
         }
     }
 
-    /// Removes the faces of collections whose deletion was interrupted by a crash.
-    fn finish_deletions(&self) -> Result<(), SimilarityError> {
-        let mut after = None;
-        loop {
-            let range = Range { after, ..Range::default() };
-            let Some((key, _)) = self.store.scan(Table::Faces, &range, 1)?.pop() else { return Ok(()) };
-            let collection = String::from_utf8_lossy(key.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
-            if self.store.get(Table::Collections, collection.as_bytes())?.is_none() {
-                tracing::warn!(%collection, "finishing the deletion of a collection");
-                match remove_faces(&*self.store, &collection) {
-                    Err(error) if error.is_refusal() => {
-                        tracing::error!(%collection, %error, "its faces are deleted at a later start");
-                    }
-                    removed => removed?,
-                }
+    /// Removes some rows of a deleted collection; returns true if there may be more.
+    fn remove_deleted(&self) -> bool {
+        let Some(Deleted { incarnation, loaded, has_keys }) = self.deleted.lock().pop() else { return false };
+        // The memory of a million faces takes a while to be given back.
+        drop(loaded);
+        match removal::remove_some(&*self.store, incarnation, has_keys) {
+            Ok(true) => self.deleted.lock().push(Deleted { incarnation, loaded: None, has_keys }),
+            Ok(false) => {}
+            Err(error) => {
+                // The next start tries again.
+                tracing::error!(%error, "rows of a deleted collection, which nobody can read, are not removed yet");
             }
-            // Skips to the next collection: no id has a byte of 1 where this one ends.
-            after = Some([collection.as_bytes(), &[1]].concat());
         }
+        !self.deleted.lock().is_empty()
+    }
+
+    fn next_number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
@@ -632,7 +703,154 @@ fn not_found(collection: &CollectionId, face: &FaceId) -> SimilarityError {
     SimilarityError::FaceNotFound { name }
 }
 
-fn remove_faces(store: &dyn Store, collection: &str) -> Result<(), StoreError> {
-    let range = Range { prefix: faces_of(collection), ..Range::default() };
-    store.delete_where(Table::Faces, range, |_, _| Ok(true)).map(drop)
+impl Collection {
+    /// Returns a face's id from its facts, if they can be read.
+    fn id_of(&self, store: &dyn Store, row: &[u8]) -> Option<String> {
+        let value = store.get(Table::Faces, row).ok()??;
+        match self.unseal::<FaceFacts>(store, Table::Faces, row, &value) {
+            Ok((_, Unsealed::Whole(facts))) => Some(facts.id),
+            _ => None,
+        }
+    }
+
+    /// Reads a row of facts or a vector.
+    fn unseal<M: prost::Message + Default>(
+        &self,
+        store: &dyn Store,
+        table: Table,
+        row: &[u8],
+        value: &[u8],
+    ) -> Result<(u64, Unsealed<M>), StoreError> {
+        self.key.unseal_row(store.keys(), table, row, value)
+    }
+
+    /// Returns the facts of all faces with their numbers, in order, after a row key. Damaged ones are only logged.
+    fn all_facts(
+        &self,
+        store: &dyn Store,
+        after: Option<Vec<u8>>,
+    ) -> impl Iterator<Item = Result<(u64, FaceFacts), StoreError>> {
+        let range = Range { prefix: self.key.prefix(), after, descending: false };
+        store.entries(Table::Faces, range).filter_map(move |entry| {
+            let (row, value) = match entry {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error)),
+            };
+            match self.unseal(store, Table::Faces, &row, &value) {
+                Ok((_, Unsealed::Whole(facts))) => Some(Ok((parse_row_key(&row)?.1, facts))),
+                Ok((_, Unsealed::Erased)) => None,
+                Err(StoreError::Corrupt { what, affects }) => {
+                    tracing::error!(collection = %self.record.id, what, affects, "a damaged face is left out of a list");
+                    None
+                }
+                Err(error) => Some(Err(error)),
+            }
+        })
+    }
+}
+
+/// What was found while collections were loaded.
+#[derive(Default)]
+struct Loading {
+    n_damaged: usize,
+    last_number: u64,
+    /// The slots of keys that are needed.
+    used: HashSet<u64>,
+    n_vectors: u64,
+    /// The rows of faces whose key was wiped.
+    erased: Vec<Vec<u8>>,
+}
+
+impl Loading {
+    /// Loads a collection with its faces; `None` when its key was wiped.
+    fn collection(
+        &mut self,
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        id: &CollectionId,
+        record: CollectionRecord,
+        bytes: Vec<u8>,
+    ) -> Result<Option<Collection>, SimilarityError> {
+        let space = EmbeddingSpace::parse("embedding_space", &record.embedding_space);
+        let space = space.map_err(|error| StoreError::Corrupt {
+            what: format!("{}: {error}", id.name()),
+            affects: "the embedding space of its faces is unknown; import the last export".to_owned(),
+        })?;
+        let Some(key) = CollectionKey::of(store.keys(), &record)? else { return Ok(None) };
+        self.used.insert(key.slot);
+        let dimensions = record.dimensions as usize;
+        let faces = LoadedFaces::new(dimensions);
+        let collection = Collection { record, space, bytes, key, faces, locks: FaceLocks::new() };
+        for entry in Rows::new(store, Table::FaceVectors, collection.key.incarnation) {
+            let (row, value) = entry?;
+            self.n_vectors += 1;
+            let read = collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value);
+            let read = read.and_then(|(key_slot, read)| {
+                self.used.insert(key_slot);
+                match read {
+                    Unsealed::Erased => Ok(None),
+                    Unsealed::Whole(face) => match Embedding::from_bytes(&face.vector, dimensions) {
+                        Ok(embedding) => Ok(Some(embedding)),
+                        Err(why) => Err(named(
+                            id,
+                            &face.id,
+                            StoreError::Corrupt {
+                                what: why,
+                                affects: "no search finds it; delete it and enrol it again".to_owned(),
+                            },
+                        )),
+                    },
+                }
+            });
+            match (read, parse_row_key(&row)) {
+                (Ok(Some(embedding)), Some((_, number))) => {
+                    collection.faces.insert(number, embedding.values(), settings);
+                }
+                (Ok(None), _) => self.erased.push(row),
+                (Err(error @ StoreError::Corrupt { .. }), _) => {
+                    let error = match collection.id_of(store, &row) {
+                        Some(face) => named(id, &face, error),
+                        None => error,
+                    };
+                    tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
+                    self.n_damaged += 1;
+                }
+                (Err(error), _) => return Err(error.into()),
+                (Ok(_), None) => self.n_damaged += 1,
+            }
+        }
+        Ok(Some(collection))
+    }
+
+    /// Removes what was erased, and wipes the keys that nothing needs.
+    fn finish(
+        &mut self,
+        store: &dyn Store,
+        collections: &HashMap<CollectionId, Arc<Collection>>,
+        has_all_rows: bool,
+    ) -> Result<(), SimilarityError> {
+        let n_lost = store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(self.n_vectors));
+        if n_lost > 0 && has_all_rows {
+            tracing::error!(n_lost, "vectors of faces are lost; visage doctor names the faces that are known");
+            self.n_damaged = self.n_damaged.max(n_lost as usize);
+        }
+        if self.n_damaged > 0 {
+            // The slots of those whose vectors cannot be read.
+            for collection in collections.values() {
+                for row in Rows::new(store, Table::Faces, collection.key.incarnation) {
+                    let (row, value) = row?;
+                    self.used.extend(decode_record::<SealedRecord>(Table::Faces, &row, &value).map(|row| row.key_slot));
+                }
+            }
+        }
+        self.used.extend(Day::slots(store)?);
+        let cleaned = removal::remove_erased(store, &self.erased).and_then(|()| store.keys().sweep(&self.used));
+        match cleaned {
+            Err(error) if error.is_refusal() => {
+                tracing::error!(%error, "keys that nothing needs are wiped at a later start");
+                Ok(())
+            }
+            cleaned => Ok(cleaned?),
+        }
+    }
 }

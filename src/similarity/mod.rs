@@ -11,7 +11,9 @@ mod graph;
 mod identity;
 mod index;
 mod names;
+mod removal;
 mod segment;
+mod vectors;
 
 pub(crate) use embedding::{Embedding, Score};
 pub(crate) use error::SimilarityError;

@@ -64,7 +64,7 @@ impl Gallery {
         let face =
             NewFace { id: Some(FaceId::parse("id", &name).unwrap()), subject: String::new(), labels: BTreeMap::new() };
         let embedding = Embedding::new("vector", vector.to_vec(), DIMENSIONS).unwrap();
-        self.index.enroll(&self.collection, face, &embedding, &Self::space(), |_| Batch::default()).unwrap();
+        self.index.enroll(&self.collection, face, &embedding, &Self::space(), |_, _| Batch::default()).unwrap();
         self.vectors.insert(name.clone(), vector.to_vec());
         name
     }

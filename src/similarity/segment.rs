@@ -11,25 +11,26 @@ use std::{
 use super::{
     embedding::{Score, dot},
     graph::{Graph, NoGraph},
+    vectors::Vectors,
 };
 
 /// When a search keeps one in this many of a segment's faces as candidates, it compares with so many others that
 /// scanning all of them, in memory order, is no slower.
 const SCAN_ONE_IN: usize = 8;
 
-/// The score and id of a face that a search found.
-#[derive(Clone, Debug, PartialEq)]
+/// The score and number of a face that a search found. A number is never another face's, so both belong together.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Hit {
     pub(super) score: f32,
-    pub(super) id: Arc<str>,
+    pub(super) number: u64,
 }
 
 impl Eq for Hit {}
 
 impl Ord for Hit {
-    /// The worst is the greatest, so a heap drops it first; ties are ordered by id, so answers are reproducible.
+    /// The worst is the greatest, so a heap drops it first; ties are ordered by number, so answers are reproducible.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.score.total_cmp(&self.score).then_with(|| self.id.cmp(&other.id))
+        other.score.total_cmp(&self.score).then_with(|| self.number.cmp(&other.number))
     }
 }
 
@@ -56,15 +57,15 @@ impl<'a> TopK<'a> {
         Self { k, min_score: min_score.unwrap_or(f32::NEG_INFINITY), heap: BinaryHeap::new(), is_void }
     }
 
-    fn show(&mut self, score: f32, id: &Arc<str>) {
+    fn show(&mut self, score: f32, number: u64) {
         let score = score.clamp(-1.0, 1.0);
         if score < self.min_score {
             return;
         }
         if self.heap.len() < self.k {
-            self.heap.push(Hit { score, id: Arc::clone(id) });
+            self.heap.push(Hit { score, number });
         } else if let Some(mut worst) = self.heap.peek_mut() {
-            let hit = Hit { score, id: Arc::clone(id) };
+            let hit = Hit { score, number };
             if hit < *worst {
                 *worst = hit;
             }
@@ -79,9 +80,8 @@ impl<'a> TopK<'a> {
 
 /// A block of faces; faces are added only while it is a collection's tail.
 pub(super) struct Segment {
-    dimensions: usize,
-    ids: Vec<Arc<str>>,
-    vectors: Vec<f32>,
+    numbers: Vec<u64>,
+    vectors: Arc<Vectors>,
     alive: Vec<AtomicBool>,
     n_dead: AtomicUsize,
     /// The positions of faces that were deleted for good, or replaced by a newer face of the same id.
@@ -94,9 +94,8 @@ pub(super) struct Segment {
 impl Segment {
     pub(super) fn new(dimensions: usize) -> Self {
         Self {
-            dimensions,
-            ids: Vec::new(),
-            vectors: Vec::new(),
+            numbers: Vec::new(),
+            vectors: Arc::new(Vectors::new(dimensions)),
             alive: Vec::new(),
             n_dead: AtomicUsize::new(0),
             gone: Vec::new(),
@@ -106,17 +105,16 @@ impl Segment {
     }
 
     /// Adds a face and returns its position.
-    pub(super) fn push(&mut self, id: Arc<str>, vector: &[f32]) -> usize {
-        debug_assert_eq!(vector.len(), self.dimensions);
-        self.ids.push(id);
-        self.vectors.extend_from_slice(vector);
+    pub(super) fn push(&mut self, number: u64, vector: &[f32]) -> usize {
+        self.numbers.push(number);
+        self.vectors.push(vector);
         self.alive.push(AtomicBool::new(true));
         self.gone.push(AtomicBool::new(false));
-        self.ids.len() - 1
+        self.numbers.len() - 1
     }
 
     pub(super) fn len(&self) -> usize {
-        self.ids.len()
+        self.numbers.len()
     }
 
     pub(super) fn n_dead(&self) -> usize {
@@ -136,12 +134,17 @@ impl Segment {
         };
     }
 
-    /// Marks a face as deleted for good.
+    /// Marks a face as deleted for good, and overwrites its vector.
     pub(super) fn set_gone(&self, idx: usize) {
         self.set_alive(idx, false);
+        self.vectors.wipe(idx);
         if !self.gone[idx].swap(true, Ordering::AcqRel) {
             self.n_gone.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn is_gone(&self, idx: usize) -> bool {
+        self.gone[idx].load(Ordering::Acquire)
     }
 
     pub(super) fn n_gone(&self) -> usize {
@@ -150,16 +153,17 @@ impl Segment {
 
     /// The positions of the faces that are not gone; hidden ones may be shown again.
     pub(super) fn remaining(&self) -> impl Iterator<Item = usize> {
-        (0..self.len()).filter(|idx| !self.gone[*idx].load(Ordering::Acquire))
+        (0..self.len()).filter(|idx| !self.is_gone(*idx))
     }
 
-    pub(super) fn vector(&self, idx: usize) -> &[f32] {
-        &self.vectors[idx * self.dimensions..(idx + 1) * self.dimensions]
+    /// Returns a copy of a face's vector.
+    pub(super) fn vector(&self, idx: usize) -> Vec<f32> {
+        self.vectors.read().of(idx).to_vec()
     }
 
-    /// The id of every face, by position.
-    pub(super) fn ids(&self) -> &[Arc<str>] {
-        &self.ids
+    /// The number of every face, by position.
+    pub(super) fn numbers(&self) -> &[u64] {
+        &self.numbers
     }
 
     /// Returns true if building the graph was tried.
@@ -170,7 +174,7 @@ impl Segment {
     /// Builds the graph, which must not exist yet, until `stop` is set. Without a graph the segment is scanned, which is
     /// only slower.
     pub(super) fn build_graph(&self, stop: &AtomicBool) {
-        let graph = match Graph::build(&self.vectors, self.dimensions, stop) {
+        let graph = match Graph::build(&self.vectors, stop) {
             Ok(graph) => Some(graph),
             Err(NoGraph::Stopped) => return,
             Err(NoGraph::Unusable) => {
@@ -188,11 +192,10 @@ impl Segment {
                 return;
             }
             let piece = start..self.len().min(start + SCAN_PIECE);
-            let vectors =
-                self.vectors[piece.start * self.dimensions..piece.end * self.dimensions].chunks_exact(self.dimensions);
-            for ((id, vector), alive) in self.ids[piece.clone()].iter().zip(vectors).zip(&self.alive[piece]) {
-                if alive.load(Ordering::Acquire) {
-                    best.show(dot(query, vector), id);
+            let vectors = self.vectors.read();
+            for idx in piece {
+                if self.is_alive(idx) {
+                    best.show(dot(query, vectors.of(idx)), self.numbers[idx]);
                 }
             }
         }
@@ -218,8 +221,9 @@ impl Segment {
             let counts = |idx: &usize| self.is_alive(*idx) && !graph.is_straggler(*idx);
             let living: Vec<usize> = nearest.into_iter().filter(counts).collect();
             if living.len() >= n_expected {
+                let vectors = self.vectors.read();
                 for idx in living.iter().chain(graph.stragglers()).copied().filter(|idx| self.is_alive(*idx)) {
-                    best.show(Score::of(query, self.vector(idx)).value(), &self.ids[idx]);
+                    best.show(Score::of(query, vectors.of(idx)).value(), self.numbers[idx]);
                 }
                 return false;
             }

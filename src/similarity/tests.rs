@@ -10,8 +10,11 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::{
     names::EmbeddingSpace,
-    proto::store::FaceRecord,
-    store::{Batch, Entry, MemoryStore, Range, Store, StoreError, StoreExt, Table, Write},
+    proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
+    store::{
+        Batch, CollectionKey, Entry, Keys, MemoryStore, Range, SlotKey, SlotKeys as _, Store, StoreError, StoreExt,
+        Table, Unsealed, Write,
+    },
 };
 
 const DIMENSIONS: usize = 24;
@@ -54,7 +57,7 @@ fn create(store: &Arc<dyn Store>) -> SimilarityIndex {
 fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), SimilarityError> {
     let new = NewFace { id: Some(face(name)), subject: String::new(), labels: BTreeMap::new() };
     let embedding = Embedding::new("vector", values, DIMENSIONS)?;
-    index.enroll(&id("people"), new, &embedding, &space(), |_| Batch::default()).map(drop)
+    index.enroll(&id("people"), new, &embedding, &space(), |_, _| Batch::default()).map(drop)
 }
 
 fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> Vec<String> {
@@ -73,7 +76,7 @@ fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
 
 #[test]
 fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
-    let (_, index) = with_collection();
+    let (store, index) = with_collection();
     std::thread::scope(|scope| {
         for worker in 0..4_u8 {
             let index = &index;
@@ -94,12 +97,38 @@ fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
     let found =
         index.search(&id("people"), &Query { target, k: 5, min_score: None, exact: true }, &|| false).unwrap().matches;
     let stored = index.list_faces(&id("people"), None, 5).unwrap();
-    assert_eq!(found.iter().map(|(record, _)| record.clone()).collect::<Vec<_>>(), stored);
-    if let [(record, score)] = found.as_slice() {
-        let vector = Embedding::from_bytes(&record.vector, DIMENSIONS).unwrap();
+    let found_facts: Vec<_> = found.iter().map(|(facts, _)| facts.clone()).collect();
+    assert_eq!(found_facts, stored.iter().map(|(_, facts)| facts.clone()).collect::<Vec<_>>());
+    if let ([(_, score)], [(number, _)]) = (found.as_slice(), stored.as_slice()) {
+        let key = key_of(&*store);
+        let face: FaceVector = unsealed(&*store, &key, Table::FaceVectors, *number);
+        let vector = Embedding::from_bytes(&face.vector, DIMENSIONS).unwrap();
         let cosine = vector.values().iter().sum::<f32>() / (DIMENSIONS as f32).sqrt();
         assert!((score.value() - cosine).abs() < 1e-5, "the vector in memory is the stored one");
     }
+    for table in [Table::Faces, Table::FaceVectors, Table::FaceIds] {
+        assert_eq!(store.scan(table, &Range::default(), 9).unwrap().len(), stored.len(), "{table:?}");
+    }
+}
+
+/// The key of the collection `people`.
+fn key_of(store: &dyn Store) -> CollectionKey {
+    let record: CollectionRecord = store.get_record(Table::Collections, b"people").unwrap().unwrap();
+    CollectionKey::of(store.keys(), &record).unwrap().unwrap()
+}
+
+fn unsealed<M: prost::Message + Default>(store: &dyn Store, key: &CollectionKey, table: Table, number: u64) -> M {
+    let row = key.row(number);
+    let value = store.get(table, &row).unwrap().unwrap();
+    match key.unseal_row(store.keys(), table, &row, &value).unwrap().1 {
+        Unsealed::Whole(message) => message,
+        Unsealed::Erased => panic!("erased"),
+    }
+}
+
+/// The number of the face with this id.
+fn number_of(store: &dyn Store, name: &str) -> u64 {
+    store.get_record::<FaceIdRecord>(Table::FaceIds, &key_of(store).id_row(name)).unwrap().unwrap().number
 }
 
 #[test]
@@ -137,23 +166,38 @@ fn a_restart_finds_every_face_and_a_damaged_one_is_named() {
     assert_eq!(search(&index, vectors[5].clone(), 1, true), ["f5"]);
     assert!(!search(&index, vectors[7].clone(), 1000, true).contains(&"f7".to_owned()));
     drop(index);
-    let mut not_finite: FaceRecord = store.get_record(Table::Faces, b"people\0f11").unwrap().unwrap();
+    // One vector is not finite, one row of a vector is damaged, one row of facts, and one row of an id.
+    let key = key_of(&*store);
+    let mut not_finite: FaceVector = unsealed(&*store, &key, Table::FaceVectors, number_of(&*store, "f11"));
     not_finite.vector[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let row = key.row(number_of(&*store, "f11"));
+    let slot = key.unseal_row::<FaceVector>(
+        store.keys(),
+        Table::FaceVectors,
+        &row,
+        &store.get(Table::FaceVectors, &row).unwrap().unwrap(),
+    );
+    let slot = slot.unwrap().0;
+    let slot_key = SlotKey { slot, key: store.keys().get(slot).unwrap().unwrap() };
+    let sealed = key.face_key(number_of(&*store, "f11"), &slot_key).seal_row(Table::FaceVectors, &not_finite);
     let mut batch = Batch::default();
-    batch.put_record(Table::Faces, b"people\0f11", &not_finite);
-    batch.writes.push(Write::Put(Table::Faces, b"people\0f9".to_vec(), b"damaged".to_vec()));
+    batch.put(Table::FaceVectors, &row, sealed);
+    batch.put(Table::FaceVectors, &key.row(number_of(&*store, "f9")), b"damaged".to_vec());
+    batch.put(Table::Faces, &key.row(number_of(&*store, "f13")), b"damaged".to_vec());
+    batch.put(Table::FaceIds, &key.id_row("f17"), b"damaged".to_vec());
     store.commit(batch).unwrap();
     let index = open(&store);
     assert_eq!(index.n_damaged(), 2);
     assert_eq!(search(&index, vectors[5].clone(), 1, true), ["f5"]);
-    let expected: BTreeSet<_> = (0..200).filter(|i| ![7, 9, 11].contains(i)).map(|i| format!("f{i}")).collect();
+    let expected: BTreeSet<_> = (0..200).filter(|i| ![7, 9, 11, 13].contains(i)).map(|i| format!("f{i}")).collect();
     assert_eq!(search(&index, vectors[9].clone(), 1000, true).into_iter().collect::<BTreeSet<_>>(), expected);
-    assert_eq!(index.list_faces(&id("people"), None, 1000).unwrap().len(), 198, "f11 can be read, f9 cannot");
+    assert_eq!(index.list_faces(&id("people"), None, 1000).unwrap().len(), 198, "f9 and f11 can be read, f13 cannot");
+    assert_eq!(index.get_face(&id("people"), &face("f17")).unwrap().id, "f17", "it is found by its facts");
     // A damaged face can be deleted, and enrolled anew.
-    for name in ["f9", "f11"] {
+    for name in ["f9", "f11", "f13", "f17"] {
         index.delete_face(&id("people"), &face(name)).unwrap();
         enroll(&index, name, vectors[9].clone()).unwrap();
-        assert!(search(&index, vectors[9].clone(), 2, true).contains(&name.to_owned()));
+        assert!(search(&index, vectors[9].clone(), 9, true).contains(&name.to_owned()));
     }
 }
 
@@ -164,6 +208,10 @@ struct Interrupted {
 }
 
 impl Store for Interrupted {
+    fn keys(&self) -> &Keys {
+        self.inner.keys()
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let meanwhile = if table == Table::Faces { self.meanwhile.lock().take() } else { None };
         if let Some(meanwhile) = meanwhile {
@@ -211,7 +259,7 @@ fn a_subject_is_deleted_with_all_faces_and_nobody_else() {
             labels: BTreeMap::new(),
         };
         let embedding = Embedding::new("vector", vector.clone(), DIMENSIONS).unwrap();
-        index.enroll(&id("people"), new, &embedding, &space(), |_| Batch::default()).unwrap();
+        index.enroll(&id("people"), new, &embedding, &space(), |_, _| Batch::default()).unwrap();
     }
     assert_eq!(index.delete_subject(&id("people"), "anna").unwrap(), 30);
     assert_eq!(index.delete_subject(&id("people"), "anna").unwrap(), 0);
@@ -227,9 +275,9 @@ fn equal_faces_cost_a_search_nothing() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let copied = clustered(&mut rng, 1).remove(0);
     let vectors = clustered(&mut rng, 600).into_iter().chain(std::iter::repeat_n(copied.clone(), 600));
-    let vectors: Vec<f32> =
-        vectors.flat_map(|v| Embedding::new("v", v, DIMENSIONS).unwrap().values().to_vec()).collect();
-    let graph = graph::Graph::build(&vectors, DIMENSIONS, &Default::default()).ok().unwrap();
+    let side_by_side = Arc::new(vectors::Vectors::new(DIMENSIONS));
+    vectors.for_each(|v| side_by_side.push(Embedding::new("v", v, DIMENSIONS).unwrap().values()));
+    let graph = graph::Graph::build(&side_by_side, &Default::default()).ok().unwrap();
     assert!(graph.stragglers().len() <= 6, "{} of 1,200 are compared with every query", graph.stragglers().len());
     let copied = Embedding::new("v", copied, DIMENSIONS).unwrap();
     let found: BTreeSet<_> = graph.nearest(copied.values(), 32).unwrap().into_iter().collect();
@@ -241,15 +289,72 @@ fn equal_faces_cost_a_search_nothing() {
 fn a_new_collection_is_empty() {
     let (store, index) = with_collection();
     enroll(&index, "old", vec![1.0; DIMENSIONS]).unwrap();
-    let left = store.scan(Table::Faces, &Range::default(), 9).unwrap();
+    let old = key_of(&*store);
+    let left: Vec<_> =
+        FACE_TABLES.iter().map(|table| (*table, store.scan(*table, &Range::default(), 9).unwrap())).collect();
     index.delete_collection(&id("people")).unwrap();
-    let writes = left.into_iter().map(|(key, value)| Write::Put(Table::Faces, key, value)).collect();
+    index.settle();
+    let rows = left.into_iter().flat_map(|(table, rows)| rows.into_iter().map(move |(key, value)| (table, key, value)));
+    let writes = rows.map(|(table, key, value)| Write::Put(table, key, value)).collect();
     store.commit(Batch { writes, ..Batch::default() }).unwrap();
     let new = NewCollection { id: id("people"), space: space(), dimensions: DIMENSIONS, display_name: String::new() };
     index.create_collection(new, |_| Batch::default()).unwrap();
+    assert_ne!(key_of(&*store).incarnation, old.incarnation);
     assert_eq!(index.list_faces(&id("people"), None, 9).unwrap(), []);
+    enroll(&index, "old", vec![1.0; DIMENSIONS]).unwrap();
     drop(index);
-    assert_eq!(open(&store).get_collection(&id("people")).unwrap().1, 0);
+    let index = open(&store);
+    assert_eq!(index.get_collection(&id("people")).unwrap().1, 1);
+    index.settle();
+    assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap().len(), 1, "the old rows are removed");
+    assert_eq!(search(&index, vec![1.0; DIMENSIONS], 9, true), ["old"], "and its key is still there");
+}
+
+const FACE_TABLES: [Table; 3] = [Table::Faces, Table::FaceVectors, Table::FaceIds];
+
+/// What a deleted face, or a deleted collection, has left in the store can be read by nobody.
+#[test]
+fn the_keys_of_what_is_deleted_are_gone() {
+    let (store, index) = with_collection();
+    for name in ["a", "b", "c"] {
+        enroll(&index, name, vec![1.0; DIMENSIONS]).unwrap();
+    }
+    let key = key_of(&*store);
+    let row = key.row(number_of(&*store, "a"));
+    let facts = store.get(Table::Faces, &row).unwrap().unwrap();
+    index.delete_face(&id("people"), &face("a")).unwrap();
+    let read =
+        |row: &[u8], value: &[u8]| key.unseal_row::<FaceFacts>(store.keys(), Table::Faces, row, value).unwrap().1;
+    assert_eq!(read(&row, &facts), Unsealed::Erased);
+    assert!(store.get(Table::Erasures, &row).unwrap().is_some(), "it is in the journal");
+    let record: CollectionRecord = store.get_record(Table::Collections, b"people").unwrap().unwrap();
+    index.delete_collection(&id("people")).unwrap();
+    assert!(CollectionKey::of(store.keys(), &record).unwrap().is_none());
+    index.settle();
+    for table in FACE_TABLES {
+        assert_eq!(store.scan(table, &Range::default(), 9).unwrap(), [], "{table:?}");
+    }
+}
+
+/// A store from before a deletion, beside keys from after it, as after the restoration of a part of a folder.
+#[test]
+fn a_face_without_its_key_is_erased_and_not_damaged() {
+    let (store, index) = with_collection();
+    for name in ["a", "b"] {
+        enroll(&index, name, vec![1.0; DIMENSIONS]).unwrap();
+    }
+    let rows: Vec<_> =
+        FACE_TABLES.iter().map(|table| (*table, store.scan(*table, &Range::default(), 9).unwrap())).collect();
+    index.delete_face(&id("people"), &face("a")).unwrap();
+    drop(index);
+    let rows = rows.into_iter().flat_map(|(table, rows)| rows.into_iter().map(move |(key, value)| (table, key, value)));
+    let writes = rows.map(|(table, key, value)| Write::Put(table, key, value)).collect();
+    store.commit(Batch { writes, ..Batch::default() }).unwrap();
+    let index = open(&store);
+    assert_eq!(index.n_damaged(), 0);
+    assert_eq!(search(&index, vec![1.0; DIMENSIONS], 9, true), ["b"]);
+    assert_eq!(store.scan(Table::FaceIds, &Range::default(), 9).unwrap().len(), 1);
+    enroll(&index, "a", vec![1.0; DIMENSIONS]).unwrap();
 }
 
 #[test]
@@ -270,16 +375,25 @@ fn a_deleted_collection_is_gone_with_its_faces_even_after_a_crash_between() {
     enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
     index.delete_collection(&id("people")).unwrap();
     assert!(matches!(enroll(&index, "f1", vec![1.0; DIMENSIONS]), Err(SimilarityError::CollectionNotFound { .. })));
+    index.settle();
     assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap(), []);
 
-    // The state after a crash: the collection's record is gone, a face still exists.
-    let (store, index) = with_collection();
-    enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
-    drop(index);
-    let gone = Write::Delete(Table::Collections, b"people".to_vec());
-    store.commit(Batch { writes: vec![gone], ..Batch::default() }).unwrap();
-    let _index = open(&store);
-    assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap(), []);
+    // The states after a crash: the collection's record is gone, or its key, and a face still exists.
+    for is_record_gone in [true, false] {
+        let (store, index) = with_collection();
+        enroll(&index, "f0", vec![1.0; DIMENSIONS]).unwrap();
+        drop(index);
+        if is_record_gone {
+            let gone = Write::Delete(Table::Collections, b"people".to_vec());
+            store.commit(Batch { writes: vec![gone], ..Batch::default() }).unwrap();
+        } else {
+            store.keys().wipe([key_of(&*store).slot]).unwrap();
+        }
+        let index = open(&store);
+        assert!(matches!(index.get_collection(&id("people")), Err(SimilarityError::CollectionNotFound { .. })));
+        index.settle();
+        assert_eq!(store.scan(Table::Faces, &Range::default(), 9).unwrap(), []);
+    }
 }
 
 #[test]
@@ -323,7 +437,7 @@ fn what_is_wrong_is_said() {
     let other = EmbeddingSpace::parse("embedding_space", "models/face/versions/2#embedding16").unwrap();
     let new = NewFace { id: None, subject: String::new(), labels: BTreeMap::new() };
     let embedding = Embedding::new("v", vec![1.0; DIMENSIONS], DIMENSIONS).unwrap();
-    let error = index.enroll(&id("people"), new, &embedding, &other, |_| Batch::default()).unwrap_err();
+    let error = index.enroll(&id("people"), new, &embedding, &other, |_, _| Batch::default()).unwrap_err();
     assert!(matches!(error, SimilarityError::SpaceMismatch { .. }), "{error}");
     assert_eq!(index.spaces(), [(id("people"), space())]);
 }

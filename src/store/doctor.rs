@@ -1,48 +1,25 @@
 //! Verifies everything in a store, and reports damage and its effects.
 
+mod faces;
+mod report;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 
 use prost::Message;
 
+pub(crate) use self::report::{DoctorReport, Finding};
 use super::{
-    Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record, decode_vector,
-    migrate::SECRETS_KEY, printable,
+    Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record,
+    identity::{DAYS_KEY, SECRETS_KEY},
+    printable,
 };
 use crate::proto::store::{
-    AliasRecord, BlobRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
+    AliasRecord, AnswerRecord, BlobRecord, DaysRecord, ErasureRecord, ModelRecord, RunEventRecord, RunRecord,
     SecretsRecord, StoreRecord, VersionRecord,
 };
-
-/// One fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Finding {
-    /// The faulty record, blob or reference.
-    pub what: String,
-    /// The effect, and on what.
-    pub affects: String,
-}
-
-/// The result of an examination.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct DoctorReport {
-    /// Number of entries by table.
-    pub entries: BTreeMap<String, u64>,
-    /// Blobs verified byte by byte.
-    pub n_blobs: u64,
-    /// Blobs that have chunks but no record: writing them was interrupted, and the next start deletes them.
-    pub n_unfinished_blobs: u64,
-    /// The faults found; empty if there are none.
-    pub findings: Vec<Finding>,
-}
-
-impl DoctorReport {
-    fn find(&mut self, what: impl Into<String>, affects: impl Into<String>) {
-        self.findings.push(Finding { what: what.into(), affects: affects.into() });
-    }
-}
 
 /// Verifies every record, blob and reference; `progress` receives the entries done and the total.
 pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)) -> DoctorReport {
@@ -54,18 +31,18 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
         if let Err(error) = each(&**store, table, |key, value| {
             n_entries += 1;
             done += 1;
-            seen.add(table, key, value, &mut report);
+            seen.add(&**store, table, key, value, &mut report);
             if done % 256 == 0 {
                 progress(done, done);
             }
         }) {
-            damaged(&mut report, error);
+            report.damaged(error);
             seen.unread.insert(table);
         }
         report.entries.insert(format!("{table:?}"), n_entries);
     }
     for error in store.verify_all() {
-        damaged(&mut report, error);
+        report.damaged(error);
     }
     let blobs = StoreBlobs::new(Arc::clone(store));
     let total = seen.blobs.len() as u64;
@@ -75,24 +52,13 @@ pub(crate) fn examine(store: &Arc<dyn Store>, mut progress: impl FnMut(u64, u64)
             Ok(_) => report.n_blobs += 1,
             Err(error) => {
                 broken.insert(*digest);
-                damaged(&mut report, error);
+                report.damaged(error);
             }
         }
         progress(done + i as u64 + 1, done + total);
     }
-    seen.references(&broken, &mut report);
+    seen.references(&**store, &broken, &mut report);
     report
-}
-
-/// Adds an error to the findings, once: several checks may find the same damaged page.
-fn damaged(report: &mut DoctorReport, error: StoreError) {
-    let finding = match error {
-        StoreError::Corrupt { what, affects } => Finding { what, affects },
-        other => Finding { what: other.to_string(), affects: "the unreadable part cannot be used".to_owned() },
-    };
-    if !report.findings.contains(&finding) {
-        report.findings.push(finding);
-    }
 }
 
 fn each(store: &dyn Store, table: Table, mut visit: impl FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
@@ -110,21 +76,22 @@ struct Seen {
     models: HashSet<String>,
     versions: BTreeMap<String, Vec<(String, Option<Digest>)>>,
     aliases: Vec<(String, String)>,
-    /// By id; `None` for a damaged record.
-    collections: BTreeMap<String, Option<CollectionRecord>>,
-    faces_of: BTreeSet<String>,
+    faces: faces::Faces,
     /// Tables that could not be read to their end: an entry not seen there may still exist.
     unread: HashSet<Table>,
 }
 
 impl Seen {
-    fn add(&mut self, table: Table, key: &[u8], value: &[u8], report: &mut DoctorReport) {
+    fn add(&mut self, store: &dyn Store, table: Table, key: &[u8], value: &[u8], report: &mut DoctorReport) {
         let name = printable(key);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let first = text(key.split(|b| *b == 0).next().unwrap_or_default());
         match table {
             Table::Meta if key == SECRETS_KEY => {
                 record::<SecretsRecord>(table, key, value, "page tokens", report);
+            }
+            Table::Meta if key == DAYS_KEY => {
+                record::<DaysRecord>(table, key, value, "the answers of request ids", report);
             }
             Table::Meta => drop(record::<StoreRecord>(table, key, value, "the store's format", report)),
             Table::Models => {
@@ -151,18 +118,18 @@ impl Seen {
                 record::<RunEventRecord>(table, key, value, &format!("an event of trainingRuns/{first}"), report);
             }
             Table::Collections => {
-                let collection = record(table, key, value, &format!("collections/{name}"), report);
-                self.collections.insert(first, collection);
-            }
-            Table::Faces => {
-                let face = record::<FaceRecord>(table, key, value, &format!("a face of collections/{first}"), report);
-                if let Some(why) = face.and_then(|face| self.fault_of(&face, &first, key)) {
-                    report.find(format!("the face {name} ({why})"), "no search finds it; delete it and enrol it again");
+                if let Some(found) = record(table, key, value, &format!("collections/{name}"), report) {
+                    self.faces.add_collection(store, found, report);
                 }
-                self.faces_of.insert(first);
+            }
+            Table::Faces | Table::FaceVectors | Table::FaceIds => {
+                self.faces.add_row(store, table, key, value, report);
+            }
+            Table::Erasures => {
+                record::<ErasureRecord>(table, key, value, "the journal of erasures", report);
             }
             Table::Requests => {
-                record::<RequestRecord>(table, key, value, "the answer to a repeated request", report);
+                record::<AnswerRecord>(table, key, value, "the answer to a repeated request", report);
             }
             Table::Blobs => match Digest::try_from(key) {
                 Ok(digest) => {
@@ -177,19 +144,7 @@ impl Seen {
         }
     }
 
-    /// Returns what is wrong with a face whose record is intact. Collections are read before faces.
-    fn fault_of(&self, face: &FaceRecord, collection: &str, key: &[u8]) -> Option<String> {
-        if key[(collection.len() + 1).min(key.len())..] != *face.id.as_bytes() {
-            return Some(format!("its record is that of the face {:?}", face.id));
-        }
-        let collection = self.collections.get(collection)?.as_ref()?;
-        if face.embedding_space != collection.embedding_space {
-            return Some(format!("it is of the space {}, not its collection's", face.embedding_space));
-        }
-        decode_vector(&face.vector, collection.dimensions as usize).err()
-    }
-
-    fn references(&self, broken: &HashSet<Digest>, report: &mut DoctorReport) {
+    fn references(&self, store: &dyn Store, broken: &HashSet<Digest>, report: &mut DoctorReport) {
         let unread = |table| self.unread.contains(&table);
         for (version, tensors) in &self.versions {
             for (tensor, blob) in tensors {
@@ -207,13 +162,7 @@ impl Seen {
                 report.find(format!("{alias} points at {version}, which is missing"), format!("calls to {alias} fail"));
             }
         }
-        let is_known = |collection: &&String| self.collections.contains_key(*collection) || unread(Table::Collections);
-        for collection in self.faces_of.iter().filter(|collection| !is_known(collection)) {
-            report.find(
-                format!("faces of collections/{collection}, which is missing"),
-                "they are not searched; deleting the collection was interrupted or its record is lost",
-            );
-        }
+        self.faces.references(store, unread, report);
         report.n_unfinished_blobs = self.chunks_of.difference(&self.blobs).count() as u64;
         for version in self.versions.keys() {
             let model = version.trim_start_matches("models/").split('/').next().unwrap_or_default();

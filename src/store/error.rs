@@ -61,11 +61,29 @@ pub(crate) enum StoreError {
         /// The bytes that writes leave free.
         reserve_bytes: u64,
     },
+    /// The disk has no room for a second engine.
+    #[error("the disk of {} has {} MiB left, but rewriting the store needs {} MiB for a while; make room", path.display(), free_bytes >> 20, needed_bytes >> 20)]
+    NoRoom {
+        /// The folder.
+        path: PathBuf,
+        /// The disk's free bytes.
+        free_bytes: u64,
+        /// The bytes needed.
+        needed_bytes: u64,
+    },
     /// The disk failed earlier and has not recovered.
     #[error("writes are refused until the disk takes them again: {why}")]
     WritesFail {
         /// What failed.
         why: Arc<str>,
+    },
+    /// The store key is missing, or opens another store.
+    #[error("the key of the store, {}: {why}; nothing was changed", path.display())]
+    Key {
+        /// The file of the store key, or of the keys that it wraps.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// The import's target store is not empty.
     #[error("the store is not empty; import into an empty data folder")]
@@ -87,9 +105,9 @@ impl StoreError {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Conflict { .. } | Self::Locked { .. } | Self::NotEmpty => Kind::Conflict,
-            Self::NewerFormat { .. } | Self::BadExport(_) => Kind::Invalid,
+            Self::NewerFormat { .. } | Self::BadExport(_) | Self::Key { .. } => Kind::Invalid,
             Self::Corrupt { .. } => Kind::Corrupt,
-            Self::Full { .. } => Kind::Overloaded,
+            Self::Full { .. } | Self::NoRoom { .. } => Kind::Overloaded,
             Self::Io { .. } | Self::WritesFail { .. } => Kind::Internal,
         }
     }

@@ -1,22 +1,34 @@
 //! Exports a whole store as one stream, and imports it.
 //!
-//! The stream is a header of magic and format, every entry as a length-delimited [`ExportEntry`], an empty entry as the
-//! end, and the SHA-256 of all before it. It does not depend on the engine: any store can import what sled wrote.
+//! The stream is a header of magic and format, the keys of all slots, every entry as a length-delimited [`ExportEntry`],
+//! an empty entry as the end, and the SHA-256 of all before it. It does not depend on the engine: any store can import
+//! what sled wrote. Whoever has it can read the faces in it: keep it as safe as the store, or encrypt it.
 
-use std::io::{Read, Write as IoWrite};
+use std::{
+    collections::{HashMap, HashSet},
+    io::{Read, Write as IoWrite},
+};
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Batch, Range, Store, StoreError, StoreExt, Table, Write, decode_record, decode_vector, migrate, printable,
+    Batch, CollectionKey, Erased, Range, SlotKey, Store, StoreError, StoreExt, Table, Unsealed, Write, decode_record,
+    decode_vector, identity, migrate, parse_row_key, printable, row_key,
+    sealing::{KEY_BYTES, Key},
 };
-use crate::proto::store::{ExportEntry, FaceRecord, StoreRecord};
+use crate::proto::store::{
+    AnswerRecord, CollectionRecord, DaysRecord, ErasureRecord, ExportEntry, FaceIdRecord, FaceRecord, FaceVector,
+    SealedRecord, StoreRecord,
+};
 
 const MAGIC: &[u8; 8] = b"VISAGE\x00E";
 
 /// The maximum length of an entry, well above the longest written.
 const MAX_ENTRY_BYTES: u64 = 16 << 20;
+
+/// The number of the entries that are keys; no table has it. Their key is the slot's number, big endian.
+const KEYS: u32 = u8::MAX as u32;
 
 /// Bytes of entries per commit.
 const COMMIT_BYTES: usize = 4 << 20;
@@ -68,6 +80,11 @@ pub(crate) fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnM
     to.put(MAGIC).map_err(io)?;
     to.put(&migrate::newest_format().to_be_bytes()).map_err(io)?;
     let mut n_entries = 0;
+    for SlotKey { slot, key } in store.keys().all()? {
+        let entry = ExportEntry { table: KEYS, key: slot.to_be_bytes().to_vec(), value: key.bytes().to_vec() };
+        let entry = zeroize::Zeroizing::new(entry.encode_to_vec());
+        to.put(&(entry.len() as u32).to_be_bytes()).and_then(|()| to.put(&entry)).map_err(io)?;
+    }
     for table in Table::ALL {
         for page in store.pages(table, Range::default()) {
             for (key, value) in page? {
@@ -96,23 +113,44 @@ pub(crate) fn verify_export(from: impl Read, mut progress: impl FnMut(u64)) -> R
     })
 }
 
-/// Fills an empty store from an export.
+/// Fills an empty store from an export, without what was erased since.
 ///
 /// The caller verifies the export first ([`verify_export`]), since entries are written as they are read.
 ///
 /// # Errors
-/// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an incomplete export.
-pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMut(u64)) -> Result<u64, StoreError> {
+/// [`StoreError::NotEmpty`], or [`StoreError::BadExport`] for an incomplete export, or erasures of another store.
+pub(crate) fn import(
+    store: &dyn Store,
+    from: impl Read,
+    erased: &Erased,
+    mut progress: impl FnMut(u64),
+) -> Result<Imported, StoreError> {
     for table in Table::ALL {
         if !store.scan(table, &Range::default(), 1)?.is_empty() {
             return Err(StoreError::NotEmpty);
         }
     }
     let (mut batch, mut n_bytes, mut facts) = (Batch::default(), 0, Vec::new());
+    let (mut keys, mut used) = (HashMap::new(), HashSet::new());
+    let mut n_left_out = 0;
     let n_entries = read(from, |entry, n| {
-        let Some(table) = Table::ALL.into_iter().find(|t| *t as u32 + 1 == entry.table) else {
-            return Err(bad(format!("it has an entry of the unknown table {}", entry.table)));
-        };
+        if entry.table == KEYS {
+            keys.extend(slot_key(&entry));
+            return Ok(());
+        }
+        let table = table_of(&entry)?;
+        if table == Table::Meta && entry.key == identity::STORE_KEY {
+            // It comes before anything is written.
+            let StoreRecord { store_id, .. } = decode_record(table, &entry.key, &entry.value)?;
+            if let Some(other) = erased.store_id.as_ref().filter(|other| **other != store_id) {
+                return Err(bad(format!("it is of the store {store_id}, the erasures are of the store {other}")));
+            }
+        }
+        if is_erased(erased, table, &entry)? {
+            n_left_out += u64::from(table == Table::Faces);
+            return Ok(());
+        }
+        used.extend(slots_of(table, &entry));
         n_bytes += entry.key.len() + entry.value.len();
         let write = Write::Put(table, entry.key, entry.value);
         if table == Table::Meta {
@@ -128,12 +166,79 @@ pub(crate) fn import(store: &dyn Store, from: impl Read, mut progress: impl FnMu
         }
         Ok(())
     })?;
+    // What was erased stays so, even if this store is exported and imported in turn.
+    let time = Some(std::time::SystemTime::now().into());
+    for (incarnation, number) in erased.iter() {
+        let row = row_key(incarnation, number);
+        if store.get(Table::Erasures, &row)?.is_none() {
+            batch.put_record(Table::Erasures, &row, &ErasureRecord { time });
+        }
+    }
+    keys.retain(|slot, _| used.contains(slot));
+    let mut keys: Vec<SlotKey> = keys.into_iter().map(|(slot, key)| SlotKey { slot, key }).collect();
+    keys.sort_by_key(|key| key.slot);
+    store.keys().restore(&keys)?;
     batch.writes.extend(facts);
     store.commit(batch)?;
     progress(n_entries);
-    match store.get_record::<StoreRecord>(Table::Meta, migrate::STORE_KEY)? {
-        Some(_) => Ok(n_entries),
+    match store.get_record::<StoreRecord>(Table::Meta, identity::STORE_KEY)? {
+        Some(_) => Ok(Imported { n_entries, n_left_out }),
         None => Err(bad("it has no identity of a store".to_owned())),
+    }
+}
+
+/// What an import did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Imported {
+    /// Entries of the export.
+    pub n_entries: u64,
+    /// Faces that were left out, because they were erased after the export.
+    pub n_left_out: u64,
+}
+
+fn table_of(entry: &ExportEntry) -> Result<Table, StoreError> {
+    let table = Table::ALL.into_iter().find(|t| *t as u32 + 1 == entry.table);
+    table.ok_or_else(|| bad(format!("it has an entry of the unknown table {}", entry.table)))
+}
+
+fn slot_key(entry: &ExportEntry) -> Option<(u64, Key)> {
+    let slot = entry.key.as_slice().try_into().map(u64::from_be_bytes).ok()?;
+    let key: [u8; KEY_BYTES] = entry.value.as_slice().try_into().ok()?;
+    Some((slot, Key::from_bytes(key)))
+}
+
+/// Returns true if an entry is of something that was erased. Damaged entries are kept: they were damaged in the store
+/// that was exported, and will be set aside.
+fn is_erased(erased: &Erased, table: Table, entry: &ExportEntry) -> Result<bool, StoreError> {
+    let (key, value) = (entry.key.as_slice(), entry.value.as_slice());
+    let incarnation = |key: &[u8]| key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+    Ok(match table {
+        Table::Collections => decode_record::<CollectionRecord>(table, key, value)
+            .is_ok_and(|record| record.incarnation > 0 && erased.contains_collection(record.incarnation)),
+        Table::Faces | Table::FaceVectors => {
+            parse_row_key(key).is_some_and(|(incarnation, number)| erased.contains(incarnation, number))
+        }
+        Table::FaceIds => decode_record::<FaceIdRecord>(table, key, value)
+            .is_ok_and(|row| incarnation(key).is_some_and(|of| erased.contains(of, row.number))),
+        Table::Requests => decode_record::<AnswerRecord>(table, key, value)
+            .is_ok_and(|answer| answer.face.is_some_and(|face| erased.contains(face.incarnation, face.number))),
+        _ => false,
+    })
+}
+
+/// Returns the slots of the keys that an entry needs.
+fn slots_of(table: Table, entry: &ExportEntry) -> Vec<u64> {
+    let (key, value) = (entry.key.as_slice(), entry.value.as_slice());
+    match table {
+        Table::Collections => {
+            decode_record::<CollectionRecord>(table, key, value).map_or(Vec::new(), |record| vec![record.key_slot])
+        }
+        Table::Faces | Table::FaceVectors => {
+            decode_record::<SealedRecord>(table, key, value).map_or(Vec::new(), |record| vec![record.key_slot])
+        }
+        Table::Meta if key == identity::DAYS_KEY => decode_record::<DaysRecord>(table, key, value)
+            .map_or(Vec::new(), |record| record.days.iter().map(|day| day.key_slot).collect()),
+        _ => Vec::new(),
     }
 }
 
@@ -151,13 +256,14 @@ fn read(from: impl Read, mut each: impl FnMut(ExportEntry, u64) -> Result<(), St
         return Err(StoreError::NewerFormat { found, supported });
     }
     let mut n_entries = 0;
+    let mut vectors = Vectors { is_sealed: found >= identity::FIRST_SEALED_FORMAT, ..Vectors::default() };
     loop {
         let entry = from.entry()?;
         if entry == ExportEntry::default() {
             break;
         }
-        n_entries += 1;
-        check_vector(&entry)?;
+        vectors.check(&entry)?;
+        n_entries += u64::from(entry.table != KEYS);
         each(entry, n_entries)?;
     }
     let expected = from.hasher.clone().finalize();
@@ -172,16 +278,53 @@ fn read(from: impl Read, mut each: impl FnMut(ExportEntry, u64) -> Result<(), St
     Ok(n_entries)
 }
 
-/// Refuses a face whose record is intact but whose vector cannot be compared. A damaged record passes: it was damaged in
-/// the store that was exported, and will be set aside.
-fn check_vector(entry: &ExportEntry) -> Result<(), StoreError> {
-    if entry.table != Table::Faces as u32 + 1 {
-        return Ok(());
-    }
-    let Ok(face) = decode_record::<FaceRecord>(Table::Faces, &entry.key, &entry.value) else { return Ok(()) };
-    match decode_vector(&face.vector, face.vector.len() / 4) {
-        Ok(_) => Ok(()),
-        Err(why) => Err(bad(format!("the face {}: {why}", printable(&entry.key)))),
+/// Refuses faces whose rows are intact but whose vectors cannot be compared. A damaged row passes: it was damaged in the
+/// store that was exported, and will be set aside.
+#[derive(Default)]
+struct Vectors {
+    is_sealed: bool,
+    keys: HashMap<u64, Key>,
+    /// Key, dimensions and id, by incarnation.
+    collections: HashMap<u64, (CollectionKey, usize, String)>,
+}
+
+impl Vectors {
+    fn check(&mut self, entry: &ExportEntry) -> Result<(), StoreError> {
+        if entry.table == KEYS {
+            let (slot, key) = slot_key(entry).ok_or_else(|| bad("it has an entry that is no key".to_owned()))?;
+            self.keys.insert(slot, key);
+            return Ok(());
+        }
+        let (key, value) = (entry.key.as_slice(), entry.value.as_slice());
+        let refuse = |name: String, why: String| Err(bad(format!("the face {name}: {why}")));
+        match table_of(entry) {
+            Ok(Table::Collections) if self.is_sealed => {
+                if let Ok(record) = decode_record::<CollectionRecord>(Table::Collections, key, value)
+                    && let Ok(Some(key)) = CollectionKey::of(&self.keys, &record)
+                {
+                    self.collections.insert(record.incarnation, (key, record.dimensions as usize, record.id));
+                }
+            }
+            Ok(Table::FaceVectors) => {
+                let of = parse_row_key(key).and_then(|(incarnation, _)| self.collections.get(&incarnation));
+                let Some((collection_key, dimensions, id)) = of else { return Ok(()) };
+                let read = collection_key.unseal_row::<FaceVector>(&self.keys, Table::FaceVectors, key, value);
+                if let Ok((_, Unsealed::Whole(face))) = read
+                    && let Err(why) = decode_vector(&face.vector, *dimensions)
+                {
+                    return refuse(format!("{id}/{}", face.id), why);
+                }
+            }
+            Ok(Table::Faces) if !self.is_sealed => {
+                if let Ok(face) = decode_record::<FaceRecord>(Table::Faces, key, value)
+                    && let Err(why) = decode_vector(&face.vector, face.vector.len() / 4)
+                {
+                    return refuse(printable(key), why);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -192,21 +335,35 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::{Blobs, MemoryStore, StoreBlobs};
+    use crate::{
+        proto::store::FaceFacts,
+        store::{
+            Blobs, MemoryStore, StoreBlobs,
+            face_rows::for_tests::{store_collection, store_face},
+        },
+    };
 
-    fn filled() -> Arc<dyn Store> {
+    /// A store with a blob and a collection of two faces; returns it and the rows of the faces.
+    fn filled(vector: [f32; 2]) -> (Arc<dyn Store>, Vec<Vec<u8>>) {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        migrate::migrate(&store).unwrap();
         StoreBlobs::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
         let mut batch = Batch::default();
-        batch.writes.push(Write::Put(Table::Faces, b"c\0f".to_vec(), b"value".to_vec()));
+        let identity = StoreRecord { format: migrate::newest_format(), store_id: "s".to_owned() };
+        batch.put_record(Table::Meta, identity::STORE_KEY, &identity);
         store.commit(batch).unwrap();
-        store
+        let record =
+            CollectionRecord { id: "c".to_owned(), dimensions: 2, incarnation: 1, ..CollectionRecord::default() };
+        let key = store_collection(&*store, record);
+        for (number, id) in [(2, "f1"), (3, "f2")] {
+            let facts = FaceFacts { id: id.to_owned(), ..FaceFacts::default() };
+            store_face(&*store, &key, number, &facts, &vector);
+        }
+        (Arc::clone(&store), vec![key.row(2), key.row(3)])
     }
 
     fn exported() -> Vec<u8> {
         let mut bytes = Vec::new();
-        export(&*filled(), &mut bytes, |_| {}).unwrap();
+        export(&*filled([1.0, 0.0]).0, &mut bytes, |_| {}).unwrap();
         bytes
     }
 
@@ -216,29 +373,53 @@ mod tests {
 
     #[test]
     fn an_import_is_what_was_exported() {
-        let (source, target) = (filled(), MemoryStore::new());
+        let ((source, _), target) = (filled([1.0, 0.0]), MemoryStore::new());
         let mut bytes = Vec::new();
         let n = export(&*source, &mut bytes, |_| {}).unwrap();
         assert_eq!(verify_export(bytes.as_slice(), |_| {}).unwrap(), n);
-        assert_eq!(import(&target, bytes.as_slice(), |_| {}).unwrap(), n);
+        let imported = import(&target, bytes.as_slice(), &Erased::default(), |_| {}).unwrap();
+        assert_eq!((imported.n_entries, imported.n_left_out), (n, 0));
         assert_eq!(all(&target), all(&*source));
-        assert!(import(&target, bytes.as_slice(), |_| {}).is_err(), "only into an empty store");
+        assert_eq!(target.keys().all().unwrap().len(), 3, "no key that nothing needs");
+        let again = import(&target, bytes.as_slice(), &Erased::default(), |_| {});
+        assert!(again.is_err(), "only into an empty store");
         bytes.push(0);
         assert!(verify_export(bytes.as_slice(), |_| {}).is_err(), "something follows its end");
     }
 
     #[test]
-    fn a_vector_that_cannot_be_compared_is_refused_by_name() {
-        let source = filled();
-        let vector = [f32::NAN, 1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        let face = FaceRecord { id: "f1".to_owned(), vector, ..FaceRecord::default() };
-        let mut batch = Batch::default();
-        batch.put_record(Table::Faces, b"c\0f1", &face);
-        source.commit(batch).unwrap();
+    fn who_was_erased_after_the_export_is_not_imported() {
+        let (source, rows) = filled([1.0, 0.0]);
         let mut bytes = Vec::new();
         export(&*source, &mut bytes, |_| {}).unwrap();
-        let refused = verify_export(bytes.as_slice(), |_| {}).unwrap_err().to_string();
-        assert!(refused.contains("c/f1"), "{refused}");
+        let erased = |store_id: &str, entries: &[(u64, u64)]| Erased::of(store_id, entries.iter().copied());
+        let target = MemoryStore::new();
+        let imported = import(&target, bytes.as_slice(), &erased("s", &[(1, 2)]), |_| {}).unwrap();
+        assert_eq!(imported.n_left_out, 1);
+        for table in [Table::Faces, Table::FaceVectors] {
+            assert_eq!(target.get(table, &rows[0]).unwrap(), None);
+            assert!(target.get(table, &rows[1]).unwrap().is_some());
+        }
+        assert_eq!(target.scan(Table::FaceIds, &Range::default(), 9).unwrap().len(), 1);
+        assert_eq!(target.keys().all().unwrap().len(), 2, "its key is not there either");
+        assert!(target.get(Table::Erasures, &rows[0]).unwrap().is_some(), "it stays erased");
+        let target = MemoryStore::new();
+        let imported = import(&target, bytes.as_slice(), &erased("s", &[(1, 0)]), |_| {}).unwrap();
+        assert_eq!(imported.n_left_out, 2);
+        assert_eq!(target.scan(Table::Collections, &Range::default(), 9).unwrap(), []);
+        let target = MemoryStore::new();
+        assert!(import(&target, bytes.as_slice(), &erased("other", &[(1, 2)]), |_| {}).is_err());
+        assert_eq!(all(&target).concat(), [], "nothing is written");
+    }
+
+    #[test]
+    fn a_vector_that_cannot_be_compared_is_refused_by_name() {
+        for vector in [[f32::NAN, 1.0], [0.5, 0.5]] {
+            let mut bytes = Vec::new();
+            export(&*filled(vector).0, &mut bytes, |_| {}).unwrap();
+            let refused = verify_export(bytes.as_slice(), |_| {}).unwrap_err().to_string();
+            assert!(refused.contains("c/f1"), "{refused}");
+        }
     }
 
     proptest! {

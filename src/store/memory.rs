@@ -4,26 +4,36 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use parking_lot::RwLock;
 
-use super::{Batch, Condition, Entry, Range, Store, StoreError, Table, Write, printable};
+use super::{Batch, Condition, Entry, Keys, Range, Store, StoreError, Table, Write, printable};
 
 /// Values by table and key.
 type Rows = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
 
 /// A store that ends with its process.
-#[derive(Debug, Default)]
 pub(crate) struct MemoryStore {
     tables: RwLock<Rows>,
+    keys: Keys,
 }
 
 impl MemoryStore {
     /// Creates an empty store.
     #[must_use]
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self { tables: RwLock::default(), keys: Keys::in_memory() }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl Store for MemoryStore {
+    fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let tables = self.tables.read();
         Ok(tables.get(&(table, key.to_vec())).cloned())

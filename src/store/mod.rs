@@ -5,18 +5,26 @@
 //! [`Blobs`] keeps large values by their SHA-256, in chunks of the store, with mapped files in front. `SledStore` is a
 //! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled/` names the engine.
 
+mod answers;
 mod blobs;
 mod cached;
 mod doctor;
+mod erasures;
 mod error;
 mod export;
+mod face_rows;
+mod files;
+mod identity;
+mod keys;
 mod leftovers;
 #[cfg(test)]
 mod memory;
 mod migrate;
 mod records;
+mod sealing;
 mod sidecar;
 mod sled;
+mod store_key;
 mod table;
 mod tally;
 
@@ -28,18 +36,24 @@ use std::{
 
 use tokio::sync::watch;
 
+pub(crate) use answers::{Day, StoredAnswer};
 pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
 pub(crate) use cached::CachedBlobs;
 
-pub(crate) use self::sled::{SledSettings, SledStore, panic_is_guarded};
+pub(crate) use self::sled::{Rewritten, SledSettings, SledStore, change_store_key, panic_is_guarded};
 pub(crate) use doctor::{Finding, examine};
+pub(crate) use erasures::Erased;
 pub(crate) use error::StoreError;
 pub(crate) use export::{export, import, verify_export};
+pub(crate) use face_rows::{CollectionKey, FaceKey, Unsealed, parse_row_key, row_key};
+pub(crate) use identity::SECRETS_KEY;
+pub(crate) use keys::{Keys, SlotKey, SlotKeys};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;
 #[cfg(test)]
 pub(crate) use migrate::newest_format;
-pub(crate) use migrate::{SECRETS_KEY, format, migrate};
+use migrate::open_migrated;
+pub(crate) use migrate::{Migrated, format};
 pub(crate) use records::{StoreExt, decode_record, decode_vector, encode_record, join_key, printable, record_payload};
 pub(crate) use table::Table;
 
@@ -141,6 +155,9 @@ impl StoreState {
 ///
 /// Calls block and belong on blocking threads.
 pub(crate) trait Store: Send + Sync + 'static {
+    /// The keys that seal some of its values.
+    fn keys(&self) -> &Keys;
+
     /// Returns the key's value.
     ///
     /// # Errors
@@ -166,6 +183,11 @@ pub(crate) trait Store: Send + Sync + 'static {
         HEALTHY.subscribe()
     }
 
+    /// Returns the number of entries that a table should have, if the store keeps count.
+    fn n_expected(&self, _: Table) -> Option<u64> {
+        None
+    }
+
     /// Returns every difference from the engine's own tally, if it keeps one.
     fn verify_all(&self) -> Vec<StoreError> {
         Vec::new()
@@ -175,11 +197,36 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// Opens the store of a folder, created if absent: verifies it and migrates it to this program's format.
 ///
 /// # Errors
-/// [`StoreError::Locked`], [`StoreError::NewerFormat`], or [`StoreError::Corrupt`] naming what is damaged.
+/// [`StoreError::Locked`], [`StoreError::NewerFormat`], [`StoreError::Key`], or [`StoreError::Corrupt`] naming what is
+/// damaged.
 pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Arc<dyn Store>, StoreError> {
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(dir, settings)?);
-    migrate(&store)?;
-    Ok(store)
+    let (store, _) = open_migrated(dir, settings, false, |_, _| {})?;
+    Ok(Arc::new(store))
+}
+
+/// Migrates the store of a folder to this program's format; `progress` receives the rows done and their total.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn migrate(
+    dir: &Path,
+    settings: &SledSettings,
+    leave_out_damage: bool,
+    progress: impl FnMut(u64, u64),
+) -> Result<Migrated, StoreError> {
+    Ok(open_migrated(dir, settings, leave_out_damage, progress)?.1)
+}
+
+/// Writes a store into a new engine without the space that the old one no longer uses.
+///
+/// # Errors
+/// As [`open`]; [`StoreError::NoRoom`].
+pub(crate) fn compact(
+    dir: &Path,
+    settings: &SledSettings,
+    progress: impl FnMut(u64, u64),
+) -> Result<Rewritten, StoreError> {
+    sled::rewrite(dir, settings, "compaction", false, migrate::Unchanged, progress)
 }
 
 #[cfg(test)]

@@ -230,6 +230,12 @@ impl Batch {
         self
     }
 
+    /// Sets a key's value.
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: Vec<u8>) -> &mut Self {
+        self.writes.push(Write::Put(table, key.to_vec(), value));
+        self
+    }
+
     /// Removes a key.
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> &mut Self {
         self.writes.push(Write::Delete(table, key.to_vec()));

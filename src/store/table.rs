@@ -22,7 +22,8 @@ macro_rules! tables {
         }
 
         impl Table {
-            /// Every table, in the order of an export: chunks before the blobs that need them.
+            /// Every table, in the order of an export: chunks before the blobs that need them, and faces before
+            /// the requests that name them.
             pub(crate) const ALL: [Self; [$($number),+].len()] = [$(Self::$name),+];
 
             /// When the table is compared with the tally.
@@ -50,9 +51,15 @@ tables! {
     RunEvents = 5, verified InPart;
     /// `CollectionRecord`.
     Collections = 6, verified Whole;
-    /// `FaceRecord`.
+    /// `FaceFacts`, sealed.
     Faces = 7, verified InPart;
-    /// `RequestRecord`.
+    /// `FaceIdRecord`.
+    FaceIds = 11, verified InPart;
+    /// `FaceVector`, sealed.
+    FaceVectors = 12, verified WhenUsed;
+    /// `ErasureRecord`.
+    Erasures = 13, verified InPart;
+    /// `AnswerRecord`.
     Requests = 8, verified InPart;
     /// Raw chunks: digest, chunk index (4 bytes, big endian).
     BlobChunks = 10, verified WhenUsed;

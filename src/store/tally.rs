@@ -43,6 +43,11 @@ fn entry_hash(key: &[u8], value: &[u8]) -> u64 {
 }
 
 impl Tally {
+    /// The tally of an empty store, after so many batches.
+    pub(super) fn empty(sequence: u64) -> Self {
+        Self { sequence, ..Self::default() }
+    }
+
     pub(super) fn of(&self, table: Table) -> TableTally {
         self.tables[table as usize]
     }

@@ -8,8 +8,9 @@ use std::{
 
 use proptest::prelude::*;
 
+use super::face_rows::for_tests::store_face;
 use super::*;
-use crate::proto::store::{CollectionRecord, FaceRecord};
+use crate::proto::store::{CollectionRecord, FaceFacts, FaceIdRecord};
 
 fn put(table: Table, key: &[u8], value: &[u8]) -> Batch {
     Batch { writes: vec![Write::Put(table, key.to_vec(), value.to_vec())], ..Batch::default() }
@@ -127,50 +128,73 @@ fn a_second_opener_is_told_who_has_it() {
 /// The length of the vectors of `people`.
 const DIMENSIONS: u32 = 150;
 
-fn face(id: &str, vector: impl Iterator<Item = f32>) -> FaceRecord {
-    FaceRecord { id: id.to_owned(), vector: vector.flat_map(f32::to_le_bytes).collect(), ..FaceRecord::default() }
+/// Stores a face of `people`.
+fn add_face(store: &dyn Store, people: &CollectionKey, number: u64, id: &str, vector: impl Iterator<Item = f32>) {
+    let facts = FaceFacts { id: id.to_owned(), ..FaceFacts::default() };
+    store_face(store, people, number, &facts, &vector.collect::<Vec<_>>());
 }
 
 #[test]
-fn the_doctor_knows_a_vector_from_other_numbers() {
+fn the_doctor_knows_a_vector_from_other_numbers_and_rows_that_belong_together() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
     let store: Arc<dyn Store> = open(dir.path(), &SledSettings::default()).unwrap();
+    let people: CollectionRecord = store.get_record(Table::Collections, b"people").unwrap().unwrap();
+    let people = CollectionKey::of(store.keys(), &people).unwrap().unwrap();
     let unit = |n: u32| (0..n).map(|at| if at == 0 { 1.0 } else { 0.0 });
-    let cases = [
-        ("short", face("short", unit(DIMENSIONS - 1)), "bytes"),
-        ("nan", face("nan", unit(DIMENSIONS).map(|v| v * f32::NAN)), "length one"),
-        ("huge", face("huge", unit(DIMENSIONS).map(|v| v * 1e30)), "length one"),
-        ("zero", face("zero", unit(DIMENSIONS).map(|_| 0.0)), "length one"),
-        ("key", face("another", unit(DIMENSIONS)), "another"),
-        ("space", FaceRecord { embedding_space: "other".to_owned(), ..face("space", unit(DIMENSIONS)) }, "space"),
-    ];
-    let mut batch = Batch::default();
-    for (id, face, _) in &cases {
-        batch.put_record(Table::Faces, &join_key(&[b"people", id.as_bytes()]), face);
+    add_face(&*store, &people, 1_001, "short", unit(DIMENSIONS - 1));
+    add_face(&*store, &people, 1_002, "nan", unit(DIMENSIONS).map(|v| v * f32::NAN));
+    add_face(&*store, &people, 1_003, "huge", unit(DIMENSIONS).map(|v| v * 1e30));
+    add_face(&*store, &people, 1_004, "zero", unit(DIMENSIONS).map(|_| 0.0));
+    let facts = FaceFacts { id: "space".to_owned(), embedding_space: "other".to_owned(), ..FaceFacts::default() };
+    store_face(&*store, &people, 1_005, &facts, &unit(DIMENSIONS).collect::<Vec<_>>());
+    for number in 1_006..1_010 {
+        add_face(&*store, &people, number, &format!("lost-{number}"), unit(DIMENSIONS));
     }
+    let mut batch = Batch::default();
+    batch
+        .delete(Table::FaceVectors, &people.row(1_006))
+        .delete(Table::Faces, &people.row(1_007))
+        .delete(Table::FaceIds, &people.id_row("lost-1008"))
+        .put_record(Table::FaceIds, &people.id_row("lost-1009"), &FaceIdRecord { number: 1_005 })
+        .put(Table::Faces, &face_rows::row_key(77, 1), b"of no collection".to_vec());
     store.commit(batch).unwrap();
+    let cases = [
+        ("collections/people/faces/short (", "bytes"),
+        ("collections/people/faces/nan (", "length one"),
+        ("collections/people/faces/huge (", "length one"),
+        ("collections/people/faces/zero (", "length one"),
+        ("collections/people/faces/space (", "of the space other"),
+        ("collections/people/faces/lost-1006 (", "its vector is missing"),
+        ("collections/people/faces/lost-1007 (", "its facts are missing"),
+        ("collections/people/faces/lost-1008 (", "no id leads to it"),
+        ("collections/people/faces/lost-1009 (", "its id leads to the face 1005"),
+        ("collections/people/faces/lost-1009 (", "no id leads to it"),
+        ("two ids lead to the face collections/people/faces/space", ""),
+        ("1 rows of faces whose collection is missing", "77"),
+    ];
     let findings = examine(&store, |_, _| {}).findings;
     assert_eq!(findings.len(), cases.len(), "{findings:?}");
-    for (id, _, why) in cases {
-        let is_named = |f: &Finding| f.what.contains(&format!("people/{id} (")) && f.what.contains(why);
-        assert!(findings.iter().any(is_named), "{id}: {findings:?}");
+    for (name, why) in cases {
+        let is_named = |f: &Finding| f.what.contains(name) && f.what.contains(why);
+        assert!(findings.iter().any(is_named), "{name}: {findings:?}");
     }
 }
 
 /// A store with records in every kind of place, and its contents.
 fn filled(dir: &Path) -> Vec<Vec<Entry>> {
     let store: Arc<dyn Store> = open(dir, &SledSettings::default()).unwrap();
+    let record = CollectionRecord {
+        id: "people".to_owned(),
+        dimensions: DIMENSIONS,
+        incarnation: 1,
+        ..CollectionRecord::default()
+    };
+    let people = face_rows::for_tests::store_collection(&*store, record);
     for i in 0..200u32 {
-        let face = face(&i.to_string(), (0..DIMENSIONS).map(|at| if at == i % DIMENSIONS { 1.0 } else { 0.0 }));
-        let mut batch = Batch::default();
-        batch.put_record(Table::Faces, &join_key(&[b"people", face.id.as_bytes()]), &face);
-        store.commit(batch).unwrap();
+        let vector = (0..DIMENSIONS).map(|at| if at == i % DIMENSIONS { 1.0 } else { 0.0 });
+        add_face(&*store, &people, u64::from(i) + 2, &i.to_string(), vector);
     }
-    let collection = CollectionRecord { id: "people".to_owned(), dimensions: DIMENSIONS, ..Default::default() };
-    let mut batch = Batch::default();
-    batch.put_record(Table::Collections, b"people", &collection);
-    store.commit(batch).unwrap();
     let blobs = StoreBlobs::new(Arc::clone(&store));
     for i in 0..4u8 {
         blobs
@@ -331,8 +355,9 @@ fn interrupted_housekeeping_is_no_damage() {
             let store: Arc<dyn Store> = Arc::new(store);
             assert_eq!(examine(&store, |_, _| {}).findings, [], "{what}");
         }
-        let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
-        assert_eq!(left.len(), 3, "{what}: {left:?}");
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["db", "keys", "lock", "sequence", "store.key"], "{what}");
     }
 }
 
@@ -372,6 +397,10 @@ fn pages_are_a_scan_in_parts() {
 struct FailsLater(MemoryStore, std::sync::atomic::AtomicUsize);
 
 impl Store for FailsLater {
+    fn keys(&self) -> &Keys {
+        self.0.keys()
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.0.get(table, key)
     }
@@ -412,7 +441,7 @@ fn a_newer_store_is_refused() {
     let store = open(dir.path(), &SledSettings::default()).unwrap();
     let mut batch = Batch::default();
     let newer = crate::proto::store::StoreRecord { format: newest_format() + 1, store_id: "x".to_owned() };
-    batch.put_record(Table::Meta, migrate::STORE_KEY, &newer);
+    batch.put_record(Table::Meta, identity::STORE_KEY, &newer);
     store.commit(batch).unwrap();
     drop(store);
     let error = open(dir.path(), &SledSettings::default()).err().unwrap();

@@ -278,9 +278,9 @@ fn rows(home: &Home, run: String) -> Vec<Row> {
             c.faces.delete_face(v1::DeleteFaceRequest { name }).await.unwrap();
             c.faces.enroll_face(request).await
         },
-        NotFound,
-        "FACE_NOT_FOUND",
-        Resource("collections/policies/faces/gone")
+        FailedPrecondition,
+        "FACE_ERASED",
+        Detail::None
     );
     row!(
         rows,

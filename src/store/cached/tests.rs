@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::*;
-use crate::store::{Batch, Entry, MemoryStore, Range, Store, StoreBlobs, Table};
+use crate::store::{Batch, Entry, Keys, MemoryStore, Range, Store, StoreBlobs, Table};
 
 /// A store that counts the reads of chunks.
 #[derive(Default)]
@@ -20,6 +20,10 @@ impl Counting {
 }
 
 impl Store for Counting {
+    fn keys(&self) -> &Keys {
+        self.store.keys()
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.store.get(table, key)
     }

@@ -3,62 +3,217 @@
 //! `tests/fixtures/store_format_1.zip` has a store in format 1, as an earlier program left it on a disk. It was written
 //! once, from [`records`], and is never written again. A later format adds a file of its own beside it.
 
-use std::{io::Cursor, path::Path};
+use std::{io::Cursor, path::Path, sync::Arc};
 
 use super::*;
 use crate::{
     proto::{
         store::{
-            AliasRecord, CollectionRecord, FaceRecord, ModelRecord, RequestRecord, RunEventRecord, RunRecord,
-            TensorRef, VersionRecord,
+            AliasRecord, CollectionRecord, FaceFacts, FaceIdRecord, FaceRecord, FaceVector, ModelRecord, RequestRecord,
+            RunEventRecord, RunRecord, TensorRef, VersionRecord,
         },
         v1,
     },
     store::{
-        Blobs, Digest, MemoryStore, SledSettings, SledStore, StoreBlobs, Write, examine, join_key, open, printable,
+        Batch, Blobs, CollectionKey, Digest, SledSettings, SledStore, StoreBlobs, StoreExt, Unsealed, compact, examine,
+        join_key, open, printable,
     },
 };
 
-const STEPS: &[Migration] = &[
-    m0001_initial::MIGRATION,
-    Migration {
-        format: 2,
-        name: "0002 doubles",
-        writes: |store| {
-            let old = store.get(Table::Models, b"x")?.unwrap_or_default();
-            Ok(Batch { writes: vec![Write::Put(Table::Models, b"x".to_vec(), old.repeat(2))], ..Batch::default() })
-        },
-    },
-];
+/// Doubles the values of models.
+struct Doubles;
+
+impl Rewrite for Doubles {
+    fn row(&mut self, _: &dyn Store, table: Table, key: Vec<u8>, value: Vec<u8>) -> Result<Vec<Write>, StoreError> {
+        let value = if table == Table::Models { value.repeat(2) } else { value };
+        Ok(vec![Write::Put(table, key, value)])
+    }
+}
+
+const STEPS: &[Migration] =
+    &[m0001_initial::MIGRATION, Migration { format: 2, name: "0002 doubles", changes: || Box::new(Doubles) }];
+
+fn opened(dir: &Path, steps: &[Migration]) -> Result<(SledStore, Migrated), StoreError> {
+    open_with(dir, &SledSettings::default(), false, steps, |_, _| {})
+}
+
+fn put(store: &dyn Store, table: Table, key: &[u8], value: &[u8]) {
+    let mut batch = Batch::default();
+    batch.put(table, key, value.to_vec());
+    store.commit(batch).unwrap();
+}
 
 /// A store's folder in format 1, as a zip archive.
 const FORMAT_1: &[u8] = include_bytes!("../../../tests/fixtures/store_format_1.zip");
 
 #[test]
 fn a_half_import_is_no_store() {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let write = Write::Put(Table::Faces, b"c\0f".to_vec(), b"v".to_vec());
-    store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
-    for refused in [migrate(&store).err(), format(&*store).err()] {
-        assert!(refused.unwrap().to_string().contains("import again"));
-    }
+    let dir = tempfile::tempdir().unwrap();
+    put(&SledStore::open(dir.path(), &SledSettings::default()).unwrap(), Table::Faces, b"c", b"v");
+    let refused = open(dir.path(), &SledSettings::default()).err().unwrap();
+    assert!(refused.to_string().contains("import again"), "{refused}");
 }
 
 #[test]
 fn pending_migrations_run_once_and_keep_the_stores_id() {
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    assert_eq!(run(&store, &STEPS[..1]).unwrap().applied.len(), 1);
-    let write = Write::Put(Table::Models, b"x".to_vec(), b"ab".to_vec());
-    store.commit(Batch { writes: vec![write], ..Batch::default() }).unwrap();
-    let id =
-        |store: &Arc<dyn Store>| store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, done) = opened(dir.path(), &STEPS[..1]).unwrap();
+    assert_eq!((done.from, done.to), (0, 1));
+    put(&store, Table::Models, b"x", b"ab");
+    let id = |store: &dyn Store| store.get_record::<StoreRecord>(Table::Meta, STORE_KEY).unwrap().unwrap().store_id;
     let before = id(&store);
-    assert_eq!(run(&store, STEPS).unwrap(), Migrated { from: 1, to: 2, applied: vec!["0002 doubles"] });
-    assert_eq!(run(&store, STEPS).unwrap().applied, Vec::<&str>::new());
+    drop(store);
+    let (store, done) = opened(dir.path(), STEPS).unwrap();
+    assert_eq!(done, Migrated { from: 1, to: 2, applied: vec!["0002 doubles"] });
+    drop(store);
+    let (store, done) = opened(dir.path(), STEPS).unwrap();
+    assert_eq!(done.applied, Vec::<&str>::new());
     assert_eq!(store.get(Table::Models, b"x").unwrap().unwrap(), b"abab");
     assert_eq!(id(&store), before);
-    let error = run(&store, &STEPS[..1]).unwrap_err();
+    drop(store);
+    let error = opened(dir.path(), &STEPS[..1]).err().unwrap();
     assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1 }), "{error}");
+}
+
+/// Copies rows, and fails once in a while.
+struct Fails {
+    inner: Box<dyn Rewrite>,
+    n_left: usize,
+}
+
+impl Rewrite for Fails {
+    fn row(&mut self, new: &dyn Store, table: Table, key: Vec<u8>, value: Vec<u8>) -> Result<Vec<Write>, StoreError> {
+        self.n_left = self.n_left.checked_sub(1).ok_or(StoreError::WritesFail { why: "now".into() })?;
+        self.inner.row(new, table, key, value)
+    }
+
+    fn state(&self) -> Vec<u8> {
+        self.inner.state()
+    }
+
+    fn resume(&mut self, new: &dyn Store, state: &[u8]) -> Result<(), StoreError> {
+        self.inner.resume(new, state)
+    }
+}
+
+/// Makes a store of format 1 with so many faces of half a kilobyte.
+fn format_1(dir: &Path, n_faces: usize) {
+    let (store, _) = opened(dir, &MIGRATIONS[..1]).unwrap();
+    let space = "models/face/versions/1#embedding16".to_owned();
+    let collection = CollectionRecord {
+        id: "policies".to_owned(),
+        embedding_space: space.clone(),
+        dimensions: 128,
+        ..CollectionRecord::default()
+    };
+    let mut batch = Batch::default();
+    batch.put_record(Table::Collections, b"policies", &collection);
+    for i in 0..n_faces {
+        let mut vector = vec![0.0_f32; 128];
+        vector[i % 128] = 1.0;
+        let face = FaceRecord {
+            id: format!("face-{i:05}"),
+            subject: format!("subject-{i}"),
+            embedding_space: space.clone(),
+            vector: vector.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ..FaceRecord::default()
+        };
+        batch.put_record(Table::Faces, &join_key(&[b"policies", face.id.as_bytes()]), &face);
+    }
+    let response = v1::Face { name: "collections/policies/faces/face-00007".to_owned(), ..v1::Face::default() };
+    for (request, response) in [(&b"EnrollFace\0a\0r"[..], response.clone()), (b"Train\0a\0r", response)] {
+        let response = prost::Message::encode_to_vec(&response);
+        let answer = RequestRecord { body_digest: vec![7; 32], response, ..RequestRecord::default() };
+        batch.put_record(Table::Requests, request, &answer);
+    }
+    store.commit(batch).unwrap();
+}
+
+/// Returns the facts of all faces in order.
+fn faces(store: &dyn Store) -> Vec<(FaceFacts, FaceVector)> {
+    let mut found = Vec::new();
+    for row in store.records::<CollectionRecord>(Table::Collections, Default::default()) {
+        let (_, record) = row.unwrap();
+        let key = CollectionKey::of(store.keys(), &record).unwrap().unwrap();
+        for entry in store.entries(Table::Faces, crate::store::Range::default()) {
+            let (row, value) = entry.unwrap();
+            let facts = key.unseal_row::<FaceFacts>(store.keys(), Table::Faces, &row, &value).unwrap().1;
+            let vector = store.get(Table::FaceVectors, &row).unwrap().unwrap();
+            let vector = key.unseal_row::<FaceVector>(store.keys(), Table::FaceVectors, &row, &vector).unwrap().1;
+            let (Unsealed::Whole(facts), Unsealed::Whole(vector)) = (facts, vector) else { panic!("erased") };
+            let leads_to: FaceIdRecord = store.get_record(Table::FaceIds, &key.id_row(&facts.id)).unwrap().unwrap();
+            assert_eq!(key.row(leads_to.number), row);
+            found.push((facts, vector));
+        }
+    }
+    found
+}
+
+#[test]
+fn an_interrupted_migration_goes_on_where_it_was() {
+    const N_FACES: usize = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    format_1(dir.path(), N_FACES);
+    let settings = SledSettings::default();
+    let (mut n_failures, mut least) = (0, 0);
+    loop {
+        let changes = (m0002_sealed_faces::MIGRATION.changes)();
+        let changes = ToFormat { format: 2, changes: Box::new(Fails { inner: changes, n_left: 9_000 }) };
+        let mut first = None;
+        match rewrite(dir.path(), &settings, "0002 sealed faces", false, changes, |done, _| {
+            first.get_or_insert(done);
+        }) {
+            Ok(_) => break,
+            Err(StoreError::WritesFail { .. }) => n_failures += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(first.unwrap() >= least, "it began anew");
+        least = first.unwrap();
+    }
+    assert!(n_failures >= 2, "{n_failures} failures");
+    let store = open(dir.path(), &settings).unwrap();
+    let found = faces(&*store);
+    assert_eq!(found.len(), N_FACES);
+    for (i, (facts, vector)) in found.iter().enumerate() {
+        assert_eq!((facts.id.as_str(), &facts.id), (format!("face-{i:05}").as_str(), &vector.id));
+        assert_eq!(facts.subject, format!("subject-{i}"));
+    }
+    assert_eq!(examine(&store, |_, _| {}).findings, []);
+    assert_eq!(store.verify_all().len(), 0);
+    assert_eq!(store.scan(Table::Requests, &Default::default(), 9).unwrap().len(), 2);
+    drop(store);
+    let everything = |dir: &Path| -> Vec<u8> {
+        let files = walkdir::WalkDir::new(dir).into_iter().map(Result::unwrap).filter(|entry| entry.path().is_file());
+        files.flat_map(|entry| std::fs::read(entry.path()).unwrap()).collect()
+    };
+    let all = everything(dir.path());
+    for remnant in [&b"face-0"[..], b"subject-1", b"EnrollFace"] {
+        assert!(!all.windows(remnant.len()).any(|part| part == remnant), "{}", printable(remnant));
+    }
+}
+
+#[test]
+fn a_compaction_keeps_everything_and_a_damaged_store_is_not_migrated_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    format_1(dir.path(), 500);
+    let settings = SledSettings::default();
+    {
+        let db = sled::open(dir.path().join("db")).unwrap();
+        let (key, value) = db.iter().map(Result::unwrap).find(|(key, _)| key.starts_with(b"\x07policies")).unwrap();
+        let mut altered = value.to_vec();
+        altered[9] ^= 1;
+        db.insert(key, altered).unwrap();
+    }
+    let refused = open(dir.path(), &settings).err().unwrap();
+    assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused}");
+    crate::store::migrate(dir.path(), &settings, true, |_, _| {}).unwrap();
+    let before = faces(&*open(dir.path(), &settings).unwrap());
+    assert_eq!(before.len(), 499);
+    let done = compact(dir.path(), &settings, |_, _| {}).unwrap();
+    assert!(done.n_rows >= 3 * 499 && done.n_bytes_after > 0, "{done:?}");
+    let store = open(dir.path(), &settings).unwrap();
+    assert_eq!(faces(&*store), before);
+    assert_eq!(store.verify_all().len(), 0);
 }
 
 /// Returns the bytes of the only tensor.
@@ -109,6 +264,7 @@ fn records(tensor: Digest) -> Batch {
         embedding_space: space,
         dimensions: 16,
         display_name: "Policies".to_owned(),
+        ..CollectionRecord::default()
     };
     let request = RequestRecord { body_digest: vec![7; 32], response: vec![1, 2, 3], create_time: time };
     let mut batch = Batch::default();
@@ -144,7 +300,29 @@ fn a_store_of_format_1_opens_with_its_content() {
     assert_eq!(StoreBlobs::new(Arc::clone(&store)).get(&Digest::of(&tensor())).unwrap(), tensor());
     for write in records(Digest::of(&tensor())).writes {
         let Write::Put(table, key, value) = write else { panic!("only puts") };
-        assert_eq!(store.get(table, &key).unwrap().as_deref(), Some(value.as_slice()), "{table:?} {}", printable(&key));
+        match table {
+            Table::Collections => {
+                let old: CollectionRecord = crate::store::decode_record(table, &key, &value).unwrap();
+                let new: CollectionRecord = store.get_record(table, &key).unwrap().unwrap();
+                assert_eq!(new, CollectionRecord { incarnation: new.incarnation, key_slot: new.key_slot, ..old });
+                assert_ne!(new.incarnation, 0);
+            }
+            Table::Faces => {
+                let old: FaceRecord = crate::store::decode_record(table, &key, &value).unwrap();
+                let [(facts, vector)] = faces(&*store).try_into().unwrap();
+                assert_eq!((facts.id.clone(), vector.vector), (old.id, old.vector));
+                assert_eq!((facts.subject, facts.labels), (old.subject, old.labels));
+                assert_eq!((facts.create_time, facts.embedding_space), (old.create_time, old.embedding_space));
+            }
+            // Its answer names no face.
+            Table::Requests => assert_eq!(store.scan(table, &Default::default(), 9).unwrap(), []),
+            _ => assert_eq!(
+                store.get(table, &key).unwrap().as_deref(),
+                Some(value.as_slice()),
+                "{table:?} {}",
+                printable(&key)
+            ),
+        }
     }
     assert_eq!(examine(&store, |_, _| {}).findings, []);
 }

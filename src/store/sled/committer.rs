@@ -24,8 +24,8 @@ use super::engine::{Engine, TALLY_KEY, engine_key};
 use crate::{
     error::panic_message,
     store::{
-        Batch, Condition, StoreError, StoreState, Table, Write, printable, sidecar::Sidecar, table::Verified,
-        tally::Tally,
+        Batch, Condition, StoreError, StoreState, Table, Write, erasures::Journal, printable, sidecar::Sidecar,
+        table::Verified, tally::Tally,
     },
 };
 
@@ -77,6 +77,7 @@ pub(super) struct Committer {
     tally: Tally,
     trouble: Option<Trouble>,
     reserve_bytes: u64,
+    journal: Journal,
     state: watch::Sender<StoreState>,
 }
 
@@ -104,11 +105,12 @@ impl Committer {
         sidecar: Sidecar,
         tally: Tally,
         reserve_bytes: u64,
+        journal: Journal,
         state: watch::Sender<StoreState>,
     ) -> io::Result<Self> {
         let watched = Arc::downgrade(&engine);
         thread::Builder::new().name("store-watch".to_owned()).spawn(move || wake_waiting(&watched))?;
-        Ok(Self { engine, sidecar, tally, trouble: None, reserve_bytes, state })
+        Ok(Self { engine, sidecar, tally, trouble: None, reserve_bytes, journal, state })
     }
 
     /// Commits until the other end of the channel is gone and everything in it is committed.
@@ -172,9 +174,17 @@ impl Committer {
     fn write(&mut self, group: Group) {
         let Group { writes, before, tally, .. } = group;
         let mut batch = sled::Batch::default();
+        let mut erased = Vec::new();
         for (key, value) in writes {
             match value {
-                Some(value) => batch.insert(key, value),
+                Some(value) => {
+                    if let [table, row @ ..] = key.as_slice()
+                        && *table == Table::Erasures as u8
+                    {
+                        erased.push((row.to_vec(), value.clone()));
+                    }
+                    batch.insert(key, value);
+                }
                 None => batch.remove(key),
             }
         }
@@ -186,7 +196,10 @@ impl Committer {
             flushed.map_err(|error| format!("a sync failed: {error}"))
         });
         match synced {
-            Ok(()) => self.tally = tally,
+            Ok(()) => {
+                self.tally = tally;
+                self.journal.add(&*self.engine, &erased);
+            }
             Err(why) => {
                 tracing::error!(why, "the store refuses writes until the disk takes them again");
                 let retry_at = Instant::now() + RETRY_FIRST;
@@ -244,7 +257,10 @@ impl Committer {
     /// Deletions may use half of the reserve, because they are what makes room.
     fn require_room(&self, batch: &Batch) -> Result<(), StoreError> {
         let Some(Trouble::Full { free_bytes }) = self.trouble else { return Ok(()) };
-        let only_deletes = batch.writes.iter().all(|write| matches!(write, Write::Delete(..)));
+        let only_deletes = batch
+            .writes
+            .iter()
+            .all(|write| matches!(write, Write::Delete(..) | Write::Put(Table::Erasures | Table::Meta, ..)));
         if batch.writes.is_empty() || only_deletes && free_bytes >= self.reserve_bytes / 2 {
             return Ok(());
         }

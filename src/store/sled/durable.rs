@@ -22,7 +22,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::store::leftovers::LOG_FILE;
+use crate::store::{files::sync_dir, leftovers::LOG_FILE};
 
 /// Bytes that are read and written at once when a file is written again.
 const PIECE_BYTES: usize = 1 << 20;
@@ -47,11 +47,6 @@ struct Watched {
 
 /// By the engine's folder. A server has one store open, tests have several.
 static WATCHED: Mutex<BTreeMap<PathBuf, Watched>> = Mutex::new(BTreeMap::new());
-
-/// Syncs a folder's own entries: the names of the files in it.
-pub(in crate::store) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
 
 /// Begins to watch an engine's folder, or begins anew. The large values that are there now are put on the disk at once.
 pub(super) fn watch(engine_dir: &Path) -> io::Result<()> {

@@ -6,6 +6,7 @@ use std::{
     ops::Bound,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +17,8 @@ use super::{SledSettings, durable};
 use crate::{
     error::panic_message,
     store::{
-        Batch, Entry, Range, Store, StoreError, StoreExt, Table,
+        Batch, Entry, Keys, Range, Store, StoreError, StoreExt, Table,
+        files::sync_dir,
         leftovers::Leftovers,
         table::Verified,
         tally::{TableTally, Tally},
@@ -35,6 +37,9 @@ pub(super) const TALLY_KEY: &[u8] = &[u8::MAX];
 
 /// The key of the number of times that the store was opened. No table has its first byte.
 const OPENED_KEY: &[u8] = &[u8::MAX, 0];
+
+/// The key of how far a rewriting into this engine has come.
+pub(super) const CURSOR_KEY: &[u8] = &[u8::MAX, 1];
 
 thread_local! {
     /// Set while sled runs. The panic hook then stays silent, because the panic becomes an error that names its place.
@@ -66,15 +71,16 @@ struct Mismatch {
 pub(super) struct Engine {
     dir: PathBuf,
     settings: SledSettings,
+    keys: Arc<Keys>,
     /// `None` while it is being opened again, and when that failed.
     db: RwLock<Option<sled::Db>>,
 }
 
 impl Engine {
     /// Opens the engine in its folder, created if absent.
-    pub(super) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
-        let db = open_db(dir, settings)?;
-        Ok(Self { dir: dir.to_owned(), settings: settings.clone(), db: RwLock::new(Some(db)) })
+    pub(super) fn open(dir: &Path, settings: &SledSettings, keys: &Arc<Keys>) -> Result<Self, StoreError> {
+        let db = RwLock::new(Some(open_db(dir, settings)?));
+        Ok(Self { dir: dir.to_owned(), settings: settings.clone(), keys: Arc::clone(keys), db })
     }
 
     /// Fails unless the engine's writes and syncs go through `durable`, which depends on how the program was linked.
@@ -168,8 +174,13 @@ impl Engine {
 
     /// Opens the engine, and fails unless it holds everything that its tally and the sidecar record. Damage to tables
     /// that may be served in part is returned, unless deleted records have come back.
-    pub(super) fn open_whole(dir: &Path, settings: &SledSettings, acknowledged: u64) -> Result<Opened, StoreError> {
-        let engine = Self::open(dir, settings)?;
+    pub(super) fn open_whole(
+        dir: &Path,
+        settings: &SledSettings,
+        keys: &Arc<Keys>,
+        acknowledged: u64,
+    ) -> Result<Opened, StoreError> {
+        let engine = Self::open(dir, settings, keys)?;
         let tally = engine.tally()?;
         if let Some(error) = engine.ends_early(&tally, acknowledged) {
             return Err(error);
@@ -238,6 +249,10 @@ impl Engine {
 
 /// Reads; whoever writes has the committing thread do it.
 impl Store for Engine {
+    fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.call(|db| db.get(engine_key(table, key)))?;
         Ok(value.map(|bytes| bytes.to_vec()))
@@ -296,7 +311,7 @@ fn open_db(dir: &Path, settings: &SledSettings) -> Result<sled::Db, StoreError> 
             opened => break opened?,
         }
     };
-    durable::sync_dir(dir).and_then(|()| durable::watch(dir)).map_err(io)?;
+    sync_dir(dir).and_then(|()| durable::watch(dir)).map_err(io)?;
     Ok(db)
 }
 

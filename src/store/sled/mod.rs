@@ -8,11 +8,12 @@
 mod committer;
 mod durable;
 mod engine;
+mod rewrite;
 
 use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         mpsc::{self, SyncSender},
@@ -27,12 +28,18 @@ use self::{
     engine::{Engine, Opened},
 };
 use super::{
-    Batch, Entry, Range, Store, StoreError, StoreState, Table,
+    Batch, Entry, Keys, Range, Store, StoreError, StoreState, Table,
+    erasures::Journal,
+    files::sync_dir,
+    identity,
     leftovers::{LOG_FILE, Leftovers},
     sidecar::Sidecar,
+    store_key,
 };
 
 pub(crate) use engine::panic_is_guarded;
+pub(crate) use rewrite::Rewritten;
+pub(super) use rewrite::{Rewrite, rewrite};
 
 /// Batches that may wait for the committing thread; further callers block.
 const QUEUE: usize = 1024;
@@ -42,6 +49,15 @@ const ENGINE_DIR: &str = "db";
 
 /// The sidecar in the store's folder.
 const SIDECAR_FILE: &str = "sequence";
+
+/// The keys in the store's folder.
+const KEYS_FILE: &str = "keys";
+
+/// The erasure journal in the store's folder.
+const JOURNAL_FILE: &str = "erasures";
+
+/// The store key, where the settings name no other file.
+const STORE_KEY_FILE: &str = "store.key";
 
 /// The prefix of folders in which an opening is tried.
 const TRIAL_PREFIX: &str = "trial-";
@@ -53,11 +69,19 @@ pub(crate) struct SledSettings {
     pub cache_bytes: u64,
     /// Free bytes of the disk that writes leave: so much is needed to open the store again and to delete.
     pub reserve_bytes: u64,
+    /// The file of the store key, made for a new store; by default a file in the store's own folder.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Default for SledSettings {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20 }
+        Self { cache_bytes: 64 << 20, reserve_bytes: 256 << 20, key_file: None }
+    }
+}
+
+impl SledSettings {
+    fn key_file(&self, dir: &Path) -> PathBuf {
+        self.key_file.clone().unwrap_or_else(|| dir.join(STORE_KEY_FILE))
     }
 }
 
@@ -78,10 +102,12 @@ impl SledStore {
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
     pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let (sidecar, acknowledged) = open_sidecar(dir)?;
-        let Opened { engine, tally, damage } = open_past_leftovers(dir, settings, acknowledged)?;
+        let keys = open_keys(dir, settings)?;
+        let Opened { engine, tally, damage } = open_past_leftovers(dir, settings, &keys, acknowledged)?;
+        require_keys(dir, &engine)?;
         let io = |source| StoreError::Io { path: dir.to_owned(), source };
         // The names of what opening has made must be on the disk, too.
-        durable::sync_dir(dir).map_err(io)?;
+        sync_dir(dir).map_err(io)?;
         sidecar.write(tally.sequence)?;
         for (_, error) in &damage {
             tracing::error!(%error, "a part of the store is damaged; everything else is served");
@@ -91,7 +117,8 @@ impl SledStore {
         store.engine.check_syncs()?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
-        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, state).map_err(io)?;
+        let journal = Journal::open(dir.join(JOURNAL_FILE), &store)?;
+        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, journal, state).map_err(io)?;
         let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
         store.queue = Some(queue);
         store.committer = Some(thread.map_err(io)?);
@@ -105,11 +132,13 @@ impl SledStore {
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] when the engine can read nothing.
     pub(crate) fn open_to_examine(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let (sidecar, acknowledged) = open_sidecar(dir)?;
-        let engine = match open_past_leftovers(dir, settings, acknowledged) {
+        let keys = open_keys(dir, settings)?;
+        let engine = match open_past_leftovers(dir, settings, &keys, acknowledged) {
             Ok(opened) => opened.engine,
             Err(locked @ StoreError::Locked { .. }) => return Err(locked),
-            Err(_) => Engine::open(&dir.join(ENGINE_DIR), settings)?,
+            Err(_) => Engine::open(&dir.join(ENGINE_DIR), settings, &keys)?,
         };
+        require_keys(dir, &engine)?;
         let mut store = Self::of(engine, StoreState::default());
         store.examined = Some(sidecar);
         Ok(store)
@@ -119,6 +148,49 @@ impl SledStore {
         let state = watch::Sender::new(state);
         Self { engine: Arc::new(engine), state, queue: None, committer: None, examined: None }
     }
+}
+
+/// Opens the keys of a store. Those of a new store are made, as is its store key.
+fn open_keys(dir: &Path, settings: &SledSettings) -> Result<Arc<Keys>, StoreError> {
+    let (path, key_file) = (dir.join(KEYS_FILE), settings.key_file(dir));
+    let keys = if path.exists() {
+        Keys::open(&path, &store_key::read(&key_file)?)?
+    } else {
+        Keys::create(&path, &store_key::read_or_create(&key_file)?)?
+    };
+    Ok(Arc::new(keys))
+}
+
+/// Fails when the keys of a store with sealed faces are missing: those that were just made open nothing.
+fn require_keys(dir: &Path, engine: &Engine) -> Result<(), StoreError> {
+    let is_sealed = identity::stored_format(engine)?.is_some_and(|format| format >= identity::FIRST_SEALED_FORMAT);
+    if !is_sealed || !engine.keys().is_new() {
+        return Ok(());
+    }
+    let path = dir.join(KEYS_FILE);
+    fs::remove_file(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
+    Err(StoreError::Corrupt {
+        what: format!("{} is missing", path.display()),
+        affects: "no face can be read without its key; put the file back, or import the last export".to_owned(),
+    })
+}
+
+/// Puts all keys of a store under another store key; returns their number.
+///
+/// # Errors
+/// [`StoreError::Locked`], [`StoreError::Key`].
+pub(crate) fn change_store_key(dir: &Path, settings: &SledSettings, new: &Path) -> Result<u64, StoreError> {
+    let (_sidecar, _) = open_sidecar(dir)?;
+    let old = store_key::read(&settings.key_file(dir))?;
+    Keys::rewrap(&dir.join(KEYS_FILE), &old, &store_key::read_or_create(new)?)
+}
+
+/// Removes what an interrupted compaction left.
+///
+/// # Errors
+/// When the disk fails.
+pub(super) fn abandon_rewrite(dir: &Path) -> Result<(), StoreError> {
+    rewrite::abandon(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })
 }
 
 /// Locks a store's folder, created if absent; returns its sidecar, and the last acknowledged sequence.
@@ -134,13 +206,14 @@ fn open_sidecar(dir: &Path) -> Result<(Sidecar, u64), StoreError> {
         return Err(damaged(format!("{} is missing", sidecar_path.display())));
     }
     let sidecar = Sidecar::open(&sidecar_path)?;
+    rewrite::finish(dir).map_err(io)?;
     let acknowledged = match sidecar.read()? {
         Some(acknowledged) => acknowledged,
         None if engine_dir.exists() => return Err(damaged(format!("{} is empty", sidecar_path.display()))),
         None => {
             // Before the engine's files are made, so that an empty file beside them is always damage.
             sidecar.write(0)?;
-            durable::sync_dir(dir).map_err(io)?;
+            sync_dir(dir).map_err(io)?;
             0
         }
     };
@@ -161,21 +234,26 @@ fn create_dir(dir: &Path) -> io::Result<()> {
     // Faces and their subjects are nobody else's business.
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     for parent in dir.ancestors().skip(1).take(n_new) {
-        durable::sync_dir(parent)?;
+        sync_dir(parent)?;
     }
     Ok(())
 }
 
 /// Opens the engine, if necessary without the leftovers of its interrupted housekeeping, so that a store counts as
 /// damaged only if records are missing. A copy without the leftovers is tried first, because opening changes the log.
-fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -> Result<Opened, StoreError> {
+fn open_past_leftovers(
+    dir: &Path,
+    settings: &SledSettings,
+    keys: &Arc<Keys>,
+    acknowledged: u64,
+) -> Result<Opened, StoreError> {
     let engine_dir = dir.join(ENGINE_DIR);
     remove_old_trials(dir)?;
     let mut damage = None;
     // Without these files the store opens, but a part of it is damaged.
     let mut in_part = None;
     if Leftovers::unfinished(&engine_dir)?.is_empty() {
-        match Engine::open_whole(&engine_dir, settings, acknowledged) {
+        match Engine::open_whole(&engine_dir, settings, keys, acknowledged) {
             Err(error @ StoreError::Corrupt { .. }) => damage = Some(error),
             Ok(opened) if !opened.damage.is_empty() => in_part = Some(Leftovers::default()),
             opened => return opened,
@@ -187,10 +265,10 @@ fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -
         if leftovers.is_empty() {
             continue;
         }
-        match opens_without(&leftovers, dir, settings, acknowledged) {
+        match opens_without(&leftovers, dir, settings, keys, acknowledged) {
             Ok(Completeness::Whole) => {
                 leftovers.set_aside()?;
-                return Engine::open_whole(&engine_dir, settings, acknowledged);
+                return Engine::open_whole(&engine_dir, settings, keys, acknowledged);
             }
             Ok(Completeness::InPart) => drop(in_part.get_or_insert(leftovers)),
             Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
@@ -204,7 +282,7 @@ fn open_past_leftovers(dir: &Path, settings: &SledSettings, acknowledged: u64) -
         (None, Some(damage)) => return Err(damage),
         (None, None) => {}
     }
-    Engine::open_whole(&engine_dir, settings, acknowledged)
+    Engine::open_whole(&engine_dir, settings, keys, acknowledged)
 }
 
 /// Whether all of a store can be served, or only a part.
@@ -218,12 +296,13 @@ fn opens_without(
     leftovers: &Leftovers,
     dir: &Path,
     settings: &SledSettings,
+    keys: &Arc<Keys>,
     acknowledged: u64,
 ) -> Result<Completeness, StoreError> {
     let copy = tempfile::Builder::new().prefix(TRIAL_PREFIX).tempdir_in(dir);
     let copy = copy.map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
     leftovers.copy_without(&dir.join(ENGINE_DIR), copy.path())?;
-    let opened = Engine::open_whole(copy.path(), settings, acknowledged)?;
+    let opened = Engine::open_whole(copy.path(), settings, keys, acknowledged)?;
     Ok(if opened.damage.is_empty() { Completeness::Whole } else { Completeness::InPart })
 }
 
@@ -240,6 +319,14 @@ fn remove_old_trials(dir: &Path) -> Result<(), StoreError> {
 }
 
 impl Store for SledStore {
+    fn keys(&self) -> &Keys {
+        self.engine.keys()
+    }
+
+    fn n_expected(&self, table: Table) -> Option<u64> {
+        Some(self.engine.tally().ok()?.of(table).n_entries)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.engine.get(table, key)
     }
@@ -380,7 +467,8 @@ mod tests {
                 store.commit(put(key, b"v")).unwrap();
             }
             drop(store);
-            let engine = Engine::open(&dir.path().join(ENGINE_DIR), &SledSettings::default()).unwrap();
+            let keys = Arc::new(Keys::in_memory());
+            let engine = Engine::open(&dir.path().join(ENGINE_DIR), &SledSettings::default(), &keys).unwrap();
             let key = engine::engine_key(Table::Faces, b"b");
             let altered = engine.call(|db| match value {
                 Some(value) => db.insert(key, value),
