@@ -38,12 +38,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Makes a call without a deadline.
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> Self {
+    /// Makes a call of this process itself, without a deadline.
+    pub(crate) fn local() -> Self {
         Self {
             caller: Caller::anonymous(),
-            call_id: "test".to_owned(),
+            call_id: "local".to_owned(),
             arrived: Instant::now(),
             deadline: None,
             item_timeout: Duration::from_secs(60),

@@ -209,6 +209,21 @@ impl Faces {
         }
     }
 
+    /// Returns the vector that an enrolment of this photo would store.
+    ///
+    /// # Errors
+    /// When there is no such collection, or the photo cannot be used.
+    pub(crate) async fn vector_of(
+        &self,
+        call: &Call,
+        collection: &CollectionId,
+        photo: Bytes,
+    ) -> Result<Vec<f32>, AppError> {
+        let source = FaceSource::Image(photo, FaceSelection::Largest);
+        let (embedding, ..) = self.embed(call, collection, source).await?;
+        Ok(embedding.values().to_vec())
+    }
+
     /// Returns an enrolled face.
     ///
     /// # Errors

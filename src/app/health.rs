@@ -107,7 +107,7 @@ mod tests {
     const PORTRAIT: &[u8] = include_bytes!("../../tests/fixtures/portrait.jpg");
 
     async fn predicts(app: &App) -> bool {
-        let answer = predict(&Call::for_tests(), &app.photos, None, PORTRAIT.into(), &Wants::default()).await;
+        let answer = predict(&Call::local(), &app.photos, None, PORTRAIT.into(), &Wants::default()).await;
         app.update_health();
         answer.is_ok()
     }

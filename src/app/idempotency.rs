@@ -264,7 +264,7 @@ mod tests {
     }
 
     fn asked(caller: &str, body: &str) -> Idempotent {
-        let mut call = Call::for_tests();
+        let mut call = Call::local();
         call.caller.id = caller.to_owned();
         Idempotent::new(&call, "Enroll", "id-1", &DeleteFaceRequest { name: body.to_owned() }).unwrap()
     }

@@ -1,21 +1,22 @@
-//! The commands that open a data folder themselves, without a server: doctor, migrate, export, import.
+//! The commands that open a data folder themselves, without a server: doctor, migrate, compact, rekey.
 
 use std::{
-    fs::{self, File},
-    io::{BufReader, BufWriter},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::output::{self, print_line};
+use super::{
+    erased::{self, ErasedArgs},
+    output::{self, print_line},
+};
 use crate::{
     app::store_settings,
     config::{Config, Flags},
-    store::{self, Erased, Finding, SledSettings, SledStore, Store, StoreError},
+    store::{self, Finding, SledSettings, SledStore, Store, StoreError},
 };
 
 /// The data folder, and the output format.
@@ -31,10 +32,16 @@ pub(super) struct Folder {
 
 /// Verifies every record, blob and reference of a data folder, and reports damage and its effects.
 ///
-/// No server may run on the folder. Nothing is repaired. Exits with 1 when something is damaged.
+/// No server may run on the folder. Nothing is repaired. Exits with 1 when something is damaged. With --erased, looks for
+/// what may be left of a deleted face instead, and exits with 1 when it finds something.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  visage doctor --data-dir /srv/visage")]
+#[command(after_help = "\
+Examples:
+  visage doctor --data-dir /srv/visage
+  visage doctor --erased collections/policies/faces/p-17 --subject P-4711 --photo portrait.jpg")]
 pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) erased: ErasedArgs,
     #[command(flatten)]
     pub(super) folder: Folder,
 }
@@ -75,40 +82,20 @@ pub(super) struct RekeyArgs {
     pub(super) folder: Folder,
 }
 
-/// Writes everything in a data folder into one file with a checksum.
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  visage export --data-dir /srv/visage backup.visage")]
-pub(super) struct ExportArgs {
-    /// The file; an existing file is not overwritten.
-    file: PathBuf,
-    #[command(flatten)]
-    pub(super) folder: Folder,
-}
-
-/// Fills an empty data folder from an export. The whole file is verified before anything is written.
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  visage import --data-dir /srv/restored backup.visage")]
-pub(super) struct ImportArgs {
-    /// A file from `visage export`.
-    file: PathBuf,
-    /// An erasure journal: a copy of the file `store/erasures` of the data folder that was exported. What was erased after
-    /// the export is then left out.
-    #[arg(long, value_name = "FILE")]
-    erasures: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) folder: Folder,
-}
-
 /// The store of a data folder, and the size of its cache.
-struct StoreFolder {
-    dir: PathBuf,
-    settings: SledSettings,
-    json: bool,
+pub(super) struct StoreFolder {
+    pub(super) dir: PathBuf,
+    pub(super) settings: SledSettings,
+    pub(super) json: bool,
 }
 
 impl Folder {
-    fn store_folder(&self, config: Option<&Path>) -> anyhow::Result<StoreFolder> {
-        let config = Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config;
+    fn config(&self, config: Option<&Path>) -> anyhow::Result<Config> {
+        Ok(Config::load(config, Flags::default().with_path("data_dir", self.data_dir.as_deref()))?.config)
+    }
+
+    pub(super) fn store_folder(&self, config: Option<&Path>) -> anyhow::Result<StoreFolder> {
+        let config = self.config(config)?;
         let settings = store_settings(&config);
         Ok(StoreFolder { dir: config.data_dir.join("store"), settings, json: self.json })
     }
@@ -116,7 +103,7 @@ impl Folder {
 
 impl StoreFolder {
     /// Opens an existing store. A folder without a store is an error, because its name is probably wrong.
-    fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
+    pub(super) fn existing(&self) -> anyhow::Result<Arc<dyn Store>> {
         Ok(Arc::new(SledStore::open(self.existing_dir()?, &self.settings)?))
     }
 
@@ -130,6 +117,9 @@ impl StoreFolder {
 
 /// Verifies; returns false when something is damaged.
 pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result<bool> {
+    if args.erased.is_given() {
+        return erased::look(&args.erased, &args.folder.config(config)?, args.folder.json);
+    }
     let store_folder = args.folder.store_folder(config)?;
     let store: Arc<dyn Store> =
         Arc::new(SledStore::open_to_examine(store_folder.existing_dir()?, &store_folder.settings)?);
@@ -246,66 +236,4 @@ pub(super) fn rekey(args: &RekeyArgs, config: Option<&Path>) -> anyhow::Result<b
         )?;
     }
     Ok(true)
-}
-
-/// Exports into a file that gets its name only when complete.
-pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let store_folder = args.folder.store_folder(config)?;
-    let named = || args.file.display().to_string();
-    if args.file.exists() {
-        bail!("{} already exists; choose another name", named());
-    }
-    let store = store_folder.existing()?;
-    let folder = args.file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let mut partial = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
-    let progress = output::counter("records exported");
-    let n_records = store::export(&*store, BufWriter::new(partial.as_file_mut()), |n| progress.set_position(n))?;
-    progress.finish_and_clear();
-    partial.as_file().sync_all().with_context(named)?;
-    partial.persist_noclobber(&args.file).with_context(named)?;
-    let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
-    transferred(&store_folder, n_records, n_bytes, "exported to", &args.file)?;
-    Ok(true)
-}
-
-/// Imports into an empty data folder.
-pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result<bool> {
-    let store_folder = args.folder.store_folder(config)?;
-    let named = || args.file.display().to_string();
-    let open = || File::open(&args.file).map(BufReader::new).with_context(named);
-    let progress = output::counter("records verified");
-    store::verify_export(open()?, |n| progress.set_position(n)).with_context(named)?;
-    progress.set_message("records imported");
-    let erased = args.erasures.as_deref().map(Erased::read).transpose()?.unwrap_or_default();
-    let imported = {
-        let store = SledStore::open(&store_folder.dir, &store_folder.settings)?;
-        let imported = store::import(&store, open()?, &erased, |n| progress.set_position(n));
-        imported.with_context(|| store_folder.dir.display().to_string())?
-    };
-    store::migrate(&store_folder.dir, &store_folder.settings, false, |_, _| {})?;
-    progress.finish_and_clear();
-    let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
-    let (n_records, n_left_out) = (imported.n_entries, imported.n_left_out);
-    if store_folder.json {
-        let report = json!({ "records": n_records, "bytes": n_bytes, "file": args.file, "left_out": n_left_out });
-        print_line!("{report}")?;
-        return Ok(true);
-    }
-    transferred(&store_folder, n_records, n_bytes, "imported from", &args.file)?;
-    if args.erasures.is_some() {
-        print_line!("{n_left_out} faces were left out, because they were erased after the export")?;
-    } else {
-        print_line!("What was erased after the export is back; to leave it out, import with --erasures")?;
-    }
-    Ok(true)
-}
-
-fn transferred(store_folder: &StoreFolder, n_records: u64, n_bytes: u64, how: &str, file: &Path) -> anyhow::Result<()> {
-    if store_folder.json {
-        print_line!("{}", json!({ "records": n_records, "bytes": n_bytes, "file": file }))?;
-    } else {
-        let mebibytes = n_bytes as f64 / f64::from(1 << 20);
-        print_line!("{n_records} records ({mebibytes:.1} MiB) {how} {}", file.display())?;
-    }
-    Ok(())
 }

@@ -1,14 +1,16 @@
 //! The command line, one file per command.
 //!
 //! Commands for a running server use only its gRPC API (`connection.rs`); those that open a data folder themselves are
-//! in `data_folder.rs`. `output.rs` formats output, `failure.rs` error messages. The `pub` items below are shared with
+//! in `data_folder.rs` and `backup.rs`. `output.rs` formats output, `failure.rs` error messages. The `pub` items below are shared with
 //! the measuring program in `benches/`.
 
+mod backup;
 mod collections;
 mod compare;
 pub mod connection;
 mod data_folder;
 mod enroll;
+mod erased;
 mod face_options;
 mod faces;
 pub mod failure;
@@ -83,8 +85,8 @@ enum Command {
     Migrate(data_folder::MigrateArgs),
     Compact(data_folder::CompactArgs),
     Rekey(data_folder::RekeyArgs),
-    Export(data_folder::ExportArgs),
-    Import(data_folder::ImportArgs),
+    Export(backup::ExportArgs),
+    Import(backup::ImportArgs),
     Config(settings::ConfigArgs),
     /// Prints a script that completes commands and options.
     #[command(after_help = "Example:\n  visage completions bash > ~/.local/share/bash-completion/completions/visage")]
@@ -168,8 +170,8 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Migrate(args) => data_folder::migrate(&args, config),
         Command::Compact(args) => data_folder::compact(&args, config),
         Command::Rekey(args) => data_folder::rekey(&args, config),
-        Command::Export(args) => data_folder::export(&args, config),
-        Command::Import(args) => data_folder::import(&args, config),
+        Command::Export(args) => backup::export(&args, config),
+        Command::Import(args) => backup::import(&args, config),
         Command::Config(args) => settings::run(&args, config),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,7 @@
 //! Verifies everything in a store, and reports damage and its effects.
 
 mod faces;
+mod remnants;
 mod report;
 
 use std::{
@@ -10,7 +11,10 @@ use std::{
 
 use prost::Message;
 
-pub(crate) use self::report::{DoctorReport, Finding};
+pub(crate) use self::{
+    remnants::{ErasedFace, find_in_files, find_in_store},
+    report::{DoctorReport, Finding},
+};
 use super::{
     Blobs, Digest, Range, Store, StoreBlobs, StoreError, StoreExt, Table, decode_record,
     identity::{DAYS_KEY, SECRETS_KEY},

@@ -78,7 +78,8 @@ pub(crate) fn export(store: &dyn Store, to: impl IoWrite, mut progress: impl FnM
     let io = |source| StoreError::Io { path: "the export".into(), source };
     let mut to = Hashed { inner: to, hasher: Sha256::new() };
     to.put(MAGIC).map_err(io)?;
-    to.put(&migrate::newest_format().to_be_bytes()).map_err(io)?;
+    let format = identity::stored_format(store)?.unwrap_or_else(migrate::newest_format);
+    to.put(&format.to_be_bytes()).map_err(io)?;
     let mut n_entries = 0;
     for SlotKey { slot, key } in store.keys().all()? {
         let entry = ExportEntry { table: KEYS, key: slot.to_be_bytes().to_vec(), value: key.bytes().to_vec() };

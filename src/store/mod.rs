@@ -41,7 +41,7 @@ pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
 pub(crate) use cached::CachedBlobs;
 
 pub(crate) use self::sled::{Rewritten, SledSettings, SledStore, change_store_key, panic_is_guarded};
-pub(crate) use doctor::{Finding, examine};
+pub(crate) use doctor::{ErasedFace, Finding, examine, find_in_files, find_in_store};
 pub(crate) use erasures::Erased;
 pub(crate) use error::StoreError;
 pub(crate) use export::{export, import, verify_export};

@@ -9,6 +9,7 @@ mod cached_weights;
 mod churn;
 mod client_python;
 mod data_folder;
+mod erasure;
 mod errors;
 mod faces;
 mod full_disk;

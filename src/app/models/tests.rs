@@ -68,7 +68,7 @@ async fn a_version_that_fails_is_built_once_a_back_off() {
     let AppError::VersionFailed { retry_after, .. } = load().await else { panic!() };
     assert_eq!(fake.n_loads() - n_built, 2);
     assert!(retry_after > Duration::from_secs(1), "the second back-off is longer");
-    let by_operator = models.load_version(&Call::for_tests(), &ModelRef::Version(name(2))).await;
+    let by_operator = models.load_version(&Call::local(), &ModelRef::Version(name(2))).await;
     assert!(matches!(by_operator, Err(AppError::VersionFailed { .. })));
     assert_eq!(fake.n_loads() - n_built, 3, "an operator does not wait");
     assert_eq!(state(&models, 1), LoadState::Loaded);
@@ -83,7 +83,7 @@ async fn a_swap_keeps_the_old_version_for_the_calls_that_resolved_it() {
     let held = models.hold(Some(&champion)).await.unwrap();
     assert_eq!(held.version.name, name(1));
     let once = Idempotent::never();
-    models.set_alias(&Call::for_tests(), model(), AliasName::champion(), Some(name(2)), None, once).await.unwrap();
+    models.set_alias(&Call::local(), model(), AliasName::champion(), Some(name(2)), None, once).await.unwrap();
     assert_eq!(models.resolve(Some(&champion)).unwrap(), name(2));
     assert_eq!((state(&models, 1), state(&models, 2)), (LoadState::Loaded, LoadState::Loaded));
     drop(held);
@@ -96,17 +96,17 @@ async fn what_is_needed_is_not_unloaded_and_what_was_named_is() {
     let fake = FakeEngineLoader::new();
     let models = models(&fake, [new_version(None), new_version(None)]);
     models.load_needed().await;
-    let unload = async |number| models.unload_version(&Call::for_tests(), &ModelRef::Version(name(number))).await;
+    let unload = async |number| models.unload_version(&Call::local(), &ModelRef::Version(name(number))).await;
     let refused = unload(1).await.unwrap_err();
     assert!(matches!(&refused, AppError::Registry(RegistryError::InUse { by, .. }) if by == "the alias champion"));
     let collection = models.hold_for_collection(&name(2), "people".to_owned());
-    models.load_version(&Call::for_tests(), &ModelRef::Version(name(2))).await.unwrap();
-    let refused = models.delete_version(&Call::for_tests(), name(2)).await.unwrap_err();
+    models.load_version(&Call::local(), &ModelRef::Version(name(2))).await.unwrap();
+    let refused = models.delete_version(&Call::local(), name(2)).await.unwrap_err();
     assert!(matches!(&refused, AppError::Registry(RegistryError::InUse { by, .. }) if by == "collections/people"));
     drop(collection);
     settled(&models, 2, LoadState::Unloaded).await;
-    models.load_version(&Call::for_tests(), &ModelRef::Version(name(2))).await.unwrap();
+    models.load_version(&Call::local(), &ModelRef::Version(name(2))).await.unwrap();
     assert_eq!(unload(2).await.unwrap().load_state(), v1::LoadState::Unloaded);
-    models.delete_version(&Call::for_tests(), name(2)).await.unwrap();
+    models.delete_version(&Call::local(), name(2)).await.unwrap();
     assert!(models.version(&name(2)).await.is_err());
 }

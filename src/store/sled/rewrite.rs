@@ -109,14 +109,17 @@ pub(in crate::store) fn rewrite(
     require_room(dir, settings, n_bytes_before, n_bytes_in(&next_dir).map_err(io)?)?;
     progress(new.cursor.n_rows, total);
     for table in Table::ALL.into_iter().skip(new.cursor.n_tables as usize) {
-        let mut range =
-            Range { after: Some(new.cursor.last_key.clone()).filter(|key| !key.is_empty()), ..Range::default() };
+        let mut range = Range::default();
+        let mut n_to_skip = new.cursor.n_rows_in_table;
         loop {
             let page = old.scan(table, &range, PAGE)?;
             let Some((last, _)) = page.last() else { break };
             range.after = Some(last.clone());
             for (key, value) in page {
-                let last_key = key.clone();
+                if n_to_skip > 0 {
+                    n_to_skip -= 1;
+                    continue;
+                }
                 let writes = match changes.row(&new.engine, table, key, value) {
                     Err(error @ StoreError::Corrupt { .. }) if leave_out_damage => {
                         tracing::error!(%error, "a damaged row is left out of the new engine");
@@ -124,7 +127,7 @@ pub(in crate::store) fn rewrite(
                     }
                     writes => writes?,
                 };
-                new.add(writes, last_key);
+                new.add(writes);
             }
             if new.n_bytes >= BATCH_BYTES {
                 new.commit(changes.state())?;
@@ -132,7 +135,7 @@ pub(in crate::store) fn rewrite(
             }
         }
         new.cursor.n_tables += 1;
-        new.cursor.last_key.clear();
+        new.cursor.n_rows_in_table = 0;
         new.commit(changes.state())?;
     }
     progress(new.cursor.n_rows, total);
@@ -198,7 +201,7 @@ impl Growth {
     }
 
     /// Adds the writes of one row. Every key is new.
-    fn add(&mut self, writes: Vec<Write>, last_key: Vec<u8>) {
+    fn add(&mut self, writes: Vec<Write>) {
         for write in writes {
             if let Write::Put(table, key, value) = write {
                 self.n_bytes += key.len() + value.len();
@@ -207,7 +210,7 @@ impl Growth {
             }
         }
         self.cursor.n_rows += 1;
-        self.cursor.last_key = last_key;
+        self.cursor.n_rows_in_table += 1;
     }
 
     fn commit(&mut self, state: Vec<u8>) -> Result<(), StoreError> {

@@ -54,7 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "grpc",
         &["app", "config", "names", "nn", "proto", "registry", "serving", "similarity", "store", "training", "vision"],
     ),
-    ("cli", &["app", "config", "grpc", "proto", "store", "telemetry", "training", "vision"]),
+    ("cli", &["app", "config", "grpc", "proto", "similarity", "store", "telemetry", "training", "vision"]),
 ];
 
 /// Crates that only some places may name: crate, path prefixes.
