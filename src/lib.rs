@@ -24,3 +24,7 @@ pub(crate) mod telemetry;
 pub(crate) mod threads;
 pub(crate) mod training;
 pub mod vision;
+mod wiping;
+
+#[global_allocator]
+static ALLOCATOR: wiping::WipingAllocator = wiping::WipingAllocator;

@@ -55,6 +55,7 @@ use crate::{
     store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreState, SweepReport},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
+    wiping::wipe_stack,
 };
 
 /// A whole server, apart from its transport.
@@ -267,7 +268,13 @@ fn embedding_layers() -> Vec<EmbeddingLayer> {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AppError> + Send + 'static,
 ) -> Result<T, AppError> {
-    tokio::task::spawn_blocking(work)
+    let and_wipe = || {
+        let done = work();
+        // The thread may be idle for long.
+        wipe_stack();
+        done
+    };
+    tokio::task::spawn_blocking(and_wipe)
         .await
         .unwrap_or_else(|e| Err(AppError::Internal(format!("the blocking work of a use case failed: {e}"))))
 }

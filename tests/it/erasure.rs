@@ -3,7 +3,9 @@
 use std::{
     collections::HashSet,
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use prost::Message;
@@ -63,8 +65,12 @@ async fn enroll_all(c: &mut Clients, requests: &[v1::EnrollFaceRequest]) {
     assert_eq!(n_enrolled, n_requests);
 }
 
-/// What is looked for: pieces of 16 bytes.
-struct Traces(HashSet<[u8; WINDOW]>);
+/// What is looked for: pieces of 16 bytes, and a quick answer for most of the others.
+struct Traces {
+    pieces: HashSet<[u8; WINDOW]>,
+    /// By the first two bytes.
+    may_begin: Vec<bool>,
+}
 
 impl Traces {
     /// Names, subjects, labels, request ids, request digests and vectors of these enrolments.
@@ -84,11 +90,54 @@ impl Traces {
                 pieces.extend(text.as_bytes().last_chunk::<WINDOW>());
             }
         }
-        Self(pieces)
+        let mut may_begin = vec![false; 1 << 16];
+        for piece in &pieces {
+            may_begin[usize::from(u16::from_le_bytes([piece[0], piece[1]]))] = true;
+        }
+        Self { pieces, may_begin }
     }
 
     fn first_in(&self, bytes: &[u8]) -> Option<usize> {
-        bytes.array_windows::<WINDOW>().position(|piece| self.0.contains(piece))
+        let may_begin = |piece: &[u8; WINDOW]| self.may_begin[usize::from(u16::from_le_bytes([piece[0], piece[1]]))];
+        bytes.array_windows::<WINDOW>().position(|piece| may_begin(piece) && self.pieces.contains(piece))
+    }
+
+    /// Fails unless no memory of a process has a trace within a minute. The memory of files is not its own.
+    async fn assert_in_no_memory(&self, pid: u32) {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let Some(found) = self.in_memory(pid) else { return };
+            assert!(Instant::now() < until, "a trace is in the memory of the server: {found}");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+
+    fn in_memory(&self, pid: u32) -> Option<String> {
+        let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let mut n_bytes = 0;
+        for line in maps.lines() {
+            let mut fields = line.split_whitespace();
+            let (range, rights) = (fields.next().unwrap(), fields.next().unwrap());
+            let name = fields.nth(3).unwrap_or("anonymous");
+            if !rights.starts_with("rw") || name.starts_with('/') || name == "[vvar]" {
+                continue;
+            }
+            let (start, end) = range.split_once('-').unwrap();
+            let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+            let mut bytes = vec![0; (end - start) as usize];
+            // It may have been given back meanwhile.
+            if memory.read_exact_at(&mut bytes, start).is_err() {
+                continue;
+            }
+            n_bytes += bytes.len();
+            if let Some(at) = self.first_in(&bytes) {
+                let shown = String::from_utf8_lossy(&bytes[at.saturating_sub(64)..at + 64]).escape_debug().to_string();
+                return Some(format!("{range} {name} at {at}: {shown}"));
+            }
+        }
+        assert!(n_bytes > 1 << 20, "the memory was read");
+        None
     }
 
     fn assert_in_no_file(&self, dir: &Path) {
@@ -166,6 +215,9 @@ async fn what_was_deleted_is_found_nowhere() {
         }
     }
     traces.assert_in_no_file(&data);
+    drop(c);
+    traces.assert_in_no_memory(server.pid()).await;
+    let mut c = server.clients().await;
     let after = search(&mut c, &collection, &kept[..50]).await;
     let is_erased = |name: &String| erased.iter().any(|request| name.ends_with(&request.face_id));
     for (before, after) in before.iter().zip(&after) {

@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("names", &[]),
     ("proto", &[]),
     ("threads", &[]),
+    ("wiping", &[]),
     ("config", &[]),
     ("store", &["digest", "error", "mapped", "proto"]),
     ("telemetry", &["config", "store"]),
@@ -48,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "store",
             "training",
             "vision",
+            "wiping",
         ],
     ),
     (
@@ -60,7 +62,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Crates that only some places may name: crate, path prefixes.
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["nn/", "serving/engines/", "training/learn/", "training/process/worker.rs"]),
-    ("libc", &["mapped.rs", "store/sled/"]),
+    ("libc", &["mapped.rs", "store/sled/", "wiping.rs"]),
     ("rustix", &["store/sled/", "threads.rs", "training/process/"]),
     ("sled", &["store/sled.rs", "store/sled/"]),
     ("hnsw_rs", &["similarity/graph.rs"]),
