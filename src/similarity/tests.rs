@@ -12,8 +12,8 @@ use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
     store::{
-        Batch, CollectionKey, Entry, Keys, MemoryStore, Range, SlotKey, SlotKeys as _, Store, StoreError, StoreExt,
-        Table, Unsealed, Write,
+        Batch, CollectionKey, Entry, Keys, MemoryStore, Range, SledSettings, SlotKey, SlotKeys as _, Store, StoreError,
+        StoreExt, Table, Unsealed, Write,
     },
 };
 
@@ -470,4 +470,80 @@ proptest! {
             }
         }
     }
+}
+
+/// Sectors of the engine's file that a disk has lost read as zeros.
+#[test]
+fn lost_sectors_are_counted_and_nothing_is_invented() {
+    const SECTOR: usize = 4096;
+    const N_FACES: usize = 3_000;
+    let original = tempfile::tempdir().unwrap();
+    let settings = SledSettings::default();
+    let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(8), N_FACES);
+    {
+        let store = crate::store::open(original.path(), &settings).unwrap();
+        let index = create(&store);
+        for (i, vector) in vectors.iter().enumerate() {
+            enroll(&index, &format!("f{i}"), vector.clone()).unwrap();
+        }
+    }
+    let log = |dir: &std::path::Path| dir.join("db").join("db");
+    let n_sectors = std::fs::metadata(log(original.path())).unwrap().len() as usize / SECTOR;
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let (mut n_opened, mut n_whole, mut n_refused) = (0, 0, 0);
+    for _ in 0..n_lost_sectors() {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in walkdir::WalkDir::new(original.path()).min_depth(1) {
+            let entry = entry.unwrap();
+            let target = dir.path().join(entry.path().strip_prefix(original.path()).unwrap());
+            if entry.file_type().is_dir() {
+                std::fs::create_dir(target).unwrap();
+            } else {
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+        let at = rng.random_range(0..n_sectors);
+        let mut bytes = std::fs::read(log(dir.path())).unwrap();
+        bytes[at * SECTOR..(at + 1) * SECTOR].fill(0);
+        std::fs::write(log(dir.path()), bytes).unwrap();
+        let store = match crate::store::open(dir.path(), &settings) {
+            Ok(store) => store,
+            Err(error) => {
+                assert!(matches!(error, StoreError::Corrupt { .. }), "sector {at}: {error}");
+                eprintln!("sector {at} of {n_sectors}: {error}");
+                n_refused += 1;
+                continue;
+            }
+        };
+        let damage = store.state().borrow().damage.to_vec();
+        let index = open(&store);
+        let (_, n_loaded) = index.get_collection(&id("people")).unwrap();
+        let mut n_listed = 0;
+        for (_, facts) in index.list_faces(&id("people"), None, usize::MAX).unwrap() {
+            let i: usize = facts.id[1..].parse().unwrap();
+            assert!(i < N_FACES, "a face that never was");
+            n_listed += 1;
+        }
+        for i in (0..N_FACES).step_by(61) {
+            for name in search(&index, vectors[i].clone(), 1, true) {
+                assert!(name == format!("f{i}") || n_loaded < N_FACES, "sector {at}: f{i} got {name}");
+            }
+        }
+        n_opened += 1;
+        let is_whole = n_loaded == N_FACES && n_listed == N_FACES;
+        n_whole += usize::from(is_whole);
+        if !is_whole {
+            assert!(index.n_damaged() > 0 || !damage.is_empty(), "sector {at}: {n_loaded} and nothing is said");
+            eprintln!(
+                "sector {at} of {n_sectors}: {n_loaded} vectors, {n_listed} facts, {} damaged, {damage:?}",
+                index.n_damaged()
+            );
+        }
+    }
+    eprintln!("{n_opened} opened, {n_whole} of them whole, {n_refused} refused");
+}
+
+/// A few in every run of the tests, more with `VISAGE_LOST_SECTORS=200`.
+fn n_lost_sectors() -> usize {
+    std::env::var("VISAGE_LOST_SECTORS").map_or(12, |text| text.parse().expect("VISAGE_LOST_SECTORS is a number"))
 }

@@ -37,7 +37,7 @@ const GROUP_BYTES: usize = 8 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The wait between a failure of the disk and the first try to recover; it doubles with each try, up to the longest.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_FIRST: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(1) };
 const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
 /// The watcher looks this often for a failure of which the engine does not wake the waiting threads.

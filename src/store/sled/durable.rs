@@ -249,6 +249,12 @@ mod replaced {
                 return -1;
             }
         }
+        #[cfg(test)]
+        let n_bytes = match super::super::faults::of_fd(fd) {
+            Some(super::super::faults::Fault::Short) => n_bytes.div_ceil(2),
+            Some(fault) => return super::super::faults::errno(fault) as isize,
+            None => n_bytes,
+        };
         // SAFETY: the arguments are passed on.
         let done = unsafe { libc::syscall(libc::SYS_pwrite64, fd, bytes, n_bytes, offset) } as isize;
         #[cfg(test)]

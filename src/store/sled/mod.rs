@@ -523,4 +523,6 @@ mod tests {
 }
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod power_cuts;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::*;
+use super::{faults, *};
 use crate::store::{StoreExt, Write, examine};
 
 /// The unit in which written data reaches the disk.
@@ -116,6 +116,11 @@ pub(super) fn note_write(fd: c_int, at: usize, written: &[u8]) {
 /// As of the C library's function, and so for all below.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, n_bytes: usize) -> isize {
+    let n_bytes = match faults::of_fd(fd) {
+        Some(faults::Fault::Short) => n_bytes.div_ceil(2),
+        Some(fault) => return faults::errno(fault) as isize,
+        None => n_bytes,
+    };
     // SAFETY: the arguments are passed on.
     let done = unsafe { libc::syscall(libc::SYS_write, fd, bytes, n_bytes) } as isize;
     if done > 0 {
@@ -134,6 +139,9 @@ unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, n_bytes: usize) -> i
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ftruncate64(fd: c_int, n_bytes: i64) -> c_int {
+    if let Some(fault @ faults::Fault::Error(_)) = faults::of_fd(fd) {
+        return faults::errno(fault);
+    }
     // SAFETY: the arguments are passed on.
     let done = unsafe { libc::syscall(libc::SYS_ftruncate, fd, n_bytes) } as c_int;
     note(|record| {
@@ -145,6 +153,9 @@ unsafe extern "C" fn ftruncate64(fd: c_int, n_bytes: i64) -> c_int {
 }
 
 fn sync(fd: c_int, call: libc::c_long) -> c_int {
+    if let Some(fault @ faults::Fault::Error(_)) = faults::of_fd(fd) {
+        return faults::errno(fault);
+    }
     let mut n_before = 0;
     note(|record| n_before = record.steps.len());
     // SAFETY: a system call without pointers.
@@ -171,6 +182,11 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
     // SAFETY: the caller's promise.
     let name = unsafe { path_of(path) };
+    if flags & libc::O_CREAT != 0
+        && let Some(fault @ faults::Fault::Error(_)) = faults::of_path(&name)
+    {
+        return faults::errno(fault);
+    }
     let is_new = fs::symlink_metadata(&name).is_err();
     // SAFETY: the arguments are passed on.
     let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags, mode) } as c_int;
@@ -186,6 +202,10 @@ unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mkdir(path: *const c_char, mode: c_uint) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(fault @ faults::Fault::Error(_)) = faults::of_path(&unsafe { path_of(path) }) {
+        return faults::errno(fault);
+    }
     // SAFETY: the arguments are passed on.
     let done = unsafe { libc::syscall(libc::SYS_mkdirat, libc::AT_FDCWD, path, mode) } as c_int;
     if done == 0 {
@@ -198,6 +218,10 @@ unsafe extern "C" fn mkdir(path: *const c_char, mode: c_uint) -> c_int {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(fault @ faults::Fault::Error(_)) = faults::of_path(&unsafe { path_of(to) }) {
+        return faults::errno(fault);
+    }
     // SAFETY: the arguments are passed on.
     let done = unsafe { libc::syscall(libc::SYS_renameat2, libc::AT_FDCWD, from, libc::AT_FDCWD, to, 0) } as c_int;
     if done == 0 {
@@ -210,6 +234,10 @@ unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(fault @ faults::Fault::Error(_)) = faults::of_path(&unsafe { path_of(path) }) {
+        return faults::errno(fault);
+    }
     // SAFETY: the arguments are passed on.
     let done = unsafe { libc::syscall(libc::SYS_unlinkat, libc::AT_FDCWD, path, 0) } as c_int;
     if done == 0 {

@@ -191,7 +191,7 @@ class Client:
         return Face.from_proto(self._call(self._faces.GetFace, face_service_pb2.GetFaceRequest(name=name)))
 
     def faces(self, collection: str, *, page_size: int = 0) -> Iterator[Face]:
-        """A collection's faces in the order of their ids."""
+        """A collection's faces in the order of their enrolment."""
         request = face_service_pb2.ListFacesRequest(parent=collection, page_size=page_size)
         return map(Face.from_proto, self._pages(self._faces.ListFaces, request, "faces"))
 
