@@ -150,11 +150,16 @@ impl LoadedFaces {
 
     /// Does one piece of background work, which ends early once `stop` is set; returns false if there is none.
     pub(super) fn maintain(&self, settings: &SimilaritySettings, stop: &AtomicBool) -> bool {
-        let sealed = self.state.read().sealed.clone();
+        let (sealed, n_faces) = {
+            let state = self.state.read();
+            (state.sealed.clone(), state.places.len())
+        };
+        // A collection that is always scanned needs no graphs.
+        let needs_graphs = n_faces > settings.exact_up_to;
         // Faces that are hidden but not gone would stay hidden in a new segment: rebuilding it would gain nothing.
         let is_worn = |s: &&Arc<Segment>| s.n_gone() > 0 && s.n_gone() * REBUILD_ONE_IN >= s.len();
         if let Some(worn) = sealed.iter().find(is_worn) {
-            self.replace(std::slice::from_ref(worn), stop);
+            self.replace(std::slice::from_ref(worn), needs_graphs, stop);
             return true;
         }
         let mut tiers: HashMap<u32, Vec<Arc<Segment>>> = HashMap::new();
@@ -163,10 +168,10 @@ impl LoadedFaces {
             tiers.entry(tier).or_default().push(Arc::clone(segment));
         }
         if let Some(alike) = tiers.values().find(|alike| alike.len() >= MERGE_FACTOR) {
-            self.replace(&alike[..MERGE_FACTOR], stop);
+            self.replace(&alike[..MERGE_FACTOR], needs_graphs, stop);
             return true;
         }
-        if let Some(bare) = sealed.iter().find(|s| !s.graph_tried()) {
+        if needs_graphs && let Some(bare) = sealed.iter().find(|s| !s.graph_tried()) {
             bare.build_graph(stop);
             return true;
         }
@@ -174,7 +179,7 @@ impl LoadedFaces {
     }
 
     /// Replaces old segments by one new one with their remaining faces, unless `stop` is set before it is built.
-    fn replace(&self, old: &[Arc<Segment>], stop: &AtomicBool) {
+    fn replace(&self, old: &[Arc<Segment>], with_graph: bool, stop: &AtomicBool) {
         let mut merged = Segment::new(self.dimensions);
         // The origin of each face, by its new position.
         let mut origins = Vec::new();
@@ -196,7 +201,7 @@ impl LoadedFaces {
                 }
             }
         }
-        if merged.len() > 0 {
+        if with_graph && merged.len() > 0 {
             merged.build_graph(stop);
         }
         if stop.load(Ordering::Relaxed) {
@@ -244,7 +249,7 @@ mod tests {
     use super::*;
 
     fn settings() -> SimilaritySettings {
-        SimilaritySettings { seal_at: 4, ..SimilaritySettings::default() }
+        SimilaritySettings { seal_at: 4, exact_up_to: 1, ..SimilaritySettings::default() }
     }
 
     fn filled(n: usize) -> LoadedFaces {
@@ -305,6 +310,16 @@ mod tests {
     }
 
     #[test]
+    fn a_collection_that_is_always_scanned_gets_no_graphs() {
+        let faces = filled(40);
+        let scanned = SimilaritySettings { exact_up_to: 100, ..settings() };
+        while faces.maintain(&scanned, &AtomicBool::new(false)) {}
+        assert!(faces.state.read().sealed.iter().all(|segment| !segment.graph_tried()));
+        while faces.maintain(&settings(), &AtomicBool::new(false)) {}
+        assert!(faces.state.read().sealed.iter().all(|segment| segment.graph_tried()));
+    }
+
+    #[test]
     fn a_face_hidden_while_segments_are_merged_can_be_shown_again() {
         let faces = filled(16);
         faces.hide(5);
@@ -320,7 +335,7 @@ mod tests {
         let old: Vec<_> = faces.state.read().sealed.clone();
         // A merge that has begun, and is not finished when the faces are erased.
         let sealed = faces.state.read().sealed.clone();
-        faces.replace(&sealed[..2], &AtomicBool::new(true));
+        faces.replace(&sealed[..2], true, &AtomicBool::new(true));
         for number in [1, 9, 17] {
             faces.hide(number);
             faces.forget(number);
