@@ -10,19 +10,20 @@ use std::{
     time::SystemTime,
 };
 
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
     CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
     collection::LoadedFaces,
-    removal::{self, Rows},
+    loading::{Collection, FaceLocks, Loading, named},
+    removal,
 };
 use crate::{
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, ErasureRecord, FaceFacts, FaceIdRecord, FaceVector, SealedRecord},
+    proto::store::{CollectionRecord, ErasureRecord, FaceFacts, FaceIdRecord, FaceVector},
     store::{
-        Batch, CollectionKey, Day, FaceKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record,
-        encode_record, parse_row_key, row_key,
+        Batch, CollectionKey, FaceKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record,
+        encode_record, row_key,
     },
     threads::yield_to_calls,
 };
@@ -84,33 +85,6 @@ pub(crate) struct SearchResult {
     pub space: EmbeddingSpace,
 }
 
-struct Collection {
-    record: CollectionRecord,
-    space: EmbeddingSpace,
-    /// The stored record; a new face requires that it is unchanged.
-    bytes: Vec<u8>,
-    key: CollectionKey,
-    faces: LoadedFaces,
-    locks: FaceLocks,
-}
-
-/// The number of locks that a collection's faces share.
-const N_FACE_LOCKS: usize = 64;
-
-/// Locks a face from before a change is stored until memory agrees with the store.
-struct FaceLocks([Mutex<()>; N_FACE_LOCKS]);
-
-impl FaceLocks {
-    fn new() -> Self {
-        Self(std::array::from_fn(|_| Mutex::default()))
-    }
-
-    fn lock(&self, face: &FaceId) -> MutexGuard<'_, ()> {
-        let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_FACE_LOCKS;
-        self.0[shard].lock()
-    }
-}
-
 struct Shared {
     store: Arc<dyn Store>,
     settings: SimilaritySettings,
@@ -161,37 +135,28 @@ struct Stored {
     facts: Result<FaceFacts, StoreError>,
 }
 
-/// Names the face of a damaged row, where another row still has its id.
-fn named(collection: &CollectionId, id: &str, error: StoreError) -> StoreError {
-    match error {
-        StoreError::Corrupt { what, affects } => {
-            StoreError::Corrupt { what: format!("the face collections/{collection}/faces/{id}: {what}"), affects }
-        }
-        other => other,
-    }
-}
-
 impl SimilarityIndex {
     /// Loads every collection; graphs are built in the background, and until then faces are scanned.
     ///
     /// # Errors
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
-        let mut loading = Loading { last_number: removal::last_number(&*store)?, ..Loading::default() };
+        let last_number = AtomicU64::new(removal::last_number(&*store)?);
+        let mut loading = Loading::default();
         let mut collections = HashMap::new();
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
         for (key, bytes) in rows {
             let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
             let id = CollectionId::parse("id", &record.id)?;
-            match loading.collection(&*store, &settings, &id, record, bytes)? {
+            match loading.collection(&*store, &settings, &id, record, bytes.clone())? {
                 Some(collection) => drop(collections.insert(id, Arc::new(collection))),
                 // Its key was wiped: the record must go, too.
-                None => {
-                    tracing::warn!(collection = %id, "finishing the deletion of a collection");
-                    let mut batch = Batch::default();
-                    batch.delete(Table::Collections, &key);
-                    store.commit(batch)?;
-                }
+                None => match removal::remove_collection(&*store, &key, &bytes) {
+                    Err(error) if error.is_refusal() => {
+                        tracing::error!(collection = %id, %error, "its deletion is finished at a later start");
+                    }
+                    removed => removed?,
+                },
             }
         }
         let live: HashSet<u64> = collections.values().map(|collection| collection.key.incarnation).collect();
@@ -211,7 +176,7 @@ impl SimilarityIndex {
             wake: Condvar::new(),
             stopping: AtomicBool::new(false),
             n_damaged: AtomicUsize::new(loading.n_damaged),
-            last_number: AtomicU64::new(loading.last_number),
+            last_number,
             deleted,
         });
         let of_worker = Arc::clone(&shared);
@@ -701,156 +666,4 @@ impl Shared {
 fn not_found(collection: &CollectionId, face: &FaceId) -> SimilarityError {
     let name = FaceName { collection: collection.clone(), face: face.clone() }.to_string();
     SimilarityError::FaceNotFound { name }
-}
-
-impl Collection {
-    /// Returns a face's id from its facts, if they can be read.
-    fn id_of(&self, store: &dyn Store, row: &[u8]) -> Option<String> {
-        let value = store.get(Table::Faces, row).ok()??;
-        match self.unseal::<FaceFacts>(store, Table::Faces, row, &value) {
-            Ok((_, Unsealed::Whole(facts))) => Some(facts.id),
-            _ => None,
-        }
-    }
-
-    /// Reads a row of facts or a vector.
-    fn unseal<M: prost::Message + Default>(
-        &self,
-        store: &dyn Store,
-        table: Table,
-        row: &[u8],
-        value: &[u8],
-    ) -> Result<(u64, Unsealed<M>), StoreError> {
-        self.key.unseal_row(store.keys(), table, row, value)
-    }
-
-    /// Returns the facts of all faces with their numbers, in order, after a row key. Damaged ones are only logged.
-    fn all_facts(
-        &self,
-        store: &dyn Store,
-        after: Option<Vec<u8>>,
-    ) -> impl Iterator<Item = Result<(u64, FaceFacts), StoreError>> {
-        let range = Range { prefix: self.key.prefix(), after, descending: false };
-        store.entries(Table::Faces, range).filter_map(move |entry| {
-            let (row, value) = match entry {
-                Ok(entry) => entry,
-                Err(error) => return Some(Err(error)),
-            };
-            match self.unseal(store, Table::Faces, &row, &value) {
-                Ok((_, Unsealed::Whole(facts))) => Some(Ok((parse_row_key(&row)?.1, facts))),
-                Ok((_, Unsealed::Erased)) => None,
-                Err(StoreError::Corrupt { what, affects }) => {
-                    tracing::error!(collection = %self.record.id, what, affects, "a damaged face is left out of a list");
-                    None
-                }
-                Err(error) => Some(Err(error)),
-            }
-        })
-    }
-}
-
-/// What was found while collections were loaded.
-#[derive(Default)]
-struct Loading {
-    n_damaged: usize,
-    last_number: u64,
-    /// The slots of keys that are needed.
-    used: HashSet<u64>,
-    n_vectors: u64,
-    /// The rows of faces whose key was wiped.
-    erased: Vec<Vec<u8>>,
-}
-
-impl Loading {
-    /// Loads a collection with its faces; `None` when its key was wiped.
-    fn collection(
-        &mut self,
-        store: &dyn Store,
-        settings: &SimilaritySettings,
-        id: &CollectionId,
-        record: CollectionRecord,
-        bytes: Vec<u8>,
-    ) -> Result<Option<Collection>, SimilarityError> {
-        let space = EmbeddingSpace::parse("embedding_space", &record.embedding_space);
-        let space = space.map_err(|error| StoreError::Corrupt {
-            what: format!("{}: {error}", id.name()),
-            affects: "the embedding space of its faces is unknown; import the last export".to_owned(),
-        })?;
-        let Some(key) = CollectionKey::of(store.keys(), &record)? else { return Ok(None) };
-        self.used.insert(key.slot);
-        let dimensions = record.dimensions as usize;
-        let faces = LoadedFaces::new(dimensions);
-        let collection = Collection { record, space, bytes, key, faces, locks: FaceLocks::new() };
-        for entry in Rows::new(store, Table::FaceVectors, collection.key.incarnation) {
-            let (row, value) = entry?;
-            self.n_vectors += 1;
-            let read = collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value);
-            let read = read.and_then(|(key_slot, read)| {
-                self.used.insert(key_slot);
-                match read {
-                    Unsealed::Erased => Ok(None),
-                    Unsealed::Whole(face) => match Embedding::from_bytes(&face.vector, dimensions) {
-                        Ok(embedding) => Ok(Some(embedding)),
-                        Err(why) => Err(named(
-                            id,
-                            &face.id,
-                            StoreError::Corrupt {
-                                what: why,
-                                affects: "no search finds it; delete it and enrol it again".to_owned(),
-                            },
-                        )),
-                    },
-                }
-            });
-            match (read, parse_row_key(&row)) {
-                (Ok(Some(embedding)), Some((_, number))) => {
-                    collection.faces.insert(number, embedding.values(), settings);
-                }
-                (Ok(None), _) => self.erased.push(row),
-                (Err(error @ StoreError::Corrupt { .. }), _) => {
-                    let error = match collection.id_of(store, &row) {
-                        Some(face) => named(id, &face, error),
-                        None => error,
-                    };
-                    tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
-                    self.n_damaged += 1;
-                }
-                (Err(error), _) => return Err(error.into()),
-                (Ok(_), None) => self.n_damaged += 1,
-            }
-        }
-        Ok(Some(collection))
-    }
-
-    /// Removes what was erased, and wipes the keys that nothing needs.
-    fn finish(
-        &mut self,
-        store: &dyn Store,
-        collections: &HashMap<CollectionId, Arc<Collection>>,
-        has_all_rows: bool,
-    ) -> Result<(), SimilarityError> {
-        let n_lost = store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(self.n_vectors));
-        if n_lost > 0 && has_all_rows {
-            tracing::error!(n_lost, "vectors of faces are lost; visage doctor names the faces that are known");
-            self.n_damaged = self.n_damaged.max(n_lost as usize);
-        }
-        if self.n_damaged > 0 {
-            // The slots of those whose vectors cannot be read.
-            for collection in collections.values() {
-                for row in Rows::new(store, Table::Faces, collection.key.incarnation) {
-                    let (row, value) = row?;
-                    self.used.extend(decode_record::<SealedRecord>(Table::Faces, &row, &value).map(|row| row.key_slot));
-                }
-            }
-        }
-        self.used.extend(Day::slots(store)?);
-        let cleaned = removal::remove_erased(store, &self.erased).and_then(|()| store.keys().sweep(&self.used));
-        match cleaned {
-            Err(error) if error.is_refusal() => {
-                tracing::error!(%error, "keys that nothing needs are wiped at a later start");
-                Ok(())
-            }
-            cleaned => Ok(cleaned?),
-        }
-    }
 }

@@ -10,6 +10,7 @@ mod error;
 mod graph;
 mod identity;
 mod index;
+mod loading;
 mod names;
 mod removal;
 mod segment;

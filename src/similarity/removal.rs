@@ -1,9 +1,9 @@
 //! The rows of collections and faces as a whole: which are there, and how those of deleted ones are removed.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use crate::{
-    proto::store::{CollectionRecord, FaceIdRecord, SealedRecord},
+    proto::store::{CollectionRecord, ErasureRecord, FaceIdRecord, SealedRecord},
     store::{Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, parse_row_key, row_key},
 };
 
@@ -66,6 +66,20 @@ pub(super) fn last_number(store: &dyn Store) -> Result<u64, StoreError> {
         }
     }
     Ok(if may_be_lost { last + MARGIN } else { last })
+}
+
+/// Removes the record of a collection whose key was wiped.
+pub(super) fn remove_collection(store: &dyn Store, key: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
+    let record: CollectionRecord = decode_record(Table::Collections, key, bytes)?;
+    tracing::warn!(collection = record.id, "finishing the deletion of a collection");
+    let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
+    let mut batch = Batch::default();
+    batch.require_equals(Table::Collections, key, bytes.to_vec()).delete(Table::Collections, key).put_record(
+        Table::Erasures,
+        &row_key(record.incarnation, 0),
+        &erasure,
+    );
+    store.commit(batch)
 }
 
 /// Removes some rows of a deleted collection; returns true if there may be more. Wipes the keys of its faces, unless

@@ -26,8 +26,8 @@ const DIMENSIONS: usize = 16;
 /// Bytes of a vector that nothing else has by chance.
 const WINDOW: usize = 16;
 
-/// Faces, and how many of them are erased: a few in every run of the tests, more with `VISAGE_ERASED=1000` (of a hundred
-/// times as many).
+/// The number of faces that are erased, of a hundred times as many: a few in every run of the tests, more with
+/// `VISAGE_ERASED=1000`.
 fn n_erased() -> usize {
     std::env::var("VISAGE_ERASED").map_or(40, |text| text.parse().expect("VISAGE_ERASED is a number"))
 }
@@ -187,7 +187,7 @@ async fn stop(server: Server) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_deleted_is_found_nowhere() {
-    let n_faces = n_erased() * 10;
+    let n_faces = n_erased() * 100;
     let home = Home::trained("").await;
     let data = home.path("data");
     let server = home.serve().await;

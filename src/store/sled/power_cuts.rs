@@ -8,7 +8,7 @@
 #![cfg(target_os = "linux")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void},
     fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -21,7 +21,7 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{faults, *};
-use crate::store::{StoreExt, Write, examine};
+use crate::store::{SlotKeys, StoreExt, Write, examine, sealing::Key};
 
 /// The unit in which written data reaches the disk.
 const PAGE: usize = 4096;
@@ -322,32 +322,51 @@ fn leave(steps: &[Step], from: (&Path, Id), to: &Path, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// The contents of the table of faces after each batch.
+/// The contents of the table of faces after each batch. A value begins with the slot of its key, and a part of an HMAC
+/// that only this key makes.
 type History = Vec<BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// Writes batches of all sizes into a store that is closed and opened between.
+fn slot_of(value: &[u8]) -> u64 {
+    u64::from_be_bytes(*value.first_chunk().unwrap())
+}
+
+fn proof(key: &Key) -> [u8; 8] {
+    *key.mac("proof", b"").first_chunk().unwrap()
+}
+
+/// Returns true if the key of a value is in its slot. A slot is used again after it was wiped.
+fn has_key(store: &dyn Store, value: &[u8]) -> bool {
+    store.keys().get(slot_of(value)).is_ok_and(|key| key.is_some_and(|key| proof(&key) == value[8..16]))
+}
+
+/// Writes batches of all sizes into a store that is closed and opened between. Each row has a key, which is wiped after
+/// the row is deleted or replaced.
 fn write_history(dir: &Path, rng: &mut ChaCha8Rng) -> History {
     let mut history = vec![BTreeMap::new()];
     for _ in 0..3 {
         let store = crate::store::open(dir, &SledSettings::default()).unwrap();
         for _ in 0..40 {
             let mut rows = history.last().unwrap().clone();
-            let mut batch = Batch::default();
+            let (mut batch, mut unneeded) = (Batch::default(), Vec::new());
             // The largest fill pages beyond what sled keeps in its log, so that they become files of their own.
             let n_bytes = *[20, 600, 30_000].choose(rng).unwrap();
             for _ in 0..rng.random_range(1..12) {
                 let key = format!("{:03}", rng.random_range(0..150)).into_bytes();
-                if rng.random_bool(0.3) {
-                    rows.remove(&key);
+                let old = if rng.random_bool(0.3) {
                     batch.delete(Table::Faces, &key);
+                    rows.remove(&key)
                 } else {
-                    let value: Vec<u8> = (0..n_bytes).map(|_| rng.random()).collect();
-                    rows.insert(key.clone(), value.clone());
-                    batch.writes.push(Write::Put(Table::Faces, key, value));
-                }
+                    let made = store.keys().take().unwrap();
+                    let mut value = [made.slot.to_be_bytes(), proof(&made.key)].concat();
+                    value.extend((0..n_bytes).map(|_| rng.random::<u8>()));
+                    batch.writes.push(Write::Put(Table::Faces, key.clone(), value.clone()));
+                    rows.insert(key, value)
+                };
+                unneeded.extend(old.map(|old| slot_of(&old)));
             }
             history.push(rows);
             store.commit(batch).unwrap();
+            store.keys().wipe(unneeded).unwrap();
             let n_acknowledged = history.len() - 1;
             note(|record| record.steps.push(Step::Acknowledged(n_acknowledged)));
         }
@@ -387,6 +406,13 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
             store.scan(Table::Faces, &Range::default(), usize::MAX).unwrap().into_iter().collect();
         let candidates = &history[n_acknowledged..(n_acknowledged + 2).min(history.len())];
         assert!(candidates.contains(&found), "{what}: {} rows", found.len());
+        assert!(found.values().all(|value| has_key(&*store, value)), "{what}: a key is lost");
+        // What was deleted and acknowledged cannot be read, whatever the next start wipes.
+        let kept: HashSet<_> = candidates.iter().flat_map(BTreeMap::values).map(|value| &value[..16]).collect();
+        let deleted = history[..n_acknowledged].iter().flat_map(BTreeMap::values).map(|value| &value[..16]);
+        for value in deleted.collect::<HashSet<_>>().difference(&kept) {
+            assert!(!has_key(&*store, value), "{what}: the key of a deleted row is there");
+        }
         assert_eq!(store.verify_all().len(), 0, "{what}");
         assert!(store.get_record::<crate::proto::store::StoreRecord>(Table::Meta, b"store").unwrap().is_some());
         let report = examine(&store, |_, _| {});
