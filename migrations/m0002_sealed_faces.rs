@@ -11,14 +11,11 @@ use prost::Message;
 use super::{Migration, Rewrite};
 use crate::{
     proto::{
-        store::{
-            CollectionRecord, DayKey, DaysRecord, FaceFacts, FaceIdRecord, FaceRecord, FaceVector, RequestRecord,
-            SealedRecord,
-        },
+        store::{CollectionRecord, DayKey, DaysRecord, FaceFacts, FaceIdRecord, FaceRecord, FaceVector, RequestRecord},
         v1,
     },
     store::{
-        CollectionKey, Day, FaceKey, Store, StoreError, StoreExt, Table, Write, decode_record, encode_record,
+        CollectionKey, Day, FaceKey, Store, StoreError, StoreExt, Table, Unsealed, Write, decode_record, encode_record,
         identity::DAYS_KEY,
     },
 };
@@ -102,11 +99,18 @@ impl SealedFaces {
         let Some(FaceIdRecord { number }) = new.get_record(Table::FaceIds, &collection.id_row(id))? else {
             return Ok(None);
         };
-        let Some(SealedRecord { key_slot, .. }) = new.get_record(Table::Faces, &collection.row(number))? else {
+        let row = collection.row(number);
+        let Some(value) = new.get(Table::Faces, &row)? else { return Ok(None) };
+        let (key_slot, Unsealed::Whole(facts)) =
+            collection.unseal_row::<FaceFacts>(new.keys(), Table::Faces, &row, &value)?
+        else {
             return Ok(None);
         };
-        let place = collection.place(number, key_slot);
-        FaceKey::at(new.keys(), place)
+        // Another face may have been enrolled under the id since. The first servers remembered no time.
+        if face.create_time.is_some() && face.create_time != facts.create_time {
+            return Ok(None);
+        }
+        FaceKey::at(new.keys(), collection.place(number, key_slot))
     }
 }
 

@@ -173,8 +173,10 @@ impl Faces {
         blocking(move || {
             let pin = {
                 let mut pins = pins.lock();
-                index.delete_collection(&id)?;
-                pins.remove(&id)
+                let deleted = index.delete_collection(&id);
+                // It may be gone although its key could not be wiped yet.
+                let pin = if index.get_collection(&id).is_err() { pins.remove(&id) } else { None };
+                deleted.map(|()| pin)?
             };
             drop(pin);
             Ok(())

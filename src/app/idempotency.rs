@@ -15,7 +15,9 @@ use sha2::{Digest as _, Sha256};
 use super::{AppError, Call, blocking};
 use crate::{
     proto::store::{AnswerRecord, RequestRecord},
-    store::{Batch, Day, FaceKey, Range, Store, StoreError, StoreExt, StoredAnswer, Table, decode_record, join_key},
+    store::{
+        Batch, Day, Days, FaceKey, Range, Store, StoreError, StoreExt, StoredAnswer, Table, decode_record, join_key,
+    },
 };
 
 /// How long an answer is kept.
@@ -56,9 +58,8 @@ struct Key {
     request_id: String,
     /// Method, caller and request id.
     name: Vec<u8>,
-    /// The days whose answers are kept, the newest first, under whose key the answer will be stored; set before the
-    /// change is made.
-    days: Vec<Day>,
+    /// The days whose answers are kept, under whose newest key the answer will be stored; set before the change is made.
+    days: Option<Days>,
     /// Hashed lazily, on a blocking thread.
     body_digest: LazyLock<Vec<u8>, Box<dyn FnOnce() -> Vec<u8> + Send>>,
 }
@@ -116,7 +117,7 @@ impl Idempotent {
         Ok(Self(Some(Key {
             request_id: request_id.to_owned(),
             name: join_key(&[method.as_bytes(), call.caller.id.as_bytes(), request_id.as_bytes()]),
-            days: Vec::new(),
+            days: None,
             body_digest: LazyLock::new(Box::new(move || digest(&request))),
         })))
     }
@@ -153,7 +154,7 @@ impl Idempotent {
         blocking(move || {
             if let Some(key) = &mut self.0 {
                 Day::of(&*store, SystemTime::now())?;
-                key.days = Day::all(&*store)?;
+                key.days = Some(Days::read(&*store)?);
             }
             match commit(prepared, &self) {
                 Ok(answer) => Ok(Answer::New(answer)),
@@ -204,7 +205,8 @@ impl Idempotent {
     fn remember_sealed(&self, answer: &impl Message, face: Option<&FaceKey>) -> Batch {
         let mut batch = Batch::default();
         if let Some(key) = &self.0
-            && let Some(day) = key.days.first()
+            && let Some(days) = &key.days
+            && let Some(day) = days.all.first()
         {
             let record = RequestRecord {
                 body_digest: key.body_digest.clone(),
@@ -212,7 +214,9 @@ impl Idempotent {
                 create_time: Some(SystemTime::now().into()),
             };
             let row = day.row(&key.name);
-            for day in &key.days {
+            // If a day begins meanwhile, an equal request may be answered under its key.
+            days.require_same(&mut batch);
+            for day in &days.all {
                 batch.require_absent(Table::Requests, &day.row(&key.name));
             }
             batch.put_record(Table::Requests, &row, &day.seal(&row, &record, face));

@@ -109,6 +109,16 @@ impl LoadedFaces {
         }
     }
 
+    /// Overwrites all vectors.
+    pub(super) fn wipe(&self) {
+        let state = self.state.write();
+        state.tail.wipe();
+        state.sealed.iter().for_each(|segment| segment.wipe());
+        if let Some((growing, _)) = &state.growing {
+            growing.wipe();
+        }
+    }
+
     /// Returns a face's vector.
     pub(super) fn vector(&self, number: u64) -> Option<Vec<f32>> {
         let state = self.state.read();

@@ -130,6 +130,8 @@ pub(crate) struct SimilarityIndex {
 /// A face as its rows have it.
 struct Stored {
     number: u64,
+    /// The value of the row that leads to it.
+    id_value: Vec<u8>,
     /// The slot of its key; `None` when no row can be read.
     key_slot: Option<u64>,
     facts: Result<FaceFacts, StoreError>,
@@ -165,7 +167,7 @@ impl SimilarityIndex {
             .filter(|incarnation| !live.contains(incarnation))
             .map(|incarnation| Deleted { incarnation, loaded: None, has_keys: false })
             .collect();
-        loading.finish(&*store, &collections, deleted.is_empty())?;
+        loading.finish(&*store, deleted.iter().map(|deleted| deleted.incarnation))?;
         let deleted = Mutex::new(deleted);
         let shared = Arc::new(Shared {
             store,
@@ -275,7 +277,14 @@ impl SimilarityIndex {
     /// wiped later.
     pub(crate) fn delete_collection(&self, id: &CollectionId) -> Result<(), SimilarityError> {
         let _lock = self.shared.changing.lock();
-        let collection = self.collection(id).inspect_err(|_| drop(self.shared.store.keys().wipe([])))?;
+        let collection = match self.collection(id) {
+            Ok(collection) => collection,
+            Err(missing) => {
+                // An earlier call may have deleted it, and failed to make that durable or to wipe its key.
+                self.confirm_absent(&[(Table::Collections, id.as_str().as_bytes())])?;
+                return Err(missing);
+            }
+        };
         let (key, incarnation) = (id.as_str().as_bytes(), collection.key.incarnation);
         let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
         let mut batch = Batch::default();
@@ -286,6 +295,7 @@ impl SimilarityIndex {
         self.shared.store.commit(batch)?;
         let wiped = self.shared.store.keys().wipe([collection.key.slot]);
         self.shared.collections.write().remove(id);
+        collection.faces.wipe();
         self.shared.deleted.lock().push(Deleted { incarnation, loaded: Some(collection), has_keys: true });
         self.shared.wake();
         Ok(wiped?)
@@ -363,13 +373,12 @@ impl SimilarityIndex {
     /// Finds the rows of a face by its id.
     fn stored(&self, id: &CollectionId, collection: &Collection, face: &FaceId) -> Result<Stored, SimilarityError> {
         let store = &*self.shared.store;
-        let found = store.get_record(Table::FaceIds, &collection.key.id_row(face.as_str()));
-        let number = match found {
-            Ok(Some(FaceIdRecord { number })) => Some(number),
-            Ok(None) => None,
+        let id_row = collection.key.id_row(face.as_str());
+        let id_value = store.get(Table::FaceIds, &id_row)?.ok_or_else(|| not_found(id, face))?;
+        let number = match decode_record(Table::FaceIds, &id_row, &id_value) {
+            Ok(FaceIdRecord { number }) => Some(number),
             // The damaged row leads nowhere, but another row has the id.
-            Err(StoreError::Corrupt { .. }) => self.number_by_facts(collection, face)?,
-            Err(error) => return Err(error.into()),
+            Err(_) => self.number_by_facts(collection, face)?,
         };
         let number = number.ok_or_else(|| not_found(id, face))?;
         let row = collection.key.row(number);
@@ -380,12 +389,14 @@ impl SimilarityIndex {
         let read = value.and_then(|value| collection.unseal::<FaceFacts>(store, Table::Faces, &row, &value));
         match read {
             Ok((_, Unsealed::Erased)) => Err(not_found(id, face)),
-            Ok((key_slot, Unsealed::Whole(facts))) => Ok(Stored { number, key_slot: Some(key_slot), facts: Ok(facts) }),
+            Ok((key_slot, Unsealed::Whole(facts))) => {
+                Ok(Stored { number, id_value, key_slot: Some(key_slot), facts: Ok(facts) })
+            }
             Err(error @ StoreError::Corrupt { .. }) => {
                 let vector = store.get(Table::FaceVectors, &row)?;
                 let read = vector.map(|value| collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value));
                 let key_slot = read.and_then(Result::ok).map(|(key_slot, _)| key_slot);
-                Ok(Stored { number, key_slot, facts: Err(named(id, face.as_str(), error)) })
+                Ok(Stored { number, id_value, key_slot, facts: Err(named(id, face.as_str(), error)) })
             }
             Err(error) => Err(error.into()),
         }
@@ -437,10 +448,29 @@ impl SimilarityIndex {
     pub(crate) fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
         let deleted = self.delete_face_if(id, face, |_| true);
         if matches!(deleted, Err(SimilarityError::FaceNotFound { .. })) {
-            // An earlier call may have deleted it and failed to wipe its key: only then is it gone.
-            self.shared.store.keys().wipe([])?;
+            // An earlier call may have deleted it, and failed to make that durable or to wipe its key.
+            let collection = self.collection(id)?;
+            let _lock = collection.locks.lock(face);
+            let id_row = collection.key.id_row(face.as_str());
+            self.confirm_absent(&[(Table::FaceIds, &id_row)])?;
         }
         deleted
+    }
+
+    /// Makes sure that what is not there was deleted for good: a deletion that the disk refused is undone later.
+    ///
+    /// # Errors
+    /// When the disk takes no writes.
+    fn confirm_absent(&self, rows: &[(Table, &[u8])]) -> Result<(), SimilarityError> {
+        let mut batch = Batch::default();
+        for (table, key) in rows {
+            batch.require_absent(*table, key);
+        }
+        match self.shared.store.commit(batch) {
+            // It is there again: it was enrolled anew.
+            Ok(()) | Err(StoreError::Conflict { .. }) => Ok(self.shared.store.keys().wipe([])?),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Deletes the faces of a subject, one by one; returns their number. Reads every face of the collection.
@@ -463,8 +493,9 @@ impl SimilarityIndex {
                 Err(error) => return Err(error),
             }
         }
-        // What earlier calls deleted without wiping its keys.
-        self.shared.store.keys().wipe([])?;
+        // Faces that other calls are deleting, or have deleted, are gone for good then, too.
+        collection.locks.wait_for_all();
+        self.confirm_absent(&[])?;
         Ok(n_deleted)
     }
 
@@ -489,6 +520,8 @@ impl SimilarityIndex {
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
+            // A row that was read may be undone, and its slot given to another face.
+            .require_equals(Table::FaceIds, &id_row, stored.id_value)
             .delete(Table::FaceIds, &id_row)
             .delete(Table::Faces, &row)
             .delete(Table::FaceVectors, &row)

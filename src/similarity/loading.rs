@@ -1,9 +1,6 @@
 //! A stored collection, and how it comes into memory.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::HashSet;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -13,9 +10,10 @@ use super::{
     removal::{self, Rows},
 };
 use crate::{
+    error::Kind,
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, FaceFacts, FaceVector, SealedRecord},
-    store::{CollectionKey, Day, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record, parse_row_key},
+    proto::store::{CollectionRecord, FaceFacts, FaceVector},
+    store::{CollectionKey, Day, Range, Store, StoreError, StoreExt, Table, Unsealed, parse_row_key},
 };
 
 /// A collection in memory.
@@ -43,6 +41,11 @@ impl FaceLocks {
     pub(super) fn lock(&self, face: &FaceId) -> MutexGuard<'_, ()> {
         let shard = crc32fast::hash(face.as_str().as_bytes()) as usize % N_FACE_LOCKS;
         self.0[shard].lock()
+    }
+
+    /// Waits for all changes that have begun.
+    pub(super) fn wait_for_all(&self) {
+        self.0.iter().for_each(|lock| drop(lock.lock()));
     }
 }
 
@@ -109,6 +112,8 @@ pub(super) struct Loading {
     /// The slots of keys that are needed.
     used: HashSet<u64>,
     n_vectors: u64,
+    /// Ranges of rows that could not be read.
+    n_gaps: usize,
     /// The rows of faces whose key was wiped.
     erased: Vec<Vec<u8>>,
 }
@@ -133,7 +138,8 @@ impl Loading {
         let dimensions = record.dimensions as usize;
         let faces = LoadedFaces::new(dimensions);
         let collection = Collection { record, space, bytes, key, faces, locks: FaceLocks::new() };
-        for entry in Rows::new(store, Table::FaceVectors, collection.key.incarnation) {
+        let mut rows = Rows::new(store, Table::FaceVectors, collection.key.incarnation);
+        for entry in rows.by_ref() {
             let (row, value) = entry?;
             self.n_vectors += 1;
             let read = collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value);
@@ -171,34 +177,46 @@ impl Loading {
                 (Ok(_), None) => self.n_damaged += 1,
             }
         }
+        self.n_gaps += rows.n_gaps;
         Ok(Some(collection))
     }
 
-    /// Removes what was erased, and wipes the keys that nothing needs.
+    /// Removes what was erased, and wipes the keys that nothing needs. `deleted` are the incarnations of collections
+    /// whose rows are still to be removed.
+    ///
+    /// While anything is damaged or lost, no key is wiped: the face that needs it may not be known.
     pub(super) fn finish(
         &mut self,
         store: &dyn Store,
-        collections: &HashMap<CollectionId, Arc<Collection>>,
-        has_all_rows: bool,
+        deleted: impl Iterator<Item = u64>,
     ) -> Result<(), SimilarityError> {
-        let n_lost = store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(self.n_vectors));
-        if n_lost > 0 && has_all_rows {
-            tracing::error!(n_lost, "vectors of faces are lost; visage doctor names the faces that are known");
-            self.n_damaged = self.n_damaged.max(n_lost as usize);
-        }
-        if self.n_damaged > 0 {
-            // The slots of those whose vectors cannot be read.
-            for collection in collections.values() {
-                for row in Rows::new(store, Table::Faces, collection.key.incarnation) {
-                    let (row, value) = row?;
-                    self.used.extend(decode_record::<SealedRecord>(Table::Faces, &row, &value).map(|row| row.key_slot));
-                }
+        let mut n_found = self.n_vectors;
+        for incarnation in deleted {
+            let mut rows = Rows::new(store, Table::FaceVectors, incarnation);
+            for row in rows.by_ref() {
+                row?;
+                n_found += 1;
             }
+            self.n_gaps += rows.n_gaps;
+        }
+        let n_lost = store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(n_found));
+        if n_lost > 0 {
+            tracing::error!(n_lost, "vectors of faces are lost; visage doctor names the faces that are known");
+            self.n_damaged += n_lost as usize;
+        }
+        let is_damaged = {
+            let (state, tables) = (store.state(), [Table::Faces, Table::FaceIds, Table::Erasures]);
+            let is_damaged = tables.iter().any(|table| state.borrow().is_damaged(*table));
+            is_damaged || self.n_damaged > 0 || self.n_gaps > 0
+        };
+        if is_damaged {
+            tracing::warn!("faces are damaged, so keys that nothing needs are kept until the damage is mended");
+            return Ok(());
         }
         self.used.extend(Day::slots(store)?);
         let cleaned = removal::remove_erased(store, &self.erased).and_then(|()| store.keys().sweep(&self.used));
         match cleaned {
-            Err(error) if error.is_refusal() => {
+            Err(error) if error.is_refusal() || error.kind() == Kind::Corrupt => {
                 tracing::error!(%error, "keys that nothing needs are wiped at a later start");
                 Ok(())
             }

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, time::SystemTime};
 
 use crate::{
     proto::store::{CollectionRecord, ErasureRecord, FaceIdRecord, SealedRecord},
-    store::{Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, parse_row_key, row_key},
+    store::{
+        Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, parse_row_key, reserved_numbers,
+        row_key,
+    },
 };
 
 /// The tables of faces. Their keys begin with the incarnation of the collection.
@@ -65,7 +68,8 @@ pub(super) fn last_number(store: &dyn Store) -> Result<u64, StoreError> {
             }
         }
     }
-    Ok(if may_be_lost { last + MARGIN } else { last })
+    let floor = reserved_numbers(store)?;
+    Ok(last.max(floor) + if may_be_lost { MARGIN } else { 0 })
 }
 
 /// Removes the record of a collection whose key was wiped.

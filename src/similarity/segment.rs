@@ -143,6 +143,11 @@ impl Segment {
         }
     }
 
+    /// Overwrites all vectors.
+    pub(super) fn wipe(&self) {
+        self.vectors.wipe_all();
+    }
+
     pub(super) fn is_gone(&self, idx: usize) -> bool {
         self.gone[idx].load(Ordering::Acquire)
     }

@@ -1,6 +1,7 @@
 //! The vectors of a segment, side by side. An erased one is overwritten at once, while others are read.
 
 use parking_lot::{RwLock, RwLockReadGuard};
+use zeroize::Zeroize;
 
 /// Vectors of one length, by position.
 pub(super) struct Vectors {
@@ -21,7 +22,15 @@ impl Vectors {
 
     pub(super) fn push(&self, vector: &[f32]) {
         debug_assert_eq!(vector.len(), self.dimensions);
-        self.values.write().extend_from_slice(vector);
+        let mut values = self.values.write();
+        if values.len() + vector.len() > values.capacity() {
+            // A block that grows may move and leave its contents behind.
+            let mut larger = Vec::with_capacity(2 * values.capacity().max(vector.len()));
+            larger.extend_from_slice(&values);
+            values.zeroize();
+            *values = larger;
+        }
+        values.extend_from_slice(vector);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -46,6 +55,18 @@ impl Vectors {
     pub(super) fn wipe(&self, idx: usize) {
         let at = idx * self.dimensions;
         self.values.write()[at..at + self.dimensions].fill(0.0);
+    }
+
+    /// Overwrites all vectors with zeros.
+    pub(super) fn wipe_all(&self) {
+        self.values.write().iter_mut().for_each(|value| value.zeroize());
+    }
+}
+
+impl Drop for Vectors {
+    fn drop(&mut self) {
+        // The allocator overwrites small blocks only.
+        self.values.get_mut().zeroize();
     }
 }
 

@@ -22,6 +22,37 @@ const ID_BYTES: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Day(SlotKey);
 
+/// The days whose answers are kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Days {
+    /// The newest first.
+    pub all: Vec<Day>,
+    /// The stored record.
+    bytes: Option<Vec<u8>>,
+}
+
+impl Days {
+    /// Reads the keys of the days.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) fn read(store: &dyn Store) -> Result<Self, StoreError> {
+        let (bytes, record) = stored_days(store)?;
+        let mut all = Vec::new();
+        for day in record.days.iter().rev() {
+            all.extend(Day::in_slot(store, day.key_slot)?);
+        }
+        Ok(Self { all, bytes })
+    }
+
+    /// Requires that no day has begun or was forgotten since they were read.
+    pub(crate) fn require_same(&self, batch: &mut Batch) {
+        if let Some(bytes) = &self.bytes {
+            batch.require_equals(Table::Meta, DAYS_KEY, bytes.clone());
+        }
+    }
+}
+
 /// A stored answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StoredAnswer {
@@ -49,13 +80,7 @@ impl Day {
     /// # Errors
     /// When the store fails.
     pub(crate) fn all(store: &dyn Store) -> Result<Vec<Self>, StoreError> {
-        let mut days = Vec::new();
-        for day in stored_days(store)?.1.days.iter().rev() {
-            if let Some(key) = store.keys().get(day.key_slot)? {
-                days.push(Self(SlotKey { slot: day.key_slot, key }));
-            }
-        }
-        Ok(days)
+        Ok(Days::read(store)?.all)
     }
 
     /// Returns the key of the day of `now`, which is made by the first call of a day.
@@ -67,15 +92,18 @@ impl Day {
         loop {
             let (bytes, mut record) = stored_days(store)?;
             let newest = record.days.last();
-            if let Some(found) = newest.filter(|day| day.day >= today)
-                && let Some(key) = store.keys().get(found.key_slot)?
+            // A clock that was set back for a moment needs no new key.
+            if let Some(found) = newest.filter(|day| (today..=today + 1).contains(&day.day))
+                && let Some(found) = Self::in_slot(store, found.key_slot)?
             {
-                return Ok(Self(SlotKey { slot: found.key_slot, key }));
+                return Ok(found);
             }
             let made = match store.keys().take() {
                 Ok(made) => made,
                 Err(error) => return Self::newest(store)?.ok_or(error),
             };
+            // Days of a clock that was far ahead would be kept for ever.
+            record.days.retain(|day| day.day <= today + 1);
             record.days.push(DayKey { day: today, key_slot: made.slot });
             let mut batch = Batch::default();
             match bytes {
@@ -93,6 +121,17 @@ impl Day {
                     }
                 }
             }
+        }
+    }
+
+    /// Returns the key of a slot; `None` when it is wiped or damaged: its answers cannot be given again.
+    fn in_slot(store: &dyn Store, slot: u64) -> Result<Option<Self>, StoreError> {
+        match store.keys().get(slot) {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(%error, "the answers of a day cannot be read");
+                Ok(None)
+            }
+            key => Ok(key?.map(|key| Self(SlotKey { slot, key }))),
         }
     }
 
@@ -155,11 +194,17 @@ impl Day {
         let plain = match face {
             None => self.0.key.unseal(row, &sealed),
             Some(place) => {
-                let key = FaceKey::at(store.keys(), place)?;
-                let plain = key.and_then(|key| key.unseal(Table::Requests, row, &sealed));
+                // A slot of an erased face may be damaged, or not be there in an imported store.
+                let key = FaceKey::at(store.keys(), place);
+                let plain = key
+                    .as_ref()
+                    .ok()
+                    .and_then(Option::as_ref)
+                    .and_then(|key| key.unseal(Table::Requests, row, &sealed));
                 if plain.is_none() && is_erased(store, place)? {
                     return Ok(StoredAnswer::Erased);
                 }
+                key?;
                 plain
             }
         };

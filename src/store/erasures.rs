@@ -5,7 +5,7 @@
 //! seconds since 1970, a CRC-32 of these, and zeros; all big endian. It names nobody.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt,
@@ -71,9 +71,7 @@ impl Erased {
         let mut found = HashSet::new();
         // A copy that was made during a write may end within an entry.
         for entry in entries.chunks_exact(ENTRY_BYTES) {
-            let (checked, crc) = entry.split_at(CHECKED_BYTES);
-            let key = parse_row_key(&checked[..16]).filter(|_| crc[..4] == crc32fast::hash(checked).to_be_bytes());
-            found.insert(key.ok_or_else(|| damaged("an entry's checksum fails"))?);
+            found.insert(parse(entry).ok_or_else(|| damaged("an entry's checksum fails"))?);
         }
         Ok(Self { store_id: Some(store_id.to_string()), entries: found })
     }
@@ -86,33 +84,43 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a store, and completes it when erasures are missing.
-    pub(super) fn open(path: PathBuf, store: &dyn Store) -> Result<Self, StoreError> {
-        let mut journal = Self { path, file: None };
-        let n_expected = store.n_expected(Table::Erasures).unwrap_or(0);
-        let n_bytes = fs::metadata(&journal.path).map_or(0, |found| found.len());
-        if n_expected > 0 && n_bytes != (n_expected + 1) * ENTRY_BYTES as u64 {
-            journal.rebuild(store)?;
+    /// Opens the journal of a store, and completes it when it lacks erasures, or has entries that a power cut has spoilt.
+    /// What only the journal has stays in it.
+    pub(super) fn open(path: PathBuf, store: &dyn Store) -> Self {
+        let journal = Self { path, file: None };
+        if let Err(error) = journal.complete(store) {
+            tracing::error!(journal = %journal.path.display(), %error, "the erasure journal may be incomplete");
         }
-        Ok(journal)
+        journal
     }
 
-    /// Writes the journal anew.
-    fn rebuild(&mut self, store: &dyn Store) -> Result<(), StoreError> {
-        let Some(mut bytes) = header(store)? else { return Ok(()) };
-        for row in store.readable_records::<ErasureRecord>(Table::Erasures, Range::default()) {
-            let (key, record) = row?;
-            bytes.extend(entry(&key, &record));
+    fn complete(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let io = |source| StoreError::Io { path: self.path.clone(), source };
+        let bytes = match fs::read(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes.map_err(io)?,
+        };
+        let entries = bytes.get(ENTRY_BYTES..).unwrap_or_default();
+        let kept: BTreeMap<&[u8], &[u8]> =
+            entries.chunks_exact(ENTRY_BYTES).filter(|entry| parse(entry).is_some()).map(|e| (&e[..16], e)).collect();
+        let n_entries = entries.len().div_ceil(ENTRY_BYTES);
+        let n_expected = store.n_expected(Table::Erasures).unwrap_or(0);
+        if kept.len() == n_entries && n_entries as u64 >= n_expected {
+            return Ok(());
+        }
+        let Some(header) = header(store)? else { return Ok(()) };
+        let mut all: BTreeMap<Vec<u8>, Vec<u8>> = kept.iter().map(|(key, e)| (key.to_vec(), e.to_vec())).collect();
+        // What cannot be read of the table may be in the journal.
+        for row in store.readable_records::<ErasureRecord>(Table::Erasures, Range::default()).map_while(Result::ok) {
+            all.entry(row.0.clone()).or_insert_with(|| entry(&row.0, &row.1));
         }
         let dir = self.path.parent().unwrap_or(&self.path);
-        let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path)?;
-            Ok(())
-        });
-        self.file = None;
-        written.map_err(|source| StoreError::Io { path: self.path.clone(), source })
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+        file.write_all(&header).map_err(io)?;
+        all.values().try_for_each(|entry| file.write_all(entry)).map_err(io)?;
+        file.as_file().sync_all().map_err(io)?;
+        file.persist(&self.path).map_err(|error| io(error.error))?;
+        Ok(())
     }
 
     /// Adds what was just committed. A failure is only logged: the table is the truth, and the next start completes the
@@ -157,10 +165,63 @@ fn header(store: &dyn Store) -> Result<Option<Vec<u8>>, StoreError> {
     }))
 }
 
+/// Returns the incarnation and number of an entry; `None` when it is damaged.
+fn parse(entry: &[u8]) -> Option<(u64, u64)> {
+    let (checked, crc) = entry.split_at_checked(CHECKED_BYTES)?;
+    parse_row_key(&checked[..16]).filter(|_| crc.starts_with(&crc32fast::hash(checked).to_be_bytes()))
+}
+
 fn entry(key: &[u8], record: &ErasureRecord) -> Vec<u8> {
     let seconds = record.time.map_or(0, |time| time.seconds);
     let mut bytes = [key, &seconds.to_be_bytes()].concat();
     bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
     bytes.resize(ENTRY_BYTES, 0);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Batch, MemoryStore, identity::STORE_KEY, row_key};
+
+    fn erase(store: &dyn Store, journal: &mut Journal, number: u64) {
+        let row = row_key(1, number);
+        let mut batch = Batch::default();
+        batch.put_record(Table::Erasures, &row, &ErasureRecord::default());
+        store.commit(batch).unwrap();
+        journal.add(store, &[(row.clone(), store.get(Table::Erasures, &row).unwrap().unwrap())]);
+    }
+
+    #[test]
+    fn a_journal_is_completed_and_never_loses_an_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("erasures");
+        let store = MemoryStore::new();
+        let identity = StoreRecord { store_id: uuid::Uuid::new_v4().to_string(), ..StoreRecord::default() };
+        let mut batch = Batch::default();
+        batch.put_record(Table::Meta, STORE_KEY, &identity);
+        store.commit(batch).unwrap();
+        let mut journal = Journal::open(path.clone(), &store);
+        for number in 1..5 {
+            erase(&store, &mut journal, number);
+        }
+        let read = || Erased::read(&path).unwrap();
+        assert_eq!(read().store_id, Some(identity.store_id.clone()));
+        assert_eq!(read().iter().count(), 4);
+        // After a power cut: an entry of zeros, and one that is missing.
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[2 * ENTRY_BYTES..3 * ENTRY_BYTES].fill(0);
+        fs::write(&path, &bytes[..4 * ENTRY_BYTES + 7]).unwrap();
+        assert!(Erased::read(&path).is_err());
+        // The table has lost the first.
+        let mut batch = Batch::default();
+        batch.delete(Table::Erasures, &row_key(1, 1));
+        store.commit(batch).unwrap();
+        Journal::open(path.clone(), &store);
+        let mut found: Vec<_> = read().iter().collect();
+        found.sort_unstable();
+        assert_eq!(found, [(1, 1), (1, 2), (1, 3), (1, 4)]);
+        fs::write(&path, b"something else, which is long enough for a header").unwrap();
+        assert!(Erased::read(&path).is_err());
+    }
 }

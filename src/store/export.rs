@@ -133,6 +133,7 @@ pub(crate) fn import(
     }
     let (mut batch, mut n_bytes, mut facts) = (Batch::default(), 0, Vec::new());
     let (mut keys, mut used) = (HashMap::new(), HashSet::new());
+    let (mut identity, mut last_number) = (None, 0);
     let mut n_left_out = 0;
     let n_entries = read(from, |entry, n| {
         if entry.table == KEYS {
@@ -142,11 +143,19 @@ pub(crate) fn import(
         let table = table_of(&entry)?;
         if table == Table::Meta && entry.key == identity::STORE_KEY {
             // It comes before anything is written.
-            let StoreRecord { store_id, .. } = decode_record(table, &entry.key, &entry.value)?;
-            if let Some(other) = erased.store_id.as_ref().filter(|other| **other != store_id) {
+            let record: StoreRecord = decode_record(table, &entry.key, &entry.value)?;
+            let store_id = &record.store_id;
+            if let Some(other) = erased.store_id.as_ref().filter(|other| *other != store_id) {
                 return Err(bad(format!("it is of the store {store_id}, the erasures are of the store {other}")));
             }
+            if erased.store_id.is_some() && record.format < identity::FIRST_SEALED_FORMAT {
+                let why = "its faces have no numbers, which the erasures list: it is of an earlier format";
+                return Err(bad(why.to_owned()));
+            }
+            identity = Some(record);
+            return Ok(());
         }
+        last_number = last_number.max(number_of(table, &entry.key));
         if is_erased(erased, table, &entry)? {
             n_left_out += u64::from(table == Table::Faces);
             return Ok(());
@@ -175,18 +184,31 @@ pub(crate) fn import(
             batch.put_record(Table::Erasures, &row, &ErasureRecord { time });
         }
     }
-    keys.retain(|slot, _| used.contains(slot));
-    let mut keys: Vec<SlotKey> = keys.into_iter().map(|(slot, key)| SlotKey { slot, key }).collect();
-    keys.sort_by_key(|key| key.slot);
+    let keys = used.into_iter().map(|slot| (slot, keys.remove(&slot))).collect();
     store.keys().restore(&keys)?;
     batch.writes.extend(facts);
+    let mut identity: StoreRecord = identity.ok_or_else(|| bad("it has no identity of a store".to_owned()))?;
+    // The exported store may have given further numbers since, which a journal of it lists.
+    let last_erased = erased.iter().map(|(incarnation, number)| incarnation.max(number)).max().unwrap_or(0);
+    identity.last_number = identity.last_number.max(last_number).max(last_erased) + NUMBERS_SINCE;
+    batch.put_record(Table::Meta, identity::STORE_KEY, &identity);
     store.commit(batch)?;
     progress(n_entries);
-    match store.get_record::<StoreRecord>(Table::Meta, identity::STORE_KEY)? {
-        Some(_) => Ok(Imported { n_entries, n_left_out }),
-        None => Err(bad("it has no identity of a store".to_owned())),
+    Ok(Imported { n_entries, n_left_out })
+}
+
+/// Returns the highest number in a key.
+fn number_of(table: Table, key: &[u8]) -> u64 {
+    match table {
+        Table::Faces | Table::FaceVectors | Table::Erasures => {
+            parse_row_key(key).map_or(0, |(incarnation, number)| incarnation.max(number))
+        }
+        _ => 0,
     }
 }
+
+/// More numbers than a store gives between an export and its import.
+const NUMBERS_SINCE: u64 = 1 << 40;
 
 /// What an import did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,7 +371,8 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         StoreBlobs::new(Arc::clone(&store)).put(&vec![3; 50_000]).unwrap();
         let mut batch = Batch::default();
-        let identity = StoreRecord { format: migrate::newest_format(), store_id: "s".to_owned() };
+        let identity =
+            StoreRecord { format: migrate::newest_format(), store_id: "s".to_owned(), ..StoreRecord::default() };
         batch.put_record(Table::Meta, identity::STORE_KEY, &identity);
         store.commit(batch).unwrap();
         let record =
@@ -380,7 +403,11 @@ mod tests {
         assert_eq!(verify_export(bytes.as_slice(), |_| {}).unwrap(), n);
         let imported = import(&target, bytes.as_slice(), &Erased::default(), |_| {}).unwrap();
         assert_eq!((imported.n_entries, imported.n_left_out), (n, 0));
-        assert_eq!(all(&target), all(&*source));
+        let without_identity = |store: &dyn Store| all(store).split_off(1);
+        assert_eq!(without_identity(&target), without_identity(&*source));
+        let identity: StoreRecord = target.get_record(Table::Meta, identity::STORE_KEY).unwrap().unwrap();
+        assert_eq!(identity.store_id, "s");
+        assert!(identity.last_number > 1 << 32, "numbers given since the export are not given again");
         assert_eq!(target.keys().all().unwrap().len(), 3, "no key that nothing needs");
         let again = import(&target, bytes.as_slice(), &Erased::default(), |_| {});
         assert!(again.is_err(), "only into an empty store");

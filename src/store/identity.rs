@@ -20,6 +20,11 @@ pub(super) fn stored_format(store: &dyn Store) -> Result<Option<u32>, StoreError
     Ok(store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.map(|record| record.format))
 }
 
+/// Returns the number up to which collections and faces get none, because an exported store may have given them.
+pub(crate) fn reserved_numbers(store: &dyn Store) -> Result<u64, StoreError> {
+    Ok(store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.map_or(0, |record| record.last_number))
+}
+
 /// Reads the store's identity; the default for an empty one.
 pub(super) fn identity(store: &dyn Store) -> Result<StoreRecord, StoreError> {
     if let Some(record) = store.get_record(Table::Meta, STORE_KEY)? {

@@ -5,7 +5,7 @@
 //! is damage. Keys are made and synced in blocks, so that giving one out costs no sync.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -29,6 +29,9 @@ const SALT_BYTES: usize = 32;
 const SLOT_BYTES: usize = 64;
 
 const WIPED: [u8; SLOT_BYTES] = [u8::MAX; SLOT_BYTES];
+
+/// No key and not wiped.
+const DAMAGED: [u8; SLOT_BYTES] = [0; SLOT_BYTES];
 
 /// Keys that are made, and synced, together.
 const BLOCK: u64 = 1024;
@@ -61,18 +64,14 @@ pub(crate) struct Keys {
     wrapping: Key,
     /// The number of slots.
     n_slots: AtomicU64,
-    pool: Mutex<Pool>,
-    is_new: bool,
-}
-
-#[derive(Default)]
-struct Pool {
     /// Keys that are on the disk and not given out yet.
-    ready: Vec<SlotKey>,
-    /// Wiped slots, for new keys.
-    free: Vec<u64>,
-    /// Slots that could not be wiped yet.
-    to_wipe: Vec<u64>,
+    ready: Mutex<Vec<SlotKey>>,
+    /// Slots whose keys must end, until they are wiped on the disk.
+    to_wipe: Mutex<BTreeSet<u64>>,
+    /// Wiped slots, for new keys. Locked by whoever writes and syncs: the system tells a failed sync to only one of those
+    /// who sync the same file.
+    free: Mutex<BTreeSet<u64>>,
+    is_new: bool,
 }
 
 /// Where the slots are.
@@ -162,7 +161,7 @@ impl Keys {
         // A power cut may leave a part of the last slot.
         let n_slots = (file.metadata().map_err(io)?.len() - HEADER_BYTES as u64) / SLOT_BYTES as u64;
         let medium = Medium::File(path.to_owned(), file);
-        Ok(Self { medium, wrapping, n_slots: AtomicU64::new(n_slots), pool: Mutex::default(), is_new: false })
+        Ok(Self::of(medium, wrapping, n_slots))
     }
 
     /// Returns true if the file was made by this process.
@@ -173,8 +172,19 @@ impl Keys {
     /// Keys that end with the process.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        let medium = Medium::Memory(Mutex::default());
-        Self { medium, wrapping: Key::random(), n_slots: AtomicU64::new(0), pool: Mutex::default(), is_new: true }
+        Self::of(Medium::Memory(Mutex::default()), Key::random(), 0)
+    }
+
+    fn of(medium: Medium, wrapping: Key, n_slots: u64) -> Self {
+        Self {
+            medium,
+            wrapping,
+            n_slots: AtomicU64::new(n_slots),
+            ready: Mutex::default(),
+            to_wipe: Mutex::default(),
+            free: Mutex::default(),
+            is_new: false,
+        }
     }
 
     /// Returns a new key, which is on the disk. A key that is not used in the end must be discarded.
@@ -182,101 +192,90 @@ impl Keys {
     /// # Errors
     /// [`StoreError::WritesFail`].
     pub(crate) fn take(&self) -> Result<SlotKey, StoreError> {
-        let mut pool = self.pool.lock();
-        if pool.ready.is_empty() {
-            self.make_block(&mut pool).map_err(|error| self.refuses(&error))?;
+        loop {
+            if let Some(made) = self.ready.lock().pop() {
+                return Ok(made);
+            }
+            let mut free = self.free.lock();
+            // Another thread may have made some meanwhile.
+            if self.ready.lock().is_empty() {
+                self.make_block(&mut free).map_err(|error| self.refuses(&error))?;
+            }
         }
-        pool.ready.pop().ok_or_else(|| self.refuses(&io::Error::other("no slot was made")))
     }
 
     /// Makes keys in wiped slots, and in new ones at the end.
-    fn make_block(&self, pool: &mut Pool) -> io::Result<()> {
-        let n_reused = pool.free.len().min(BLOCK as usize);
-        let reused = pool.free.split_off(pool.free.len() - n_reused);
-        let n_new = BLOCK - n_reused as u64;
+    fn make_block(&self, free: &mut BTreeSet<u64>) -> io::Result<()> {
         let end = self.n_slots();
-        let new_keys: Vec<_> = (end..end + n_new).map(|slot| SlotKey { slot, key: Key::random() }).collect();
-        let reused_keys: Vec<_> = reused.iter().map(|slot| SlotKey { slot: *slot, key: Key::random() }).collect();
-        let write = || {
-            for made in &reused_keys {
-                self.medium.write(&self.wrap(made), position(made.slot))?;
-            }
-            let block: Vec<u8> = new_keys.iter().flat_map(|made| self.wrap(made)).collect();
-            if !block.is_empty() {
-                self.medium.write(&block, position(end))?;
-            }
-            self.medium.sync()
-        };
-        if let Err(error) = write() {
-            // Whatever was written there is overwritten by the next key.
-            pool.free.extend(reused);
-            return Err(error);
+        let reused: Vec<u64> = free.iter().copied().take(BLOCK as usize).collect();
+        let n_new = BLOCK - reused.len() as u64;
+        let make = |slot| SlotKey { slot, key: Key::random() };
+        let reused: Vec<_> = reused.into_iter().map(make).collect();
+        let new: Vec<_> = (end..end + n_new).map(make).collect();
+        for made in &reused {
+            self.medium.write(&self.wrap(made), position(made.slot))?;
         }
+        let block: Vec<u8> = new.iter().flat_map(|made| self.wrap(made)).collect();
+        if !block.is_empty() {
+            self.medium.write(&block, position(end))?;
+        }
+        // After a failure, the slots stay free: whatever was written there is overwritten by the next key.
+        self.medium.sync()?;
         self.n_slots.store(end + n_new, Ordering::Release);
-        pool.ready.extend(new_keys.into_iter().rev());
-        pool.ready.extend(reused_keys);
+        free.retain(|slot| reused.binary_search_by_key(slot, |made| made.slot).is_err());
+        // The lowest slots are given out first.
+        self.ready.lock().extend(reused.into_iter().chain(new).rev());
         Ok(())
     }
 
-    /// Ends the keys of these slots: once it returns, they are overwritten on the disk.
+    /// Ends the keys of these slots: once it returns, they are overwritten on the disk, as are those of earlier calls.
     ///
     /// # Errors
     /// [`StoreError::WritesFail`]: the slots are wiped later, with those of the next call.
     pub(crate) fn wipe(&self, slots: impl IntoIterator<Item = u64>) -> Result<(), StoreError> {
-        let mut waiting = {
-            let mut pool = self.pool.lock();
-            pool.to_wipe.extend(slots);
-            std::mem::take(&mut pool.to_wipe)
-        };
+        self.to_wipe.lock().extend(slots);
+        let mut free = self.free.lock();
+        // Whoever waited for the lock may find that its slots are wiped already.
+        let waiting = self.to_wipe.lock().clone();
         if waiting.is_empty() {
             return Ok(());
         }
-        let mut written = waiting.iter().try_for_each(|slot| self.medium.write(&WIPED, position(*slot)));
-        written = written.and_then(|()| self.medium.sync());
-        let mut pool = self.pool.lock();
-        match written {
-            Ok(()) => {
-                pool.free.append(&mut waiting);
-                Ok(())
-            }
-            Err(error) => {
-                pool.to_wipe.append(&mut waiting);
-                Err(self.refuses(&error))
-            }
-        }
+        let written = waiting.iter().try_for_each(|slot| self.medium.write(&WIPED, position(*slot)));
+        written.and_then(|()| self.medium.sync()).map_err(|error| self.refuses(&error))?;
+        self.to_wipe.lock().retain(|slot| !waiting.contains(slot));
+        free.extend(waiting);
+        Ok(())
     }
 
     /// Ends a key that seals nothing that was stored.
     pub(crate) fn discard(&self, slot: u64) {
-        self.pool.lock().to_wipe.push(slot);
+        self.to_wipe.lock().insert(slot);
     }
 
     /// Wipes every slot but these. Called once, before keys are taken concurrently.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// [`StoreError::WritesFail`]; when the disk cannot be read.
     pub(crate) fn sweep(&self, used: &HashSet<u64>) -> Result<(), StoreError> {
-        let mut pool = self.pool.lock();
-        let ready: HashSet<u64> = pool.ready.iter().map(|made| made.slot).collect();
-        let (mut free, mut n_wiped) = (Vec::new(), 0);
+        let mut free = self.free.lock();
+        let ready: HashSet<u64> = self.ready.lock().iter().map(|made| made.slot).collect();
+        let (mut found, mut n_wiped) = (BTreeSet::new(), 0);
         self.each_slot(|slot, bytes| {
             if used.contains(&slot) || ready.contains(&slot) {
                 return Ok(());
             }
             if bytes != WIPED {
-                self.medium.write(&WIPED, position(slot)).map_err(|error| self.io(error))?;
+                self.medium.write(&WIPED, position(slot)).map_err(|error| self.refuses(&error))?;
                 n_wiped += 1;
             }
-            free.push(slot);
+            found.insert(slot);
             Ok(())
         })?;
         if n_wiped > 0 {
-            self.medium.sync().map_err(|error| self.io(error))?;
+            self.medium.sync().map_err(|error| self.refuses(&error))?;
         }
-        // The lowest slots are used first.
-        free.reverse();
-        pool.free = free;
-        pool.to_wipe.clear();
+        *free = found;
+        self.to_wipe.lock().clear();
         Ok(())
     }
 
@@ -295,19 +294,24 @@ impl Keys {
         Ok(found)
     }
 
-    /// Puts keys of an export into their slots.
+    /// Puts keys of an export into their slots. A key that the export does not have is damaged, not wiped.
     ///
     /// # Errors
     /// When the disk fails.
-    pub(super) fn restore(&self, keys: &[SlotKey]) -> Result<(), StoreError> {
-        for restored in keys {
+    pub(super) fn restore(&self, keys: &BTreeMap<u64, Option<Key>>) -> Result<(), StoreError> {
+        let _free = self.free.lock();
+        for (slot, key) in keys {
             let end = self.n_slots();
-            if restored.slot >= end {
-                let gap: Vec<u8> = (end..=restored.slot).flat_map(|_| WIPED).collect();
+            if *slot >= end {
+                let gap: Vec<u8> = (end..=*slot).flat_map(|_| WIPED).collect();
                 self.medium.write(&gap, position(end)).map_err(|error| self.io(error))?;
-                self.n_slots.store(restored.slot + 1, Ordering::Release);
+                self.n_slots.store(slot + 1, Ordering::Release);
             }
-            self.medium.write(&self.wrap(restored), position(restored.slot)).map_err(|error| self.io(error))?;
+            let bytes = match key {
+                Some(key) => self.wrap(&SlotKey { slot: *slot, key: key.clone() }),
+                None => DAMAGED,
+            };
+            self.medium.write(&bytes, position(*slot)).map_err(|error| self.io(error))?;
         }
         self.medium.sync().map_err(|error| self.io(error))
     }
@@ -320,6 +324,13 @@ impl Keys {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
         let keys = Self::open(path, old)?;
         let (n_slots, all) = (keys.n_slots(), keys.all()?);
+        let mut damaged = Vec::new();
+        keys.each_slot(|slot, bytes| {
+            if bytes != WIPED && keys.unwrap(slot, bytes).is_none() {
+                damaged.push(slot);
+            }
+            Ok(())
+        })?;
         write_new(path, new, |file, wrapping| {
             let wiped = vec![u8::MAX; PIECE * SLOT_BYTES];
             for first in (0..n_slots).step_by(PIECE) {
@@ -328,6 +339,9 @@ impl Keys {
             }
             for kept in &all {
                 file.write_all_at(&wrap(wrapping, kept), position(kept.slot))?;
+            }
+            for slot in &damaged {
+                file.write_all_at(&DAMAGED, position(*slot))?;
             }
             Ok(())
         })
@@ -568,7 +582,9 @@ mod tests {
         let keys = Keys::in_memory();
         let taken = keys.take().unwrap();
         let other = Keys::create(&path, &store_key).unwrap();
-        other.restore(&keys.all().unwrap()).unwrap();
+        let exported = keys.all().unwrap().into_iter().map(|made| (made.slot, Some(made.key)));
+        other.restore(&exported.chain([(5_000, None)]).collect()).unwrap();
+        assert!(matches!(other.get(5_000), Err(StoreError::Corrupt { .. })), "it was damaged, not wiped");
         assert_eq!(other.get(taken.slot).unwrap().unwrap().bytes(), taken.key.bytes());
         assert_eq!(other.all().unwrap().len(), BLOCK as usize);
     }

@@ -105,7 +105,8 @@ fn initialise(store: &dyn Store, newest: u32) -> Result<u32, StoreError> {
         return Err(StoreError::NewerFormat { found, supported: newest });
     }
     if found == 0 {
-        let record = StoreRecord { format: newest, store_id: uuid::Uuid::new_v4().to_string() };
+        let record =
+            StoreRecord { format: newest, store_id: uuid::Uuid::new_v4().to_string(), ..StoreRecord::default() };
         let mut batch = super::Batch::default();
         batch.put_record(Table::Meta, STORE_KEY, &record);
         store.commit(batch)?;

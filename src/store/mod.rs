@@ -36,7 +36,7 @@ use std::{
 
 use tokio::sync::watch;
 
-pub(crate) use answers::{Day, StoredAnswer};
+pub(crate) use answers::{Day, Days, StoredAnswer};
 pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
 pub(crate) use cached::CachedBlobs;
 
@@ -46,7 +46,7 @@ pub(crate) use erasures::Erased;
 pub(crate) use error::StoreError;
 pub(crate) use export::{export, import, verify_export};
 pub(crate) use face_rows::{CollectionKey, FaceKey, Unsealed, parse_row_key, row_key};
-pub(crate) use identity::SECRETS_KEY;
+pub(crate) use identity::{SECRETS_KEY, reserved_numbers};
 pub(crate) use keys::{Keys, SlotKey, SlotKeys};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;

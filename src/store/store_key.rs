@@ -38,14 +38,19 @@ pub(super) fn read_or_create(path: &Path) -> Result<Key, StoreError> {
     read(path)
 }
 
-/// Creates the file, readable by its owner alone, with a random key.
+/// Creates the file, readable by its owner alone, with a random key. Only the complete file has its name.
 fn create(path: &Path) -> io::Result<()> {
     let text = Zeroizing::new(STANDARD.encode(Key::random().bytes()) + "\n");
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+    let unfinished = path.with_extension("unfinished");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&unfinished)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    sync_dir(dir)
+    fs::rename(&unfinished, path)?;
+    sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
 }
 
 fn unusable(path: &Path, why: &str) -> StoreError {

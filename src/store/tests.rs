@@ -440,7 +440,11 @@ fn a_newer_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &SledSettings::default()).unwrap();
     let mut batch = Batch::default();
-    let newer = crate::proto::store::StoreRecord { format: newest_format() + 1, store_id: "x".to_owned() };
+    let newer = crate::proto::store::StoreRecord {
+        format: newest_format() + 1,
+        store_id: "x".to_owned(),
+        ..Default::default()
+    };
     batch.put_record(Table::Meta, identity::STORE_KEY, &newer);
     store.commit(batch).unwrap();
     drop(store);

@@ -117,7 +117,7 @@ impl SledStore {
         store.engine.check_syncs()?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
-        let journal = Journal::open(dir.join(JOURNAL_FILE), &store)?;
+        let journal = Journal::open(dir.join(JOURNAL_FILE), &store);
         let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, journal, state).map_err(io)?;
         let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
         store.queue = Some(queue);
