@@ -29,6 +29,8 @@ const DELETED: [Gallery; 2] = [
     Gallery { layer: "embedding16", dimensions: 16, n_faces: 10_000 },
     Gallery { layer: "embedding16", dimensions: 16, n_faces: 100_000 },
 ];
+/// A collection that is deleted as a whole, and filled again.
+const DELETED_WHOLE: Gallery = Gallery { layer: "embedding16", dimensions: 16, n_faces: 50_000 };
 /// Calls that are timed one at a time.
 const N_TIMED: usize = 500;
 /// About the size of a face's record with 512 numbers.
@@ -75,6 +77,17 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Row>> {
         progress.finish_and_clear();
         p99.push(ms(&delete_some(&mut server, &parent, gallery.n_faces, &mut rng).await?, 0.99));
     }
+    let (name, _) = fill(&mut server, &version, &DELETED_WHOLE, &mut rng).await?;
+    let deleting = Instant::now();
+    server.clients.faces.delete_collection(v1::DeleteCollectionRequest { name }).await?;
+    let deleted_s = deleting.elapsed().as_secs_f64();
+    // Its id is free at once.
+    fill(&mut server, &version, &DELETED_WHOLE, &mut rng).await?;
+    rows.push(
+        Row::new(SUITE, format!("store.delete.collection.{}", DELETED_WHOLE.n_faces), deleted_s, "s")
+            .bar(Bar::AtMost(1.0))
+            .note("acknowledged; its rows are removed in the background"),
+    );
     rows.push(
         Row::new(SUITE, format!("store.delete.p99.{}", DELETED[1].n_faces), p99[1], "ms")
             .versus(format!("a collection of {}", DELETED[0].n_faces), p99[0])
