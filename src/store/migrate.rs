@@ -1,7 +1,7 @@
 //! Store migrations. Each is numbered and has a file in `migrations/`, which also describes the format.
 //!
 //! A migration writes the rows of the old format, changed, into a new engine, which takes the old one's place when it
-//! is complete: see [`rewrite`](super::sled::rewrite).
+//! is complete: see [`rewrite`].
 
 use std::path::Path;
 
