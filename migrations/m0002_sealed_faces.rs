@@ -129,7 +129,10 @@ impl Rewrite for SealedFaces {
     }
 
     fn resume(&mut self, new: &dyn Store, state: &[u8]) -> Result<(), StoreError> {
-        self.last_number = state.try_into().map_or(0, u64::from_be_bytes);
+        self.last_number = state.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::Corrupt {
+            what: "the state of the interrupted migration".to_owned(),
+            affects: "remove the folder store/next, and the migration begins anew".to_owned(),
+        })?;
         for row in new.records::<CollectionRecord>(Table::Collections, Default::default()) {
             let (_, record) = row?;
             if let Some(key) = CollectionKey::of(new.keys(), &record)? {

@@ -1,9 +1,9 @@
 //! Overwrites memory that is no longer used. The program's allocator is that of the system, but blocks are overwritten
 //! before they are given back.
 //!
-//! Requests and records of people pass through many buffers. Whoever deletes a face must be able to rely on it that what
-//! was read or written of it is in none of them any more. Large blocks are left alone: they hold pixels and weights, no
-//! texts or vectors, and overwriting them would cost time. C++ libraries allocate by themselves.
+//! Freed blocks of up to 64 KiB are overwritten, so that the data of a deleted face does not stay in freed memory. Larger
+//! blocks are not: they hold pixels and weights, and overwriting them would cost time. C++ libraries allocate by
+//! themselves.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

@@ -154,7 +154,12 @@ impl Idempotent {
         blocking(move || {
             if let Some(key) = &mut self.0 {
                 Day::of(&*store, SystemTime::now())?;
-                key.days = Some(Days::read(&*store)?);
+                let days = Days::read(&*store)?;
+                // Without a key nothing can be remembered, and a retry would act twice.
+                if days.all.is_empty() {
+                    return Err(AppError::Internal("the key of the day's answers cannot be read".to_owned()));
+                }
+                key.days = Some(days);
             }
             match commit(prepared, &self) {
                 Ok(answer) => Ok(Answer::New(answer)),

@@ -107,7 +107,9 @@ pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result
     if args.erasures.is_some() {
         print_line!("{n_left_out} faces were left out, because they were erased after the export")?;
     } else {
-        print_line!("What was erased after the export is back; to leave it out, import with --erasures")?;
+        print_line!(
+            "Faces that were deleted after the export, if any, are in the store again; to leave them out, import with --erasures"
+        )?;
     }
     Ok(true)
 }

@@ -59,7 +59,7 @@ pub(super) struct MigrateArgs {
 
 /// Writes a data folder's records into new files, without the space that is no longer used, and overwrites the old files.
 ///
-/// No server may run on the folder, and the disk must have room for both. An interrupted compaction changes nothing.
+/// No server may run on the folder, and the disk must have room for both. An interrupted compaction loses nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  visage compact --data-dir /srv/visage")]
 pub(super) struct CompactArgs {
@@ -128,6 +128,11 @@ pub(super) fn doctor(args: &DoctorArgs, config: Option<&Path>) -> anyhow::Result
         Err(StoreError::Corrupt { what, affects }) => Err(Finding { what, affects }),
         Err(error) => return Err(error.into()),
     };
+    if let Ok(found) = format
+        && found != store::newest_format()
+    {
+        bail!("the store has format {found}; run visage migrate first, then visage doctor");
+    }
     let progress = output::bar(0, "examining");
     let mut report = store::examine(&store, |done, total| {
         progress.set_length(total);

@@ -93,11 +93,11 @@ pub(super) fn look(args: &ErasedArgs, config: &Config, json: bool) -> anyhow::Re
         let looked_for = ["its name", "its id"]
             .into_iter()
             .chain(face.subject.as_ref().map(|_| "its subject"))
-            .chain((!face.vectors.is_empty()).then_some("any 16 bytes of its vector"));
+            .chain((!face.vectors.is_empty()).then_some("parts of its vector"));
         let looked_for = looked_for.collect::<Vec<_>>().join(", ");
         match findings.len() {
-            0 => print_line!("nothing is left of {name} in {} (looked for: {looked_for})", config.data_dir.display())?,
-            n => print_line!("{n} remnants of {name} (looked for: {looked_for})")?,
+            0 => print_line!("no trace of {name} in {} (searched for: {looked_for})", config.data_dir.display())?,
+            n => print_line!("{n} traces of {name} (searched for: {looked_for})")?,
         }
     }
     Ok(findings.is_empty())

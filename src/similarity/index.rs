@@ -143,7 +143,7 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
-        let last_number = AtomicU64::new(removal::last_number(&*store)?);
+        let last_number = AtomicU64::new(removal::highest_number(&*store)?);
         let mut loading = Loading::default();
         let mut collections = HashMap::new();
         let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
@@ -457,7 +457,8 @@ impl SimilarityIndex {
         deleted
     }
 
-    /// Makes sure that what is not there was deleted for good: a deletion that the disk refused is undone later.
+    /// Returns once an earlier deletion of these rows is durable and its keys are wiped. Without it, a repeated deletion
+    /// could be confirmed that the store later undoes.
     ///
     /// # Errors
     /// When the disk takes no writes.
@@ -493,7 +494,7 @@ impl SimilarityIndex {
                 Err(error) => return Err(error),
             }
         }
-        // Faces that other calls are deleting, or have deleted, are gone for good then, too.
+        // Also waits for deletions by other calls, so that none of them can be undone after this one.
         collection.locks.wait_for_all();
         self.confirm_absent(&[])?;
         Ok(n_deleted)
@@ -520,7 +521,7 @@ impl SimilarityIndex {
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
-            // A row that was read may be undone, and its slot given to another face.
+            // The row may have been read before it was durable: if it is undone, another face may get its slot.
             .require_equals(Table::FaceIds, &id_row, stored.id_value)
             .delete(Table::FaceIds, &id_row)
             .delete(Table::Faces, &row)

@@ -49,7 +49,7 @@ impl FaceLocks {
     }
 }
 
-/// Names the face of a damaged row, where another row still has its id.
+/// Adds the face's name to an error about damage.
 pub(super) fn named(collection: &CollectionId, id: &str, error: StoreError) -> StoreError {
     match error {
         StoreError::Corrupt { what, affects } => {
@@ -105,7 +105,7 @@ impl Collection {
     }
 }
 
-/// What was found while collections were loaded.
+/// Counts and slots that are collected while collections are loaded.
 #[derive(Default)]
 pub(super) struct Loading {
     pub(super) n_damaged: usize,

@@ -47,8 +47,8 @@ fn incarnations_in(store: &dyn Store, table: Table) -> Result<Vec<u64>, StoreErr
     }
 }
 
-/// Returns a number that no collection or face has or had.
-pub(super) fn last_number(store: &dyn Store) -> Result<u64, StoreError> {
+/// Returns the highest number that a collection or a face may have had; new ones count up from it.
+pub(super) fn highest_number(store: &dyn Store) -> Result<u64, StoreError> {
     let mut last = 0;
     let mut may_be_lost = false;
     for row in store.readable_records::<CollectionRecord>(Table::Collections, Range::default()) {

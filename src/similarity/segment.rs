@@ -84,7 +84,7 @@ pub(super) struct Segment {
     vectors: Arc<Vectors>,
     alive: Vec<AtomicBool>,
     n_dead: AtomicUsize,
-    /// The positions of faces that were deleted for good, or replaced by a newer face of the same id.
+    /// By position: true once the face was deleted and its vector overwritten.
     gone: Vec<AtomicBool>,
     n_gone: AtomicUsize,
     /// `Some(None)` when there can be none.

@@ -9,7 +9,7 @@ pub(super) struct Vectors {
     values: RwLock<Vec<f32>>,
 }
 
-/// The vectors while none can be overwritten.
+/// Read access, during which no vector is overwritten.
 pub(super) struct Locked<T> {
     dimensions: usize,
     values: T,

@@ -139,7 +139,7 @@ impl Day {
         Ok(Self::all(store)?.into_iter().next())
     }
 
-    /// Ends the keys of the days before that of `oldest`.
+    /// Wipes the keys of the days before that of `oldest`.
     ///
     /// # Errors
     /// When the store fails or refuses writes.

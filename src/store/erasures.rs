@@ -1,6 +1,6 @@
 //! The erasure journal: a file that lists what was erased, by number, so that a restored export revives nobody.
 //!
-//! It is a copy of the table of erasures that can be read, and copied to where the exports are, while the server runs.
+//! The journal copies the table of erasures into a file of its own, so that it can be copied while the server runs.
 //! A header of magic and the store's id is followed by entries of 32 bytes: the incarnation, the number, the time in
 //! seconds since 1970, a CRC-32 of these, and zeros; all big endian. It names nobody.
 
@@ -58,12 +58,14 @@ impl Erased {
     /// Reads a journal.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when the file is no journal, or an entry before the last is damaged.
+    /// [`StoreError::Io`]; [`StoreError::Corrupt`] when the file is not a journal or a whole entry is damaged. A partial
+    /// entry at the end is ignored.
     pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let bytes = fs::read(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
         let damaged = |what: &str| StoreError::Corrupt {
             what: format!("the erasure journal {} ({what})", path.display()),
-            affects: "who was erased is not known; use an earlier copy of it".to_owned(),
+            affects: "use another copy of it; faces that were deleted after that one was made would be imported"
+                .to_owned(),
         };
         let (header, entries) = bytes.split_at_checked(ENTRY_BYTES).ok_or_else(|| damaged("it is too short"))?;
         let store_id = header.strip_prefix(MAGIC).and_then(|id| uuid::Uuid::from_slice(&id[..16]).ok());

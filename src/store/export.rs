@@ -190,7 +190,7 @@ pub(crate) fn import(
     let mut identity: StoreRecord = identity.ok_or_else(|| bad("it has no identity of a store".to_owned()))?;
     // The exported store may have given further numbers since, which a journal of it lists.
     let last_erased = erased.iter().map(|(incarnation, number)| incarnation.max(number)).max().unwrap_or(0);
-    identity.last_number = identity.last_number.max(last_number).max(last_erased) + NUMBERS_SINCE;
+    identity.reserved_up_to = identity.reserved_up_to.max(last_number).max(last_erased) + RESERVED_AFTER_IMPORT;
     batch.put_record(Table::Meta, identity::STORE_KEY, &identity);
     store.commit(batch)?;
     progress(n_entries);
@@ -208,9 +208,9 @@ fn number_of(table: Table, key: &[u8]) -> u64 {
 }
 
 /// More numbers than a store gives between an export and its import.
-const NUMBERS_SINCE: u64 = 1 << 40;
+const RESERVED_AFTER_IMPORT: u64 = 1 << 40;
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Imported {
     /// Entries of the export.
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(without_identity(&target), without_identity(&*source));
         let identity: StoreRecord = target.get_record(Table::Meta, identity::STORE_KEY).unwrap().unwrap();
         assert_eq!(identity.store_id, "s");
-        assert!(identity.last_number > 1 << 32, "numbers given since the export are not given again");
+        assert!(identity.reserved_up_to > 1 << 32, "numbers given since the export are not given again");
         assert_eq!(target.keys().all().unwrap().len(), 3, "no key that nothing needs");
         let again = import(&target, bytes.as_slice(), &Erased::default(), |_| {});
         assert!(again.is_err(), "only into an empty store");

@@ -61,7 +61,7 @@ impl CollectionKey {
         self.incarnation.to_be_bytes().to_vec()
     }
 
-    /// The key of a face's row of facts, and of its vector.
+    /// The table key of a face's row of facts, and of its vector.
     #[must_use]
     pub(crate) fn row(&self, number: u64) -> Vec<u8> {
         row_key(self.incarnation, number)
@@ -73,7 +73,7 @@ impl CollectionKey {
         [&self.incarnation.to_be_bytes()[..], &self.key.mac("face id", id.as_bytes())[..ID_BYTES]].concat()
     }
 
-    /// The key of a face of the collection.
+    /// Derives the secret key that seals a face.
     #[must_use]
     pub(crate) fn face_key(&self, number: u64, slot_key: &SlotKey) -> FaceKey {
         FaceKey { place: self.place(number, slot_key.slot), key: self.key.with("face", &slot_key.key) }
@@ -143,7 +143,7 @@ impl FaceKey {
     }
 }
 
-/// The key of a face's rows.
+/// The table key of a face's rows.
 #[must_use]
 pub(crate) fn row_key(incarnation: u64, number: u64) -> Vec<u8> {
     [incarnation.to_be_bytes(), number.to_be_bytes()].concat()
@@ -163,7 +163,7 @@ fn shown_row(key: &[u8]) -> String {
     )
 }
 
-/// What a sealed value is bound to: its table and key.
+/// Returns the associated data of a sealed value: its table and row.
 fn context(table: Table, key: &[u8]) -> Vec<u8> {
     [&[table as u8], key].concat()
 }

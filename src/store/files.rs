@@ -1,4 +1,4 @@
-//! What several parts of the store do with files.
+//! Overwrites files and syncs folders.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 

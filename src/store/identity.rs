@@ -20,9 +20,9 @@ pub(super) fn stored_format(store: &dyn Store) -> Result<Option<u32>, StoreError
     Ok(store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.map(|record| record.format))
 }
 
-/// Returns the number up to which collections and faces get none, because an exported store may have given them.
+/// Returns the highest number that new collections and faces must not use, because the exported store may have used it.
 pub(crate) fn reserved_numbers(store: &dyn Store) -> Result<u64, StoreError> {
-    Ok(store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.map_or(0, |record| record.last_number))
+    Ok(store.get_record::<StoreRecord>(Table::Meta, STORE_KEY)?.map_or(0, |record| record.reserved_up_to))
 }
 
 /// Reads the store's identity; the default for an empty one.

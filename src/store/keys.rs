@@ -1,8 +1,8 @@
-//! The keys of sealed values: a file of fixed slots, each of which is overwritten in place when its key must end.
+//! The keys of sealed values: a file of fixed slots, each of which is overwritten in place to wipe its key.
 //!
 //! The file has a header of 4 KiB and then slots of 64 bytes, so that no slot crosses a sector of the disk. A slot holds
 //! a random key, sealed under the store key for this file and slot, or it is wiped: all its bits are set. Anything else
-//! is damage. Keys are made and synced in blocks, so that giving one out costs no sync.
+//! is damage. One sync makes 1,024 keys; the caller that takes the first of them waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -66,7 +66,7 @@ pub(crate) struct Keys {
     n_slots: AtomicU64,
     /// Keys that are on the disk and not given out yet.
     ready: Mutex<Vec<SlotKey>>,
-    /// Slots whose keys must end, until they are wiped on the disk.
+    /// Slots that must be wiped, until they are on the disk.
     to_wipe: Mutex<BTreeSet<u64>>,
     /// Wiped slots, for new keys. Locked by whoever writes and syncs: the system tells a failed sync to only one of those
     /// who sync the same file.
@@ -228,7 +228,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Ends the keys of these slots: once it returns, they are overwritten on the disk, as are those of earlier calls.
+    /// Wipes these slots and those of earlier calls: once it returns, they are overwritten on the disk.
     ///
     /// # Errors
     /// [`StoreError::WritesFail`]: the slots are wiped later, with those of the next call.
@@ -247,7 +247,7 @@ impl Keys {
         Ok(())
     }
 
-    /// Ends a key that seals nothing that was stored.
+    /// Queues the slot of an unused key: the next [`Keys::wipe`] or the next start wipes it.
     pub(crate) fn discard(&self, slot: u64) {
         self.to_wipe.lock().insert(slot);
     }

@@ -1,6 +1,7 @@
 //! Durable bytes: records, blobs, migrations.
 //!
-//! Owns durability, atomicity and checksums. Knows neither the meaning of the records nor any transport. A [`Store`]
+//! Owns durability, atomicity and checksums. Seals faces and answers under keys that a deletion wipes; knows the meaning
+//! of no other record, except in `doctor`, and no transport. A [`Store`]
 //! holds ordered tables of byte keys and values. `Records` adds protobuf messages with a format version and a checksum.
 //! [`Blobs`] keeps large values by their SHA-256, in chunks of the store, with mapped files in front. `SledStore` is a
 //! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled/` names the engine.
@@ -50,10 +51,8 @@ pub(crate) use identity::{SECRETS_KEY, reserved_numbers};
 pub(crate) use keys::{Keys, SlotKey, SlotKeys};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;
-#[cfg(test)]
-pub(crate) use migrate::newest_format;
 use migrate::open_migrated;
-pub(crate) use migrate::{Migrated, format};
+pub(crate) use migrate::{Migrated, format, newest_format};
 pub(crate) use records::{StoreExt, decode_record, decode_vector, encode_record, join_key, printable, record_payload};
 pub(crate) use table::Table;
 

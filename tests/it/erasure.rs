@@ -17,7 +17,7 @@ use visage::proto::v1;
 
 use crate::support::{
     Clients, reason,
-    server::{Home, Server},
+    server::{Home, Server, copy},
     vector_enrolment,
 };
 
@@ -200,11 +200,15 @@ async fn what_was_deleted_is_found_nowhere() {
     stop(server).await;
     let backup = home.path("backup.visage");
     assert_eq!(run(&home, &["export", backup.to_str().unwrap()]).0, Some(0));
+    // The engine's files as they are now, with what is deleted later.
+    let old = Home::new("");
+    copy(&data, &old.path("data"));
 
     // Half by id, half by subject.
     let server = home.serve().await;
     let mut c = server.clients().await;
     let before = search(&mut c, &collection, &kept[..50]).await;
+    assert!(traces.in_memory(server.pid()).is_some(), "the search of the memory finds what is there");
     for (i, request) in erased.iter().enumerate() {
         if i % 2 == 0 {
             let name = format!("{collection}/faces/{}", request.face_id);
@@ -229,7 +233,7 @@ async fn what_was_deleted_is_found_nowhere() {
             "the answers about others are the same"
         );
     }
-    // A late repetition of an enrolment enrols nobody.
+    // A retry of an enrolment enrols nobody.
     for request in [&erased[0], &erased[1]] {
         let refused = c.faces.enroll_face(request.clone()).await.unwrap_err();
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "FACE_ERASED"));
@@ -238,6 +242,21 @@ async fn what_was_deleted_is_found_nowhere() {
     assert_eq!(again.name, format!("{collection}/faces/{}", kept[0].face_id), "others are answered again");
     stop(server).await;
     traces.assert_in_no_file(&data);
+
+    // The engine's files from before, beside the keys as they are now.
+    fs::copy(data.join("store").join("keys"), old.path("data").join("store").join("keys")).unwrap();
+    {
+        let server = old.serve().await;
+        let mut c = server.clients().await;
+        let list = v1::ListFacesRequest { parent: collection.clone(), page_size: 1_000, ..Default::default() };
+        let listed = c.faces.list_faces(list).await.unwrap().into_inner().faces;
+        assert!(!listed.is_empty() && !listed.iter().any(|face| is_erased(&face.name)), "{} faces", listed.len());
+        let name = format!("{collection}/faces/{}", erased[0].face_id);
+        assert!(c.faces.get_face(v1::GetFaceRequest { name }).await.is_err());
+        let found = search(&mut c, &collection, &erased[..5]).await;
+        assert!(found.concat().iter().all(|(name, _)| !is_erased(name)));
+        stop(server).await;
+    }
 
     // The doctor finds nothing, and then what is planted.
     let gone = format!("people/{}", erased[0].face_id);
@@ -286,7 +305,7 @@ async fn a_deleted_collection_leaves_nothing_and_its_id_is_free_at_once() {
     let list = v1::ListFacesRequest { parent: collection.clone(), ..Default::default() };
     assert_eq!(c.faces.list_faces(list).await.unwrap().into_inner().faces, []);
     let refused = c.faces.enroll_face(requests[0].clone()).await.unwrap_err();
-    assert_eq!(reason(&refused), "FACE_ERASED", "a late repetition");
+    assert_eq!(reason(&refused), "FACE_ERASED", "a retry");
     let renewed = v1::EnrollFaceRequest { request_id: String::new(), ..requests[1].clone() };
     c.faces.enroll_face(renewed).await.unwrap();
     // The old rows are removed in the background, the new face is not.

@@ -23,7 +23,7 @@ const MIN_BARE_BYTES: usize = 8;
 /// Two vectors of length one with this cosine are the same but for rounding.
 const SAME_COSINE: f64 = 0.9999;
 
-/// What is known of an erased face.
+/// A deleted face, and the values to search for.
 #[derive(Clone, Debug)]
 pub(crate) struct ErasedFace {
     /// The id of its collection.
@@ -36,7 +36,7 @@ pub(crate) struct ErasedFace {
     pub vectors: Vec<Vec<f32>>,
 }
 
-/// What is looked for, and how it is called.
+/// A byte sequence to search for, with its name in findings.
 struct Pattern {
     bytes: Vec<u8>,
     name: &'static str,
@@ -142,7 +142,7 @@ pub(crate) fn find_in_store(store: &dyn Store, face: &ErasedFace) -> Result<Vec<
     for table in Table::ALL {
         for row in store.entries(table, Range::default()) {
             let (key, value) = row?;
-            // Together, because the engine may keep parts of a key elsewhere.
+            // The engine shortens keys in its files, so a search of the files can miss them.
             for part in [&key, &value] {
                 if let Some(hit) = automaton.find(part) {
                     let name = patterns[hit.pattern().as_usize()].name;
@@ -163,8 +163,10 @@ pub(crate) fn find_in_store(store: &dyn Store, face: &ErasedFace) -> Result<Vec<
         for table in [Table::Faces, Table::FaceVectors] {
             for row in store.entries(table, range.clone()) {
                 let (row, value) = row?;
-                if let Some(what) = in_face(store, &key, table, (&row, &value), face, &record) {
-                    find(what);
+                match in_face(store, &key, table, (&row, &value), face, &record) {
+                    Ok(None) => {}
+                    Ok(Some(what)) => find(what),
+                    Err(error) => find(format!("a face cannot be read, so it was not searched: {error}")),
                 }
             }
         }
@@ -180,33 +182,32 @@ fn in_face(
     (row, value): (&[u8], &[u8]),
     face: &ErasedFace,
     record: &CollectionRecord,
-) -> Option<String> {
+) -> Result<Option<String>, StoreError> {
     let same = match table {
         Table::Faces => {
-            let (_, Unsealed::Whole(facts)) = key.unseal_row::<FaceFacts>(store.keys(), table, row, value).ok()? else {
-                return None;
+            let (_, Unsealed::Whole(facts)) = key.unseal_row::<FaceFacts>(store.keys(), table, row, value)? else {
+                return Ok(None);
             };
             if face.subject.as_ref().is_some_and(|subject| !subject.is_empty() && facts.subject == *subject) {
                 (facts.id, "has its subject")
             } else {
-                return None;
+                return Ok(None);
             }
         }
         _ => {
-            let (_, Unsealed::Whole(other)) = key.unseal_row::<FaceVector>(store.keys(), table, row, value).ok()?
-            else {
-                return None;
+            let (_, Unsealed::Whole(other)) = key.unseal_row::<FaceVector>(store.keys(), table, row, value)? else {
+                return Ok(None);
             };
-            let vector = decode_vector(&other.vector, record.dimensions as usize).ok()?;
+            let Ok(vector) = decode_vector(&other.vector, record.dimensions as usize) else { return Ok(None) };
             let is_same = |own: &Vec<f32>| {
                 let norm = own.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
                 let dot: f64 = own.iter().zip(&vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 own.len() == vector.len() && dot / norm > SAME_COSINE
             };
-            if face.vectors.iter().any(is_same) { (other.id, "has its vector") } else { return None }
+            if face.vectors.iter().any(is_same) { (other.id, "has its vector") } else { return Ok(None) }
         }
     };
-    Some(format!("the face collections/{}/faces/{} {}", record.id, same.0, same.1))
+    Ok(Some(format!("the face collections/{}/faces/{} {}", record.id, same.0, same.1)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What an examination found.
+//! The result of an examination of a store.
 
 use std::collections::BTreeMap;
 

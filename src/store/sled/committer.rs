@@ -257,11 +257,12 @@ impl Committer {
     /// Deletions may use half of the reserve, because they are what makes room.
     fn require_room(&self, batch: &Batch) -> Result<(), StoreError> {
         let Some(Trouble::Full { free_bytes }) = self.trouble else { return Ok(()) };
-        let only_deletes = batch
+        // An erasure belongs to a deletion; the facts of the store name the keys of days, which are wiped with them.
+        let may_use_reserve = batch
             .writes
             .iter()
             .all(|write| matches!(write, Write::Delete(..) | Write::Put(Table::Erasures | Table::Meta, ..)));
-        if batch.writes.is_empty() || only_deletes && free_bytes >= self.reserve_bytes / 2 {
+        if batch.writes.is_empty() || may_use_reserve && free_bytes >= self.reserve_bytes / 2 {
             return Ok(());
         }
         Err(StoreError::Full { path: self.engine.dir().to_owned(), free_bytes, reserve_bytes: self.reserve_bytes })

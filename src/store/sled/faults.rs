@@ -21,7 +21,7 @@ use crate::{
     store::{SlotKeys, row_key},
 };
 
-/// What happens instead of a call.
+/// The effect of a fault on a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fault {
     /// It fails with this error.

@@ -42,7 +42,8 @@ const PAGE: usize = 256;
 
 /// Changes a store's rows one by one.
 pub(in crate::store) trait Rewrite {
-    /// Returns the writes that take the place of a row. `new` has all earlier ones, but for the last few megabytes.
+    /// Returns the writes that take the place of a row. `new` has every row of the earlier tables; the latest rows of this
+    /// table may be missing in it.
     ///
     /// # Errors
     /// Ends the rewriting, which can go on later.
@@ -62,7 +63,7 @@ pub(in crate::store) trait Rewrite {
     }
 }
 
-/// What a rewrite did.
+/// The result of a rewrite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rewritten {
     /// Rows of the old engine.
