@@ -36,7 +36,8 @@ pub(super) struct ErasedArgs {
     /// A file with its vector, a JSON array of numbers.
     #[arg(long, value_name = "FILE", requires = "erased")]
     vector: Option<PathBuf>,
-    /// Its photo, from which the vector is computed as an enrolment does; the collection must still be there.
+    /// Its photo, from which the vector is computed as an enrolment does; the collection must still be there. This opens
+    /// the folder as a server does.
     #[arg(long, value_name = "FILE", requires = "erased", conflicts_with = "vector")]
     photo: Option<PathBuf>,
 }
@@ -47,6 +48,9 @@ impl ErasedArgs {
         self.erased.is_some()
     }
 }
+
+/// A shorter vector has no sixteen bytes of its own.
+const MIN_NUMBERS: usize = 8;
 
 /// How long to wait for the threads of a server to end, which computes the vector of a photo in this process.
 const CLOSE_WAIT: Duration = Duration::from_secs(30);
@@ -62,10 +66,15 @@ pub(super) fn look(args: &ErasedArgs, config: &Config, json: bool) -> anyhow::Re
     if let Some(file) = &args.vector {
         let named = || file.display().to_string();
         let text = fs::read_to_string(file).with_context(named)?;
-        vectors.push(serde_json::from_str(&text).with_context(|| format!("{}: not a JSON array of numbers", named()))?);
+        let values: Vec<f32> =
+            serde_json::from_str(&text).with_context(|| format!("{}: not a JSON array of numbers", named()))?;
+        if values.len() < MIN_NUMBERS {
+            bail!("{}: {} numbers are too few to search for", named(), values.len());
+        }
+        vectors.push(values);
     }
-    if let Some(file) = &args.photo {
-        vectors.push(vector_of(&name, file, config)?);
+    if args.subject.as_ref().is_some_and(String::is_empty) {
+        bail!("--subject must not be empty");
     }
     let face = ErasedFace {
         collection: name.collection.to_string(),
@@ -73,16 +82,17 @@ pub(super) fn look(args: &ErasedArgs, config: &Config, json: bool) -> anyhow::Re
         subject: args.subject.clone(),
         vectors,
     };
-    let progress = output::bar(0, "searching the store");
-    let store: Arc<dyn Store> = open(&store_dir, config)?;
-    let mut findings = store::find_in_store(&*store, &face)?;
-    drop(store);
-    progress.set_message("searching every file");
-    findings.extend(store::find_in_files(&config.data_dir, &face, |done, total| {
-        progress.set_length(total);
-        progress.set_position(done);
-    })?);
-    progress.finish_and_clear();
+    let mut face = face;
+    let mut findings = search(&store_dir, config, &face)?;
+    if let Some(file) = &args.photo {
+        // Last, because it opens the folder as a server does, which removes what interrupted runs have left.
+        face.vectors.push(vector_of(&name, file, config)?);
+        for finding in search(&store_dir, config, &face)? {
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+    }
     if json {
         let found: Vec<_> = findings.iter().map(|f| json!({ "what": f.what, "affects": f.affects })).collect();
         print_line!("{}", json!({ "face": name.to_string(), "findings": found }))?;
@@ -96,11 +106,29 @@ pub(super) fn look(args: &ErasedArgs, config: &Config, json: bool) -> anyhow::Re
             .chain((!face.vectors.is_empty()).then_some("parts of its vector"));
         let looked_for = looked_for.collect::<Vec<_>>().join(", ");
         match findings.len() {
-            0 => print_line!("no trace of {name} in {} (searched for: {looked_for})", config.data_dir.display())?,
+            0 => {
+                print_line!("no trace of {name} in {} (searched for: {looked_for})", config.data_dir.display())?;
+                print_line!("A name that never existed gives the same answer. Exports elsewhere were not searched.")?;
+            }
             n => print_line!("{n} traces of {name} (searched for: {looked_for})")?,
         }
     }
     Ok(findings.is_empty())
+}
+
+/// Searches what the store can read, and every file.
+fn search(store_dir: &Path, config: &Config, face: &ErasedFace) -> anyhow::Result<Vec<store::Finding>> {
+    let progress = output::bar(0, "searching the store");
+    let store: Arc<dyn Store> = open(store_dir, config)?;
+    let mut findings = store::find_in_store(&*store, face)?;
+    drop(store);
+    progress.set_message("searching every file");
+    findings.extend(store::find_in_files(&config.data_dir, face, |done, total| {
+        progress.set_length(total);
+        progress.set_position(done);
+    })?);
+    progress.finish_and_clear();
+    Ok(findings)
 }
 
 fn open(dir: &Path, config: &Config) -> anyhow::Result<Arc<dyn Store>> {

@@ -1,6 +1,6 @@
 //! Looks for what may be left of an erased face: in every file of a folder, and in what the store can still read.
 
-use std::{fs::File, io, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use aho_corasick::AhoCorasick;
 use walkdir::WalkDir;
@@ -18,7 +18,7 @@ const WINDOW: usize = 16;
 const MIN_DIFFERENT_BYTES: usize = 5;
 
 /// Shorter texts are found by chance, so they are looked for only in the form in which a record has them.
-const MIN_BARE_BYTES: usize = 8;
+const MIN_BARE_BYTES: usize = 6;
 
 /// Two vectors of length one with this cosine are the same but for rounding.
 const SAME_COSINE: f64 = 0.9999;
@@ -110,6 +110,13 @@ pub(crate) fn find_in_files(
         let n_bytes = file.metadata()?.len();
         // The first of each kind in a file is enough.
         let mut found: Vec<&str> = Vec::new();
+        if let Some(what) = unsearched(&path, &file)? {
+            findings.push(Finding {
+                what: format!("{} {what}", path.display()),
+                affects: "what it holds cannot be searched here; delete it, or move it away if it may be kept"
+                    .to_owned(),
+            });
+        }
         for hit in automaton.stream_find_iter(file) {
             let hit = hit?;
             let name = patterns[hit.pattern().as_usize()].name;
@@ -126,6 +133,25 @@ pub(crate) fn find_in_files(
         progress(done, total);
     }
     Ok(findings)
+}
+
+/// The first bytes of exports, and of files of keys.
+const EXPORT_MAGIC: &[u8] = b"VISAGE\0E";
+const KEYS_MAGIC: &[u8] = b"VISAGEK1";
+const AGE_MAGIC: &[u8] = b"age-encryption.org/";
+
+/// Says what is in a file whose contents cannot be searched byte by byte.
+fn unsearched(path: &Path, file: &File) -> io::Result<Option<&'static str>> {
+    let mut start = [0; 32];
+    let n_bytes = file.read_at(&mut start, 0)?;
+    let start = &start[..n_bytes];
+    Ok(if start.starts_with(EXPORT_MAGIC) || start.starts_with(AGE_MAGIC) {
+        Some("is an export")
+    } else if start.starts_with(KEYS_MAGIC) && !path.ends_with("store/keys") {
+        Some("is a copy of the keys")
+    } else {
+        None
+    })
 }
 
 /// Searches what the store can read: every row, whole, and every sealed face.
@@ -226,6 +252,19 @@ mod tests {
             subject: Some("policy-4711".to_owned()),
             vectors: vec![vector],
         }
+    }
+
+    #[test]
+    fn an_export_and_a_copy_of_the_keys_are_no_clean_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("store")).unwrap();
+        std::fs::write(dir.path().join("store").join("keys"), b"VISAGEK1 and so on").unwrap();
+        assert_eq!(find_in_files(dir.path(), &erased(), |_, _| {}).unwrap(), []);
+        std::fs::write(dir.path().join("keys.bak"), b"VISAGEK1 and so on").unwrap();
+        std::fs::write(dir.path().join("old.visage"), b"VISAGE\0E and so on").unwrap();
+        let found = find_in_files(dir.path(), &erased(), |_, _| {}).unwrap();
+        assert!(found[0].what.ends_with("keys.bak is a copy of the keys"), "{found:?}");
+        assert!(found[1].what.ends_with("old.visage is an export"), "{found:?}");
     }
 
     #[test]

@@ -182,7 +182,12 @@ fn require_keys(dir: &Path, engine: &Engine) -> Result<(), StoreError> {
 pub(crate) fn change_store_key(dir: &Path, settings: &SledSettings, new: &Path) -> Result<u64, StoreError> {
     let (_sidecar, _) = open_sidecar(dir)?;
     let old = store_key::read(&settings.key_file(dir))?;
-    Keys::rewrap(&dir.join(KEYS_FILE), &old, &store_key::read_or_create(new)?)
+    let new_key = store_key::read_or_create(new)?;
+    if new_key.bytes() == old.bytes() {
+        let why = "this is already the store key; name the file of another one, which is made if it is missing";
+        return Err(StoreError::Key { path: new.to_owned(), why: why.to_owned() });
+    }
+    Keys::rewrap(&dir.join(KEYS_FILE), &old, &new_key)
 }
 
 /// Removes what an interrupted compaction left.
