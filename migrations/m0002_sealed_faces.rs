@@ -15,8 +15,8 @@ use crate::{
         v1,
     },
     store::{
-        CollectionKey, Day, FaceKey, Store, StoreError, StoreExt, Table, Unsealed, Write, decode_record, encode_record,
-        identity::DAYS_KEY,
+        CollectionKey, Day, Days, FaceKey, Store, StoreError, StoreExt, Table, Unsealed, Write, decode_record,
+        encode_record, identity::DAYS_KEY,
     },
 };
 
@@ -71,10 +71,10 @@ impl SealedFaces {
             Some(day) => day.clone(),
             None => {
                 let made = new.keys().take()?;
-                let days =
-                    DaysRecord { days: vec![DayKey { day: Day::number(SystemTime::now()), key_slot: made.slot }] };
+                let today = Day::number(SystemTime::now());
+                let days = DaysRecord { days: vec![DayKey { day: today, key_slot: made.slot }] };
                 writes.push(Write::Put(Table::Meta, DAYS_KEY.to_vec(), encode_record(&days)));
-                self.day.insert(Day::from(made)).clone()
+                self.day.insert(Day::new(today, made)).clone()
             }
         };
         let is_enrolment = key.starts_with(b"EnrollFace\0");
@@ -139,7 +139,7 @@ impl Rewrite for SealedFaces {
                 self.collections.insert(record.id, key);
             }
         }
-        self.day = Day::all(new)?.into_iter().next();
+        self.day = Days::read(new)?.all.into_iter().next();
         Ok(())
     }
 }

@@ -15,9 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::{AppError, Call, blocking};
 use crate::{
     proto::store::{AnswerRecord, RequestRecord},
-    store::{
-        Batch, Day, Days, FaceKey, Range, Store, StoreError, StoreExt, StoredAnswer, Table, decode_record, join_key,
-    },
+    store::{Batch, Days, FaceKey, Range, Store, StoreError, StoreExt, StoredAnswer, Table, decode_record, join_key},
 };
 
 /// How long an answer is kept.
@@ -43,7 +41,7 @@ pub(super) fn forget_old(store: &dyn Store, now: SystemTime) -> Result<usize, Ap
         Ok(record.create_time.is_none_or(is_older))
     };
     let n_forgotten = store.delete_where(Table::Requests, Range::default(), is_old)?;
-    Day::forget_before(store, oldest)?;
+    Days::forget_before(store, oldest)?;
     Ok(n_forgotten)
 }
 
@@ -153,13 +151,7 @@ impl Idempotent {
         let store = Arc::clone(store);
         blocking(move || {
             if let Some(key) = &mut self.0 {
-                Day::of(&*store, SystemTime::now())?;
-                let days = Days::read(&*store)?;
-                // Without a key nothing can be remembered, and a retry would act twice.
-                if days.all.is_empty() {
-                    return Err(AppError::Internal("the key of the day's answers cannot be read".to_owned()));
-                }
-                key.days = Some(days);
+                key.days = Some(Days::begin(&*store, SystemTime::now())?);
             }
             match commit(prepared, &self) {
                 Ok(answer) => Ok(Answer::New(answer)),
@@ -172,7 +164,7 @@ impl Idempotent {
 
     fn stored_answer<M: Message + Default>(&self, store: &dyn Store) -> Result<Option<M>, AppError> {
         let Some(key) = &self.0 else { return Ok(None) };
-        for day in Day::all(store)? {
+        for day in Days::read(store)?.all {
             let row = day.row(&key.name);
             let Some(stored) = store.get(Table::Requests, &row)? else { continue };
             let answer = match day.unseal(store, &row, &stored)? {

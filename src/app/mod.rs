@@ -52,7 +52,7 @@ use crate::{
     registry::{Registry, RegistryError},
     serving::{EngineLoader, PixelPool, PixelPoolSettings, ServingPool, ServingSettings, TorchEngineLoader},
     similarity::{SimilarityIndex, SimilaritySettings},
-    store::{self, CachedBlobs, SledSettings, Store, StoreBlobs, StoreState, SweepReport},
+    store::{self, CachedBlobs, STORE_KEY_FILE, SledSettings, Store, StoreBlobs, StoreState, SweepReport},
     training::{Launcher, ProcessLauncher, Roots},
     vision::DecodeLimits,
     wiping::wipe_stack,
@@ -254,9 +254,6 @@ pub(crate) fn store_settings(config: &Config) -> SledSettings {
         if key_file.as_os_str().is_empty() { config.data_dir.join(STORE_KEY_FILE) } else { key_file.clone() };
     SledSettings { cache_bytes: *cache_bytes, reserve_bytes: *reserve_bytes, key_file: Some(key_file) }
 }
-
-/// The store key in the data folder, if the configuration names no other file.
-const STORE_KEY_FILE: &str = "store.key";
 
 /// Returns the layers of the ResNets whose outputs can be compared.
 fn embedding_layers() -> Vec<EmbeddingLayer> {

@@ -14,7 +14,7 @@ use super::{
     data_folder::{Folder, StoreFolder},
     output::{self, print_line},
 };
-use crate::store::{self, Erased, SledStore};
+use crate::store::{self, ENCRYPTED_MAGIC, Erased, SledStore};
 
 /// Writes everything in a data folder into one file with a checksum.
 ///
@@ -114,13 +114,10 @@ pub(super) fn import(args: &ImportArgs, config: Option<&Path>) -> anyhow::Result
     Ok(true)
 }
 
-/// The beginning of every file that age has encrypted.
-const AGE_MAGIC: &[u8] = b"age-encryption.org/";
-
 /// Opens an export, and decrypts it if necessary.
 fn opened(args: &ImportArgs) -> anyhow::Result<Box<dyn Read>> {
     let mut file = BufReader::new(File::open(&args.file)?);
-    if !file.fill_buf()?.starts_with(AGE_MAGIC) {
+    if !file.fill_buf()?.starts_with(ENCRYPTED_MAGIC) {
         return Ok(Box::new(file));
     }
     let Some(identity) = &args.identity else {

@@ -52,7 +52,7 @@ impl ErasedArgs {
 /// A shorter vector has no sixteen bytes of its own.
 const MIN_NUMBERS: usize = 8;
 
-/// How long to wait for the threads of a server to end, which computes the vector of a photo in this process.
+/// The vector of a photo is computed by a server in this process, whose threads must end within this time.
 const CLOSE_WAIT: Duration = Duration::from_secs(30);
 
 /// Looks through every file of the data folder; returns false when something is found.

@@ -41,6 +41,14 @@ struct State {
     growing: Option<(Arc<Segment>, HashMap<u64, usize>)>,
 }
 
+/// Segments that are being replaced by one.
+struct Merge<'a> {
+    old: &'a [Arc<Segment>],
+    segment: Arc<Segment>,
+    /// The origin of each face, by its new position.
+    origins: Vec<(&'a Arc<Segment>, usize)>,
+}
+
 /// A collection's faces.
 pub(super) struct LoadedFaces {
     dimensions: usize,
@@ -190,8 +198,20 @@ impl LoadedFaces {
 
     /// Replaces old segments by one new one with their remaining faces, unless `stop` is set before it is built.
     fn replace(&self, old: &[Arc<Segment>], with_graph: bool, stop: &AtomicBool) {
+        let merge = self.begin_merge(old);
+        if with_graph && merge.segment.len() > 0 {
+            merge.segment.build_graph(stop);
+        }
+        if stop.load(Ordering::Relaxed) {
+            self.state.write().growing = None;
+        } else {
+            self.finish_merge(merge);
+        }
+    }
+
+    /// Copies the remaining faces of segments into a new one. Whoever forgets a face from then on overwrites it there, too.
+    fn begin_merge<'a>(&self, old: &'a [Arc<Segment>]) -> Merge<'a> {
         let mut merged = Segment::new(self.dimensions);
-        // The origin of each face, by its new position.
         let mut origins = Vec::new();
         for segment in old {
             for idx in segment.remaining() {
@@ -201,23 +221,18 @@ impl LoadedFaces {
         }
         let merged = Arc::new(merged);
         let positions = merged.numbers().iter().enumerate().map(|(idx, number)| (*number, idx)).collect();
-        {
-            let mut state = self.state.write();
-            // From now on, whoever forgets a face overwrites it here, too.
-            state.growing = Some((Arc::clone(&merged), positions));
-            for (idx, (segment, old_idx)) in origins.iter().enumerate() {
-                if segment.is_gone(*old_idx) {
-                    merged.set_gone(idx);
-                }
+        let mut state = self.state.write();
+        state.growing = Some((Arc::clone(&merged), positions));
+        for (idx, (segment, old_idx)) in origins.iter().enumerate() {
+            if segment.is_gone(*old_idx) {
+                merged.set_gone(idx);
             }
         }
-        if with_graph && merged.len() > 0 {
-            merged.build_graph(stop);
-        }
-        if stop.load(Ordering::Relaxed) {
-            self.state.write().growing = None;
-            return;
-        }
+        Merge { old, segment: merged, origins }
+    }
+
+    /// Puts the new segment in the place of the old ones.
+    fn finish_merge(&self, Merge { old, segment: merged, origins }: Merge<'_>) {
         let mut state = self.state.write();
         state.growing = None;
         state.sealed.retain(|s| !old.iter().any(|o| Arc::ptr_eq(s, o)));
@@ -343,16 +358,24 @@ mod tests {
     fn a_forgotten_vector_is_overwritten_wherever_it_is() {
         let faces = filled(18);
         let old: Vec<_> = faces.state.read().sealed.clone();
-        // A merge that has begun, and is not finished when the faces are erased.
-        let sealed = faces.state.read().sealed.clone();
-        faces.replace(&sealed[..2], true, &AtomicBool::new(true));
+        // One is forgotten before a merge begins, the others while it is not finished.
+        faces.hide(2);
+        faces.forget(2);
+        let merge = faces.begin_merge(&old[..2]);
+        let merged = Arc::clone(&merge.segment);
         for number in [1, 9, 17] {
             faces.hide(number);
             faces.forget(number);
         }
         assert_eq!((old[0].vector(1), old[2].vector(1)), (vec![0.0; 2], vec![0.0; 2]));
         assert_eq!(faces.state.read().tail.vector(1), [0.0; 2]);
+        assert_eq!((merged.numbers()[1], merged.vector(1)), (1, vec![0.0; 2]));
+        assert!(!merged.numbers().contains(&2) && merged.vector(0) != [0.0; 2]);
+        faces.finish_merge(merge);
         while faces.maintain(&settings(), &AtomicBool::new(false)) {}
-        assert_eq!(found(&faces).len(), 15);
+        assert_eq!(found(&faces).len(), 14);
+        let last: Vec<_> = faces.state.read().sealed.clone();
+        faces.wipe();
+        assert!(last.iter().all(|segment| segment.vector(0) == [0.0; 2]));
     }
 }

@@ -20,10 +20,10 @@ use super::{
 };
 use crate::{
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, ErasureRecord, FaceFacts, FaceIdRecord, FaceVector},
+    proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
     store::{
         Batch, CollectionKey, FaceKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record,
-        encode_record, row_key,
+        encode_record,
     },
     threads::yield_to_calls,
 };
@@ -286,13 +286,7 @@ impl SimilarityIndex {
             }
         };
         let (key, incarnation) = (id.as_str().as_bytes(), collection.key.incarnation);
-        let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
-        let mut batch = Batch::default();
-        batch
-            .require_equals(Table::Collections, key, collection.bytes.clone())
-            .delete(Table::Collections, key)
-            .put_record(Table::Erasures, &row_key(incarnation, 0), &erasure);
-        self.shared.store.commit(batch)?;
+        self.shared.store.commit(removal::deletion(key, collection.bytes.clone(), incarnation))?;
         let wiped = self.shared.store.keys().wipe([collection.key.slot]);
         self.shared.collections.write().remove(id);
         collection.faces.wipe();
@@ -517,7 +511,6 @@ impl SimilarityIndex {
         let number = stored.number;
         let (row, id_row) = (collection.key.row(number), collection.key.id_row(face.as_str()));
         let hidden = collection.faces.hide(number);
-        let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
@@ -526,7 +519,7 @@ impl SimilarityIndex {
             .delete(Table::FaceIds, &id_row)
             .delete(Table::Faces, &row)
             .delete(Table::FaceVectors, &row)
-            .put_record(Table::Erasures, &row, &erasure);
+            .put_record(Table::Erasures, &row, &removal::erased_now());
         match store.commit(batch) {
             Ok(()) => {
                 let wiped = store.keys().wipe(stored.key_slot);

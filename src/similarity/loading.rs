@@ -13,7 +13,7 @@ use crate::{
     error::Kind,
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceFacts, FaceVector},
-    store::{CollectionKey, Day, Range, Store, StoreError, StoreExt, Table, Unsealed, parse_row_key},
+    store::{CollectionKey, Days, Range, Store, StoreError, StoreExt, Table, Unsealed, parse_row_key},
 };
 
 /// A collection in memory.
@@ -213,7 +213,7 @@ impl Loading {
             tracing::warn!("faces are damaged, so keys that nothing needs are kept until the damage is mended");
             return Ok(());
         }
-        self.used.extend(Day::slots(store)?);
+        self.used.extend(Days::slots(store)?);
         let cleaned = removal::remove_erased(store, &self.erased).and_then(|()| store.keys().sweep(&self.used));
         match cleaned {
             Err(error) if error.is_refusal() || error.kind() == Kind::Corrupt => {

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::SystemTime};
 use crate::{
     proto::store::{CollectionRecord, ErasureRecord, FaceIdRecord, SealedRecord},
     store::{
-        Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, parse_row_key, reserved_numbers,
-        row_key,
+        Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, incarnation_of, incarnation_prefix,
+        parse_row_key, reserved_numbers, row_key,
     },
 };
 
@@ -39,7 +39,7 @@ fn incarnations_in(store: &dyn Store, table: Table) -> Result<Vec<u64>, StoreErr
             Err(StoreError::Corrupt { .. }) => return Ok(found),
             rows => rows?.pop(),
         };
-        let Some(incarnation) = first.and_then(|(key, _)| Some(u64::from_be_bytes(*key.first_chunk()?))) else {
+        let Some(incarnation) = first.and_then(|(key, _)| incarnation_of(&key)) else {
             return Ok(found);
         };
         found.push(incarnation);
@@ -58,7 +58,7 @@ pub(super) fn highest_number(store: &dyn Store) -> Result<u64, StoreError> {
         may_be_lost |= store.state().borrow().is_damaged(table);
         for incarnation in incarnations_in(store, table)? {
             let of_incarnation =
-                Range { prefix: incarnation.to_be_bytes().to_vec(), descending: true, ..Range::default() };
+                Range { prefix: incarnation_prefix(incarnation), descending: true, ..Range::default() };
             match store.scan(table, &of_incarnation, 1) {
                 Err(StoreError::Corrupt { .. }) => may_be_lost = true,
                 rows => {
@@ -76,20 +76,29 @@ pub(super) fn highest_number(store: &dyn Store) -> Result<u64, StoreError> {
 pub(super) fn remove_collection(store: &dyn Store, key: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
     let record: CollectionRecord = decode_record(Table::Collections, key, bytes)?;
     tracing::warn!(collection = record.id, "finishing the deletion of a collection");
-    let erasure = ErasureRecord { time: Some(SystemTime::now().into()) };
+    store.commit(deletion(key, bytes.to_vec(), record.incarnation))
+}
+
+/// Returns the writes that delete a collection, whose record must be unchanged.
+pub(super) fn deletion(key: &[u8], bytes: Vec<u8>, incarnation: u64) -> Batch {
     let mut batch = Batch::default();
-    batch.require_equals(Table::Collections, key, bytes.to_vec()).delete(Table::Collections, key).put_record(
+    batch.require_equals(Table::Collections, key, bytes).delete(Table::Collections, key).put_record(
         Table::Erasures,
-        &row_key(record.incarnation, 0),
-        &erasure,
+        &row_key(incarnation, 0),
+        &erased_now(),
     );
-    store.commit(batch)
+    batch
+}
+
+/// The entry of the journal for an erasure at this time.
+pub(super) fn erased_now() -> ErasureRecord {
+    ErasureRecord { time: Some(SystemTime::now().into()) }
 }
 
 /// Removes some rows of a deleted collection; returns true if there may be more. Wipes the keys of its faces, unless
 /// their slots may have been given to others since.
 pub(super) fn remove_some(store: &dyn Store, incarnation: u64, wipe_keys: bool) -> Result<bool, StoreError> {
-    let range = Range { prefix: incarnation.to_be_bytes().to_vec(), ..Range::default() };
+    let range = Range { prefix: incarnation_prefix(incarnation), ..Range::default() };
     for table in TABLES {
         let rows = store.scan(table, &range, PIECE)?;
         if rows.is_empty() {
@@ -123,7 +132,7 @@ pub(super) fn remove_erased(store: &dyn Store, rows: &[Vec<u8>]) -> Result<(), S
         writes.delete(Table::FaceVectors, row).delete(Table::Faces, row);
     }
     for incarnation in incarnations {
-        let range = Range { prefix: incarnation.to_be_bytes().to_vec(), ..Range::default() };
+        let range = Range { prefix: incarnation_prefix(incarnation), ..Range::default() };
         for row in store.readable_records::<FaceIdRecord>(Table::FaceIds, range) {
             let (key, FaceIdRecord { number }) = row?;
             if numbers.contains(&(incarnation, number)) {
@@ -157,7 +166,7 @@ impl<'a> Rows<'a> {
 
     fn scan_after(&self, last: Option<u64>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let range = Range {
-            prefix: self.incarnation.to_be_bytes().to_vec(),
+            prefix: incarnation_prefix(self.incarnation),
             after: last.map(|number| row_key(self.incarnation, number)),
             descending: false,
         };

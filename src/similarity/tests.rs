@@ -312,7 +312,7 @@ fn a_new_collection_is_empty() {
 
 const FACE_TABLES: [Table; 3] = [Table::Faces, Table::FaceVectors, Table::FaceIds];
 
-/// What a deleted face, or a deleted collection, has left in the store can be read by nobody.
+/// Nobody can read the rows that a deleted face or a deleted collection has left.
 #[test]
 fn the_keys_of_what_is_deleted_are_gone() {
     let (store, index) = with_collection();
@@ -493,15 +493,7 @@ fn lost_sectors_are_counted_and_nothing_is_invented() {
     let (mut n_opened, mut n_whole, mut n_refused) = (0, 0, 0);
     for _ in 0..n_lost_sectors() {
         let dir = tempfile::tempdir().unwrap();
-        for entry in walkdir::WalkDir::new(original.path()).min_depth(1) {
-            let entry = entry.unwrap();
-            let target = dir.path().join(entry.path().strip_prefix(original.path()).unwrap());
-            if entry.file_type().is_dir() {
-                std::fs::create_dir(target).unwrap();
-            } else {
-                std::fs::copy(entry.path(), target).unwrap();
-            }
-        }
+        crate::store::tests::copy(original.path(), dir.path());
         let at = rng.random_range(0..n_sectors);
         let mut bytes = std::fs::read(log(dir.path())).unwrap();
         bytes[at * SECTOR..(at + 1) * SECTOR].fill(0);

@@ -1,4 +1,4 @@
-//! How the answer of a request id is stored: sealed, under a key that is gone a day later.
+//! Stores the answers of request ids sealed, under keys that are wiped a day later.
 //!
 //! The table key is an HMAC of the request id, so the table names nobody. The answer of an enrolment is sealed under the
 //! key of its face and cannot be read once the face is erased; any other under the key of the day.
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use prost::Message;
 
 use super::{
-    Batch, FaceKey, SlotKey, SlotKeys as _, Store, StoreError, Table, decode_record, face_rows::row_key,
+    Batch, FaceKey, SlotKey, SlotKeys as _, Store, StoreError, Table, decode_record, encode_record, face_rows::row_key,
     identity::DAYS_KEY,
 };
 use crate::proto::store::{AnswerRecord, DayKey, DaysRecord, FacePlace, RequestRecord};
@@ -20,7 +20,10 @@ const ID_BYTES: usize = 16;
 
 /// The key of a day's answers.
 #[derive(Clone, Debug)]
-pub(crate) struct Day(SlotKey);
+pub(crate) struct Day {
+    number: u64,
+    key: SlotKey,
+}
 
 /// The days whose answers are kept.
 #[derive(Clone, Debug)]
@@ -32,111 +35,68 @@ pub(crate) struct Days {
 }
 
 impl Days {
-    /// Reads the keys of the days.
+    /// Reads the keys of the days. Answers of a day whose key is damaged cannot be given again.
     ///
     /// # Errors
     /// When the store fails.
     pub(crate) fn read(store: &dyn Store) -> Result<Self, StoreError> {
+        Ok(Self::read_with_record(store)?.0)
+    }
+
+    fn read_with_record(store: &dyn Store) -> Result<(Self, DaysRecord), StoreError> {
         let (bytes, record) = stored_days(store)?;
         let mut all = Vec::new();
-        for day in record.days.iter().rev() {
-            all.extend(Day::in_slot(store, day.key_slot)?);
+        for DayKey { day, key_slot: slot } in record.days.iter().rev().copied() {
+            match store.keys().get(slot) {
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::error!(%error, "the answers of a day cannot be read");
+                }
+                key => all.extend(key?.map(|key| Day::new(day, SlotKey { slot, key }))),
+            }
         }
-        Ok(Self { all, bytes })
+        Ok((Self { all, bytes }, record))
     }
 
-    /// Requires that no day has begun or was forgotten since they were read.
-    pub(crate) fn require_same(&self, batch: &mut Batch) {
-        if let Some(bytes) = &self.bytes {
-            batch.require_equals(Table::Meta, DAYS_KEY, bytes.clone());
-        }
-    }
-}
-
-/// A stored answer.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum StoredAnswer {
-    /// It can be given again.
-    Kept(RequestRecord),
-    /// It was the enrolment of a face that has been erased since.
-    Erased,
-}
-
-impl From<SlotKey> for Day {
-    fn from(key: SlotKey) -> Self {
-        Self(key)
-    }
-}
-
-impl Day {
-    /// Days from 1970-01-01 to a time, in UTC.
-    #[must_use]
-    pub(crate) fn number(time: SystemTime) -> u64 {
-        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / DAY.as_secs()
-    }
-
-    /// Returns the keys of the days whose answers are kept, the newest first.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub(crate) fn all(store: &dyn Store) -> Result<Vec<Self>, StoreError> {
-        Ok(Days::read(store)?.all)
-    }
-
-    /// Returns the key of the day of `now`, which is made by the first call of a day.
+    /// Makes the key of the day of `now` if it is missing; returns the keys of all days, never none.
     ///
     /// # Errors
     /// When the store fails, or refuses writes and has no key of an earlier day.
-    pub(crate) fn of(store: &dyn Store, now: SystemTime) -> Result<Self, StoreError> {
+    pub(crate) fn begin(store: &dyn Store, now: SystemTime) -> Result<Self, StoreError> {
         let today = Day::number(now);
         loop {
-            let (bytes, mut record) = stored_days(store)?;
-            let newest = record.days.last();
+            let (mut days, mut record) = Self::read_with_record(store)?;
             // A clock that was set back for a moment needs no new key.
-            if let Some(found) = newest.filter(|day| (today..=today + 1).contains(&day.day))
-                && let Some(found) = Self::in_slot(store, found.key_slot)?
-            {
-                return Ok(found);
+            if days.all.first().is_some_and(|day| (today..=today + 1).contains(&day.number)) {
+                return Ok(days);
             }
+            let or_earlier = |days: Self, error| if days.all.is_empty() { Err(error) } else { Ok(days) };
             let made = match store.keys().take() {
                 Ok(made) => made,
-                Err(error) => return Self::newest(store)?.ok_or(error),
+                Err(error) => return or_earlier(days, error),
             };
             // Days of a clock that was far ahead would be kept for ever.
             record.days.retain(|day| day.day <= today + 1);
             record.days.push(DayKey { day: today, key_slot: made.slot });
             let mut batch = Batch::default();
-            match bytes {
-                Some(bytes) => batch.require_equals(Table::Meta, DAYS_KEY, bytes),
+            match &days.bytes {
+                Some(bytes) => batch.require_equals(Table::Meta, DAYS_KEY, bytes.clone()),
                 None => batch.require_absent(Table::Meta, DAYS_KEY),
             };
             batch.put_record(Table::Meta, DAYS_KEY, &record);
             match store.commit(batch) {
-                Ok(()) => return Ok(Self(made)),
+                Ok(()) => {
+                    days.all.insert(0, Day::new(today, made));
+                    return Ok(Self { bytes: Some(encode_record(&record)), ..days });
+                }
                 Err(error) => {
                     store.keys().discard(made.slot);
-                    match error {
-                        StoreError::Conflict { .. } => {}
-                        error => return Self::newest(store)?.ok_or(error),
+                    // Another call has begun the day.
+                    if !matches!(error, StoreError::Conflict { .. }) {
+                        return or_earlier(days, error);
                     }
                 }
             }
         }
-    }
-
-    /// Returns the key of a slot; `None` when it is wiped or damaged: its answers cannot be given again.
-    fn in_slot(store: &dyn Store, slot: u64) -> Result<Option<Self>, StoreError> {
-        match store.keys().get(slot) {
-            Err(error @ StoreError::Corrupt { .. }) => {
-                tracing::error!(%error, "the answers of a day cannot be read");
-                Ok(None)
-            }
-            key => Ok(key?.map(|key| Self(SlotKey { slot, key }))),
-        }
-    }
-
-    fn newest(store: &dyn Store) -> Result<Option<Self>, StoreError> {
-        Ok(Self::all(store)?.into_iter().next())
     }
 
     /// Wipes the keys of the days before that of `oldest`.
@@ -168,10 +128,40 @@ impl Day {
         Ok(stored_days(store)?.1.days.iter().map(|day| day.key_slot).collect())
     }
 
+    /// Requires that no day has begun or was forgotten since they were read.
+    pub(crate) fn require_same(&self, batch: &mut Batch) {
+        if let Some(bytes) = &self.bytes {
+            batch.require_equals(Table::Meta, DAYS_KEY, bytes.clone());
+        }
+    }
+}
+
+/// A stored answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum StoredAnswer {
+    /// It can be given again.
+    Kept(RequestRecord),
+    /// It was the enrolment of a face that has been erased since.
+    Erased,
+}
+
+impl Day {
+    /// The day of this number and key.
+    #[must_use]
+    pub(crate) fn new(number: u64, key: SlotKey) -> Self {
+        Self { number, key }
+    }
+
+    /// Days from 1970-01-01 to a time, in UTC.
+    #[must_use]
+    pub(crate) fn number(time: SystemTime) -> u64 {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / DAY.as_secs()
+    }
+
     /// The key in [`Table::Requests`] of a request by its full name.
     #[must_use]
     pub(crate) fn row(&self, name: &[u8]) -> Vec<u8> {
-        self.0.key.mac("request id", name)[..ID_BYTES].to_vec()
+        self.key.key.mac("request id", name)[..ID_BYTES].to_vec()
     }
 
     /// Returns the value of an answer's row: sealed under the key of the enrolled face, or else of the day.
@@ -180,7 +170,7 @@ impl Day {
         let plain = zeroize::Zeroizing::new(answer.encode_to_vec());
         let sealed = match face {
             Some(face) => face.seal(Table::Requests, row, &plain),
-            None => self.0.key.seal(row, &plain),
+            None => self.key.key.seal(row, &plain),
         };
         AnswerRecord { create_time: answer.create_time, face: face.map(|face| face.place), sealed }
     }
@@ -192,7 +182,7 @@ impl Day {
     pub(crate) fn unseal(&self, store: &dyn Store, row: &[u8], value: &[u8]) -> Result<StoredAnswer, StoreError> {
         let AnswerRecord { face, sealed, .. } = decode_record(Table::Requests, row, value)?;
         let plain = match face {
-            None => self.0.key.unseal(row, &sealed),
+            None => self.key.key.unseal(row, &sealed),
             Some(place) => {
                 // A slot of an erased face may be damaged, or not be there in an imported store.
                 let key = FaceKey::at(store.keys(), place);
@@ -239,16 +229,18 @@ mod tests {
     fn a_day_has_one_key_which_ends_when_it_is_forgotten() {
         let store = MemoryStore::new();
         let now = SystemTime::now();
-        let today = Day::of(&store, now).unwrap();
-        assert_eq!(Day::of(&store, now).unwrap().row(b"r"), today.row(b"r"));
-        let tomorrow = Day::of(&store, now + DAY).unwrap();
+        let begin = |now| Days::begin(&store, now).unwrap().all.swap_remove(0);
+        let n_days = || Days::read(&store).unwrap().all.len();
+        let today = begin(now);
+        assert_eq!(begin(now).row(b"r"), today.row(b"r"));
+        let tomorrow = begin(now + DAY);
         assert_ne!(tomorrow.row(b"r"), today.row(b"r"));
-        assert_eq!(Day::of(&store, now).unwrap().row(b"r"), tomorrow.row(b"r"), "a clock that was set back");
-        assert_eq!(Day::all(&store).unwrap().len(), 2);
-        Day::forget_before(&store, now).unwrap();
-        assert_eq!(Day::all(&store).unwrap().len(), 2);
-        Day::forget_before(&store, now + DAY).unwrap();
-        assert_eq!(Day::all(&store).unwrap().len(), 1);
-        assert!(store.keys().get(today.0.slot).unwrap().is_none(), "its key is gone");
+        assert_eq!(begin(now).row(b"r"), tomorrow.row(b"r"), "a clock that was set back");
+        assert_eq!(n_days(), 2);
+        Days::forget_before(&store, now).unwrap();
+        assert_eq!(n_days(), 2);
+        Days::forget_before(&store, now + DAY).unwrap();
+        assert_eq!(n_days(), 1);
+        assert!(store.keys().get(today.key.slot).unwrap().is_none(), "its key is gone");
     }
 }

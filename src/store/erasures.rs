@@ -112,7 +112,7 @@ impl Journal {
         }
         let Some(header) = header(store)? else { return Ok(()) };
         let mut all: BTreeMap<Vec<u8>, Vec<u8>> = kept.iter().map(|(key, e)| (key.to_vec(), e.to_vec())).collect();
-        // What cannot be read of the table may be in the journal.
+        // The journal may have entries whose rows in the table cannot be read.
         for row in store.readable_records::<ErasureRecord>(Table::Erasures, Range::default()).map_while(Result::ok) {
             all.entry(row.0.clone()).or_insert_with(|| entry(&row.0, &row.1));
         }

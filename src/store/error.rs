@@ -82,7 +82,7 @@ pub(crate) enum StoreError {
     Key {
         /// The file of the store key, or of the keys that it wraps.
         path: PathBuf,
-        /// What is wrong.
+        /// Why it cannot be used.
         why: String,
     },
     /// The import's target store is not empty.

@@ -14,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Batch, CollectionKey, Erased, Range, SlotKey, Store, StoreError, StoreExt, Table, Unsealed, Write, decode_record,
-    decode_vector, identity, migrate, parse_row_key, printable, row_key,
+    decode_vector,
+    face_rows::incarnation_of,
+    identity, migrate, parse_row_key, printable, row_key,
     sealing::{KEY_BYTES, Key},
 };
 use crate::proto::store::{
@@ -22,7 +24,11 @@ use crate::proto::store::{
     SealedRecord, StoreRecord,
 };
 
-const MAGIC: &[u8; 8] = b"VISAGE\x00E";
+/// The beginning of every export.
+pub(super) const MAGIC: &[u8; 8] = b"VISAGE\x00E";
+
+/// The beginning of an export that age has encrypted.
+pub(crate) const ENCRYPTED_MAGIC: &[u8] = b"age-encryption.org/";
 
 /// The maximum length of an entry, well above the longest written.
 const MAX_ENTRY_BYTES: u64 = 16 << 20;
@@ -176,7 +182,7 @@ pub(crate) fn import(
         }
         Ok(())
     })?;
-    // What was erased stays so, even if this store is exported and imported in turn.
+    // The new store keeps the erasures, so that its own exports revive nobody either.
     let time = Some(std::time::SystemTime::now().into());
     for (incarnation, number) in erased.iter() {
         let row = row_key(incarnation, number);
@@ -234,7 +240,6 @@ fn slot_key(entry: &ExportEntry) -> Option<(u64, Key)> {
 /// that was exported, and will be set aside.
 fn is_erased(erased: &Erased, table: Table, entry: &ExportEntry) -> Result<bool, StoreError> {
     let (key, value) = (entry.key.as_slice(), entry.value.as_slice());
-    let incarnation = |key: &[u8]| key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
     Ok(match table {
         Table::Collections => decode_record::<CollectionRecord>(table, key, value)
             .is_ok_and(|record| record.incarnation > 0 && erased.contains_collection(record.incarnation)),
@@ -242,7 +247,7 @@ fn is_erased(erased: &Erased, table: Table, entry: &ExportEntry) -> Result<bool,
             parse_row_key(key).is_some_and(|(incarnation, number)| erased.contains(incarnation, number))
         }
         Table::FaceIds => decode_record::<FaceIdRecord>(table, key, value)
-            .is_ok_and(|row| incarnation(key).is_some_and(|of| erased.contains(of, row.number))),
+            .is_ok_and(|row| incarnation_of(key).is_some_and(|of| erased.contains(of, row.number))),
         Table::Requests => decode_record::<AnswerRecord>(table, key, value)
             .is_ok_and(|answer| answer.face.is_some_and(|face| erased.contains(face.incarnation, face.number))),
         _ => false,

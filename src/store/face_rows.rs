@@ -1,4 +1,4 @@
-//! How a face is stored: what names or shows a person is sealed under a key of its own, and table keys hold numbers.
+//! Stores each face sealed under a key of its own; table keys hold numbers and name nobody.
 //!
 //! A face's key is derived from two slots, the face's and its collection's, so wiping either erases the face. A face has
 //! a row of facts and a row with its vector, both by the collection's incarnation and the face's number, and a row that
@@ -58,7 +58,7 @@ impl CollectionKey {
     /// The prefix of all its rows.
     #[must_use]
     pub(crate) fn prefix(&self) -> Vec<u8> {
-        self.incarnation.to_be_bytes().to_vec()
+        incarnation_prefix(self.incarnation)
     }
 
     /// The table key of a face's row of facts, and of its vector.
@@ -147,6 +147,18 @@ impl FaceKey {
 #[must_use]
 pub(crate) fn row_key(incarnation: u64, number: u64) -> Vec<u8> {
     [incarnation.to_be_bytes(), number.to_be_bytes()].concat()
+}
+
+/// The prefix of the rows of all faces of a collection.
+#[must_use]
+pub(crate) fn incarnation_prefix(incarnation: u64) -> Vec<u8> {
+    incarnation.to_be_bytes().to_vec()
+}
+
+/// Returns the incarnation of a key in the tables of faces.
+#[must_use]
+pub(crate) fn incarnation_of(key: &[u8]) -> Option<u64> {
+    key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
 }
 
 /// Returns the incarnation and the number of a row's key.

@@ -1,6 +1,11 @@
 //! Overwrites files and syncs folders.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
 
 /// Bytes that are overwritten at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -19,4 +24,25 @@ pub(super) fn overwrite(file: &File) -> io::Result<()> {
         file.write_all_at(&zeros[..n], at)?;
     }
     file.sync_all()
+}
+
+/// Creates a file with these permissions, which replaces any of its name. Only the complete and synced file has the name.
+pub(super) fn write_complete(path: &Path, mode: u32, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
+    fill(&file)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    // A bare name has an empty parent.
+    sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
+}
+
+/// Returns the free bytes of the disk of a folder.
+pub(super) fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(dir)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }

@@ -6,21 +6,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::{
     StoreError,
-    files::{overwrite, sync_dir},
+    files::{overwrite, write_complete},
     sealing::{KEY_BYTES, Key, SEAL_BYTES},
 };
 use parking_lot::Mutex;
 
-const MAGIC: &[u8; 8] = b"VISAGEK1";
+/// The beginning of every file of keys.
+pub(super) const MAGIC: &[u8; 8] = b"VISAGEK1";
 
 const HEADER_BYTES: usize = 4096;
 
@@ -469,22 +470,17 @@ fn wrapping_key(store_key: &Key, start: &[u8]) -> Key {
 
 /// Writes a file of keys; only the complete file has its name.
 fn write_new(path: &Path, store_key: &Key, fill: impl FnOnce(&File, &Key) -> io::Result<()>) -> io::Result<()> {
-    let unfinished = path.with_extension("unfinished");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     let (header, wrapping) = new_header(store_key);
-    file.write_all_at(&header, 0)?;
-    fill(&file, &wrapping)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    sync_dir(path.parent().unwrap_or(path))
+    write_complete(path, 0o600, |file| {
+        file.write_all_at(&header, 0)?;
+        fill(file, &wrapping)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn file() -> (tempfile::TempDir, PathBuf, Key) {

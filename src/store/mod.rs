@@ -41,12 +41,14 @@ pub(crate) use answers::{Day, Days, StoredAnswer};
 pub(crate) use blobs::{Blobs, StoreBlobs, SweepReport};
 pub(crate) use cached::CachedBlobs;
 
-pub(crate) use self::sled::{Rewritten, SledSettings, SledStore, change_store_key, panic_is_guarded};
+pub(crate) use self::sled::{Rewritten, STORE_KEY_FILE, SledSettings, SledStore, change_store_key, panic_is_guarded};
 pub(crate) use doctor::{ErasedFace, Finding, examine, find_in_files, find_in_store};
 pub(crate) use erasures::Erased;
 pub(crate) use error::StoreError;
-pub(crate) use export::{export, import, verify_export};
-pub(crate) use face_rows::{CollectionKey, FaceKey, Unsealed, parse_row_key, row_key};
+pub(crate) use export::{ENCRYPTED_MAGIC, export, import, verify_export};
+pub(crate) use face_rows::{
+    CollectionKey, FaceKey, Unsealed, incarnation_of, incarnation_prefix, parse_row_key, row_key,
+};
 pub(crate) use identity::{SECRETS_KEY, reserved_numbers};
 pub(crate) use keys::{Keys, SlotKey, SlotKeys};
 #[cfg(test)]
@@ -229,4 +231,4 @@ pub(crate) fn compact(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

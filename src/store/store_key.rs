@@ -1,9 +1,8 @@
 //! The store key, which wraps all other keys: one line of base64 in a file outside the store's folder.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -12,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     StoreError,
-    files::sync_dir,
+    files::write_complete,
     sealing::{KEY_BYTES, Key},
 };
 
@@ -38,19 +37,10 @@ pub(super) fn read_or_create(path: &Path) -> Result<Key, StoreError> {
     read(path)
 }
 
-/// Creates the file, readable by its owner alone, with a random key. Only the complete file has its name.
+/// Creates the file, readable by its owner alone, with a random key.
 fn create(path: &Path) -> io::Result<()> {
     let text = Zeroizing::new(STANDARD.encode(Key::random().bytes()) + "\n");
-    let unfinished = path.with_extension("unfinished");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
+    write_complete(path, 0o400, |mut file| file.write_all(text.as_bytes()))
 }
 
 fn unusable(path: &Path, why: &str) -> StoreError {

@@ -1,28 +1,14 @@
 //! Tests the commands that open a data folder themselves: on folders that are intact, damaged, newer, locked or
 //! missing.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Output,
-};
+use std::fs;
 
 use visage::proto::v1;
 
 use crate::support::{
-    server::{Home, copy},
+    server::{Home, copy, files},
     vector_enrolment,
 };
-
-/// Returns the exit code and all output.
-fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    printed(home.command(args).output().unwrap())
-}
-
-fn printed(output: Output) -> (Option<i32>, String) {
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
-}
 
 /// Makes a home whose stopped server has a model, a collection and some faces.
 async fn filled() -> Home {
@@ -44,13 +30,13 @@ async fn a_backup_comes_back_whole_and_serves() {
     let home = filled().await;
     let backup = home.path("backup.visage");
     let backup = backup.to_str().unwrap();
-    assert_eq!(run(&home, &["export", backup]).0, Some(0));
-    let (code, text) = run(&home, &["export", backup]);
+    assert_eq!(home.run(&["export", backup]).0, Some(0));
+    let (code, text) = home.run(&["export", backup]);
     assert!(code == Some(1) && text.contains("already exists"), "{text}");
 
     let restored = Home::new("");
-    assert_eq!(run(&restored, &["import", backup]).0, Some(0));
-    let (code, text) = run(&restored, &["doctor", "--json"]);
+    assert_eq!(restored.run(&["import", backup]).0, Some(0));
+    let (code, text) = restored.run(&["doctor", "--json"]);
     let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert!(code == Some(0) && report["findings"] == serde_json::json!([]), "{text}");
     assert_eq!(report["entries"]["Faces"], 50, "{text}");
@@ -60,14 +46,14 @@ async fn a_backup_comes_back_whole_and_serves() {
     assert_eq!(c.faces.get_face(v1::GetFaceRequest { name: name.clone() }).await.unwrap().into_inner().name, name);
     assert!(server.stop().success());
 
-    let (code, text) = run(&restored, &["import", backup]);
+    let (code, text) = restored.run(&["import", backup]);
     assert!(code == Some(1) && text.contains("empty"), "an import over what is there: {text}");
     let mut bytes = fs::read(backup).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(backup, bytes).unwrap();
     let other = Home::new("");
-    let (code, text) = run(&other, &["import", backup]);
+    let (code, text) = other.run(&["import", backup]);
     assert!(code == Some(1) && !text.contains("panicked"), "{text}");
     assert!(!other.path("data").join("store").join("db").exists(), "nothing is written before all is verified");
 }
@@ -75,26 +61,16 @@ async fn a_backup_comes_back_whole_and_serves() {
 #[tokio::test]
 async fn a_folder_in_use_and_one_that_is_not_there_are_told_apart() {
     let home = Home::trained("").await;
-    let (code, text) = run(&home, &["doctor", "--data-dir", "/nonexistent/visage"]);
+    let (code, text) = home.run(&["doctor", "--data-dir", "/nonexistent/visage"]);
     assert!(code == Some(1) && text.contains("/nonexistent/visage"), "{text}");
     let server = home.serve().await;
     for command in ["doctor", "migrate"] {
-        let (code, text) = run(&home, &[command]);
+        let (code, text) = home.run(&[command]);
         assert!(code == Some(1) && text.contains("another process"), "{command}: {text}");
     }
-    let (code, text) = run(&home, &["serve", "--listen", "127.0.0.1:0"]);
+    let (code, text) = home.run(&["serve", "--listen", "127.0.0.1:0"]);
     assert!(code == Some(1) && text.contains("another process"), "{text}");
     assert!(server.stop().success());
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
 }
 
 /// A damaged store serves everything or reports the damage; it never panics.
@@ -103,7 +79,7 @@ async fn thirty_flipped_bytes_one_at_a_time_are_named_or_harmless() {
     let home = filled().await;
     let export = |home: &Home| {
         let file = home.path("all.visage");
-        let (code, text) = run(home, &["export", file.to_str().unwrap()]);
+        let (code, text) = home.run(&["export", file.to_str().unwrap()]);
         (code, text, fs::read(file).unwrap_or_default())
     };
     let (_, _, whole) = export(&home);
@@ -119,7 +95,7 @@ async fn thirty_flipped_bytes_one_at_a_time_are_named_or_harmless() {
         let mut bytes = fs::read(&file).unwrap();
         bytes[(i * length / 30 + i * 613) % length] ^= 0x5a;
         fs::write(&file, bytes).unwrap();
-        let (code, text) = run(&damaged, &["doctor"]);
+        let (code, text) = damaged.run(&["doctor"]);
         assert!(!text.contains("panicked"), "{text}");
         match code {
             Some(0) => {
@@ -144,7 +120,7 @@ async fn a_store_cut_short_does_not_serve_and_says_why() {
     let bytes = fs::read(&largest).unwrap();
     fs::write(&largest, &bytes[..bytes.len() / 2]).unwrap();
     for command in [&["doctor"][..], &["serve", "--listen", "127.0.0.1:0"]] {
-        let (code, text) = run(&home, command);
+        let (code, text) = home.run(command);
         assert!(code == Some(1) && text.contains("damaged:") && !text.contains("panicked"), "{command:?}: {text}");
     }
 }
@@ -161,14 +137,9 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
         let mut c = server.clients().await;
         let requests = (0..N_FACES).map(|i| {
             let values = (0..16).map(|at| if at == i % 16 { 1.0 } else { i as f32 / 1e4 }).collect();
-            let request = vector_enrolment("collections/policies", &id(i), values);
-            v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() }
+            vector_enrolment("collections/policies", &id(i), values)
         });
-        let mut answers =
-            c.faces.stream_enroll_faces(tokio_stream::iter(requests.collect::<Vec<_>>())).await.unwrap().into_inner();
-        while let Some(answer) = answers.message().await.unwrap() {
-            assert!(matches!(answer.result, Some(v1::stream_enroll_faces_response::Result::Face(_))), "{answer:?}");
-        }
+        c.enroll_all(requests).await;
         assert!(server.stop().success());
     }
     {
@@ -186,7 +157,7 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
         }
         db.flush().unwrap();
     }
-    let (code, text) = run(&home, &["doctor"]);
+    let (code, text) = home.run(&["doctor"]);
     assert_eq!(code, Some(1), "{text}");
     let is_named = |i: &usize| text.contains(&format!("collections/policies/faces/{} (", id(*i)));
     let (altered, whole): (Vec<_>, Vec<_>) = (0..N_FACES).partition(is_named);

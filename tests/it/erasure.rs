@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use visage::proto::v1;
 
 use crate::support::{
     Clients, reason,
-    server::{Home, Server, copy},
+    server::{Home, Server, copy, files},
     vector_enrolment,
 };
 
@@ -50,22 +50,7 @@ fn vector(request: &v1::EnrollFaceRequest) -> Vec<f32> {
     }
 }
 
-async fn enroll_all(c: &mut Clients, requests: &[v1::EnrollFaceRequest]) {
-    let requests: Vec<_> = requests
-        .iter()
-        .map(|request| v1::StreamEnrollFacesRequest { request: Some(request.clone()), correlation_id: String::new() })
-        .collect();
-    let n_requests = requests.len();
-    let mut answers = c.faces.stream_enroll_faces(tokio_stream::iter(requests)).await.unwrap().into_inner();
-    let mut n_enrolled = 0;
-    while let Some(answer) = answers.message().await.unwrap() {
-        assert!(matches!(answer.result, Some(v1::stream_enroll_faces_response::Result::Face(_))), "{answer:?}");
-        n_enrolled += 1;
-    }
-    assert_eq!(n_enrolled, n_requests);
-}
-
-/// What is looked for: pieces of 16 bytes, and a quick answer for most of the others.
+/// Pieces of 16 bytes to search for, with a quick test that excludes most others.
 struct Traces {
     pieces: HashSet<[u8; WINDOW]>,
     /// By the first two bytes.
@@ -150,11 +135,6 @@ impl Traces {
     }
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = walkdir::WalkDir::new(dir).into_iter().map(Result::unwrap);
-    entries.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect()
-}
-
 /// Returns the answer of an exact search for each request's vector.
 async fn search(c: &mut Clients, collection: &str, requests: &[v1::EnrollFaceRequest]) -> Vec<Vec<(String, f32)>> {
     let mut answers = Vec::new();
@@ -175,14 +155,19 @@ async fn search(c: &mut Clients, collection: &str, requests: &[v1::EnrollFaceReq
     answers
 }
 
-fn run(home: &Home, args: &[&str]) -> (Option<i32>, String) {
-    let output = home.command(args).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
-}
-
 async fn stop(server: Server) {
     assert!(tokio::task::spawn_blocking(|| server.stop()).await.unwrap().success());
+}
+
+/// Makes a home whose stopped server has one face; returns it and the face's collection.
+async fn with_one_face() -> (Home, String) {
+    let home = Home::trained("").await;
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    let collection = c.create_collection("people").await;
+    c.faces.enroll_face(request(&collection, 1)).await.unwrap();
+    stop(server).await;
+    (home, collection)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -194,12 +179,12 @@ async fn what_was_deleted_is_found_nowhere() {
     let mut c = server.clients().await;
     let collection = c.create_collection("people").await;
     let requests: Vec<_> = (0..n_faces).map(|i| request(&collection, i)).collect();
-    enroll_all(&mut c, &requests).await;
+    c.enroll_all(requests.iter().cloned()).await;
     let (erased, kept) = requests.split_at(n_erased());
     let traces = Traces::of(erased.iter());
     stop(server).await;
     let backup = home.path("backup.visage");
-    assert_eq!(run(&home, &["export", backup.to_str().unwrap()]).0, Some(0));
+    assert_eq!(home.run(&["export", backup.to_str().unwrap()]).0, Some(0));
     // The engine's files as they are now, with what is deleted later.
     let old = Home::new("");
     copy(&data, &old.path("data"));
@@ -264,22 +249,22 @@ async fn what_was_deleted_is_found_nowhere() {
     fs::write(&vector_file, serde_json::to_string(&vector(&erased[0])).unwrap()).unwrap();
     let look =
         ["doctor", "--erased", &gone, "--subject", &erased[0].subject, "--vector", vector_file.to_str().unwrap()];
-    let (code, text) = run(&home, &look);
+    let (code, text) = home.run(&look);
     assert_eq!(code, Some(0), "{text}");
     let planted = data.join("cache").join("planted");
     let bytes: Vec<u8> = vector(&erased[0]).iter().flat_map(|v| v.to_le_bytes()).collect();
     fs::write(&planted, &bytes[4..20]).unwrap();
-    let (code, text) = run(&home, &look);
+    let (code, text) = home.run(&look);
     assert!(code == Some(1) && text.contains("a part of its vector is in") && text.contains("planted"), "{text}");
     fs::remove_file(planted).unwrap();
-    let (code, text) = run(&home, &["doctor", "--erased", &format!("people/{}", kept[0].face_id)]);
+    let (code, text) = home.run(&["doctor", "--erased", &format!("people/{}", kept[0].face_id)]);
     assert!(code == Some(1) && text.contains("the id leads to the face"), "{text}");
 
     // A backup from before, with the journal of what was deleted since.
     let restored = Home::new("");
     let journal = data.join("store").join("erasures");
     let import = ["import", backup.to_str().unwrap(), "--erasures", journal.to_str().unwrap()];
-    let (code, text) = run(&restored, &import);
+    let (code, text) = restored.run(&import);
     assert!(code == Some(0) && text.contains(&format!("{} faces were left out", n_erased())), "{text}");
     traces.assert_in_no_file(&restored.path("data"));
     let server = restored.serve().await;
@@ -298,7 +283,7 @@ async fn a_deleted_collection_leaves_nothing_and_its_id_is_free_at_once() {
     let mut c = server.clients().await;
     let collection = c.create_collection("people").await;
     let requests: Vec<_> = (0..300).map(|i| request(&collection, i)).collect();
-    enroll_all(&mut c, &requests).await;
+    c.enroll_all(requests.iter().cloned()).await;
     c.faces.delete_collection(v1::DeleteCollectionRequest { name: collection.clone() }).await.unwrap();
     Traces::of(requests.iter()).assert_in_no_file(&home.path("data"));
     assert_eq!(c.create_collection("people").await, collection);
@@ -315,37 +300,32 @@ async fn a_deleted_collection_leaves_nothing_and_its_id_is_free_at_once() {
     let found = search(&mut c, &collection, &requests[1..2]).await;
     assert_eq!(found[0].len(), 1);
     stop(server).await;
-    let (code, text) = run(&home, &["doctor", "--json"]);
+    let (code, text) = home.run(&["doctor", "--json"]);
     assert_eq!(code, Some(0), "{text}");
 }
 
 #[tokio::test]
 async fn without_its_key_a_store_opens_for_nobody_and_is_not_touched() {
-    let home = Home::trained("").await;
-    let server = home.serve().await;
-    let mut c = server.clients().await;
-    let collection = c.create_collection("people").await;
-    c.faces.enroll_face(request(&collection, 1)).await.unwrap();
-    stop(server).await;
+    let (home, collection) = with_one_face().await;
     let data = home.path("data");
     let (key, away) = (data.join("store.key"), home.path("away.key"));
     let contents =
         || files(&data.join("store")).into_iter().map(|file| (fs::read(&file).unwrap(), file)).collect::<Vec<_>>();
     let before = contents();
     fs::rename(&key, &away).unwrap();
-    let (code, text) = run(&home, &["serve", "--listen", "127.0.0.1:0"]);
+    let (code, text) = home.run(&["serve", "--listen", "127.0.0.1:0"]);
     assert!(code == Some(1) && text.contains("store.key") && text.contains("No such file"), "{text}");
     fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n").unwrap();
-    let (code, text) = run(&home, &["serve", "--listen", "127.0.0.1:0"]);
+    let (code, text) = home.run(&["serve", "--listen", "127.0.0.1:0"]);
     assert!(code == Some(1) && text.contains("another store key") && text.contains("store.key_file"), "{text}");
     assert!(contents() == before, "nothing was touched");
 
     // Under a new key.
     fs::rename(&away, &key).unwrap();
     let new = home.path("new.key");
-    let (code, text) = run(&home, &["rekey", new.to_str().unwrap()]);
+    let (code, text) = home.run(&["rekey", new.to_str().unwrap()]);
     assert!(code == Some(0) && text.contains("store.key_file"), "{text}");
-    assert_eq!(run(&home, &["doctor"]).0, Some(1), "the old key opens nothing");
+    assert_eq!(home.run(&["doctor"]).0, Some(1), "the old key opens nothing");
     home.configure(&format!("[store]\nkey_file = {new:?}\n"));
     let server = home.serve().await;
     let mut c = server.clients().await;
@@ -355,12 +335,7 @@ async fn without_its_key_a_store_opens_for_nobody_and_is_not_touched() {
 
 #[tokio::test]
 async fn an_encrypted_backup_opens_only_with_its_identity() {
-    let home = Home::trained("").await;
-    let server = home.serve().await;
-    let mut c = server.clients().await;
-    let collection = c.create_collection("people").await;
-    c.faces.enroll_face(request(&collection, 1)).await.unwrap();
-    stop(server).await;
+    let (home, _) = with_one_face().await;
     let identity = age::x25519::Identity::generate();
     let (file, backup) = (home.path("identity"), home.path("backup.age"));
     let write = |identity: &age::x25519::Identity| {
@@ -368,18 +343,18 @@ async fn an_encrypted_backup_opens_only_with_its_identity() {
         fs::write(&file, identity.to_string().expose_secret()).unwrap();
     };
     let recipient = identity.to_public().to_string();
-    let (code, text) = run(&home, &["export", "--recipient", &recipient, backup.to_str().unwrap()]);
+    let (code, text) = home.run(&["export", "--recipient", &recipient, backup.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{text}");
     let restored = Home::new("");
     let import = ["import", backup.to_str().unwrap()];
-    let (code, text) = run(&restored, &import);
+    let (code, text) = restored.run(&import);
     assert!(code == Some(1) && text.contains("--identity"), "{text}");
     let with_identity = ["import", backup.to_str().unwrap(), "--identity", file.to_str().unwrap()];
     write(&age::x25519::Identity::generate());
-    let (code, text) = run(&restored, &with_identity);
+    let (code, text) = restored.run(&with_identity);
     assert!(code == Some(1) && !text.contains("panicked"), "{text}");
     write(&identity);
-    let (code, text) = run(&restored, &with_identity);
+    let (code, text) = restored.run(&with_identity);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(run(&restored, &["doctor"]).0, Some(0));
+    assert_eq!(restored.run(&["doctor"]).0, Some(0));
 }

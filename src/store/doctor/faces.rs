@@ -6,8 +6,8 @@ use super::report::DoctorReport;
 use crate::{
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
     store::{
-        CollectionKey, Store, StoreError, StoreExt, Table, Unsealed, decode_record, decode_vector, parse_row_key,
-        printable, row_key,
+        CollectionKey, Store, StoreError, StoreExt, Table, Unsealed, decode_record, decode_vector,
+        face_rows::incarnation_of, parse_row_key, printable, row_key,
     },
 };
 
@@ -59,7 +59,7 @@ impl Faces {
         value: &[u8],
         report: &mut DoctorReport,
     ) {
-        let Some(incarnation) = key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)) else {
+        let Some(incarnation) = incarnation_of(key) else {
             report.find(format!("a key of {table:?} ({})", printable(key)), "its row is used by nothing");
             return;
         };

@@ -8,7 +8,9 @@ use walkdir::WalkDir;
 use super::report::Finding;
 use crate::{
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
-    store::{CollectionKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_vector, printable},
+    store::{
+        CollectionKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_vector, export, keys, printable,
+    },
 };
 
 /// Bytes of a vector that nothing else has by chance.
@@ -70,11 +72,16 @@ impl ErasedFace {
     /// The vectors as given, and of length one, as they are stored.
     fn normalised(&self) -> impl Iterator<Item = Vec<f32>> {
         self.vectors.iter().flat_map(|vector| {
-            let norm = vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            let norm = norm(vector);
             let unit = vector.iter().map(|v| (f64::from(*v) / norm) as f32).collect();
             [vector.clone(), unit]
         })
     }
+}
+
+/// Returns the length of a vector.
+fn norm(vector: &[f32]) -> f64 {
+    vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }
 
 fn is_evidence(window: &[u8]) -> bool {
@@ -135,19 +142,14 @@ pub(crate) fn find_in_files(
     Ok(findings)
 }
 
-/// The first bytes of exports, and of files of keys.
-const EXPORT_MAGIC: &[u8] = b"VISAGE\0E";
-const KEYS_MAGIC: &[u8] = b"VISAGEK1";
-const AGE_MAGIC: &[u8] = b"age-encryption.org/";
-
 /// Says what is in a file whose contents cannot be searched byte by byte.
 fn unsearched(path: &Path, file: &File) -> io::Result<Option<&'static str>> {
     let mut start = [0; 32];
     let n_bytes = file.read_at(&mut start, 0)?;
     let start = &start[..n_bytes];
-    Ok(if start.starts_with(EXPORT_MAGIC) || start.starts_with(AGE_MAGIC) {
+    Ok(if start.starts_with(export::MAGIC) || start.starts_with(export::ENCRYPTED_MAGIC) {
         Some("is an export")
-    } else if start.starts_with(KEYS_MAGIC) && !path.ends_with("store/keys") {
+    } else if start.starts_with(keys::MAGIC) && !path.ends_with("store/keys") {
         Some("is a copy of the keys")
     } else {
         None
@@ -226,9 +228,8 @@ fn in_face(
             };
             let Ok(vector) = decode_vector(&other.vector, record.dimensions as usize) else { return Ok(None) };
             let is_same = |own: &Vec<f32>| {
-                let norm = own.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
                 let dot: f64 = own.iter().zip(&vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                own.len() == vector.len() && dot / norm > SAME_COSINE
+                own.len() == vector.len() && dot / norm(own) > SAME_COSINE
             };
             if face.vectors.iter().any(is_same) { (other.id, "has its vector") } else { return Ok(None) }
         }

@@ -24,8 +24,8 @@ use super::engine::{Engine, TALLY_KEY, engine_key};
 use crate::{
     error::panic_message,
     store::{
-        Batch, Condition, StoreError, StoreState, Table, Write, erasures::Journal, printable, sidecar::Sidecar,
-        table::Verified, tally::Tally,
+        Batch, Condition, StoreError, StoreState, Table, Write, erasures::Journal, files::free_bytes, printable,
+        sidecar::Sidecar, table::Verified, tally::Tally,
     },
 };
 
@@ -236,8 +236,7 @@ impl Committer {
             return;
         }
         // Without an answer, the write itself shows it.
-        let Ok(found) = rustix::fs::statvfs(self.engine.dir()) else { return };
-        let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+        let Ok(free_bytes) = free_bytes(self.engine.dir()) else { return };
         let is_short = free_bytes < self.reserve_bytes;
         match (self.trouble.is_some(), is_short) {
             (false, false) => return,

@@ -16,10 +16,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::*;
-use crate::{
-    proto::store::ErasureRecord,
-    store::{SlotKeys, row_key},
-};
+use crate::{proto::store::ErasureRecord, store::row_key};
 
 /// The effect of a fault on a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,47 +73,57 @@ fn disarm() -> usize {
     ARMED.lock().take().map_or(0, |armed| armed.n_calls)
 }
 
-/// Rows as they were acknowledged: value and slot, by number.
-type Rows = BTreeMap<u64, (Vec<u8>, u64)>;
+/// What was acknowledged. A value begins with the slot of its key, see `power_cuts`.
+#[derive(Default)]
+struct Acknowledged {
+    /// By number.
+    rows: BTreeMap<u64, Vec<u8>>,
+    /// The values of deleted rows.
+    deleted: Vec<Vec<u8>>,
+}
 
-/// Adds and deletes rows with keys, as faces have them; returns what was acknowledged.
-fn work(store: &SledStore, rows: &mut Rows, numbers: std::ops::Range<u64>) {
+/// Adds and deletes rows with keys, as faces have them, and notes what was acknowledged.
+fn work(store: &SledStore, noted: &mut Acknowledged, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let Ok(made) = store.keys().take() else { continue };
-        let value = vec![number as u8; if number % 5 == 0 { 30_000 } else { 600 }];
+        let mut value = power_cuts::value_begin(&made);
+        value.resize(if number % 5 == 0 { 30_000 } else { 600 }, number as u8);
         let mut batch = Batch::default();
         batch.put(Table::Faces, &row_key(1, number), value.clone());
         match store.commit(batch) {
-            Ok(()) => drop(rows.insert(number, (value, made.slot))),
+            Ok(()) => drop(noted.rows.insert(number, value)),
             Err(error) => {
                 assert!(error.is_refusal(), "{error}");
                 store.keys().discard(made.slot);
             }
         }
         if number % 3 == 0
-            && let Some(old) = rows.keys().next().copied()
+            && let Some(old) = noted.rows.keys().next().copied()
         {
             let row = row_key(1, old);
             let mut batch = Batch::default();
             batch.delete(Table::Faces, &row).put_record(Table::Erasures, &row, &ErasureRecord::default());
             if store.commit(batch).is_ok() {
+                noted.deleted.extend(noted.rows.remove(&old));
                 // If this fails, the key is wiped with the next ones.
-                let wiped = store.keys().wipe(rows.remove(&old).map(|(_, slot)| slot));
+                let wiped = store.keys().wipe(noted.deleted.last().map(|value| power_cuts::slot_of(value)));
                 assert!(wiped.is_ok() || wiped.is_err_and(|error| error.is_refusal()));
             }
         }
     }
 }
 
-fn check(store: &SledStore, rows: &Rows, what: &str) {
+fn check(store: &SledStore, Acknowledged { rows, deleted }: &Acknowledged, what: &str) {
     let found: BTreeMap<_, _> = store.scan(Table::Faces, &Range::default(), usize::MAX).unwrap().into_iter().collect();
-    let expected: BTreeMap<_, _> =
-        rows.iter().map(|(number, (value, _))| (row_key(1, *number), value.clone())).collect();
+    let expected: BTreeMap<_, _> = rows.iter().map(|(number, value)| (row_key(1, *number), value.clone())).collect();
     assert!(found == expected, "{what}: {} rows, not {}", found.len(), expected.len());
-    for (number, (_, slot)) in rows {
-        let key = store.keys().get(*slot).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(key.is_some(), "{what}: the key of {number} is gone");
+    for (number, value) in rows {
+        assert!(power_cuts::has_key(store, value), "{what}: the key of {number} is gone");
     }
+    assert!(
+        deleted.iter().all(|value| !power_cuts::has_key(store, value)),
+        "{what}: the key of a deleted row is there"
+    );
     let errors = store.verify_all();
     assert!(errors.is_empty(), "{what}: {errors:?}");
 }
@@ -131,16 +138,16 @@ fn step(n_places: usize) -> usize {
 fn a_fault_at_any_write_loses_nothing_and_needs_no_restart() {
     let begin = |dir: &Path| {
         let store = SledStore::open(dir, &SledSettings::default()).unwrap();
-        let mut rows = Rows::new();
-        work(&store, &mut rows, 1..10);
-        (store, rows)
+        let mut noted = Acknowledged::default();
+        work(&store, &mut noted, 1..10);
+        (store, noted)
     };
     let n_places = {
         let dir = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(dir.path()).unwrap();
-        let (store, mut rows) = begin(&dir);
+        let (store, mut noted) = begin(&dir);
         arm(&dir, Fault::Short, usize::MAX / 2, 0);
-        work(&store, &mut rows, 10..22);
+        work(&store, &mut noted, 10..22);
         disarm()
     };
     assert!(n_places > 60, "{n_places} places");
@@ -155,26 +162,26 @@ fn a_fault_at_any_write_loses_nothing_and_needs_no_restart() {
             let what = format!("{fault:?} {n_faults} times after {n_before} of {n_places} calls");
             let dir = tempfile::tempdir().unwrap();
             let dir = fs::canonicalize(dir.path()).unwrap();
-            let (store, mut rows) = begin(&dir);
+            let (store, mut noted) = begin(&dir);
             arm(&dir, fault, n_before, n_faults);
-            work(&store, &mut rows, 10..22);
+            work(&store, &mut noted, 10..22);
             // The disk works again, the process goes on.
             disarm();
             let until = Instant::now() + Duration::from_secs(60);
             loop {
-                let before = rows.len();
-                work(&store, &mut rows, 100..101);
-                if rows.len() > before {
+                let before = noted.rows.len();
+                work(&store, &mut noted, 100..101);
+                if noted.rows.len() > before {
                     break;
                 }
                 assert!(Instant::now() < until, "{what}: writes are still refused");
                 thread::sleep(Duration::from_millis(20));
             }
             store.keys().wipe([]).unwrap();
-            check(&store, &rows, &what);
+            check(&store, &noted, &what);
             drop(store);
             let store = SledStore::open(&dir, &SledSettings::default()).unwrap_or_else(|e| panic!("{what}: {e}"));
-            check(&store, &rows, &format!("{what}, opened again"));
+            check(&store, &noted, &format!("{what}, opened again"));
         }
     }
 }

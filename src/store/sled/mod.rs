@@ -56,8 +56,8 @@ const KEYS_FILE: &str = "keys";
 /// The erasure journal in the store's folder.
 const JOURNAL_FILE: &str = "erasures";
 
-/// The store key, where the settings name no other file.
-const STORE_KEY_FILE: &str = "store.key";
+/// The store key, where nothing names another file: in the data folder of a server, or in the store's own.
+pub(crate) const STORE_KEY_FILE: &str = "store.key";
 
 /// The prefix of folders in which an opening is tried.
 const TRIAL_PREFIX: &str = "trial-";

@@ -21,7 +21,7 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{faults, *};
-use crate::store::{SlotKeys, StoreExt, Write, examine, sealing::Key};
+use crate::store::{SlotKey, SlotKeys, StoreExt, Write, examine, sealing::Key};
 
 /// The unit in which written data reaches the disk.
 const PAGE: usize = 4096;
@@ -326,7 +326,7 @@ fn leave(steps: &[Step], from: (&Path, Id), to: &Path, rng: &mut ChaCha8Rng) {
 /// that only this key makes.
 type History = Vec<BTreeMap<Vec<u8>, Vec<u8>>>;
 
-fn slot_of(value: &[u8]) -> u64 {
+pub(super) fn slot_of(value: &[u8]) -> u64 {
     u64::from_be_bytes(*value.first_chunk().unwrap())
 }
 
@@ -334,8 +334,13 @@ fn proof(key: &Key) -> [u8; 8] {
     *key.mac("proof", b"").first_chunk().unwrap()
 }
 
+/// Returns the beginning of a value with this key.
+pub(super) fn value_begin(made: &SlotKey) -> Vec<u8> {
+    [made.slot.to_be_bytes(), proof(&made.key)].concat()
+}
+
 /// Returns true if the key of a value is in its slot. A slot is used again after it was wiped.
-fn has_key(store: &dyn Store, value: &[u8]) -> bool {
+pub(super) fn has_key(store: &dyn Store, value: &[u8]) -> bool {
     store.keys().get(slot_of(value)).is_ok_and(|key| key.is_some_and(|key| proof(&key) == value[8..16]))
 }
 
@@ -357,7 +362,7 @@ fn write_history(dir: &Path, rng: &mut ChaCha8Rng) -> History {
                     rows.remove(&key)
                 } else {
                     let made = store.keys().take().unwrap();
-                    let mut value = [made.slot.to_be_bytes(), proof(&made.key)].concat();
+                    let mut value = value_begin(&made);
                     value.extend((0..n_bytes).map(|_| rng.random::<u8>()));
                     batch.writes.push(Write::Put(Table::Faces, key.clone(), value.clone()));
                     rows.insert(key, value)
@@ -407,7 +412,7 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
         let candidates = &history[n_acknowledged..(n_acknowledged + 2).min(history.len())];
         assert!(candidates.contains(&found), "{what}: {} rows", found.len());
         assert!(found.values().all(|value| has_key(&*store, value)), "{what}: a key is lost");
-        // What was deleted and acknowledged cannot be read, whatever the next start wipes.
+        // Every key of a row whose deletion was acknowledged is gone.
         let kept: HashSet<_> = candidates.iter().flat_map(BTreeMap::values).map(|value| &value[..16]).collect();
         let deleted = history[..n_acknowledged].iter().flat_map(BTreeMap::values).map(|value| &value[..16]);
         for value in deleted.collect::<HashSet<_>>().difference(&kept) {

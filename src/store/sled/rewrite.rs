@@ -22,7 +22,7 @@ use crate::{
     proto::store::CursorRecord,
     store::{
         Keys, Range, Store, StoreError, Table, Write,
-        files::{overwrite, sync_dir},
+        files::{free_bytes, overwrite, sync_dir},
         leftovers::Leftovers,
         tally::{TableTally, Tally},
     },
@@ -249,8 +249,7 @@ impl Growth {
 
 /// Both engines are on the disk until the new one is complete.
 fn require_room(dir: &Path, settings: &SledSettings, n_bytes: u64, n_there: u64) -> Result<(), StoreError> {
-    let found = rustix::fs::statvfs(dir).map_err(|e| StoreError::Io { path: dir.to_owned(), source: e.into() })?;
-    let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+    let free_bytes = free_bytes(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
     // sled needs up to a third more while it writes than in the end.
     let needed = (n_bytes + n_bytes / 3).saturating_sub(n_there);
     if free_bytes < needed + settings.reserve_bytes {

@@ -63,7 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("tch", &["nn/", "serving/engines/", "training/learn/", "training/process/worker.rs"]),
     ("libc", &["mapped.rs", "store/sled/", "wiping.rs"]),
-    ("rustix", &["store/sled/", "threads.rs", "training/process/"]),
+    ("rustix", &["store/files.rs", "store/sled/", "threads.rs", "training/process/"]),
     ("sled", &["store/sled.rs", "store/sled/"]),
     ("hnsw_rs", &["similarity/graph.rs"]),
     ("tonic", &["grpc/", "cli/", "proto.rs"]),

@@ -48,6 +48,22 @@ impl Clients {
         }
     }
 
+    /// Enrols faces by one stream, which refuses none.
+    pub(crate) async fn enroll_all(&mut self, requests: impl IntoIterator<Item = v1::EnrollFaceRequest>) {
+        let requests: Vec<_> = requests
+            .into_iter()
+            .map(|request| v1::StreamEnrollFacesRequest { request: Some(request), correlation_id: String::new() })
+            .collect();
+        let n_requests = requests.len();
+        let mut answers = self.faces.stream_enroll_faces(tokio_stream::iter(requests)).await.unwrap().into_inner();
+        let mut n_enrolled = 0;
+        while let Some(answer) = answers.message().await.unwrap() {
+            assert!(matches!(answer.result, Some(v1::stream_enroll_faces_response::Result::Face(_))), "{answer:?}");
+            n_enrolled += 1;
+        }
+        assert_eq!(n_enrolled, n_requests);
+    }
+
     /// Creates a collection for the 16 numbers of `models/face`'s champion; returns its name.
     pub(crate) async fn create_collection(&mut self, id: &str) -> String {
         let request = v1::CreateCollectionRequest {

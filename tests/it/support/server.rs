@@ -64,6 +64,13 @@ impl Home {
         command
     }
 
+    /// Runs a command; returns its exit code and all output.
+    pub(crate) fn run(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(args).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Starts a server and waits until it has loaded the needed versions.
     pub(crate) async fn serve(&self) -> Server {
         let server = self.start();
@@ -164,6 +171,17 @@ async fn template() -> &'static Path {
         let _ = TEMPLATE.set(home.dir);
     }
     TEMPLATE.get().unwrap().path()
+}
+
+/// Returns the files of a folder and its subfolders, in order.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
 }
 
 pub(crate) fn copy(from: &Path, to: &Path) {
