@@ -247,7 +247,8 @@ impl Faces {
     ) -> Result<Paged<v1::Face>, AppError> {
         let index = Arc::clone(&self.index);
         blocking(move || {
-            let rows = index.list_faces(&collection, page.after.as_deref(), page.limit())?;
+            let after = page.after.as_deref().and_then(|number| number.try_into().ok()).map(u64::from_be_bytes);
+            let rows = index.list_faces(&collection, after, page.limit())?;
             let paged = page.finish(rows, |(number, _)| number.to_be_bytes().to_vec());
             Ok(paged.map(|(_, facts)| face_to_proto(&collection, &facts)))
         })

@@ -65,6 +65,20 @@ impl LoadedFaces {
         self.state.read().places.len()
     }
 
+    /// Returns true if it has a face, which may be hidden.
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.state.read().places.contains_key(&number)
+    }
+
+    /// The numbers of all faces after one, in order; some may be hidden.
+    pub(super) fn numbers_after(&self, after: Option<u64>) -> Vec<u64> {
+        let state = self.state.read();
+        let mut numbers: Vec<u64> =
+            state.places.keys().copied().filter(|n| after.is_none_or(|after| *n > after)).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// Adds a face, whose number no other has had; returns true if there is background work now.
     pub(super) fn insert(&self, number: u64, vector: &[f32], settings: &SimilaritySettings) -> bool {
         let mut state = self.state.write();

@@ -7,26 +7,26 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
     CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
-    collection::LoadedFaces,
-    loading::{Collection, FaceLocks, Loading, named},
+    loading::{Collection, Loading, named},
     removal,
+    segment_files::Sources,
 };
 use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
-    store::{
-        Batch, CollectionKey, FaceKey, Range, Store, StoreError, StoreExt, Table, Unsealed, decode_record,
-        encode_record,
-    },
+    store::{Batch, CollectionKey, FaceKey, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record},
     threads::yield_to_calls,
 };
+
+/// The time for writing segment files when the program ends.
+const LAST_FILES: Duration = Duration::from_millis(300);
 
 /// A collection to create.
 #[derive(Clone, Debug)]
@@ -144,30 +144,18 @@ impl SimilarityIndex {
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
         let last_number = AtomicU64::new(removal::highest_number(&*store)?);
-        let mut loading = Loading::default();
-        let mut collections = HashMap::new();
-        let rows = store.scan(Table::Collections, &Range::default(), usize::MAX)?;
-        for (key, bytes) in rows {
-            let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
-            let id = CollectionId::parse("id", &record.id)?;
-            match loading.collection(&*store, &settings, &id, record, bytes.clone())? {
-                Some(collection) => drop(collections.insert(id, Arc::new(collection))),
-                // Its key was wiped: the record must go, too.
-                None => match removal::remove_collection(&*store, &key, &bytes) {
-                    Err(error) if error.is_refusal() => {
-                        tracing::error!(collection = %id, %error, "its deletion is finished at a later start");
-                    }
-                    removed => removed?,
-                },
-            }
-        }
+        let (mut loading, collections) = Loading::all(&*store, &settings)?;
         let live: HashSet<u64> = collections.values().map(|collection| collection.key.incarnation).collect();
         let deleted: Vec<Deleted> = removal::incarnations(&*store)?
             .into_iter()
             .filter(|incarnation| !live.contains(incarnation))
             .map(|incarnation| Deleted { incarnation, loaded: None, has_keys: false })
             .collect();
-        loading.finish(&*store, deleted.iter().map(|deleted| deleted.incarnation))?;
+        loading.finish(&*store, &settings, collections.iter(), deleted.iter().map(|deleted| deleted.incarnation))?;
+        if let Some(segments) = store.segments() {
+            segments.remove_all_but(&live);
+        }
+        let collections = collections.into_iter().map(|(id, collection)| (id, Arc::new(collection))).collect();
         let deleted = Mutex::new(deleted);
         let shared = Arc::new(Shared {
             store,
@@ -226,10 +214,8 @@ impl SimilarityIndex {
                 error => error.into(),
             });
         }
-        let (bytes, faces) = (encode_record(&record), LoadedFaces::new(new.dimensions));
-        let (locks, space) = (FaceLocks::new(), new.space);
-        let collection = Arc::new(Collection { record: record.clone(), space, bytes, key, faces, locks });
-        self.shared.collections.write().insert(new.id, collection);
+        let collection = Collection::empty(record.clone(), new.space, encode_record(&record), key);
+        self.shared.collections.write().insert(new.id, Arc::new(collection));
         Ok(record)
     }
 
@@ -358,7 +344,8 @@ impl SimilarityIndex {
                 error => error.into(),
             });
         }
-        if collection.faces.insert(number, embedding.values(), &self.shared.settings) {
+        let is_full = collection.faces.insert(number, embedding.values(), &self.shared.settings);
+        if collection.files.add() || is_full {
             self.shared.wake();
         }
         Ok(facts)
@@ -368,25 +355,22 @@ impl SimilarityIndex {
     fn stored(&self, id: &CollectionId, collection: &Collection, face: &FaceId) -> Result<Stored, SimilarityError> {
         let store = &*self.shared.store;
         let id_row = collection.key.id_row(face.as_str());
-        let id_value = store.get(Table::FaceIds, &id_row)?.ok_or_else(|| not_found(id, face))?;
+        let id_value = match store.get(Table::FaceIds, &id_row) {
+            // Only a damaged page; a deletion will find it again.
+            Err(StoreError::Corrupt { .. }) => Vec::new(),
+            value => value?.ok_or_else(|| not_found(id, face))?,
+        };
         let number = match decode_record(Table::FaceIds, &id_row, &id_value) {
             Ok(FaceIdRecord { number }) => Some(number),
             // The damaged row leads nowhere, but another row has the id.
             Err(_) => self.number_by_facts(collection, face)?,
         };
         let number = number.ok_or_else(|| not_found(id, face))?;
-        let row = collection.key.row(number);
-        let value = store.get(Table::Faces, &row)?.ok_or_else(|| StoreError::Corrupt {
-            what: format!("the face {} (it has no facts)", FaceName { collection: id.clone(), face: face.clone() }),
-            affects: "it cannot be read; delete it and enrol it again".to_owned(),
-        });
-        let read = value.and_then(|value| collection.unseal::<FaceFacts>(store, Table::Faces, &row, &value));
-        match read {
-            Ok((_, Unsealed::Erased)) => Err(not_found(id, face)),
-            Ok((key_slot, Unsealed::Whole(facts))) => {
-                Ok(Stored { number, id_value, key_slot: Some(key_slot), facts: Ok(facts) })
-            }
+        match collection.facts(store, number) {
+            Ok(None) => Err(not_found(id, face)),
+            Ok(Some((key_slot, facts))) => Ok(Stored { number, id_value, key_slot: Some(key_slot), facts: Ok(facts) }),
             Err(error @ StoreError::Corrupt { .. }) => {
+                let row = collection.key.row(number);
                 let vector = store.get(Table::FaceVectors, &row)?;
                 let read = vector.map(|value| collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value));
                 let key_slot = read.and_then(Result::ok).map(|(key_slot, _)| key_slot);
@@ -416,7 +400,7 @@ impl SimilarityIndex {
         Ok(self.stored(id, &collection, face)?.facts?)
     }
 
-    /// Lists up to `limit` faces with their numbers, in the order of their enrolment, after the row key `after`. Damaged
+    /// Lists up to `limit` faces with their numbers, in the order of their enrolment, after the number `after`. Damaged
     /// ones are only logged.
     ///
     /// # Errors
@@ -424,11 +408,10 @@ impl SimilarityIndex {
     pub(crate) fn list_faces(
         &self,
         id: &CollectionId,
-        after: Option<&[u8]>,
+        after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<(u64, FaceFacts)>, SimilarityError> {
         let collection = self.collection(id)?;
-        let after = after.map(|after| [&collection.key.prefix(), after].concat());
         let rows = collection.all_facts(&*self.shared.store, after);
         Ok(rows.take(limit).collect::<Result<_, _>>()?)
     }
@@ -524,6 +507,7 @@ impl SimilarityIndex {
             Ok(()) => {
                 let wiped = store.keys().wipe(stored.key_slot);
                 collection.faces.forget(number);
+                collection.files.erase(number);
                 self.shared.wake();
                 Ok(wiped?)
             }
@@ -583,14 +567,10 @@ impl SimilarityIndex {
         let (hits, exact) = found.ok_or(SimilarityError::Void)?;
         let mut matches = Vec::with_capacity(hits.len());
         for hit in hits.iter().filter(|hit| Some(hit.number) != itself).take(query.k) {
-            let row = collection.key.row(hit.number);
-            let Some(value) = store.get(Table::Faces, &row)? else {
-                // Deleted meanwhile, unless a damaged page has lost it.
-                continue;
-            };
-            match collection.unseal::<FaceFacts>(store, Table::Faces, &row, &value) {
-                Ok((_, Unsealed::Whole(facts))) => matches.push((facts, Score::from_cosine(hit.score))),
-                Ok((_, Unsealed::Erased)) => {}
+            match collection.facts(store, hit.number) {
+                Ok(Some((_, facts))) => matches.push((facts, Score::from_cosine(hit.score))),
+                // Deleted meanwhile.
+                Ok(None) => {}
                 Err(error @ StoreError::Corrupt { .. }) => {
                     tracing::error!(collection = %id, %error, "a damaged face is left out of a search");
                     self.shared.n_damaged.fetch_add(1, Ordering::Relaxed);
@@ -646,10 +626,15 @@ impl Shared {
             let mut work = self.work.lock();
             work.is_running = false;
             while !work.is_waiting {
-                self.wake.wait(&mut work);
+                match self.files_due() {
+                    None => self.wake.wait(&mut work),
+                    Some(due) if self.wake.wait_until(&mut work, due).timed_out() => break,
+                    Some(_) => {}
+                }
             }
             if self.stopping.load(Ordering::Relaxed) {
-                return;
+                drop(work);
+                return self.write_last_files();
             }
             // A change during the pass sets it again.
             *work = Work { is_waiting: false, is_running: true };
@@ -662,10 +647,42 @@ impl Shared {
             let mut is_work_left = self.remove_deleted();
             for collection in &collections {
                 is_work_left |= collection.faces.maintain(&self.settings, &self.stopping);
+                is_work_left |= self.maintain_files(collection, false, &self.stopping);
             }
             if is_work_left {
                 self.work.lock().is_waiting = true;
             }
+        }
+    }
+
+    /// Returns when the next segment file is to be written for faces that wait for others.
+    fn files_due(&self) -> Option<Instant> {
+        self.store.segments()?;
+        self.collections.read().values().filter_map(|collection| collection.files.due()).min()
+    }
+
+    fn maintain_files(&self, collection: &Collection, is_last: bool, stop: &AtomicBool) -> bool {
+        let Some(segments) = self.store.segments() else { return false };
+        let settled = || {
+            // Numbers are given while a face is locked: whoever has one of these has ended once all locks were free.
+            let last = self.last_number.load(Ordering::Acquire);
+            collection.locks.wait_for_all();
+            last
+        };
+        let (store, incarnation) = (&*self.store, collection.key.incarnation);
+        let sources = Sources { store, incarnation, faces: &collection.faces, settled: &settled };
+        collection.files.maintain(segments, &sources, is_last, stop)
+    }
+
+    /// Writes the segment files of what was enrolled last, as far as there is time.
+    fn write_last_files(&self) {
+        let until = Instant::now() + LAST_FILES;
+        let collections: Vec<_> = self.collections.read().values().cloned().collect();
+        for collection in collections {
+            if Instant::now() > until {
+                return;
+            }
+            self.maintain_files(&collection, true, &AtomicBool::new(false));
         }
     }
 
@@ -676,7 +693,7 @@ impl Shared {
         drop(loaded);
         match removal::remove_some(&*self.store, incarnation, has_keys) {
             Ok(true) => self.deleted.lock().push(Deleted { incarnation, loaded: None, has_keys }),
-            Ok(false) => {}
+            Ok(false) => drop(self.store.segments().map(|segments| segments.remove_collection(incarnation))),
             Err(error) => {
                 // The next start tries again.
                 tracing::error!(%error, "rows of a deleted collection, which nobody can read, are not removed yet");
@@ -686,7 +703,7 @@ impl Shared {
     }
 
     fn next_number(&self) -> u64 {
-        self.last_number.fetch_add(1, Ordering::Relaxed) + 1
+        self.last_number.fetch_add(1, Ordering::AcqRel) + 1
     }
 }
 

@@ -1,19 +1,23 @@
 //! A stored collection, and how it comes into memory.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use parking_lot::{Mutex, MutexGuard};
+use rayon::prelude::*;
 
 use super::{
     CollectionId, Embedding, FaceId, SimilarityError, SimilaritySettings,
     collection::LoadedFaces,
     removal::{self, Rows},
+    segment_files::SegmentFiles,
 };
 use crate::{
     error::Kind,
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, FaceFacts, FaceVector},
-    store::{CollectionKey, Days, Range, Store, StoreError, StoreExt, Table, Unsealed, parse_row_key},
+    proto::store::{CollectionRecord, FaceFacts, FaceVector, SegmentFace},
+    store::{
+        CollectionKey, Days, Range, SegmentFile, Store, StoreError, Table, Unsealed, decode_record, parse_row_key,
+    },
 };
 
 /// A collection in memory.
@@ -24,6 +28,7 @@ pub(super) struct Collection {
     pub(super) bytes: Vec<u8>,
     pub(super) key: CollectionKey,
     pub(super) faces: LoadedFaces,
+    pub(super) files: SegmentFiles,
     pub(super) locks: FaceLocks,
 }
 
@@ -60,12 +65,36 @@ pub(super) fn named(collection: &CollectionId, id: &str, error: StoreError) -> S
 }
 
 impl Collection {
-    /// Returns a face's id from its facts, if they can be read.
-    fn id_of(&self, store: &dyn Store, row: &[u8]) -> Option<String> {
-        let value = store.get(Table::Faces, row).ok()??;
-        match self.unseal::<FaceFacts>(store, Table::Faces, row, &value) {
-            Ok((_, Unsealed::Whole(facts))) => Some(facts.id),
-            _ => None,
+    /// A collection without faces.
+    pub(super) fn empty(record: CollectionRecord, space: EmbeddingSpace, bytes: Vec<u8>, key: CollectionKey) -> Self {
+        let faces = LoadedFaces::new(record.dimensions as usize);
+        Self { record, space, bytes, key, faces, files: SegmentFiles::default(), locks: FaceLocks::new() }
+    }
+
+    /// Returns a face's facts and the slot of its key; `None` when it is erased. What the store has lost is read from
+    /// segment files.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when neither has them.
+    pub(super) fn facts(&self, store: &dyn Store, number: u64) -> Result<Option<(u64, FaceFacts)>, StoreError> {
+        let row = self.key.row(number);
+        let unseal = |value: &[u8]| match self.unseal(store, Table::Faces, &row, value)? {
+            (key_slot, Unsealed::Whole(facts)) => Ok(Some((key_slot, facts))),
+            (_, Unsealed::Erased) => Ok(None),
+        };
+        let damage = match store.get(Table::Faces, &row).and_then(|value| value.as_deref().map(unseal).transpose()) {
+            Ok(Some(facts)) => return Ok(facts),
+            Ok(None) if !self.faces.has(number) => return Ok(None),
+            Ok(None) => StoreError::Corrupt {
+                what: format!("the face {number} of collections/{} (it has no facts)", self.record.id),
+                affects: "it cannot be read; delete it and enrol it again".to_owned(),
+            },
+            Err(error @ StoreError::Corrupt { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        match self.files.facts(number) {
+            Ok(Some(copied)) => unseal(&copied).map_err(|_| damage),
+            Ok(None) | Err(_) => Err(damage),
         }
     }
 
@@ -80,27 +109,56 @@ impl Collection {
         self.key.unseal_row(store.keys(), table, row, value)
     }
 
-    /// Returns the facts of all faces with their numbers, in order, after a row key. Damaged ones are only logged.
+    /// Reads the vector of a face in a segment file.
+    fn unseal_segment_row(&self, store: &dyn Store, face: &SegmentFace) -> SegmentRow {
+        let row = self.key.row(face.number);
+        match self.unseal::<FaceVector>(store, Table::FaceVectors, &row, &face.vector) {
+            Ok((_, Unsealed::Erased)) => SegmentRow::Erased,
+            Ok((key_slot, Unsealed::Whole(read))) => {
+                match Embedding::from_bytes(&read.vector, self.record.dimensions as usize) {
+                    Ok(embedding) => SegmentRow::Whole(key_slot, embedding),
+                    Err(_) => SegmentRow::Unreadable,
+                }
+            }
+            // Damaged, or another face has its slot now.
+            Err(_) => SegmentRow::Unreadable,
+        }
+    }
+
+    /// Returns the facts of all faces with their numbers, in order, after a number. Damaged ones are only logged.
     pub(super) fn all_facts(
         &self,
         store: &dyn Store,
-        after: Option<Vec<u8>>,
+        after: Option<u64>,
     ) -> impl Iterator<Item = Result<(u64, FaceFacts), StoreError>> {
-        let range = Range { prefix: self.key.prefix(), after, descending: false };
-        store.entries(Table::Faces, range).filter_map(move |entry| {
+        // Rows that are lost are in no scan; memory knows whose they were.
+        let is_damaged = store.state().borrow().is_damaged(Table::Faces);
+        let (numbers, rows) = if is_damaged {
+            (self.faces.numbers_after(after), None)
+        } else {
+            (Vec::new(), Some(Rows::after(store, Table::Faces, self.key.incarnation, after)))
+        };
+        let numbers = numbers.into_iter().map(move |number| Ok((number, self.facts(store, number))));
+        let rows = rows.into_iter().flatten().filter_map(move |entry| {
             let (row, value) = match entry {
                 Ok(entry) => entry,
                 Err(error) => return Some(Err(error)),
             };
-            match self.unseal(store, Table::Faces, &row, &value) {
-                Ok((_, Unsealed::Whole(facts))) => Some(Ok((parse_row_key(&row)?.1, facts))),
-                Ok((_, Unsealed::Erased)) => None,
-                Err(StoreError::Corrupt { what, affects }) => {
-                    tracing::error!(collection = %self.record.id, what, affects, "a damaged face is left out of a list");
-                    None
-                }
-                Err(error) => Some(Err(error)),
+            let (_, number) = parse_row_key(&row)?;
+            let read = match self.unseal(store, Table::Faces, &row, &value) {
+                Ok((key_slot, Unsealed::Whole(facts))) => Ok(Some((key_slot, facts))),
+                Ok((_, Unsealed::Erased)) => Ok(None),
+                Err(_) => self.facts(store, number),
+            };
+            Some(Ok((number, read)))
+        });
+        numbers.chain(rows).filter_map(|read| match read {
+            Ok((number, Ok(facts))) => Some(Ok((number, facts?.1))),
+            Ok((_, Err(StoreError::Corrupt { what, affects }))) => {
+                tracing::error!(collection = %self.record.id, what, affects, "a damaged face is left out of a list");
+                None
             }
+            Ok((_, Err(error))) | Err(error) => Some(Err(error)),
         })
     }
 }
@@ -116,14 +174,81 @@ pub(super) struct Loading {
     n_gaps: usize,
     /// The rows of faces whose key was wiped.
     erased: Vec<Vec<u8>>,
+    /// The rows of faces that are damaged.
+    damaged: HashSet<Vec<u8>>,
+}
+
+/// Whether rows are read from segment files where there are some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    SegmentFiles,
+    RowsOnly,
+}
+
+/// Blocks of a segment file that are unsealed at once, by all cores.
+const PIECE: usize = 32;
+
+/// A face of a segment file.
+enum SegmentRow {
+    /// Its slot and vector.
+    Whole(u64, Embedding),
+    Erased,
+    /// It cannot be read: if it is still in the store, the row there says why.
+    Unreadable,
 }
 
 impl Loading {
+    /// Loads all collections, and removes those whose key was wiped.
+    ///
+    /// # Errors
+    /// [`SimilarityError::Store`] naming the first damaged record of a collection.
+    pub(super) fn all(
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+    ) -> Result<(Self, HashMap<CollectionId, Collection>), SimilarityError> {
+        let (loading, collections) = Self::all_from(store, settings, From::SegmentFiles)?;
+        let n_expected = store.n_expected(Table::FaceVectors);
+        if n_expected.is_none_or(|n_expected| loading.n_vectors <= n_expected) {
+            return Ok((loading, collections));
+        }
+        // They must not bring back what the store no longer has.
+        tracing::error!("segment files have faces that the store does not have: they are removed");
+        if let Some(segments) = store.segments() {
+            segments.remove_all_but(&HashSet::new());
+        }
+        Self::all_from(store, settings, From::RowsOnly)
+    }
+
+    fn all_from(
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        from: From,
+    ) -> Result<(Self, HashMap<CollectionId, Collection>), SimilarityError> {
+        let mut loading = Self::default();
+        let mut collections = HashMap::new();
+        for (key, bytes) in store.scan(Table::Collections, &Range::default(), usize::MAX)? {
+            let record: CollectionRecord = decode_record(Table::Collections, &key, &bytes)?;
+            let id = CollectionId::parse("id", &record.id)?;
+            match loading.collection(store, settings, from, &id, record, bytes.clone())? {
+                Some(collection) => drop(collections.insert(id, collection)),
+                // Its key was wiped: the record must go, too.
+                None => match removal::remove_collection(store, &key, &bytes) {
+                    Err(error) if error.is_refusal() => {
+                        tracing::error!(collection = %id, %error, "its deletion is finished at a later start");
+                    }
+                    removed => removed?,
+                },
+            }
+        }
+        Ok((loading, collections))
+    }
+
     /// Loads a collection with its faces; `None` when its key was wiped.
-    pub(super) fn collection(
+    fn collection(
         &mut self,
         store: &dyn Store,
         settings: &SimilaritySettings,
+        from: From,
         id: &CollectionId,
         record: CollectionRecord,
         bytes: Vec<u8>,
@@ -135,71 +260,205 @@ impl Loading {
         })?;
         let Some(key) = CollectionKey::of(store.keys(), &record)? else { return Ok(None) };
         self.used.insert(key.slot);
-        let dimensions = record.dimensions as usize;
-        let faces = LoadedFaces::new(dimensions);
-        let collection = Collection { record, space, bytes, key, faces, locks: FaceLocks::new() };
-        let mut rows = Rows::new(store, Table::FaceVectors, collection.key.incarnation);
-        for entry in rows.by_ref() {
-            let (row, value) = entry?;
-            self.n_vectors += 1;
-            let read = collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value);
-            let read = read.and_then(|(key_slot, read)| {
-                self.used.insert(key_slot);
-                match read {
-                    Unsealed::Erased => Ok(None),
-                    Unsealed::Whole(face) => match Embedding::from_bytes(&face.vector, dimensions) {
-                        Ok(embedding) => Ok(Some(embedding)),
-                        Err(why) => Err(named(
-                            id,
-                            &face.id,
-                            StoreError::Corrupt {
-                                what: why,
-                                affects: "no search finds it; delete it and enrol it again".to_owned(),
-                            },
-                        )),
-                    },
-                }
-            });
-            match (read, parse_row_key(&row)) {
-                (Ok(Some(embedding)), Some((_, number))) => {
-                    collection.faces.insert(number, embedding.values(), settings);
-                }
-                (Ok(None), _) => self.erased.push(row),
-                (Err(error @ StoreError::Corrupt { .. }), _) => {
-                    let error = match collection.id_of(store, &row) {
-                        Some(face) => named(id, &face, error),
-                        None => error,
-                    };
-                    tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
-                    self.n_damaged += 1;
-                }
-                (Err(error), _) => return Err(error.into()),
-                (Ok(_), None) => self.n_damaged += 1,
-            }
-        }
-        self.n_gaps += rows.n_gaps;
+        let mut collection = Collection::empty(record, space, bytes, key);
+        let files = match from {
+            From::SegmentFiles => self.segment_files(store, settings, id, &collection)?,
+            From::RowsOnly => Vec::new(),
+        };
+        let covered = files.last().map(|(file, _)| file.last());
+        let n_new = self.rows(store, settings, id, &collection, covered)?;
+        collection.files = SegmentFiles::loaded(files, n_new);
         Ok(Some(collection))
     }
 
-    /// Removes what was erased, and wipes the keys that nothing needs. `deleted` are the incarnations of collections
-    /// whose rows are still to be removed.
-    ///
-    /// While anything is damaged or lost, no key is wiped: the face that needs it may not be known.
-    pub(super) fn finish(
+    /// Loads the faces after a number from the store, but those that are there already; returns how many rows there are.
+    fn rows(
         &mut self,
         store: &dyn Store,
+        settings: &SimilaritySettings,
+        id: &CollectionId,
+        collection: &Collection,
+        after: Option<u64>,
+    ) -> Result<usize, SimilarityError> {
+        let mut n_rows = 0;
+        let mut rows = Rows::after(store, Table::FaceVectors, collection.key.incarnation, after);
+        for entry in rows.by_ref() {
+            let (row, value) = entry?;
+            n_rows += 1;
+            let is_loaded = parse_row_key(&row).is_some_and(|(_, number)| collection.faces.has(number));
+            if is_loaded || self.damaged.contains(&row) {
+                continue;
+            }
+            self.row(store, settings, id, collection, row, &value)?;
+        }
+        self.n_gaps += rows.n_gaps;
+        Ok(n_rows)
+    }
+
+    /// Loads a face from its row in the store.
+    fn row(
+        &mut self,
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        id: &CollectionId,
+        collection: &Collection,
+        row: Vec<u8>,
+        value: &[u8],
+    ) -> Result<(), SimilarityError> {
+        self.n_vectors += 1;
+        let dimensions = collection.record.dimensions as usize;
+        let read = collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, value);
+        let read = read.and_then(|(key_slot, read)| {
+            self.used.insert(key_slot);
+            match read {
+                Unsealed::Erased => Ok(None),
+                Unsealed::Whole(face) => match Embedding::from_bytes(&face.vector, dimensions) {
+                    Ok(embedding) => Ok(Some(embedding)),
+                    Err(why) => Err(named(
+                        id,
+                        &face.id,
+                        StoreError::Corrupt {
+                            what: why,
+                            affects: "no search finds it; delete it and enrol it again".to_owned(),
+                        },
+                    )),
+                },
+            }
+        });
+        match (read, parse_row_key(&row)) {
+            (Ok(Some(embedding)), Some((_, number))) => {
+                collection.faces.insert(number, embedding.values(), settings);
+            }
+            (Ok(None), _) => self.erased.push(row),
+            (Err(error @ StoreError::Corrupt { .. }), _) => {
+                let number = parse_row_key(&row).map(|(_, number)| number);
+                let error = match number.and_then(|number| collection.facts(store, number).ok()?) {
+                    Some((_, facts)) => named(id, &facts.id, error),
+                    None => error,
+                };
+                tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
+                self.n_damaged += 1;
+                self.damaged.insert(row);
+            }
+            (Err(error), _) => return Err(error.into()),
+            (Ok(_), None) => self.n_damaged += 1,
+        }
+        Ok(())
+    }
+
+    /// Loads the faces that are in segment files; returns the files, each with the number of its erased faces.
+    fn segment_files(
+        &mut self,
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        id: &CollectionId,
+        collection: &Collection,
+    ) -> Result<Vec<(SegmentFile, usize)>, SimilarityError> {
+        let Some(segments) = store.segments() else { return Ok(Vec::new()) };
+        let files = match segments.of(collection.key.incarnation) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::warn!(collection = %id, %error, "its segment files cannot be read; the store has the same faces");
+                return Ok(Vec::new());
+            }
+        };
+        // The key of a face whose deletion was interrupted may still be there.
+        let mut erasures = Rows::after(store, Table::Erasures, collection.key.incarnation, None);
+        let mut erased = Vec::new();
+        if !files.is_empty() {
+            for entry in erasures.by_ref() {
+                erased.extend(parse_row_key(&entry?.0).map(|(_, number)| number));
+            }
+        }
+        if erasures.n_gaps > 0 || store.state().borrow().is_damaged(Table::Erasures) {
+            return Ok(Vec::new());
+        }
+        let mut loaded = Vec::new();
+        for file in files {
+            match self.segment_file(store, settings, id, collection, &erased, &file) {
+                Ok(n_erased) => loaded.push((file, n_erased)),
+                Err(error) => {
+                    tracing::warn!(collection = %id, %error, "the store has the same faces");
+                    // The next start, or a merge, would read it again.
+                    segments.remove(&file);
+                    break;
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// Loads the faces of a segment file; returns how many of them are erased. `erased` has their numbers in order.
+    fn segment_file(
+        &mut self,
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        id: &CollectionId,
+        collection: &Collection,
+        erased: &[u64],
+        file: &SegmentFile,
+    ) -> Result<usize, SimilarityError> {
+        let reader = file.reader()?;
+        let mut n_erased = 0;
+        let blocks: Vec<usize> = (0..file.n_blocks()).collect();
+        let unseal = |face: SegmentFace| {
+            let row = match erased.binary_search(&face.number) {
+                Ok(_) => SegmentRow::Erased,
+                Err(_) => collection.unseal_segment_row(store, &face),
+            };
+            (face.number, row)
+        };
+        for piece in blocks.chunks(PIECE) {
+            let read: Result<Vec<Vec<_>>, StoreError> =
+                piece.par_iter().map(|idx| Ok(reader.block(*idx)?.into_iter().map(unseal).collect())).collect();
+            for (number, row) in read?.into_iter().flatten() {
+                match row {
+                    SegmentRow::Whole(key_slot, embedding) => {
+                        self.n_vectors += 1;
+                        self.used.insert(key_slot);
+                        collection.faces.insert(number, embedding.values(), settings);
+                    }
+                    SegmentRow::Erased => n_erased += 1,
+                    SegmentRow::Unreadable => {
+                        let row = collection.key.row(number);
+                        match store.get(Table::FaceVectors, &row)? {
+                            Some(value) => self.row(store, settings, id, collection, row, &value)?,
+                            None => n_erased += 1,
+                        }
+                    }
+                }
+            }
+        }
+        Ok(n_erased)
+    }
+
+    /// Ends the loading: removes what was erased, and wipes the keys that nothing needs. `deleted` are the incarnations of
+    /// collections whose rows are still to be removed.
+    ///
+    /// While anything is damaged or lost, no key is wiped: the face that needs it may not be known.
+    pub(super) fn finish<'a>(
+        &mut self,
+        store: &dyn Store,
+        settings: &SimilaritySettings,
+        collections: impl Iterator<Item = (&'a CollectionId, &'a Collection)>,
         deleted: impl Iterator<Item = u64>,
     ) -> Result<(), SimilarityError> {
-        let mut n_found = self.n_vectors;
         for incarnation in deleted {
-            let mut rows = Rows::new(store, Table::FaceVectors, incarnation);
+            let mut rows = Rows::after(store, Table::FaceVectors, incarnation, None);
             for row in rows.by_ref() {
                 row?;
-                n_found += 1;
+                self.n_vectors += 1;
             }
             self.n_gaps += rows.n_gaps;
         }
-        let n_lost = store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(n_found));
+        let n_lost = |n_found: u64| store.n_expected(Table::FaceVectors).map_or(0, |n| n.saturating_sub(n_found));
+        if n_lost(self.n_vectors) > 0 {
+            // Segment files leave out faces whose rows the store still has without a key.
+            for (id, collection) in collections {
+                self.rows(store, settings, id, collection, None)?;
+            }
+        }
+        let n_lost = n_lost(self.n_vectors);
         if n_lost > 0 {
             tracing::error!(n_lost, "vectors of faces are lost; visage doctor names the faces that are known");
             self.n_damaged += n_lost as usize;

@@ -14,6 +14,7 @@ mod loading;
 mod names;
 mod removal;
 mod segment;
+mod segment_files;
 mod vectors;
 
 pub(crate) use embedding::{Embedding, Score};
@@ -77,5 +78,7 @@ impl SimilaritySettings {
 
 #[cfg(test)]
 mod recall_tests;
+#[cfg(test)]
+mod reopening_tests;
 #[cfg(test)]
 mod tests;

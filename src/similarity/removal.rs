@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::SystemTime};
 use crate::{
     proto::store::{CollectionRecord, ErasureRecord, FaceIdRecord, SealedRecord},
     store::{
-        Batch, Entry, Range, Store, StoreError, StoreExt, Table, decode_record, incarnation_of, incarnation_prefix,
-        parse_row_key, reserved_numbers, row_key,
+        Batch, Entry, Range, Segments, Store, StoreError, StoreExt, Table, decode_record, incarnation_of,
+        incarnation_prefix, parse_row_key, reserved_numbers, row_key,
     },
 };
 
@@ -68,6 +68,7 @@ pub(super) fn highest_number(store: &dyn Store) -> Result<u64, StoreError> {
             }
         }
     }
+    last = last.max(store.segments().map_or(0, Segments::last_number));
     let floor = reserved_numbers(store)?;
     Ok(last.max(floor) + if may_be_lost { MARGIN } else { 0 })
 }
@@ -160,8 +161,9 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(store: &'a dyn Store, table: Table, incarnation: u64) -> Self {
-        Self { store, table, incarnation, last: None, page: Vec::new().into_iter(), has_ended: false, n_gaps: 0 }
+    /// The rows after a number, or all.
+    pub(super) fn after(store: &'a dyn Store, table: Table, incarnation: u64, last: Option<u64>) -> Self {
+        Self { store, table, incarnation, last, page: Vec::new().into_iter(), has_ended: false, n_gaps: 0 }
     }
 
     fn scan_after(&self, last: Option<u64>, limit: usize) -> Result<Vec<Entry>, StoreError> {

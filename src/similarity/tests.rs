@@ -12,31 +12,31 @@ use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
     store::{
-        Batch, CollectionKey, Entry, Keys, MemoryStore, Range, SledSettings, SlotKey, SlotKeys as _, Store, StoreError,
-        StoreExt, Table, Unsealed, Write,
+        Batch, CollectionKey, Entry, Keys, MemoryStore, Range, SlotKey, SlotKeys as _, Store, StoreError, StoreExt,
+        Table, Unsealed, Write,
     },
 };
 
-const DIMENSIONS: usize = 24;
+pub(super) const DIMENSIONS: usize = 24;
 
 fn space() -> EmbeddingSpace {
     EmbeddingSpace::parse("embedding_space", "models/face/versions/1#embedding16").unwrap()
 }
 
-fn id(text: &str) -> CollectionId {
+pub(super) fn id(text: &str) -> CollectionId {
     CollectionId::parse("id", text).unwrap()
 }
 
-fn face(text: &str) -> FaceId {
+pub(super) fn face(text: &str) -> FaceId {
     FaceId::parse("id", text).unwrap()
 }
 
 /// Limits so low that a few hundred faces make several segments and use graphs.
-fn small() -> SimilaritySettings {
+pub(super) fn small() -> SimilaritySettings {
     SimilaritySettings { exact_up_to: 10, seal_at: 64, ef_search: 64, ..SimilaritySettings::default() }
 }
 
-fn open(store: &Arc<dyn Store>) -> SimilarityIndex {
+pub(super) fn open(store: &Arc<dyn Store>) -> SimilarityIndex {
     SimilarityIndex::open(Arc::clone(store), small()).unwrap()
 }
 
@@ -47,20 +47,20 @@ fn with_collection() -> (Arc<dyn Store>, SimilarityIndex) {
 }
 
 /// Opens an empty store and creates the collection `people`.
-fn create(store: &Arc<dyn Store>) -> SimilarityIndex {
+pub(super) fn create(store: &Arc<dyn Store>) -> SimilarityIndex {
     let index = open(store);
     let new = NewCollection { id: id("people"), space: space(), dimensions: DIMENSIONS, display_name: String::new() };
     index.create_collection(new, |_| Batch::default()).unwrap();
     index
 }
 
-fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), SimilarityError> {
+pub(super) fn enroll(index: &SimilarityIndex, name: &str, values: Vec<f32>) -> Result<(), SimilarityError> {
     let new = NewFace { id: Some(face(name)), subject: String::new(), labels: BTreeMap::new() };
     let embedding = Embedding::new("vector", values, DIMENSIONS)?;
     index.enroll(&id("people"), new, &embedding, &space(), |_, _| Batch::default()).map(drop)
 }
 
-fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> Vec<String> {
+pub(super) fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> Vec<String> {
     let target = Target::Vector(Embedding::new("vector", values, DIMENSIONS).unwrap());
     let found = index.search(&id("people"), &Query { target, k, min_score: None, exact }, &|| false).unwrap();
     assert!(found.matches.windows(2).all(|w| w[0].1 >= w[1].1), "best first");
@@ -68,7 +68,7 @@ fn search(index: &SimilarityIndex, values: Vec<f32>, k: usize, exact: bool) -> V
 }
 
 /// Creates vectors around a few centres, like faces of people.
-fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
+pub(super) fn clustered(rng: &mut ChaCha8Rng, n: usize) -> Vec<Vec<f32>> {
     let centres: Vec<Vec<f32>> =
         (0..20).map(|_| (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect()).collect();
     (0..n).map(|i| centres[i % 20].iter().map(|c| c + rng.random_range(-0.3..0.3)).collect()).collect()
@@ -112,12 +112,17 @@ fn faces_that_come_and_go_under_one_id_are_as_stored_in_the_end() {
 }
 
 /// The key of the collection `people`.
-fn key_of(store: &dyn Store) -> CollectionKey {
+pub(super) fn key_of(store: &dyn Store) -> CollectionKey {
     let record: CollectionRecord = store.get_record(Table::Collections, b"people").unwrap().unwrap();
     CollectionKey::of(store.keys(), &record).unwrap().unwrap()
 }
 
-fn unsealed<M: prost::Message + Default>(store: &dyn Store, key: &CollectionKey, table: Table, number: u64) -> M {
+pub(super) fn unsealed<M: prost::Message + Default>(
+    store: &dyn Store,
+    key: &CollectionKey,
+    table: Table,
+    number: u64,
+) -> M {
     let row = key.row(number);
     let value = store.get(table, &row).unwrap().unwrap();
     match key.unseal_row(store.keys(), table, &row, &value).unwrap().1 {
@@ -127,7 +132,7 @@ fn unsealed<M: prost::Message + Default>(store: &dyn Store, key: &CollectionKey,
 }
 
 /// The number of the face with this id.
-fn number_of(store: &dyn Store, name: &str) -> u64 {
+pub(super) fn number_of(store: &dyn Store, name: &str) -> u64 {
     store.get_record::<FaceIdRecord>(Table::FaceIds, &key_of(store).id_row(name)).unwrap().unwrap().number
 }
 
@@ -470,72 +475,4 @@ proptest! {
             }
         }
     }
-}
-
-/// Sectors of the engine's file that a disk has lost read as zeros.
-#[test]
-fn lost_sectors_are_counted_and_nothing_is_invented() {
-    const SECTOR: usize = 4096;
-    const N_FACES: usize = 3_000;
-    let original = tempfile::tempdir().unwrap();
-    let settings = SledSettings::default();
-    let vectors = clustered(&mut ChaCha8Rng::seed_from_u64(8), N_FACES);
-    {
-        let store = crate::store::open(original.path(), &settings).unwrap();
-        let index = create(&store);
-        for (i, vector) in vectors.iter().enumerate() {
-            enroll(&index, &format!("f{i}"), vector.clone()).unwrap();
-        }
-    }
-    let log = |dir: &std::path::Path| dir.join("db").join("db");
-    let n_sectors = std::fs::metadata(log(original.path())).unwrap().len() as usize / SECTOR;
-    let mut rng = ChaCha8Rng::seed_from_u64(9);
-    let (mut n_opened, mut n_whole, mut n_refused) = (0, 0, 0);
-    for _ in 0..n_lost_sectors() {
-        let dir = tempfile::tempdir().unwrap();
-        crate::store::tests::copy(original.path(), dir.path());
-        let at = rng.random_range(0..n_sectors);
-        let mut bytes = std::fs::read(log(dir.path())).unwrap();
-        bytes[at * SECTOR..(at + 1) * SECTOR].fill(0);
-        std::fs::write(log(dir.path()), bytes).unwrap();
-        let store = match crate::store::open(dir.path(), &settings) {
-            Ok(store) => store,
-            Err(error) => {
-                assert!(matches!(error, StoreError::Corrupt { .. }), "sector {at}: {error}");
-                eprintln!("sector {at} of {n_sectors}: {error}");
-                n_refused += 1;
-                continue;
-            }
-        };
-        let damage = store.state().borrow().damage.to_vec();
-        let index = open(&store);
-        let (_, n_loaded) = index.get_collection(&id("people")).unwrap();
-        let mut n_listed = 0;
-        for (_, facts) in index.list_faces(&id("people"), None, usize::MAX).unwrap() {
-            let i: usize = facts.id[1..].parse().unwrap();
-            assert!(i < N_FACES, "a face that never was");
-            n_listed += 1;
-        }
-        for i in (0..N_FACES).step_by(61) {
-            for name in search(&index, vectors[i].clone(), 1, true) {
-                assert!(name == format!("f{i}") || n_loaded < N_FACES, "sector {at}: f{i} got {name}");
-            }
-        }
-        n_opened += 1;
-        let is_whole = n_loaded == N_FACES && n_listed == N_FACES;
-        n_whole += usize::from(is_whole);
-        if !is_whole {
-            assert!(index.n_damaged() > 0 || !damage.is_empty(), "sector {at}: {n_loaded} and nothing is said");
-            eprintln!(
-                "sector {at} of {n_sectors}: {n_loaded} vectors, {n_listed} facts, {} damaged, {damage:?}",
-                index.n_damaged()
-            );
-        }
-    }
-    eprintln!("{n_opened} opened, {n_whole} of them whole, {n_refused} refused");
-}
-
-/// A few in every run of the tests, more with `VISAGE_LOST_SECTORS=200`.
-fn n_lost_sectors() -> usize {
-    std::env::var("VISAGE_LOST_SECTORS").map_or(12, |text| text.parse().expect("VISAGE_LOST_SECTORS is a number"))
 }

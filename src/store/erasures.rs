@@ -79,6 +79,21 @@ impl Erased {
     }
 }
 
+/// Reads the rows of the table of erasures from its journal: those that can be read, none without a journal.
+pub(super) fn read_rows(path: &Path) -> Vec<(Vec<u8>, ErasureRecord)> {
+    let bytes = fs::read(path).unwrap_or_default();
+    let entries = bytes.get(ENTRY_BYTES..).unwrap_or_default().chunks_exact(ENTRY_BYTES);
+    let row = |entry: &[u8]| {
+        parse(entry)?;
+        let (key, rest) = entry.split_at(16);
+        let seconds = i64::from_be_bytes(*rest.first_chunk()?);
+        let time = prost_types::Timestamp { seconds, nanos: 0 };
+        Some((key.to_vec(), ErasureRecord { time: Some(time) }))
+    };
+    let rows: BTreeMap<_, _> = entries.filter_map(row).collect();
+    rows.into_iter().collect()
+}
+
 /// The journal of an open store.
 pub(super) struct Journal {
     path: PathBuf,

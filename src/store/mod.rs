@@ -23,6 +23,7 @@ mod memory;
 mod migrate;
 mod records;
 mod sealing;
+mod segments;
 mod sidecar;
 mod sled;
 mod store_key;
@@ -56,6 +57,7 @@ pub(crate) use memory::MemoryStore;
 use migrate::open_migrated;
 pub(crate) use migrate::{Migrated, format, newest_format};
 pub(crate) use records::{StoreExt, decode_record, decode_vector, encode_record, join_key, printable, record_payload};
+pub(crate) use segments::{SegmentFile, Segments};
 pub(crate) use table::Table;
 
 pub(crate) use crate::digest::Digest;
@@ -158,6 +160,11 @@ impl StoreState {
 pub(crate) trait Store: Send + Sync + 'static {
     /// The keys that seal some of its values.
     fn keys(&self) -> &Keys;
+
+    /// The segment files, if the store keeps any.
+    fn segments(&self) -> Option<&Segments> {
+        None
+    }
 
     /// Returns the key's value.
     ///

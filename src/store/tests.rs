@@ -358,7 +358,7 @@ fn interrupted_housekeeping_is_no_damage() {
         }
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["db", "keys", "lock", "sequence", "store.key"], "{what}");
+        assert_eq!(left, ["db", "extent", "keys", "lock", "sequence", "store.key", "tables"], "{what}");
     }
 }
 

@@ -20,7 +20,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::engine::{Engine, TALLY_KEY, engine_key};
+use super::{
+    copies::Copies,
+    engine::{Engine, TALLY_KEY, engine_key},
+};
 use crate::{
     error::panic_message,
     store::{
@@ -78,6 +81,7 @@ pub(super) struct Committer {
     trouble: Option<Trouble>,
     reserve_bytes: u64,
     journal: Journal,
+    copies: Copies,
     state: watch::Sender<StoreState>,
 }
 
@@ -106,11 +110,13 @@ impl Committer {
         tally: Tally,
         reserve_bytes: u64,
         journal: Journal,
+        copies: Copies,
         state: watch::Sender<StoreState>,
     ) -> io::Result<Self> {
         let watched = Arc::downgrade(&engine);
         thread::Builder::new().name("store-watch".to_owned()).spawn(move || wake_waiting(&watched))?;
-        Ok(Self { engine, sidecar, tally, trouble: None, reserve_bytes, journal, state })
+        copies.note(&engine, tally.sequence, tally.of(Table::FaceVectors).n_entries);
+        Ok(Self { engine, sidecar, tally, trouble: None, reserve_bytes, journal, copies, state })
     }
 
     /// Commits until the other end of the channel is gone and everything in it is committed.
@@ -130,6 +136,9 @@ impl Committer {
                     // Without this, the next start could find writes that were refused.
                     if matches!(self.trouble, Some(Trouble::Failed(_))) {
                         self.try_to_recover();
+                    }
+                    if self.trouble.is_none() {
+                        self.copies.end(&self.engine);
                     }
                     return;
                 }
@@ -173,6 +182,7 @@ impl Committer {
     /// Applies a group and syncs it.
     fn write(&mut self, group: Group) {
         let Group { writes, before, tally, .. } = group;
+        let begun = self.copies.begin(writes.keys());
         let mut batch = sled::Batch::default();
         let mut erased = Vec::new();
         for (key, value) in writes {
@@ -189,7 +199,11 @@ impl Committer {
             }
         }
         batch.insert(TALLY_KEY, tally.encode());
-        let written = self.engine.call(|db| db.apply_batch(batch)).map_err(|error| format!("a write failed: {error}"));
+        let is_copied = begun.as_ref().is_ok_and(|is_copied| *is_copied);
+        let written = begun.map_err(|error| format!("a write failed: {error}"));
+        let written = written.and_then(|_| {
+            self.engine.call(|db| db.apply_batch(batch)).map_err(|error| format!("a write failed: {error}"))
+        });
         let synced = written.and_then(|()| {
             // The engine's flush syncs the data: see `durable`.
             let flushed = self.engine.call(|db| db.flush()).and_then(|_| self.sidecar.write(tally.sequence));
@@ -199,6 +213,10 @@ impl Committer {
             Ok(()) => {
                 self.tally = tally;
                 self.journal.add(&*self.engine, &erased);
+                self.copies.note(&self.engine, self.tally.sequence, self.tally.of(Table::FaceVectors).n_entries);
+                if is_copied {
+                    self.copies.write(&self.engine);
+                }
             }
             Err(why) => {
                 tracing::error!(why, "the store refuses writes until the disk takes them again");
@@ -339,6 +357,7 @@ impl Committer {
             Ok(()) => {
                 tracing::warn!("the store takes writes again");
                 self.be_in(None);
+                self.copies.write(&self.engine);
             }
             Err(error) => {
                 tracing::warn!(%error, "the store still refuses writes");

@@ -6,8 +6,10 @@
 //! silently smaller store.
 
 mod committer;
+mod copies;
 mod durable;
 mod engine;
+mod recovery;
 mod rewrite;
 
 use std::{
@@ -25,10 +27,11 @@ use tokio::sync::watch;
 
 use self::{
     committer::{Commit, Committer},
+    copies::Copies,
     engine::{Engine, Opened},
 };
 use super::{
-    Batch, Entry, Keys, Range, Store, StoreError, StoreState, Table,
+    Batch, Entry, Keys, Range, Segments, Store, StoreError, StoreState, Table,
     erasures::Journal,
     files::sync_dir,
     identity,
@@ -55,6 +58,9 @@ const KEYS_FILE: &str = "keys";
 
 /// The erasure journal in the store's folder.
 const JOURNAL_FILE: &str = "erasures";
+
+/// The folder of the segment files in the store's folder.
+const SEGMENTS_DIR: &str = "segments";
 
 /// The store key, where nothing names another file: in the data folder of a server, or in the store's own.
 pub(crate) const STORE_KEY_FILE: &str = "store.key";
@@ -88,6 +94,7 @@ impl SledSettings {
 /// A store in a folder, open in this process alone.
 pub(crate) struct SledStore {
     engine: Arc<Engine>,
+    segments: Segments,
     state: watch::Sender<StoreState>,
     queue: Option<SyncSender<Commit>>,
     committer: Option<JoinHandle<()>>,
@@ -103,7 +110,16 @@ impl SledStore {
     pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
         let (sidecar, acknowledged) = open_sidecar(dir)?;
         let keys = open_keys(dir, settings)?;
-        let Opened { engine, tally, damage } = open_past_leftovers(dir, settings, &keys, acknowledged)?;
+        // Now, because an engine that fails to open may change its log.
+        let is_cut_short = recovery::is_cut_short(dir);
+        let opened = match open_past_leftovers(dir, settings, &keys, acknowledged) {
+            Err(damage @ StoreError::Corrupt { .. }) if !is_cut_short => {
+                let acknowledged = recovery::rebuild(dir, settings, &keys, acknowledged, damage)?;
+                Engine::open_whole(&dir.join(ENGINE_DIR), settings, &keys, acknowledged)?
+            }
+            opened => opened?,
+        };
+        let Opened { engine, tally, damage } = opened;
         require_keys(dir, &engine)?;
         let io = |source| StoreError::Io { path: dir.to_owned(), source };
         // The names of what opening has made must be on the disk, too.
@@ -112,13 +128,20 @@ impl SledStore {
         for (_, error) in &damage {
             tracing::error!(%error, "a part of the store is damaged; everything else is served");
         }
-        let damage = damage.iter().map(|(table, error)| (*table, error.to_string())).collect();
-        let mut store = Self::of(engine, StoreState { damage, writes_refused: None });
+        let mut damage: Vec<_> = damage.iter().map(|(table, error)| (*table, error.to_string())).collect();
+        if let Some(notice) = recovery::notice(dir) {
+            tracing::error!(notice, "the engine was built again");
+            damage.push((Table::Faces, notice));
+        }
+        let damage = damage.into();
+        let mut store = Self::of(dir, settings, engine, StoreState { damage, writes_refused: None });
         store.engine.check_syncs()?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
         let journal = Journal::open(dir.join(JOURNAL_FILE), &store);
-        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, journal, state).map_err(io)?;
+        let copies = Copies::open(dir, &engine);
+        let committer = Committer::new(engine, sidecar, tally, settings.reserve_bytes, journal, copies, state);
+        let committer = committer.map_err(io)?;
         let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
         store.queue = Some(queue);
         store.committer = Some(thread.map_err(io)?);
@@ -139,14 +162,15 @@ impl SledStore {
             Err(_) => Engine::open(&dir.join(ENGINE_DIR), settings, &keys)?,
         };
         require_keys(dir, &engine)?;
-        let mut store = Self::of(engine, StoreState::default());
+        let mut store = Self::of(dir, settings, engine, StoreState::default());
         store.examined = Some(sidecar);
         Ok(store)
     }
 
-    fn of(engine: Engine, state: StoreState) -> Self {
+    fn of(dir: &Path, settings: &SledSettings, engine: Engine, state: StoreState) -> Self {
         let state = watch::Sender::new(state);
-        Self { engine: Arc::new(engine), state, queue: None, committer: None, examined: None }
+        let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
+        Self { engine: Arc::new(engine), segments, state, queue: None, committer: None, examined: None }
     }
 }
 
@@ -211,7 +235,7 @@ fn open_sidecar(dir: &Path) -> Result<(Sidecar, u64), StoreError> {
         return Err(damaged(format!("{} is missing", sidecar_path.display())));
     }
     let sidecar = Sidecar::open(&sidecar_path)?;
-    rewrite::finish(dir).map_err(io)?;
+    rewrite::finish(dir).and_then(|()| recovery::finish(dir)).map_err(io)?;
     let acknowledged = match sidecar.read()? {
         Some(acknowledged) => acknowledged,
         None if engine_dir.exists() => return Err(damaged(format!("{} is empty", sidecar_path.display()))),
@@ -328,6 +352,11 @@ impl Store for SledStore {
         self.engine.keys()
     }
 
+    fn segments(&self) -> Option<&Segments> {
+        // Whoever examines a store changes nothing.
+        self.queue.is_some().then_some(&self.segments)
+    }
+
     fn n_expected(&self, table: Table) -> Option<u64> {
         Some(self.engine.tally().ok()?.of(table).n_entries)
     }
@@ -358,7 +387,10 @@ impl Store for SledStore {
         };
         let acknowledged = self.examined.as_ref().and_then(|sidecar| sidecar.read().ok().flatten());
         let early = acknowledged.and_then(|acknowledged| self.engine.ends_early(&tally, acknowledged));
-        early.into_iter().chain(self.engine.verify(&tally, |_| true)).collect()
+        let notice = self.engine.dir().parent().and_then(recovery::notice);
+        let notice = notice.map(|what| StoreError::Corrupt { what, affects: "the rest is whole".to_owned() });
+        let found = early.into_iter().chain(self.engine.verify(&tally, |_| true));
+        found.chain(self.segments.verify()).chain(notice).collect()
     }
 
     fn state(&self) -> watch::Receiver<StoreState> {

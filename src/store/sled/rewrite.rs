@@ -160,8 +160,8 @@ pub(in crate::store) fn rewrite(
 }
 
 /// The new engine.
-struct Growth {
-    engine: Engine,
+pub(super) struct Growth {
+    pub(super) engine: Engine,
     cursor: CursorRecord,
     tally: Tally,
     batch: sled::Batch,
@@ -170,7 +170,7 @@ struct Growth {
 
 impl Growth {
     /// Opens what an interrupted rewriting of the same store has left, or begins anew.
-    fn open(
+    pub(super) fn open(
         dir: &Path,
         settings: &SledSettings,
         keys: &Arc<Keys>,
@@ -211,7 +211,7 @@ impl Growth {
     }
 
     /// Adds the writes of one row. Every key is new.
-    fn add(&mut self, writes: Vec<Write>) {
+    pub(super) fn add(&mut self, writes: Vec<Write>) {
         for write in writes {
             if let Write::Put(table, key, value) = write {
                 self.n_bytes += key.len() + value.len();
@@ -223,7 +223,15 @@ impl Growth {
         self.cursor.n_rows_in_table += 1;
     }
 
-    fn commit(&mut self, state: Vec<u8>) -> Result<(), StoreError> {
+    /// Commits once enough was added.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn commit_some(&mut self) -> Result<(), StoreError> {
+        if self.n_bytes >= BATCH_BYTES { self.commit(Vec::new()) } else { Ok(()) }
+    }
+
+    pub(super) fn commit(&mut self, state: Vec<u8>) -> Result<(), StoreError> {
         self.tally.sequence += 1;
         self.cursor.state = state;
         let mut batch = std::mem::take(&mut self.batch);
@@ -238,7 +246,7 @@ impl Growth {
     }
 
     /// Closes the complete engine; returns its last sequence.
-    fn close(self) -> Result<u64, StoreError> {
+    pub(super) fn close(self) -> Result<u64, StoreError> {
         self.engine.call(|db| {
             db.remove(CURSOR_KEY)?;
             db.flush()
