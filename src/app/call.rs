@@ -1,6 +1,9 @@
 //! The call that a use case serves.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::serving::Priority;
 
@@ -9,13 +12,15 @@ use crate::serving::Priority;
 pub(crate) struct Caller {
     /// The caller's name, set by the edge.
     pub id: String,
+    /// The connection of the call. Callers without credentials have one name, so turns are taken by connection.
+    pub connection: Option<SocketAddr>,
 }
 
 impl Caller {
     /// Returns the caller of a call without credentials.
     #[must_use]
     pub(crate) fn anonymous() -> Self {
-        Self { id: "anonymous".to_owned() }
+        Self { id: "anonymous".to_owned(), connection: None }
     }
 }
 

@@ -20,6 +20,7 @@ mod published;
 mod registering;
 mod runs;
 mod thresholds;
+mod turns;
 
 use std::{
     sync::Arc,

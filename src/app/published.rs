@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     AppError, Idempotent, Models, blocking,
-    registering::{FacesFrom, read_files, register, verified},
+    registering::{FacesFrom, PublishedWeights, read_files, register, verified},
 };
 use crate::{
     names::{ModelId, VersionName},
@@ -263,20 +263,20 @@ impl Published {
                 // The entry changed without a new revision, or an entry that it depends on has a new one.
                 tracing::error!(%version, field, "differs from its published entry, and keeps its registered values");
             }
+            let registry = Arc::clone(models.registry());
+            let (registry, registered, lacks_tensors) = blocking(move || {
+                let lacks_tensors = registry.lacks_tensors(&registered)?;
+                Ok((registry, registered, lacks_tensors))
+            })
+            .await?;
+            if lacks_tensors {
+                let weights = entry.weights(folder, network).await?;
+                blocking(move || Ok(registry.restore_tensors(&registered, &weights.tensors)?)).await?;
+                tracing::warn!(%version, "the store had lost its weights, which were read again");
+            }
             return Ok(version);
         }
-        let place = folder.join(&entry.folder);
-        let weights = blocking(move || read_files(network, |name| Ok(place.join(name)))).await.map_err(|error| {
-            // A missing file has usually not been fetched.
-            AppError::PublishedWeights { detail: format!("{error}; fetch the weights with deploy/fetch_weights.py") }
-        })?;
-        if !entry.is_of(&weights.digests) {
-            let detail = format!(
-                "the files of {} are not the published ones; fetch them again with deploy/fetch_weights.py",
-                folder.join(&entry.folder).display()
-            );
-            return Err(AppError::PublishedWeights { detail });
-        }
+        let weights = entry.weights(folder, network).await?;
         let origin = Origin {
             published_as: entry.published_as(),
             licence: entry.licence.clone(),
@@ -287,6 +287,28 @@ impl Published {
         let registered = register(models, Idempotent::never(), verified(serving, new)).await?;
         tracing::info!(version = registered.name, licence = entry.licence, "registered published weights");
         Ok(VersionName::parse("name", &registered.name)?)
+    }
+}
+
+impl Entry {
+    /// Reads the files, which must be the pinned ones.
+    ///
+    /// # Errors
+    /// [`AppError::PublishedWeights`].
+    async fn weights(&self, folder: &Path, network: PublishedNetwork) -> Result<PublishedWeights, AppError> {
+        let place = folder.join(&self.folder);
+        let weights = blocking(move || read_files(network, |name| Ok(place.join(name)))).await.map_err(|error| {
+            // A missing file has usually not been fetched.
+            AppError::PublishedWeights { detail: format!("{error}; fetch the weights with deploy/fetch_weights.py") }
+        })?;
+        if !self.is_of(&weights.digests) {
+            let detail = format!(
+                "the files of {} are not the published ones; fetch them again with deploy/fetch_weights.py",
+                folder.join(&self.folder).display()
+            );
+            return Err(AppError::PublishedWeights { detail });
+        }
+        Ok(weights)
     }
 }
 

@@ -23,7 +23,7 @@ use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
@@ -187,7 +187,10 @@ impl EdgeLayer {
             .filter(|v| !v.is_empty() && v.len() <= 128)
             .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
         Call {
-            caller: Caller::anonymous(),
+            caller: Caller {
+                connection: request.extensions().get().and_then(TcpConnectInfo::remote_addr),
+                ..Caller::anonymous()
+            },
             call_id,
             arrived,
             deadline: bounded.map(|timeout| arrived + timeout - answer_margin(timeout)),

@@ -56,6 +56,26 @@ fn versions_share_tensors_and_the_first_is_champion() {
     assert_eq!(numbers, [2, 1]);
 }
 
+/// The store has lost tensors, and somebody has them still.
+#[test]
+fn lost_tensors_are_stored_again_but_no_others() {
+    let (store, registry) = registry();
+    let version = registry.register(new_version("age", 1), none).unwrap();
+    assert!(!registry.lacks_tensors(&version).unwrap());
+    for table in [Table::Blobs, Table::BlobChunks] {
+        let rows = store.scan(table, &Range::default(), usize::MAX).unwrap();
+        let writes = rows.into_iter().map(|(key, _)| Write::Delete(table, key)).collect();
+        store.commit(Batch { writes, ..Batch::default() }).unwrap();
+    }
+    assert!(registry.lacks_tensors(&version).unwrap());
+    registry.restore_tensors(&version, &new_version("age", 2).tensors).unwrap();
+    assert!(registry.lacks_tensors(&version).unwrap(), "its own tensor is another");
+    assert_eq!(n_blobs(&store), 1, "the shared one");
+    registry.restore_tensors(&version, &new_version("age", 1).tensors).unwrap();
+    assert!(!registry.lacks_tensors(&version).unwrap());
+    assert_eq!(registry.load_tensors(&version).unwrap(), new_version("age", 1).tensors);
+}
+
 #[test]
 fn concurrent_registers_get_distinct_numbers() {
     let (_, registry) = registry();

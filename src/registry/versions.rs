@@ -174,6 +174,35 @@ impl Registry {
         record.tensors.iter().map(load).collect()
     }
 
+    /// Returns true if the store has lost tensors of a version.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) fn lacks_tensors(&self, version: &Version) -> Result<bool, RegistryError> {
+        for tensor in &version.record.tensors {
+            if self.store.get(Table::Blobs, &tensor.blob)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Stores the tensors of a registered version again. Others are ignored: a version never changes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) fn restore_tensors(&self, version: &Version, tensors: &[TensorData]) -> Result<(), RegistryError> {
+        let _no_sweep = self.sweeping.read();
+        let is_its = |tensor: &&TensorData| {
+            let digest = Digest::of(&tensor.bytes);
+            version.record.tensors.iter().any(|own| own.blob == digest.as_bytes())
+        };
+        for tensor in tensors.iter().filter(is_its) {
+            self.blobs.put(&tensor.bytes)?;
+        }
+        Ok(())
+    }
+
     /// Deletes a version, and the tensors that no other version has.
     ///
     /// # Errors

@@ -112,6 +112,41 @@ async fn thirty_flipped_bytes_one_at_a_time_are_named_or_harmless() {
     assert!(n_named > 0, "no flip was seen at all");
 }
 
+/// A part of the engine's file is lost, which the engine cannot open without: it is built again, and says so.
+#[tokio::test]
+async fn an_engine_that_lost_a_part_is_built_again() {
+    let home = filled().await;
+    let store = home.path("data").join("store");
+    let log = store.join("db").join("db");
+    let mut bytes = fs::read(&log).unwrap();
+    // Both halves of what the engine reads first.
+    bytes[..8192].fill(0);
+    fs::write(&log, bytes).unwrap();
+    for _ in 0..2 {
+        let server = home.serve().await;
+        let mut c = server.clients().await;
+        assert!(!c.is_serving("visage.store").await);
+        let list =
+            v1::ListFacesRequest { parent: "collections/policies".to_owned(), page_size: 100, ..Default::default() };
+        assert_eq!(c.faces.list_faces(list).await.unwrap().into_inner().faces.len(), 50);
+        let search = v1::FindSimilarRequest {
+            collection: "collections/policies".to_owned(),
+            query: Some(v1::find_similar_request::Query::Face("collections/policies/faces/f7".to_owned())),
+            k: 100,
+            ..Default::default()
+        };
+        assert_eq!(c.visage.find_similar(search).await.unwrap().into_inner().matches.len(), 49);
+        assert_eq!(c.models.list_models(v1::ListModelsRequest::default()).await.unwrap().into_inner().models.len(), 1);
+        assert!(server.stop().success());
+    }
+    let (code, text) = home.run(&["doctor"]);
+    assert!(code == Some(1) && text.contains("built again") && text.contains("50 of 50 faces"), "{text}");
+    fs::remove_file(store.join("recovered")).unwrap();
+    fs::remove_dir_all(store.join("damaged-1")).unwrap();
+    let server = home.serve().await;
+    assert!(server.clients().await.is_serving("visage.store").await, "the loss was dealt with");
+}
+
 #[tokio::test]
 async fn a_store_cut_short_does_not_serve_and_says_why() {
     let home = filled().await;
@@ -125,7 +160,8 @@ async fn a_store_cut_short_does_not_serve_and_says_why() {
     }
 }
 
-/// What is altered below the engine is named one by one, and everything else is served.
+/// What is altered below the engine is named one by one, and everything else is served. While there are segment files,
+/// the altered faces are served from them.
 #[tokio::test]
 async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
     const N_FACES: usize = 1_500;
@@ -162,9 +198,6 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
     let is_named = |i: &usize| text.contains(&format!("collections/policies/faces/{} (", id(*i)));
     let (altered, whole): (Vec<_>, Vec<_>) = (0..N_FACES).partition(is_named);
     assert_eq!(altered.len(), N_ALTERED, "{text}");
-    let server = home.serve().await;
-    let mut c = server.clients().await;
-    assert!(!c.is_serving("visage.store").await, "the store is damaged");
     let search = v1::FindSimilarRequest {
         collection: "collections/policies".to_owned(),
         query: Some(v1::find_similar_request::Query::Face(format!("collections/policies/faces/{}", id(whole[0])))),
@@ -172,6 +205,20 @@ async fn a_thousand_altered_faces_are_named_and_the_others_are_served() {
         exact: true,
         ..Default::default()
     };
+    {
+        let server = home.serve().await;
+        let mut c = server.clients().await;
+        for i in [altered[0], altered[1]] {
+            let query = v1::find_similar_request::Query::Face(format!("collections/policies/faces/{}", id(i)));
+            let search = v1::FindSimilarRequest { query: Some(query), ..search.clone() };
+            assert_eq!(c.visage.find_similar(search).await.unwrap().into_inner().matches.len(), 1_000, "face {i}");
+        }
+        assert!(server.stop().success());
+        fs::remove_dir_all(home.path("data").join("store").join("segments")).unwrap();
+    }
+    let server = home.serve().await;
+    let mut c = server.clients().await;
+    assert!(!c.is_serving("visage.store").await, "the store is damaged");
     // All others: those that were not altered, and the fifty enrolled before.
     let found = c.visage.find_similar(search).await.unwrap().into_inner().matches;
     assert_eq!(found.len(), N_FACES - N_ALTERED - 1 + 50);

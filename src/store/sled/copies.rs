@@ -25,8 +25,7 @@ use crate::{
 };
 
 /// Tables whose copy is exact, if there is one.
-pub(super) const EXACT: [Table; 6] =
-    [Table::Meta, Table::Models, Table::Versions, Table::Aliases, Table::Collections, Table::Blobs];
+pub(super) const EXACT: [Table; 5] = [Table::Meta, Table::Models, Table::Versions, Table::Aliases, Table::Collections];
 
 /// Tables whose copy may lack the latest rows.
 const OLDER: [Table; 2] = [Table::Runs, Table::RunEvents];

@@ -2,8 +2,7 @@
 //!
 //! sled opens a log whole or not at all: one lost sector is enough. Then the damaged engine gets another name, and a new
 //! one gets the rows of the small tables, the erasures of the journal, and the faces of the segment files. What was
-//! enrolled after the last segment file, remembered request ids and chunks of blobs are lost. A notice counts that, and
-//! stays until somebody removes it: until then the store counts as damaged, and the keys of lost faces are kept.
+//! enrolled after the last segment file, remembered request ids and blobs are lost. A notice counts that, and stays until somebody removes it: until then the store counts as damaged, and the keys of lost faces are kept.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -219,16 +218,13 @@ impl Found {
             Some(n_before) => format!("{} of {n_before} faces", self.n_faces),
             None => format!("{} faces", self.n_faces),
         };
-        let small: Vec<String> = EXACT
-            .iter()
-            .filter(|table| **table != Table::Meta)
-            .map(|table| format!("{table:?} {}", n_of(*table)))
-            .collect();
+        let small = EXACT.iter().filter(|table| **table != Table::Meta);
+        let small: Vec<String> = small.map(|table| format!("{} {table:?}", n_of(*table))).collect();
         format!(
-            "the engine could not be opened ({damage}) and was built again from the copies beside it: {faces}, all of \
-             {}. {} blocks and {} single faces of segment files could not be read. Lost are faces that were enrolled \
-             last, remembered request ids, and weights that are not in the cache. The damaged engine is in {}. Once the \
-             loss is dealt with, remove that folder and the file {}",
+            "the engine could not be opened ({damage}) and was built again from the copies beside it: {faces}, and {}. {} \
+             blocks and {} single faces of segment files could not be read. Lost are the faces that were enrolled last, \
+             remembered request ids, and weights but the published ones: import those again. The damaged engine is in {}. \
+             Once the loss is dealt with, remove that folder and the file {}",
             small.join(", "),
             self.n_blocks_lost,
             self.n_unreadable,
