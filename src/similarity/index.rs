@@ -143,6 +143,7 @@ impl SimilarityIndex {
     /// # Errors
     /// [`SimilarityError::Store`] naming the first damaged record.
     pub(crate) fn open(store: Arc<dyn Store>, settings: SimilaritySettings) -> Result<Self, SimilarityError> {
+        let started = Instant::now();
         let last_number = AtomicU64::new(removal::highest_number(&*store)?);
         let (mut loading, collections) = Loading::all(&*store, &settings)?;
         let live: HashSet<u64> = collections.values().map(|collection| collection.key.incarnation).collect();
@@ -155,7 +156,17 @@ impl SimilarityIndex {
         if let Some(segments) = store.segments() {
             segments.remove_all_but(&live);
         }
+        tracing::info!(
+            collections = collections.len(),
+            faces = collections.values().map(|collection| collection.faces.len()).sum::<usize>(),
+            elapsed_ms = started.elapsed().as_millis(),
+            "loaded the collections"
+        );
         let collections = collections.into_iter().map(|(id, collection)| (id, Arc::new(collection))).collect();
+        if loading.n_damaged > 0 {
+            // Lost faces may have had higher numbers than those that are there.
+            last_number.fetch_add(removal::MARGIN, Ordering::Relaxed);
+        }
         let deleted = Mutex::new(deleted);
         let shared = Arc::new(Shared {
             store,
@@ -382,7 +393,7 @@ impl SimilarityIndex {
 
     /// Finds a face's number by reading the facts of all.
     fn number_by_facts(&self, collection: &Collection, face: &FaceId) -> Result<Option<u64>, StoreError> {
-        for row in collection.all_facts(&*self.shared.store, None) {
+        for row in collection.all_facts(&*self.shared.store, None)? {
             let (number, facts) = row?;
             if facts.id == face.as_str() {
                 return Ok(Some(number));
@@ -412,7 +423,7 @@ impl SimilarityIndex {
         limit: usize,
     ) -> Result<Vec<(u64, FaceFacts)>, SimilarityError> {
         let collection = self.collection(id)?;
-        let rows = collection.all_facts(&*self.shared.store, after);
+        let rows = collection.all_facts(&*self.shared.store, after)?;
         Ok(rows.take(limit).collect::<Result<_, _>>()?)
     }
 
@@ -459,7 +470,7 @@ impl SimilarityIndex {
         let collection = self.collection(id)?;
         let is_of_subject = |facts: &FaceFacts| facts.subject == subject;
         let mut n_deleted = 0;
-        for row in collection.all_facts(&*self.shared.store, None) {
+        for row in collection.all_known_facts(&*self.shared.store, None)? {
             let (number, facts) = row?;
             if !is_of_subject(&facts) {
                 continue;

@@ -1,6 +1,6 @@
 //! A stored collection, and how it comes into memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use parking_lot::{Mutex, MutexGuard};
 use rayon::prelude::*;
@@ -53,6 +53,9 @@ impl FaceLocks {
         self.0.iter().for_each(|lock| drop(lock.lock()));
     }
 }
+
+/// Faces' facts with their numbers.
+type FactsIter<'a> = Box<dyn Iterator<Item = Result<(u64, FaceFacts), StoreError>> + 'a>;
 
 /// Adds the face's name to an error about damage.
 pub(super) fn named(collection: &CollectionId, id: &str, error: StoreError) -> StoreError {
@@ -126,40 +129,67 @@ impl Collection {
     }
 
     /// Returns the facts of all faces with their numbers, in order, after a number. Damaged ones are only logged.
-    pub(super) fn all_facts(
-        &self,
-        store: &dyn Store,
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn all_facts<'a>(
+        &'a self,
+        store: &'a dyn Store,
         after: Option<u64>,
-    ) -> impl Iterator<Item = Result<(u64, FaceFacts), StoreError>> {
-        // Rows that are lost are in no scan; memory knows whose they were.
-        let is_damaged = store.state().borrow().is_damaged(Table::Faces);
-        let (numbers, rows) = if is_damaged {
-            (self.faces.numbers_after(after), None)
-        } else {
-            (Vec::new(), Some(Rows::after(store, Table::Faces, self.key.incarnation, after)))
-        };
-        let numbers = numbers.into_iter().map(move |number| Ok((number, self.facts(store, number))));
-        let rows = rows.into_iter().flatten().filter_map(move |entry| {
+    ) -> Result<FactsIter<'a>, StoreError> {
+        if store.state().borrow().is_damaged(Table::Faces) {
+            return self.all_known_facts(store, after);
+        }
+        let rows = Rows::after(store, Table::Faces, self.key.incarnation, after);
+        let rows = rows.filter_map(move |entry| {
             let (row, value) = match entry {
                 Ok(entry) => entry,
                 Err(error) => return Some(Err(error)),
             };
             let (_, number) = parse_row_key(&row)?;
             let read = match self.unseal(store, Table::Faces, &row, &value) {
-                Ok((key_slot, Unsealed::Whole(facts))) => Ok(Some((key_slot, facts))),
+                Ok((_, Unsealed::Whole(facts))) => Ok(Some(facts)),
                 Ok((_, Unsealed::Erased)) => Ok(None),
-                Err(_) => self.facts(store, number),
+                Err(_) => self.facts(store, number).map(|found| found.map(|(_, facts)| facts)),
             };
-            Some(Ok((number, read)))
+            self.readable(number, read)
         });
-        numbers.chain(rows).filter_map(|read| match read {
-            Ok((number, Ok(facts))) => Some(Ok((number, facts?.1))),
-            Ok((_, Err(StoreError::Corrupt { what, affects }))) => {
+        Ok(Box::new(rows))
+    }
+
+    /// As [`Collection::all_facts`], also with faces whose facts only memory and segment files still know: a scan does not
+    /// find rows that are lost.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn all_known_facts<'a>(
+        &'a self,
+        store: &'a dyn Store,
+        after: Option<u64>,
+    ) -> Result<FactsIter<'a>, StoreError> {
+        let mut numbers: BTreeSet<u64> = self.faces.numbers_after(after).into_iter().collect();
+        for entry in Rows::after(store, Table::Faces, self.key.incarnation, after) {
+            numbers.extend(parse_row_key(&entry?.0).map(|(_, number)| number));
+        }
+        Ok(Box::new(numbers.into_iter().filter_map(move |number| {
+            self.readable(number, self.facts(store, number).map(|found| found.map(|(_, facts)| facts)))
+        })))
+    }
+
+    /// Leaves out erased faces, and damaged ones with a line in the log.
+    fn readable(
+        &self,
+        number: u64,
+        read: Result<Option<FaceFacts>, StoreError>,
+    ) -> Option<Result<(u64, FaceFacts), StoreError>> {
+        match read {
+            Ok(facts) => Some(Ok((number, facts?))),
+            Err(StoreError::Corrupt { what, affects }) => {
                 tracing::error!(collection = %self.record.id, what, affects, "a damaged face is left out of a list");
                 None
             }
-            Ok((_, Err(error))) | Err(error) => Some(Err(error)),
-        })
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 

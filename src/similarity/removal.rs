@@ -17,7 +17,7 @@ const TABLES: [Table; 3] = [Table::FaceVectors, Table::Faces, Table::FaceIds];
 const PIECE: usize = 512;
 
 /// Numbers that are left out when rows may be lost, because theirs must not be used again.
-const MARGIN: u64 = 1 << 32;
+pub(super) const MARGIN: u64 = 1 << 32;
 
 /// Returns the incarnations that have rows in the tables of faces.
 pub(super) fn incarnations(store: &dyn Store) -> Result<BTreeSet<u64>, StoreError> {

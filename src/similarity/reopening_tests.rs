@@ -205,6 +205,7 @@ fn lost_sectors_are_counted_and_nothing_is_invented() {
         for _ in 0..2 {
             let store = crate::store::open(dir.path(), &SledSettings::default());
             let store = store.unwrap_or_else(|error| panic!("sectors {sectors:?}: {error}"));
+            crate::store::tests::wait_until_checked(&*store);
             let damage = store.state().borrow().damage.to_vec();
             let index = open(&store);
             let (_, n_loaded) = index.get_collection(&id("people")).unwrap();

@@ -143,8 +143,10 @@ pub(crate) struct Batch {
 pub(crate) struct StoreState {
     /// Why writes are refused at the moment; `None` when they are taken.
     pub writes_refused: Option<Arc<str>>,
-    /// The damage found when the store was opened, by table. Everything else is served.
+    /// The damage found when the store was opened and since, by table. Everything else is served.
     pub damage: Arc<[(Table, String)]>,
+    /// Whether the tables that are read after the opening have been read, so that their damage is known.
+    pub is_checked: bool,
 }
 
 impl StoreState {

@@ -5,12 +5,10 @@
 
 use std::fmt;
 
-use chacha20poly1305::{
-    ChaCha20Poly1305,
-    aead::{AeadInPlace, KeyInit},
+use ring::{
+    aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
+    hmac,
 };
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// Bytes of a key.
@@ -51,12 +49,13 @@ impl Key {
     /// the key.
     #[must_use]
     pub(crate) fn mac(&self, purpose: &str, value: &[u8]) -> [u8; 32] {
-        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&*self.0).expect("any length");
+        let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*self.0));
         mac.update(purpose.as_bytes());
         mac.update(&[0]);
         mac.update(value);
-        mac.finalize().into_bytes().into()
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(mac.sign().as_ref());
+        bytes
     }
 
     /// Derives a key from this one and another: without either, nobody has it.
@@ -75,9 +74,13 @@ impl Key {
         #[expect(clippy::expect_used, reason = "only 256 GiB are too long")]
         let tag = self
             .cipher()
-            .encrypt_in_place_detached(&nonce.into(), context, &mut sealed[NONCE_BYTES..])
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(context),
+                &mut sealed[NONCE_BYTES..],
+            )
             .expect("short enough");
-        sealed.extend_from_slice(&tag);
+        sealed.extend_from_slice(tag.as_ref());
         sealed
     }
 
@@ -86,14 +89,16 @@ impl Key {
     #[must_use]
     pub(crate) fn unseal(&self, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, rest) = sealed.split_first_chunk::<NONCE_BYTES>()?;
-        let (encrypted, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-        let mut plain = Zeroizing::new(encrypted.to_vec());
-        self.cipher().decrypt_in_place_detached(nonce.into(), context, &mut plain, tag.into()).ok()?;
+        let mut plain = Zeroizing::new(rest.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let n_bytes = self.cipher().open_in_place(nonce, Aad::from(context), &mut plain).ok()?.len();
+        plain.truncate(n_bytes);
         Some(plain)
     }
 
-    fn cipher(&self) -> ChaCha20Poly1305 {
-        ChaCha20Poly1305::new((&*self.0).into())
+    fn cipher(&self) -> LessSafeKey {
+        #[expect(clippy::expect_used, reason = "the length of a key is that of the cipher's")]
+        LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &*self.0).expect("32 bytes"))
     }
 }
 

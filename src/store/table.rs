@@ -7,6 +7,8 @@ pub(super) enum Verified {
     Whole,
     /// Read whole when the store is opened. What is lost or altered is reported, and the rest is served.
     InPart,
+    /// As [`Verified::InPart`], but after the store is opened, because reading so many rows takes long.
+    Afterwards,
     /// Too large for that: each value has its own checks, and the doctor reads all of it.
     WhenUsed,
 }
@@ -52,15 +54,15 @@ tables! {
     /// `CollectionRecord`.
     Collections = 6, verified Whole;
     /// `FaceFacts`, sealed.
-    Faces = 7, verified InPart;
+    Faces = 7, verified Afterwards;
     /// `FaceIdRecord`.
-    FaceIds = 11, verified InPart;
+    FaceIds = 11, verified Afterwards;
     /// `FaceVector`, sealed.
     FaceVectors = 12, verified WhenUsed;
     /// `ErasureRecord`.
     Erasures = 13, verified InPart;
     /// `AnswerRecord`.
-    Requests = 8, verified InPart;
+    Requests = 8, verified Afterwards;
     /// Raw chunks: digest, chunk index (4 bytes, big endian).
     BlobChunks = 10, verified WhenUsed;
     /// `BlobRecord`.

@@ -219,6 +219,15 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Copies a folder.
+/// Waits until the damage of a store is known.
+pub(crate) fn wait_until_checked(store: &dyn Store) {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !store.state().borrow().is_checked {
+        assert!(std::time::Instant::now() < until, "it is still looked for");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

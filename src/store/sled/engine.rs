@@ -6,7 +6,10 @@ use std::{
     ops::Bound,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +23,7 @@ use crate::{
         Batch, Entry, Keys, Range, Store, StoreError, StoreExt, Table,
         files::sync_dir,
         leftovers::Leftovers,
+        record_payload,
         table::Verified,
         tally::{TableTally, Tally},
     },
@@ -28,6 +32,9 @@ use crate::{
 /// How long to wait for the engine's own lock, which its threads may hold for a moment after closing. Other processes
 /// are excluded by the store's lock, without waiting.
 const ENGINE_LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How often a table is read to be compared with its tally, if there are writes meanwhile.
+const CHECKS: usize = 3;
 
 /// A failed engine must notice within this time that it has failed.
 const NOTICE_WAIT: Duration = Duration::from_secs(5);
@@ -187,10 +194,15 @@ impl Engine {
         }
         let mut damage = Vec::new();
         for table in Table::ALL {
-            match (table.verified(), engine.verify_table(&tally, table)) {
-                (Verified::WhenUsed, _) | (_, Ok(())) => {}
-                (Verified::InPart, Err(Mismatch { error, has_more: false })) => damage.push((table, error)),
-                (Verified::Whole | Verified::InPart, Err(mismatch)) => return Err(mismatch.error),
+            let is_served_in_part = match table.verified() {
+                Verified::Whole => false,
+                Verified::InPart => true,
+                Verified::Afterwards | Verified::WhenUsed => continue,
+            };
+            match engine.verify_table(&tally, table) {
+                Ok(()) => {}
+                Err(Mismatch { error, has_more: false }) if is_served_in_part => damage.push((table, error)),
+                Err(mismatch) => return Err(mismatch.error),
             }
         }
         Ok(Opened { engine, tally, damage })
@@ -216,6 +228,36 @@ impl Engine {
         tables.filter_map(|table| self.verify_table(tally, table).err()).map(|mismatch| mismatch.error).collect()
     }
 
+    /// Looks for damage of a table while others write, until `stop` is set. What is altered or cannot be read is found in
+    /// any case; what is missing, if nobody writes meanwhile.
+    pub(super) fn check(&self, table: Table, stop: &AtomicBool) -> Option<StoreError> {
+        for _ in 0..CHECKS {
+            let before = self.tally().ok()?;
+            let mut found = TableTally::default();
+            for page in self.pages(table, Range::default()) {
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let page = match page {
+                    Ok(page) => page,
+                    Err(error @ StoreError::Corrupt { .. }) => return Some(error),
+                    // The disk fails, which others notice.
+                    Err(_) => return None,
+                };
+                for (key, value) in &page {
+                    if let Err(error) = record_payload(table, key, value) {
+                        return Some(error);
+                    }
+                    found.add(key, value);
+                }
+            }
+            if self.tally().ok()?.sequence == before.sequence {
+                return mismatch(table, found, before.of(table)).map(|mismatch| mismatch.error);
+            }
+        }
+        None
+    }
+
     fn verify_table(&self, tally: &Tally, table: Table) -> Result<(), Mismatch> {
         let mut found = TableTally::default();
         for page in self.pages(table, Range::default()) {
@@ -223,23 +265,7 @@ impl Engine {
                 .iter()
                 .for_each(|(key, value)| found.add(key, value));
         }
-        let expected = tally.of(table);
-        if found == expected {
-            return Ok(());
-        }
-        let (n_found, n_expected) = (found.n_entries, expected.n_entries);
-        let what = if n_found == n_expected {
-            format!("the table {table:?}: one of its {n_found} records was altered")
-        } else {
-            format!("the table {table:?}: {n_found} of {n_expected} records are there")
-        };
-        let affects = if n_found > n_expected {
-            "deleted records have come back; import the last export"
-        } else {
-            "the missing records are lost; import the last export"
-        };
-        let error = StoreError::Corrupt { what, affects: affects.to_owned() };
-        Err(Mismatch { error, has_more: n_found > n_expected })
+        mismatch(table, found, tally.of(table)).map_or(Ok(()), Err)
     }
 
     fn io(&self, source: io::Error) -> StoreError {
@@ -296,6 +322,26 @@ impl Store for Engine {
     fn commit(&self, _: Batch) -> Result<(), StoreError> {
         Err(self.io(io::Error::other("the store is open for reading only")))
     }
+}
+
+/// Compares the rows of a table with its tally.
+fn mismatch(table: Table, found: TableTally, expected: TableTally) -> Option<Mismatch> {
+    if found == expected {
+        return None;
+    }
+    let (n_found, n_expected) = (found.n_entries, expected.n_entries);
+    let what = if n_found == n_expected {
+        format!("the table {table:?}: one of its {n_found} records was altered")
+    } else {
+        format!("the table {table:?}: {n_found} of {n_expected} records are there")
+    };
+    let affects = if n_found > n_expected {
+        "deleted records have come back; import the last export"
+    } else {
+        "the missing records are lost; import the last export"
+    };
+    let error = StoreError::Corrupt { what, affects: affects.to_owned() };
+    Some(Mismatch { error, has_more: n_found > n_expected })
 }
 
 /// Opens sled, and syncs the folders that it may have created.

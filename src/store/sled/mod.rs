@@ -18,9 +18,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, SyncSender},
     },
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -38,7 +40,9 @@ use super::{
     leftovers::{LOG_FILE, Leftovers},
     sidecar::Sidecar,
     store_key,
+    table::Verified,
 };
+use crate::threads::yield_to_calls;
 
 pub(crate) use engine::panic_is_guarded;
 pub(crate) use rewrite::Rewritten;
@@ -98,6 +102,9 @@ pub(crate) struct SledStore {
     state: watch::Sender<StoreState>,
     queue: Option<SyncSender<Commit>>,
     committer: Option<JoinHandle<()>>,
+    /// The thread that looks for damage after the opening, and its end.
+    checker: Option<JoinHandle<()>>,
+    is_closing: Arc<AtomicBool>,
     /// Only in a store open for examination: the last acknowledged sequence, and the lock.
     examined: Option<Sidecar>,
 }
@@ -108,6 +115,7 @@ impl SledStore {
     /// # Errors
     /// [`StoreError::Locked`], or [`StoreError::Corrupt`] naming what is damaged or missing.
     pub(crate) fn open(dir: &Path, settings: &SledSettings) -> Result<Self, StoreError> {
+        let started = Instant::now();
         let (sidecar, acknowledged) = open_sidecar(dir)?;
         let keys = open_keys(dir, settings)?;
         // Now, because an engine that fails to open may change its log.
@@ -134,7 +142,7 @@ impl SledStore {
             damage.push((Table::Faces, notice));
         }
         let damage = damage.into();
-        let mut store = Self::of(dir, settings, engine, StoreState { damage, writes_refused: None });
+        let mut store = Self::of(dir, settings, engine, StoreState { damage, ..StoreState::default() });
         store.engine.check_syncs()?;
         let (queue, commits) = mpsc::sync_channel(QUEUE);
         let (engine, state) = (Arc::clone(&store.engine), store.state.clone());
@@ -145,6 +153,8 @@ impl SledStore {
         let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(move || committer.run(&commits));
         store.queue = Some(queue);
         store.committer = Some(thread.map_err(io)?);
+        store.check_afterwards().map_err(io)?;
+        tracing::info!(elapsed_ms = started.elapsed().as_millis(), "opened the store");
         Ok(store)
     }
 
@@ -167,10 +177,39 @@ impl SledStore {
         Ok(store)
     }
 
+    /// Looks for damage in the tables that the opening has not read.
+    fn check_afterwards(&mut self) -> io::Result<()> {
+        let (engine, state, is_closing) = (Arc::clone(&self.engine), self.state.clone(), Arc::clone(&self.is_closing));
+        let check = move || {
+            yield_to_calls("looking for damage");
+            for table in Table::ALL.into_iter().filter(|table| table.verified() == Verified::Afterwards) {
+                if let Some(error) = engine.check(table, &is_closing) {
+                    tracing::error!(%error, "a part of the store is damaged; everything else is served");
+                    state.send_modify(|state| {
+                        let found = (table, error.to_string());
+                        state.damage = state.damage.iter().cloned().chain([found]).collect();
+                    });
+                }
+            }
+            state.send_modify(|state| state.is_checked = true);
+        };
+        self.checker = Some(thread::Builder::new().name("store-check".to_owned()).spawn(check)?);
+        Ok(())
+    }
+
     fn of(dir: &Path, settings: &SledSettings, engine: Engine, state: StoreState) -> Self {
         let state = watch::Sender::new(state);
         let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
-        Self { engine: Arc::new(engine), segments, state, queue: None, committer: None, examined: None }
+        Self {
+            engine: Arc::new(engine),
+            segments,
+            state,
+            queue: None,
+            committer: None,
+            checker: None,
+            is_closing: Arc::default(),
+            examined: None,
+        }
     }
 }
 
@@ -400,6 +439,10 @@ impl Store for SledStore {
 
 impl Drop for SledStore {
     fn drop(&mut self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.checker.take() {
+            let _ = thread.join();
+        }
         // The committing thread ends with its queue, once everything in it is committed.
         drop(self.queue.take());
         if let Some(thread) = self.committer.take() {
@@ -410,7 +453,7 @@ impl Drop for SledStore {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::store::Write;
@@ -514,6 +557,7 @@ mod tests {
             altered.unwrap();
             drop(engine);
             let store = SledStore::open(dir.path(), &SledSettings::default()).unwrap();
+            crate::store::tests::wait_until_checked(&store);
             assert_eq!(store.state().borrow().damage.len(), 1);
             assert_eq!(store.state().borrow().damage[0].0, Table::Faces);
             assert_eq!(rows(&store).len(), if value.is_some() { 3 } else { 2 });

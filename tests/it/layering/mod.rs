@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("wiping", &[]),
     ("config", &[]),
-    ("store", &["digest", "error", "mapped", "proto"]),
+    ("store", &["digest", "error", "mapped", "proto", "threads"]),
     ("telemetry", &["config", "store"]),
     ("nn", &["digest", "error", "mapped"]),
     ("vision", &["error"]),
