@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 /// Places for work of callers of type `K`.
 #[derive(Clone)]
-pub(crate) struct Turns<K: PartialEq>(Arc<Mutex<State<K>>>);
+pub(super) struct Turns<K: PartialEq>(Arc<Mutex<State<K>>>);
 
 struct State<K: PartialEq> {
     n_free: usize,
@@ -23,17 +23,17 @@ struct State<K: PartialEq> {
 }
 
 /// A place, until it is dropped.
-pub(crate) struct Turn<K: PartialEq>(Weak<Mutex<State<K>>>);
+pub(super) struct Turn<K: PartialEq>(Weak<Mutex<State<K>>>);
 
 impl<K: PartialEq> Turns<K> {
     /// Makes free places.
     #[must_use]
-    pub(crate) fn new(n_places: usize) -> Self {
+    pub(super) fn new(n_places: usize) -> Self {
         Self(Arc::new(Mutex::new(State { n_free: n_places, waiting: VecDeque::new() })))
     }
 
     /// Waits for a place.
-    pub(crate) async fn take(&self, caller: K) -> Turn<K> {
+    pub(super) async fn take(&self, caller: K) -> Turn<K> {
         let granted = {
             let mut state = self.0.lock();
             if state.n_free > 0 {
