@@ -270,9 +270,22 @@ impl Published {
             })
             .await?;
             if lacks_tensors {
-                let weights = entry.weights(folder, network).await?;
-                blocking(move || Ok(registry.restore_tensors(&registered, &weights.tensors)?)).await?;
-                tracing::warn!(%version, "the store had lost its weights, which were read again");
+                let restored = match entry.weights(folder, network).await {
+                    Ok(weights) => {
+                        blocking(move || {
+                            registry.restore_tensors(&registered, &weights.tensors)?;
+                            Ok(!registry.lacks_tensors(&registered)?)
+                        })
+                        .await
+                    }
+                    Err(error) => Err(error),
+                };
+                match restored {
+                    Ok(true) => tracing::warn!(%version, "the store had lost its weights, which were read again"),
+                    Ok(false) => tracing::error!(%version, "the store has lost its weights, and the files have others"),
+                    // The others are served.
+                    Err(error) => tracing::error!(%version, %error, "the store has lost its weights"),
+                }
             }
             return Ok(version);
         }

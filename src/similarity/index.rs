@@ -16,7 +16,7 @@ use super::{
     CollectionId, Embedding, FaceId, FaceName, Score, SimilarityError, SimilaritySettings,
     loading::{Collection, Loading, named},
     removal,
-    segment_files::Sources,
+    segment_files::{Sources, When},
 };
 use crate::{
     names::EmbeddingSpace,
@@ -93,6 +93,9 @@ struct Shared {
     changing: Mutex<()>,
     work: Mutex<Work>,
     wake: Condvar,
+    /// The same of the thread that writes segment files, which must not wait for graphs.
+    files_work: Mutex<Work>,
+    files_wake: Condvar,
     /// Ends background work early.
     stopping: AtomicBool,
     /// Damaged faces met so far, at the opening or by a search.
@@ -124,14 +127,14 @@ struct Work {
 /// The collections of a store. Its calls block.
 pub(crate) struct SimilarityIndex {
     shared: Arc<Shared>,
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 /// A face as its rows have it.
 struct Stored {
     number: u64,
-    /// The value of the row that leads to it.
-    id_value: Vec<u8>,
+    /// The value of the row that leads to it; `None` when that is lost.
+    id_value: Option<Vec<u8>>,
     /// The slot of its key; `None` when no row can be read.
     key_slot: Option<u64>,
     facts: Result<FaceFacts, StoreError>,
@@ -175,15 +178,20 @@ impl SimilarityIndex {
             changing: Mutex::default(),
             work: Mutex::new(Work { is_waiting: true, is_running: false }),
             wake: Condvar::new(),
+            files_work: Mutex::new(Work { is_waiting: true, is_running: false }),
+            files_wake: Condvar::new(),
             stopping: AtomicBool::new(false),
             n_damaged: AtomicUsize::new(loading.n_damaged),
             last_number,
             deleted,
         });
-        let of_worker = Arc::clone(&shared);
-        let worker = thread::Builder::new().name("similarity".to_owned()).spawn(move || of_worker.maintain());
-        let worker = worker.map_err(|source| StoreError::Io { path: "a thread".into(), source })?;
-        Ok(Self { shared, worker: Some(worker) })
+        let mut index = Self { shared, workers: Vec::new() };
+        for (name, work) in [("similarity", Shared::maintain as fn(&Shared)), ("segment-files", Shared::write_files)] {
+            let shared = Arc::clone(&index.shared);
+            let worker = thread::Builder::new().name(name.to_owned()).spawn(move || work(&shared));
+            index.workers.push(worker.map_err(|source| StoreError::Io { path: "a thread".into(), source })?);
+        }
+        Ok(index)
     }
 
     fn collection(&self, id: &CollectionId) -> Result<Arc<Collection>, SimilarityError> {
@@ -356,35 +364,50 @@ impl SimilarityIndex {
             });
         }
         let is_full = collection.faces.insert(number, embedding.values(), &self.shared.settings);
-        if collection.files.add() || is_full {
+        if is_full {
             self.shared.wake();
+        }
+        if collection.files.add() {
+            self.shared.wake_files();
         }
         Ok(facts)
     }
 
-    /// Finds the rows of a face by its id.
-    fn stored(&self, id: &CollectionId, collection: &Collection, face: &FaceId) -> Result<Stored, SimilarityError> {
+    /// Finds the rows of a face by its id. `known` is its number, if the caller has it: the row that leads to it may be
+    /// lost.
+    fn stored(
+        &self,
+        id: &CollectionId,
+        collection: &Collection,
+        face: &FaceId,
+        known: Option<u64>,
+    ) -> Result<Stored, SimilarityError> {
         let store = &*self.shared.store;
         let id_row = collection.key.id_row(face.as_str());
         let id_value = match store.get(Table::FaceIds, &id_row) {
-            // Only a damaged page; a deletion will find it again.
-            Err(StoreError::Corrupt { .. }) => Vec::new(),
-            value => value?.ok_or_else(|| not_found(id, face))?,
+            // A damaged page: a deletion cannot change it either.
+            Err(StoreError::Corrupt { .. }) => Some(Vec::new()),
+            value => value?,
         };
-        let number = match decode_record(Table::FaceIds, &id_row, &id_value) {
-            Ok(FaceIdRecord { number }) => Some(number),
-            // The damaged row leads nowhere, but another row has the id.
-            Err(_) => self.number_by_facts(collection, face)?,
+        let may_be_lost = {
+            let state = store.state();
+            let state = state.borrow();
+            [Table::FaceIds, Table::FaceVectors].iter().any(|table| state.is_damaged(*table))
+        };
+        let number = match id_value.as_deref().map(|value| decode_record(Table::FaceIds, &id_row, value)) {
+            Some(Ok(FaceIdRecord { number })) => Some(number),
+            None if known.is_none() && !may_be_lost => None,
+            // No row leads to it, but others have the id.
+            Some(Err(_)) | None => {
+                known.map_or_else(|| self.number_by_facts(collection, face), |number| Ok(Some(number)))?
+            }
         };
         let number = number.ok_or_else(|| not_found(id, face))?;
         match collection.facts(store, number) {
             Ok(None) => Err(not_found(id, face)),
             Ok(Some((key_slot, facts))) => Ok(Stored { number, id_value, key_slot: Some(key_slot), facts: Ok(facts) }),
             Err(error @ StoreError::Corrupt { .. }) => {
-                let row = collection.key.row(number);
-                let vector = store.get(Table::FaceVectors, &row)?;
-                let read = vector.map(|value| collection.unseal::<FaceVector>(store, Table::FaceVectors, &row, &value));
-                let key_slot = read.and_then(Result::ok).map(|(key_slot, _)| key_slot);
+                let key_slot = collection.key_slot(store, number);
                 Ok(Stored { number, id_value, key_slot, facts: Err(named(id, face.as_str(), error)) })
             }
             Err(error) => Err(error.into()),
@@ -393,7 +416,7 @@ impl SimilarityIndex {
 
     /// Finds a face's number by reading the facts of all.
     fn number_by_facts(&self, collection: &Collection, face: &FaceId) -> Result<Option<u64>, StoreError> {
-        for row in collection.all_facts(&*self.shared.store, None)? {
+        for row in collection.all_known_facts(&*self.shared.store, None)? {
             let (number, facts) = row?;
             if facts.id == face.as_str() {
                 return Ok(Some(number));
@@ -408,7 +431,7 @@ impl SimilarityIndex {
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`].
     pub(crate) fn get_face(&self, id: &CollectionId, face: &FaceId) -> Result<FaceFacts, SimilarityError> {
         let collection = self.collection(id)?;
-        Ok(self.stored(id, &collection, face)?.facts?)
+        Ok(self.stored(id, &collection, face, None)?.facts?)
     }
 
     /// Lists up to `limit` faces with their numbers, in the order of their enrolment, after the number `after`. Damaged
@@ -434,7 +457,7 @@ impl SimilarityIndex {
     /// [`SimilarityError::CollectionNotFound`], [`SimilarityError::FaceNotFound`]. When the key cannot be wiped, the face
     /// is deleted, and its key is wiped later.
     pub(crate) fn delete_face(&self, id: &CollectionId, face: &FaceId) -> Result<(), SimilarityError> {
-        let deleted = self.delete_face_if(id, face, |_| true);
+        let deleted = self.delete_numbered(id, face, None);
         if matches!(deleted, Err(SimilarityError::FaceNotFound { .. })) {
             // An earlier call may have deleted it, and failed to make that durable or to wipe its key.
             let collection = self.collection(id)?;
@@ -476,7 +499,7 @@ impl SimilarityIndex {
                 continue;
             }
             // Between the scan and the deletion the id may have become another person's.
-            match self.delete_face_if(id, &FaceId::parse("id", &facts.id)?, |stored| stored.number == number) {
+            match self.delete_numbered(id, &FaceId::parse("id", &facts.id)?, Some(number)) {
                 Ok(()) => n_deleted += 1,
                 Err(SimilarityError::FaceNotFound { .. }) => {}
                 Err(error) => return Err(error),
@@ -488,38 +511,37 @@ impl SimilarityIndex {
         Ok(n_deleted)
     }
 
-    /// Deletes a face if `condition` holds for what is stored.
-    fn delete_face_if(
-        &self,
-        id: &CollectionId,
-        face: &FaceId,
-        condition: impl Fn(&Stored) -> bool,
-    ) -> Result<(), SimilarityError> {
+    /// Deletes a face, only if it has this number, where one is given.
+    fn delete_numbered(&self, id: &CollectionId, face: &FaceId, known: Option<u64>) -> Result<(), SimilarityError> {
         let collection = self.collection(id)?;
         let store = &*self.shared.store;
         let _lock = collection.locks.lock(face);
-        let stored = self.stored(id, &collection, face)?;
-        if !condition(&stored) {
+        let stored = self.stored(id, &collection, face, known)?;
+        let number = stored.number;
+        if known.is_some_and(|known| known != number) {
             return Err(not_found(id, face));
         }
-        let number = stored.number;
         let (row, id_row) = (collection.key.row(number), collection.key.id_row(face.as_str()));
         let hidden = collection.faces.hide(number);
         let mut batch = Batch::default();
         batch
             .require_equals(Table::Collections, id.as_str().as_bytes(), collection.bytes.clone())
-            // The row may have been read before it was durable: if it is undone, another face may get its slot.
-            .require_equals(Table::FaceIds, &id_row, stored.id_value)
             .delete(Table::FaceIds, &id_row)
             .delete(Table::Faces, &row)
             .delete(Table::FaceVectors, &row)
             .put_record(Table::Erasures, &row, &removal::erased_now());
+        match stored.id_value {
+            // The row may have been read before it was durable: if it is undone, another face may get its slot.
+            Some(value) => batch.require_equals(Table::FaceIds, &id_row, value),
+            None => batch.require_absent(Table::FaceIds, &id_row),
+        };
         match store.commit(batch) {
             Ok(()) => {
                 let wiped = store.keys().wipe(stored.key_slot);
                 collection.faces.forget(number);
                 collection.files.erase(number);
                 self.shared.wake();
+                self.shared.wake_files();
                 Ok(wiped?)
             }
             // The whole collection was deleted meanwhile.
@@ -568,7 +590,7 @@ impl SimilarityIndex {
         let (vector, itself) = match &query.target {
             Target::Vector(embedding) => (embedding.values().to_vec(), None),
             Target::Face(face) => {
-                let number = self.stored(id, &collection, face)?.number;
+                let number = self.stored(id, &collection, face, None)?.number;
                 let vector = collection.faces.vector(number).ok_or_else(|| not_found(id, face))?;
                 (vector, Some(number))
             }
@@ -604,8 +626,11 @@ impl SimilarityIndex {
     pub(crate) fn settle(&self) {
         loop {
             {
-                let work = self.shared.work.lock();
-                if !work.is_waiting && !work.is_running {
+                let is_idle = |work: &Mutex<Work>| {
+                    let work = work.lock();
+                    !work.is_waiting && !work.is_running
+                };
+                if is_idle(&self.shared.work) && is_idle(&self.shared.files_work) {
                     return;
                 }
             }
@@ -618,7 +643,8 @@ impl Drop for SimilarityIndex {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
         self.shared.wake();
-        if let Some(worker) = self.worker.take() {
+        self.shared.wake_files();
+        for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
     }
@@ -630,6 +656,11 @@ impl Shared {
         self.wake.notify_all();
     }
 
+    fn wake_files(&self) {
+        self.files_work.lock().is_waiting = true;
+        self.files_wake.notify_all();
+    }
+
     /// Runs the background thread: sleeps until woken, then works until nothing is left.
     fn maintain(&self) {
         yield_to_calls("building graphs");
@@ -637,15 +668,10 @@ impl Shared {
             let mut work = self.work.lock();
             work.is_running = false;
             while !work.is_waiting {
-                match self.files_due() {
-                    None => self.wake.wait(&mut work),
-                    Some(due) if self.wake.wait_until(&mut work, due).timed_out() => break,
-                    Some(_) => {}
-                }
+                self.wake.wait(&mut work);
             }
             if self.stopping.load(Ordering::Relaxed) {
-                drop(work);
-                return self.write_last_files();
+                return;
             }
             // A change during the pass sets it again.
             *work = Work { is_waiting: false, is_running: true };
@@ -658,7 +684,6 @@ impl Shared {
             let mut is_work_left = self.remove_deleted();
             for collection in &collections {
                 is_work_left |= collection.faces.maintain(&self.settings, &self.stopping);
-                is_work_left |= self.maintain_files(collection, false, &self.stopping);
             }
             if is_work_left {
                 self.work.lock().is_waiting = true;
@@ -672,17 +697,55 @@ impl Shared {
         self.collections.read().values().filter_map(|collection| collection.files.due()).min()
     }
 
-    fn maintain_files(&self, collection: &Collection, is_last: bool, stop: &AtomicBool) -> bool {
+    /// Runs the thread that writes segment files: it sleeps until woken, or until faces have waited long enough.
+    fn write_files(&self) {
+        yield_to_calls("writing segment files");
+        loop {
+            let mut work = self.files_work.lock();
+            work.is_running = false;
+            while !work.is_waiting {
+                match self.files_due() {
+                    None => self.files_wake.wait(&mut work),
+                    Some(due) if self.files_wake.wait_until(&mut work, due).timed_out() => break,
+                    Some(_) => {}
+                }
+            }
+            if self.stopping.load(Ordering::Relaxed) {
+                drop(work);
+                return self.write_last_files();
+            }
+            *work = Work { is_waiting: false, is_running: true };
+            drop(work);
+            let collections: Vec<_> = self.collections.read().values().cloned().collect();
+            let mut is_work_left = false;
+            for collection in &collections {
+                is_work_left |= self.maintain_files(collection, When::Due, &self.stopping);
+            }
+            if is_work_left {
+                self.files_work.lock().is_waiting = true;
+            }
+        }
+    }
+
+    fn maintain_files(&self, collection: &Collection, when: When, stop: &AtomicBool) -> bool {
         let Some(segments) = self.store.segments() else { return false };
         let settled = || {
             // Numbers are given while a face is locked: whoever has one of these has ended once all locks were free.
             let last = self.last_number.load(Ordering::Acquire);
             collection.locks.wait_for_all();
-            last
+            // Fails as long as refused writes may still be there.
+            self.store.commit(Batch::default())?;
+            Ok(last)
         };
         let (store, incarnation) = (&*self.store, collection.key.incarnation);
         let sources = Sources { store, incarnation, faces: &collection.faces, settled: &settled };
-        collection.files.maintain(segments, &sources, is_last, stop)
+        let is_work_left = collection.files.maintain(segments, &sources, when, stop);
+        let is_there = self.collections.read().values().any(|other| other.key.incarnation == incarnation);
+        if !is_there {
+            // It was deleted meanwhile.
+            segments.remove_collection(incarnation);
+        }
+        is_work_left && is_there
     }
 
     /// Writes the segment files of what was enrolled last, as far as there is time.
@@ -693,7 +756,7 @@ impl Shared {
             if Instant::now() > until {
                 return;
             }
-            self.maintain_files(&collection, true, &AtomicBool::new(false));
+            self.maintain_files(&collection, When::Now, &AtomicBool::new(false));
         }
     }
 

@@ -9,15 +9,16 @@ use super::{
     CollectionId, Embedding, FaceId, SimilarityError, SimilaritySettings,
     collection::LoadedFaces,
     removal::{self, Rows},
-    segment_files::SegmentFiles,
+    segment_files::{Counted, SegmentFiles},
 };
 use crate::{
     error::Kind,
     names::EmbeddingSpace,
-    proto::store::{CollectionRecord, FaceFacts, FaceVector, SegmentFace},
+    proto::store::{CollectionRecord, FaceFacts, FaceVector, SealedRecord, SegmentFace},
     store::{
         CollectionKey, Days, Range, SegmentFile, Store, StoreError, Table, Unsealed, decode_record, parse_row_key,
     },
+    wiping::wipe_stack,
 };
 
 /// A collection in memory.
@@ -87,7 +88,8 @@ impl Collection {
         };
         let damage = match store.get(Table::Faces, &row).and_then(|value| value.as_deref().map(unseal).transpose()) {
             Ok(Some(facts)) => return Ok(facts),
-            Ok(None) if !self.faces.has(number) => return Ok(None),
+            // A deletion adds this with the same commit that removes the facts.
+            Ok(None) if store.get(Table::Erasures, &row)?.is_some() => return Ok(None),
             Ok(None) => StoreError::Corrupt {
                 what: format!("the face {number} of collections/{} (it has no facts)", self.record.id),
                 affects: "it cannot be read; delete it and enrol it again".to_owned(),
@@ -95,8 +97,8 @@ impl Collection {
             Err(error @ StoreError::Corrupt { .. }) => error,
             Err(error) => return Err(error),
         };
-        match self.files.facts(number) {
-            Ok(Some(copied)) => unseal(&copied).map_err(|_| damage),
+        match self.files.face(number) {
+            Ok(Some(copied)) => unseal(&copied.facts).map_err(|_| damage),
             Ok(None) | Err(_) => Err(damage),
         }
     }
@@ -126,6 +128,16 @@ impl Collection {
             // Damaged, or another face has its slot now.
             Err(_) => SegmentRow::Unreadable,
         }
+    }
+
+    /// Returns the slot of a face's key from its row in the table of vectors, or from its segment file.
+    pub(super) fn key_slot(&self, store: &dyn Store, number: u64) -> Option<u64> {
+        let row = self.key.row(number);
+        let slot_of =
+            |value: &[u8]| decode_record::<SealedRecord>(Table::FaceVectors, &row, value).ok().map(|r| r.key_slot);
+        let stored = store.get(Table::FaceVectors, &row).ok().flatten();
+        let copied = || self.files.face(number).ok().flatten().and_then(|face| slot_of(&face.vector));
+        stored.as_deref().and_then(slot_of).or_else(copied)
     }
 
     /// Returns the facts of all faces with their numbers, in order, after a number. Damaged ones are only logged.
@@ -204,15 +216,16 @@ pub(super) struct Loading {
     n_gaps: usize,
     /// The rows of faces whose key was wiped.
     erased: Vec<Vec<u8>>,
-    /// The rows of faces that are damaged.
-    damaged: HashSet<Vec<u8>>,
+    /// The rows that were counted without loading a face.
+    set_aside: HashSet<Vec<u8>>,
 }
 
-/// Whether rows are read from segment files where there are some.
+/// Where faces are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
+enum Source {
+    /// In segment files, and in the rows of those that are in no file.
     SegmentFiles,
-    RowsOnly,
+    Rows,
 }
 
 /// Blocks of a segment file that are unsealed at once, by all cores.
@@ -236,7 +249,7 @@ impl Loading {
         store: &dyn Store,
         settings: &SimilaritySettings,
     ) -> Result<(Self, HashMap<CollectionId, Collection>), SimilarityError> {
-        let (loading, collections) = Self::all_from(store, settings, From::SegmentFiles)?;
+        let (loading, collections) = Self::all_from(store, settings, Source::SegmentFiles)?;
         let n_expected = store.n_expected(Table::FaceVectors);
         if n_expected.is_none_or(|n_expected| loading.n_vectors <= n_expected) {
             return Ok((loading, collections));
@@ -246,13 +259,13 @@ impl Loading {
         if let Some(segments) = store.segments() {
             segments.remove_all_but(&HashSet::new());
         }
-        Self::all_from(store, settings, From::RowsOnly)
+        Self::all_from(store, settings, Source::Rows)
     }
 
     fn all_from(
         store: &dyn Store,
         settings: &SimilaritySettings,
-        from: From,
+        from: Source,
     ) -> Result<(Self, HashMap<CollectionId, Collection>), SimilarityError> {
         let mut loading = Self::default();
         let mut collections = HashMap::new();
@@ -278,7 +291,7 @@ impl Loading {
         &mut self,
         store: &dyn Store,
         settings: &SimilaritySettings,
-        from: From,
+        from: Source,
         id: &CollectionId,
         record: CollectionRecord,
         bytes: Vec<u8>,
@@ -292,31 +305,36 @@ impl Loading {
         self.used.insert(key.slot);
         let mut collection = Collection::empty(record, space, bytes, key);
         let files = match from {
-            From::SegmentFiles => self.segment_files(store, settings, id, &collection)?,
-            From::RowsOnly => Vec::new(),
+            Source::SegmentFiles => self.segment_files(store, settings, id, &collection)?,
+            Source::Rows => Vec::new(),
         };
-        let covered = files.last().map(|(file, _)| file.last());
-        let n_new = self.rows(store, settings, id, &collection, covered)?;
+        let covered = files.last().map(|counted| counted.file.last());
+        let n_new = self.rows(store, settings, id, &collection, (covered, u64::MAX))?;
         collection.files = SegmentFiles::loaded(files, n_new);
         Ok(Some(collection))
     }
 
-    /// Loads the faces after a number from the store, but those that are there already; returns how many rows there are.
+    /// Loads the faces after a number and up to another from the store, but those that are there already; returns how many
+    /// rows there are.
     fn rows(
         &mut self,
         store: &dyn Store,
         settings: &SimilaritySettings,
         id: &CollectionId,
         collection: &Collection,
-        after: Option<u64>,
+        (after, last): (Option<u64>, u64),
     ) -> Result<usize, SimilarityError> {
         let mut n_rows = 0;
         let mut rows = Rows::after(store, Table::FaceVectors, collection.key.incarnation, after);
         for entry in rows.by_ref() {
             let (row, value) = entry?;
+            let number = parse_row_key(&row).map(|(_, number)| number);
+            if number.is_some_and(|number| number > last) {
+                break;
+            }
             n_rows += 1;
-            let is_loaded = parse_row_key(&row).is_some_and(|(_, number)| collection.faces.has(number));
-            if is_loaded || self.damaged.contains(&row) {
+            let is_loaded = number.is_some_and(|number| collection.faces.has(number));
+            if is_loaded || self.set_aside.contains(&row) {
                 continue;
             }
             self.row(store, settings, id, collection, row, &value)?;
@@ -359,7 +377,10 @@ impl Loading {
             (Ok(Some(embedding)), Some((_, number))) => {
                 collection.faces.insert(number, embedding.values(), settings);
             }
-            (Ok(None), _) => self.erased.push(row),
+            (Ok(None), _) => {
+                self.set_aside.insert(row.clone());
+                self.erased.push(row);
+            }
             (Err(error @ StoreError::Corrupt { .. }), _) => {
                 let number = parse_row_key(&row).map(|(_, number)| number);
                 let error = match number.and_then(|number| collection.facts(store, number).ok()?) {
@@ -368,7 +389,7 @@ impl Loading {
                 };
                 tracing::error!(collection = %id, %error, "a damaged face is set aside: no search finds it");
                 self.n_damaged += 1;
-                self.damaged.insert(row);
+                self.set_aside.insert(row);
             }
             (Err(error), _) => return Err(error.into()),
             (Ok(_), None) => self.n_damaged += 1,
@@ -376,14 +397,14 @@ impl Loading {
         Ok(())
     }
 
-    /// Loads the faces that are in segment files; returns the files, each with the number of its erased faces.
+    /// Loads the faces that are in segment files; returns the files.
     fn segment_files(
         &mut self,
         store: &dyn Store,
         settings: &SimilaritySettings,
         id: &CollectionId,
         collection: &Collection,
-    ) -> Result<Vec<(SegmentFile, usize)>, SimilarityError> {
+    ) -> Result<Vec<Counted>, SimilarityError> {
         let Some(segments) = store.segments() else { return Ok(Vec::new()) };
         let files = match segments.of(collection.key.incarnation) {
             Ok(files) => files,
@@ -403,22 +424,11 @@ impl Loading {
         if erasures.n_gaps > 0 || store.state().borrow().is_damaged(Table::Erasures) {
             return Ok(Vec::new());
         }
-        let mut loaded = Vec::new();
-        for file in files {
-            match self.segment_file(store, settings, id, collection, &erased, &file) {
-                Ok(n_erased) => loaded.push((file, n_erased)),
-                Err(error) => {
-                    tracing::warn!(collection = %id, %error, "the store has the same faces");
-                    // The next start, or a merge, would read it again.
-                    segments.remove(&file);
-                    break;
-                }
-            }
-        }
-        Ok(loaded)
+        files.into_iter().map(|file| self.segment_file(store, settings, id, collection, &erased, file)).collect()
     }
 
-    /// Loads the faces of a segment file; returns how many of them are erased. `erased` has their numbers in order.
+    /// Loads the faces of a segment file, and what damaged blocks had from the store. `erased` has the numbers of erased
+    /// faces, in order.
     fn segment_file(
         &mut self,
         store: &dyn Store,
@@ -426,10 +436,10 @@ impl Loading {
         id: &CollectionId,
         collection: &Collection,
         erased: &[u64],
-        file: &SegmentFile,
-    ) -> Result<usize, SimilarityError> {
+        file: SegmentFile,
+    ) -> Result<Counted, SimilarityError> {
         let reader = file.reader()?;
-        let mut n_erased = 0;
+        let (mut n_erased, mut lost) = (0, Vec::new());
         let blocks: Vec<usize> = (0..file.n_blocks()).collect();
         let unseal = |face: SegmentFace| {
             let row = match erased.binary_search(&face.number) {
@@ -439,9 +449,21 @@ impl Loading {
             (face.number, row)
         };
         for piece in blocks.chunks(PIECE) {
-            let read: Result<Vec<Vec<_>>, StoreError> =
-                piece.par_iter().map(|idx| Ok(reader.block(*idx)?.into_iter().map(unseal).collect())).collect();
-            for (number, row) in read?.into_iter().flatten() {
+            let read: Vec<Result<Vec<_>, StoreError>> = piece
+                .par_iter()
+                .map(|idx| {
+                    let rows = reader.block(*idx)?.into_iter().map(unseal).collect();
+                    // Ciphers have worked on vectors there, and this thread goes on to other work.
+                    wipe_stack();
+                    Ok(rows)
+                })
+                .collect();
+            let damaged = piece.iter().zip(&read).filter(|(_, rows)| rows.is_err());
+            lost.extend(damaged.filter_map(|(idx, _)| reader.numbers_lost(*idx)));
+            for error in read.iter().filter_map(|rows| rows.as_ref().err()) {
+                tracing::warn!(collection = %id, %error, "a block of a segment file is damaged");
+            }
+            for (number, row) in read.into_iter().flatten().flatten() {
                 match row {
                     SegmentRow::Whole(key_slot, embedding) => {
                         self.n_vectors += 1;
@@ -459,7 +481,11 @@ impl Loading {
                 }
             }
         }
-        Ok(n_erased)
+        drop(reader);
+        for (first, last) in &lost {
+            self.rows(store, settings, id, collection, (first.checked_sub(1), *last))?;
+        }
+        Ok(Counted { file, n_erased, is_damaged: !lost.is_empty() })
     }
 
     /// Ends the loading: removes what was erased, and wipes the keys that nothing needs. `deleted` are the incarnations of
@@ -485,7 +511,7 @@ impl Loading {
         if n_lost(self.n_vectors) > 0 {
             // Segment files leave out faces whose rows the store still has without a key.
             for (id, collection) in collections {
-                self.rows(store, settings, id, collection, None)?;
+                self.rows(store, settings, id, collection, (None, u64::MAX))?;
             }
         }
         let n_lost = n_lost(self.n_vectors);
@@ -494,7 +520,7 @@ impl Loading {
             self.n_damaged += n_lost as usize;
         }
         let is_damaged = {
-            let (state, tables) = (store.state(), [Table::Faces, Table::FaceIds, Table::Erasures]);
+            let (state, tables) = (store.state(), [Table::Faces, Table::FaceIds, Table::FaceVectors, Table::Erasures]);
             let is_damaged = tables.iter().any(|table| state.borrow().is_damaged(*table));
             is_damaged || self.n_damaged > 0 || self.n_gaps > 0
         };

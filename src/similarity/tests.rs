@@ -19,7 +19,7 @@ use crate::{
 
 pub(super) const DIMENSIONS: usize = 24;
 
-fn space() -> EmbeddingSpace {
+pub(super) fn space() -> EmbeddingSpace {
     EmbeddingSpace::parse("embedding_space", "models/face/versions/1#embedding16").unwrap()
 }
 

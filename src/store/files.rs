@@ -34,9 +34,12 @@ pub(super) fn write_complete(path: &Path, mode: u32, fill: impl FnOnce(&File) ->
         _ => {}
     }
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
-    fill(&file)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
+    let written = fill(&file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&unfinished, path));
+    if let Err(error) = written {
+        // It may have filled the disk.
+        let _ = fs::remove_file(&unfinished);
+        return Err(error);
+    }
     // A bare name has an empty parent.
     sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
 }

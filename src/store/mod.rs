@@ -57,7 +57,7 @@ pub(crate) use memory::MemoryStore;
 use migrate::open_migrated;
 pub(crate) use migrate::{Migrated, format, newest_format};
 pub(crate) use records::{StoreExt, decode_record, decode_vector, encode_record, join_key, printable, record_payload};
-pub(crate) use segments::{SegmentFile, Segments};
+pub(crate) use segments::{SegmentFile, SegmentReader, Segments};
 pub(crate) use table::Table;
 
 pub(crate) use crate::digest::Digest;
@@ -145,7 +145,7 @@ pub(crate) struct StoreState {
     pub writes_refused: Option<Arc<str>>,
     /// The damage found when the store was opened and since, by table. Everything else is served.
     pub damage: Arc<[(Table, String)]>,
-    /// Whether the tables that are read after the opening have been read, so that their damage is known.
+    /// Whether the tables that are verified after the opening have been, so that their damage is known.
     pub is_checked: bool,
 }
 

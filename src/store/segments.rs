@@ -59,35 +59,41 @@ impl Segments {
         Self { dir, reserve_bytes }
     }
 
-    /// Finds the files of a collection that together have all faces up to some number, in order. Others are removed:
-    /// those that a wider one has replaced, unfinished ones, and those after a gap.
+    /// Finds the files of a collection that together have all faces up to some number, in order. Files that others have
+    /// replaced, and unfinished ones, are removed. Files after a gap stay until others have their faces, too.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub(crate) fn of(&self, incarnation: u64) -> Result<Vec<SegmentFile>, StoreError> {
-        let mut files = Vec::new();
-        let mut others = Vec::new();
+        let (mut files, mut unreadable) = (Vec::new(), Vec::new());
         for path in entries(&self.dir_of(incarnation))? {
             match SegmentFile::open(&path) {
                 Ok(file) if file.header.incarnation == incarnation => files.push(file),
-                Ok(_) | Err(StoreError::Corrupt { .. }) => others.push(path),
-                Err(error) => return Err(error),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a segment file cannot be read");
+                    unreadable.push(path);
+                }
             }
         }
         files.sort_by_key(|file| (file.header.first, u64::MAX - file.header.last));
         let mut next = 0;
+        let mut replaced = Vec::new();
         files.retain(|file| {
             let follows = file.header.first == next;
             if follows {
                 next = file.header.last + 1;
-            } else {
-                others.push(file.path.clone());
+            } else if file.header.last < next {
+                replaced.push(file.path.clone());
             }
             follows
         });
-        for path in others {
-            tracing::warn!(file = %path.display(), "a segment file that is replaced or damaged is removed");
-            fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })?;
+        let is_replaced = |path: &PathBuf| last_in_name(path).is_none_or(|last| last < next);
+        replaced.extend(unreadable.into_iter().filter(is_replaced));
+        for path in replaced {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(file = %path.display(), %error, "a segment file that is replaced cannot be removed");
+            }
         }
         Ok(files)
     }
@@ -121,6 +127,7 @@ impl Segments {
     }
 
     /// Writes the faces of the numbers from `first` to `last`, in order, and removes the files that this one replaces.
+    /// `n_bytes` is about the size of their rows.
     ///
     /// # Errors
     /// [`StoreError::Full`]; the first error of `faces`; when the disk fails. Nothing is changed then.
@@ -128,6 +135,7 @@ impl Segments {
         &self,
         incarnation: u64,
         (first, last): (u64, u64),
+        n_bytes: u64,
         faces: impl Iterator<Item = Result<SegmentFace, StoreError>>,
         replaced: &[SegmentFile],
     ) -> Result<SegmentFile, StoreError> {
@@ -136,7 +144,7 @@ impl Segments {
         let io = |source| StoreError::Io { path: path.clone(), source };
         self.make_dir(&dir).map_err(io)?;
         let free_bytes = free_bytes(&dir).map_err(io)?;
-        if free_bytes < 2 * self.reserve_bytes {
+        if free_bytes < n_bytes.saturating_add(self.reserve_bytes.saturating_mul(2)) {
             return Err(StoreError::Full { path, free_bytes, reserve_bytes: self.reserve_bytes });
         }
         let mut header = SegmentHeader { incarnation, first, last, n_faces: 0, n_blocks: 0 };
@@ -175,13 +183,6 @@ impl Segments {
             let _ = fs::remove_file(&old.path);
         }
         Ok(SegmentFile { path, header })
-    }
-
-    /// Removes a file, which will be written again.
-    pub(crate) fn remove(&self, file: &SegmentFile) {
-        if let Err(error) = fs::remove_file(&file.path) {
-            tracing::warn!(file = %file.path.display(), %error, "a segment file cannot be removed");
-        }
     }
 
     /// Removes the files of all collections but these.
@@ -258,6 +259,11 @@ impl SegmentFile {
         self.header.n_blocks as usize
     }
 
+    /// The size of its blocks in bytes.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.header.n_blocks * BLOCK_BYTES as u64
+    }
+
     /// Opens the file to read its blocks.
     ///
     /// # Errors
@@ -275,6 +281,17 @@ pub(crate) struct SegmentReader<'a> {
 }
 
 impl SegmentReader<'_> {
+    /// Returns the numbers, from first to last, of the faces in a damaged block and in its damaged neighbours behind it;
+    /// `None` if the block before it is damaged, too.
+    pub(crate) fn numbers_lost(&self, idx: usize) -> Option<(u64, u64)> {
+        let first = match idx.checked_sub(1) {
+            None => self.segment.first(),
+            Some(before) => self.block(before).ok()?.last().map_or(0, |face| face.number + 1),
+        };
+        let next = (idx + 1..self.segment.n_blocks()).find_map(|idx| self.block(idx).ok()?.first().map(|f| f.number));
+        Some((first, next.map_or(self.segment.last(), |next| next.saturating_sub(1))))
+    }
+
     /// Reads the faces of a block.
     ///
     /// # Errors
@@ -282,15 +299,17 @@ impl SegmentReader<'_> {
     pub(crate) fn block(&self, idx: usize) -> Result<Vec<SegmentFace>, StoreError> {
         let path = &self.segment.path;
         let mut bytes = vec![0; BLOCK_BYTES];
-        match self.file.read_exact_at(&mut bytes, block_position(idx as u64)) {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(StoreError::Io { path: path.clone(), source: error });
-            }
-            _ => {}
-        }
-        let block = unframe::<SegmentBlock>(idx as u64 + 1, &bytes);
+        // A sector that the disk cannot read is damage, too.
+        let read = self.file.read_exact_at(&mut bytes, block_position(idx as u64));
+        let block = read.ok().and_then(|()| unframe::<SegmentBlock>(idx as u64 + 1, &bytes));
         Ok(block.ok_or_else(|| damaged(path, &format!("its block {idx}")))?.faces)
     }
+}
+
+/// Returns the last number that a file covers, by its name; `None` for other names.
+fn last_in_name(path: &Path) -> Option<u64> {
+    let (_, last) = path.file_name()?.to_str()?.split_once('-')?;
+    u64::from_str_radix(last, 16).ok()
 }
 
 fn block_position(idx: u64) -> u64 {
@@ -348,7 +367,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 fn damaged(path: &Path, what: &str) -> StoreError {
     StoreError::Corrupt {
         what: format!("the segment file {} ({what})", path.display()),
-        affects: "nothing is lost: the next start reads its faces from the engine and writes it again".to_owned(),
+        affects: "its faces are read from the engine instead".to_owned(),
     }
 }
 
@@ -363,7 +382,7 @@ mod tests {
     }
 
     fn write(segments: &Segments, (first, last): (u64, u64), faces: Vec<SegmentFace>) -> SegmentFile {
-        segments.write(7, (first, last), faces.into_iter().map(Ok), &[]).unwrap()
+        segments.write(7, (first, last), 0, faces.into_iter().map(Ok), &[]).unwrap()
     }
 
     fn read(file: &SegmentFile) -> Vec<SegmentFace> {
@@ -404,8 +423,15 @@ mod tests {
                 continue;
             }
             let reader = file.reader().unwrap();
-            let n_lost = (0..file.n_blocks()).filter(|idx| reader.block(*idx).is_err()).count();
-            assert_eq!(n_lost, usize::from(is_changed), "at {at}");
+            let lost: Vec<_> = (0..file.n_blocks()).filter(|idx| reader.block(*idx).is_err()).collect();
+            assert_eq!(lost.len(), usize::from(is_changed), "at {at}");
+            if let [idx] = lost[..] {
+                let (first, last) = reader.numbers_lost(idx).unwrap();
+                let others = (0..file.n_blocks()).filter(|other| *other != idx).flat_map(|i| reader.block(i).unwrap());
+                let mut numbers: Vec<u64> = others.map(|face| face.number).chain(first..=last.min(899)).collect();
+                numbers.sort_unstable();
+                assert_eq!(numbers, (0..900).collect::<Vec<_>>(), "at {at}");
+            }
         }
         // A block in the place of another.
         let mut bytes = whole.clone();
@@ -424,18 +450,27 @@ mod tests {
         let after_gap = write(&segments, (30, 39), vec![face(33, 10)]);
         fs::write(segments.dir_of(7).join("x.unfinished"), b"half").unwrap();
         assert_eq!(segments.of(7).unwrap(), parts);
-        assert!(!after_gap.path.exists());
+        assert!(after_gap.path.exists(), "nothing else may have its faces");
+        assert!(!segments.dir_of(7).join("x.unfinished").exists());
         // A process ended before it removed what the new file replaces.
-        let merged = segments.write(7, (0, 19), [face(3, 10), face(13, 10)].into_iter().map(Ok), &[]).unwrap();
+        let merged = segments.write(7, (0, 19), 0, [face(3, 10), face(13, 10)].into_iter().map(Ok), &[]).unwrap();
         assert_eq!(segments.of(7).unwrap(), std::slice::from_ref(&merged));
         assert!(!parts[0].path.exists());
-        let failed = segments.write(7, (20, 29), [Err(StoreError::NotEmpty)].into_iter(), &[]);
+        let failed = segments.write(7, (20, 29), 0, [Err(StoreError::NotEmpty)].into_iter(), &[]);
         assert!(matches!(failed, Err(StoreError::NotEmpty)));
-        let full = Segments::in_dir(dir.path().to_owned(), u64::MAX / 2);
-        let refused = full.write(7, (20, 29), std::iter::empty(), &[]);
-        assert!(matches!(refused, Err(StoreError::Full { .. })));
-        assert_eq!(segments.of(7).unwrap(), [merged]);
-        assert!(segments.write(7, (20, 29), [Ok(face(20, BLOCK_BYTES))].into_iter(), &[]).is_err(), "too long");
+        for (reserve_bytes, n_bytes) in [(u64::MAX / 2, 0), (0, u64::MAX)] {
+            let full = Segments::in_dir(dir.path().to_owned(), reserve_bytes);
+            let refused = full.write(7, (20, 29), n_bytes, std::iter::empty(), &[]);
+            assert!(matches!(refused, Err(StoreError::Full { .. })));
+        }
+        assert_eq!(segments.of(7).unwrap(), std::slice::from_ref(&merged));
+        assert!(segments.write(7, (20, 29), 0, [Ok(face(20, BLOCK_BYTES))].into_iter(), &[]).is_err(), "too long");
+        let left = fs::read_dir(segments.dir_of(7)).unwrap().count();
+        assert_eq!(left, 2, "nothing unfinished is left");
+        // The rest is written, and the file after the gap is no longer needed.
+        write(&segments, (20, 39), vec![face(33, 10)]);
+        assert_eq!(segments.of(7).unwrap().len(), 2);
+        assert!(!after_gap.path.exists());
         segments.remove_all_but(&HashSet::new());
         assert_eq!(segments.of(7).unwrap(), []);
     }

@@ -7,7 +7,7 @@ pub(super) enum Verified {
     Whole,
     /// Read whole when the store is opened. What is lost or altered is reported, and the rest is served.
     InPart,
-    /// As [`Verified::InPart`], but after the store is opened, because reading so many rows takes long.
+    /// Read whole after the store is opened, because that takes long. Whatever differs is reported, and all is served.
     Afterwards,
     /// Too large for that: each value has its own checks, and the doctor reads all of it.
     WhenUsed,

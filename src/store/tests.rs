@@ -218,7 +218,6 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Copies a folder.
 /// Waits until the damage of a store is known.
 pub(crate) fn wait_until_checked(store: &dyn Store) {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -228,6 +227,7 @@ pub(crate) fn wait_until_checked(store: &dyn Store) {
     }
 }
 
+/// Copies a folder.
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

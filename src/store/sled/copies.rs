@@ -27,7 +27,7 @@ use crate::{
 /// Tables whose copy is exact, if there is one.
 pub(super) const EXACT: [Table; 5] = [Table::Meta, Table::Models, Table::Versions, Table::Aliases, Table::Collections];
 
-/// Tables whose copy may lack the latest rows.
+/// Tables whose copy may be older than they are.
 const OLDER: [Table; 2] = [Table::Runs, Table::RunEvents];
 
 const TABLES_FILE: &str = "tables";
@@ -38,7 +38,7 @@ const EXTENT_FILE: &str = "extent";
 pub(super) struct Copies {
     dir: PathBuf,
     extent: Option<File>,
-    /// The copy lacks rows of [`OLDER`] tables.
+    /// The copy of the [`OLDER`] tables is out of date.
     is_behind: bool,
 }
 
@@ -53,7 +53,7 @@ impl Copies {
         copies
     }
 
-    /// Prepares for a batch that changes these rows, by the engine's key.
+    /// Prepares for a batch that changes these rows, by the engine's key. Returns true if the copy must be written after it.
     ///
     /// # Errors
     /// When the copy cannot be removed.
@@ -84,7 +84,7 @@ impl Copies {
         }
     }
 
-    /// Writes the copy if it lacks rows.
+    /// Writes the copy if it is older than its tables.
     pub(super) fn end(&mut self, engine: &Engine) {
         if self.is_behind {
             self.write(engine);

@@ -33,8 +33,10 @@ use crate::{
 /// are excluded by the store's lock, without waiting.
 const ENGINE_LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// How often a table is read to be compared with its tally, if there are writes meanwhile.
-const CHECKS: usize = 3;
+/// The wait before a table is read again that could not be compared with its tally, because there were writes meanwhile.
+/// It doubles up to the longest.
+const CHECK_AGAIN_FIRST: Duration = Duration::from_secs(2);
+const CHECK_AGAIN_LONGEST: Duration = Duration::from_secs(600);
 
 /// A failed engine must notice within this time that it has failed.
 const NOTICE_WAIT: Duration = Duration::from_secs(5);
@@ -228,10 +230,11 @@ impl Engine {
         tables.filter_map(|table| self.verify_table(tally, table).err()).map(|mismatch| mismatch.error).collect()
     }
 
-    /// Looks for damage of a table while others write, until `stop` is set. What is altered or cannot be read is found in
-    /// any case; what is missing, if nobody writes meanwhile.
+    /// Looks for damage of a table while others write, until `stop` is set. What is altered or cannot be read is found at
+    /// once; what is missing, as soon as nobody writes while the table is read.
     pub(super) fn check(&self, table: Table, stop: &AtomicBool) -> Option<StoreError> {
-        for _ in 0..CHECKS {
+        let mut pause = CHECK_AGAIN_FIRST;
+        loop {
             let before = self.tally().ok()?;
             let mut found = TableTally::default();
             for page in self.pages(table, Range::default()) {
@@ -254,8 +257,15 @@ impl Engine {
             if self.tally().ok()?.sequence == before.sequence {
                 return mismatch(table, found, before.of(table)).map(|mismatch| mismatch.error);
             }
+            let until = Instant::now() + pause;
+            while Instant::now() < until {
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                thread::sleep(pause.min(CHECK_AGAIN_FIRST) / 10);
+            }
+            pause = (2 * pause).min(CHECK_AGAIN_LONGEST);
         }
-        None
     }
 
     fn verify_table(&self, tally: &Tally, table: Table) -> Result<(), Mismatch> {

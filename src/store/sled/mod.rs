@@ -121,7 +121,7 @@ impl SledStore {
         // Now, because an engine that fails to open may change its log.
         let is_cut_short = recovery::is_cut_short(dir);
         let opened = match open_past_leftovers(dir, settings, &keys, acknowledged) {
-            Err(damage @ StoreError::Corrupt { .. }) if !is_cut_short => {
+            Err(damage @ StoreError::Corrupt { .. }) if !is_cut_short && !recovery::is_pending(dir) => {
                 let acknowledged = recovery::rebuild(dir, settings, &keys, acknowledged, damage)?;
                 Engine::open_whole(&dir.join(ENGINE_DIR), settings, &keys, acknowledged)?
             }
@@ -133,13 +133,17 @@ impl SledStore {
         // The names of what opening has made must be on the disk, too.
         sync_dir(dir).map_err(io)?;
         sidecar.write(tally.sequence)?;
+        recovery::forget(dir).map_err(io)?;
         for (_, error) in &damage {
             tracing::error!(%error, "a part of the store is damaged; everything else is served");
         }
         let mut damage: Vec<_> = damage.iter().map(|(table, error)| (*table, error.to_string())).collect();
         if let Some(notice) = recovery::notice(dir) {
             tracing::error!(notice, "the engine was built again");
-            damage.push((Table::Faces, notice));
+            damage.push((Table::FaceVectors, notice));
+            // An older state of a run may have come back.
+            let runs = [Table::Runs, Table::RunEvents].map(|table| (table, "see the file recovered".to_owned()));
+            damage.extend(runs);
         }
         let damage = damage.into();
         let mut store = Self::of(dir, settings, engine, StoreState { damage, ..StoreState::default() });
@@ -340,8 +344,9 @@ fn open_past_leftovers(
             }
             Ok(Completeness::InPart) => drop(in_part.get_or_insert(leftovers)),
             Err(error @ StoreError::Corrupt { .. }) => drop(damage.get_or_insert(error)),
-            // A failure to copy, for example on a full disk, does not mean that the store is damaged.
-            Err(error) if in_part.is_none() => return Err(damage.unwrap_or(error)),
+            // A failure to copy, for example on a full disk, does not mean that the store is damaged: it may open without
+            // these files.
+            Err(error) if in_part.is_none() => return Err(error),
             Err(_) => {}
         }
     }

@@ -1,12 +1,15 @@
 //! Builds an engine again that cannot be opened, from what is kept beside it.
 //!
 //! sled opens a log whole or not at all: one lost sector is enough. Then the damaged engine gets another name, and a new
-//! one gets the rows of the small tables, the erasures of the journal, and the faces of the segment files. What was
-//! enrolled after the last segment file, remembered request ids and blobs are lost. A notice counts that, and stays until somebody removes it: until then the store counts as damaged, and the keys of lost faces are kept.
+//! one gets the rows of the small tables, the erasures of the journal, and the faces of the segment files. If the damaged
+//! engine can be opened after all, what it still has of the other tables is added. The rest is lost: faces that were
+//! enrolled after the last segment file, remembered request ids, blobs. A notice counts that, and stays until somebody
+//! removes it: until then the store counts as damaged, and the keys of lost faces are kept.
 
 use std::{
     collections::{BTreeMap, HashSet},
     fs, io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,14 +17,18 @@ use std::{
 use super::{
     ENGINE_DIR, JOURNAL_FILE, SEGMENTS_DIR, SledSettings,
     copies::{self, EXACT},
-    rewrite::{Growth, NEXT_DIR},
+    engine::Engine,
+    rewrite::{Growth, NEXT_DIR, require_room},
 };
 use crate::{
-    proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector, SegmentFace},
+    proto::store::{BlobRecord, CollectionRecord, FaceFacts, FaceIdRecord, FaceVector, SegmentFace, StoreRecord},
     store::{
-        CollectionKey, Keys, Segments, StoreError, Table, Unsealed, Write, decode_record, encode_record, erasures,
+        CollectionKey, Entry, Keys, Range, Segments, Store, StoreError, StoreExt, Table, Unsealed, Write,
+        decode_record, encode_record, erasures,
         files::{sync_dir, write_complete},
+        identity::STORE_KEY,
         leftovers::LOG_FILE,
+        parse_row_key, record_payload,
         segments::SegmentFile,
         tally::Tally,
     },
@@ -33,8 +40,17 @@ const DAMAGED_PREFIX: &str = "damaged-";
 /// The file that tells of a recovery.
 const NOTICE_FILE: &str = "recovered";
 
+/// The file that exists while a recovery is under way, and becomes the notice.
+const UNDER_WAY_FILE: &str = "recovering";
+
+/// The bytes of a blob's digest, with which the keys of its chunks begin.
+const DIGEST_BYTES: usize = 32;
+
 /// The name of this kind of rewriting.
 const NAME: &str = "recovery";
+
+/// Numbers that new faces do not get after a recovery, because lost ones may have had them.
+const MARGIN: u64 = 1 << 32;
 
 /// What was found beside the engine, and what was not.
 #[derive(Debug, Default)]
@@ -42,15 +58,26 @@ struct Found {
     /// Rows of the small tables, by table.
     n_rows: BTreeMap<Table, u64>,
     n_faces: u64,
+    /// Blobs that the damaged engine still had.
+    n_blobs: u64,
     /// Blocks of segment files that cannot be read.
     n_blocks_lost: usize,
     /// Faces whose row cannot be read.
     n_unreadable: u64,
 }
 
+/// Returns true if an earlier recovery has not been dealt with: another one could lose what the first has left.
+pub(super) fn is_pending(dir: &Path) -> bool {
+    !dir.join(UNDER_WAY_FILE).exists() && damaged_dirs(dir).is_ok_and(|dirs| !dirs.is_empty())
+}
+
 /// Returns true if the log is shorter than it was. Then the disk or a copy of the folder is incomplete, and a whole one may
-/// exist: the engine must not be built again.
+/// exist: the engine must not be built again. While a recovery is under way this says nothing, because an engine that
+/// fails to open may cut its log.
 pub(super) fn is_cut_short(dir: &Path) -> bool {
+    if dir.join(UNDER_WAY_FILE).exists() {
+        return false;
+    }
     let n_log_bytes = fs::metadata(dir.join(ENGINE_DIR).join(LOG_FILE)).map_or(0, |found| found.len());
     copies::read_extent(dir).is_none_or(|extent| n_log_bytes < extent.n_log_bytes)
 }
@@ -71,6 +98,10 @@ pub(super) fn rebuild(
     let extent = copies::read_extent(dir);
     let Some(rows) = copies::read_tables(dir) else { return Err(damage) };
     tracing::error!(%damage, "the engine cannot be opened: it is built again from what is kept beside it");
+    let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
+    let files = files_without_overlap(segments.all()?);
+    require_room(dir, settings, 2 * files.iter().map(SegmentFile::n_bytes).sum::<u64>(), 0)?;
+    write_complete(&dir.join(UNDER_WAY_FILE), 0o600, |_| Ok(())).map_err(io)?;
     let next_dir = dir.join(NEXT_DIR);
     match fs::remove_dir_all(&next_dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
@@ -86,6 +117,13 @@ pub(super) fn rebuild(
                 collections.insert(record.incarnation, key);
             }
         }
+        let value = if (table, key.as_slice()) == (Table::Meta, STORE_KEY) {
+            let record: StoreRecord = decode_record(table, &key, &value)?;
+            let last = files.iter().map(SegmentFile::last).max().unwrap_or(0).max(record.reserved_up_to);
+            encode_record(&StoreRecord { reserved_up_to: last + MARGIN, ..record })
+        } else {
+            value
+        };
         *found.n_rows.entry(table).or_default() += 1;
         new.add(vec![Write::Put(table, key, value)]);
         new.commit_some()?;
@@ -96,8 +134,8 @@ pub(super) fn rebuild(
         new.commit_some()?;
         erased.insert(key);
     }
-    let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
-    for file in files_without_overlap(segments.all()?) {
+    let mut restored = HashSet::new();
+    for file in &files {
         let Some(collection) = collections.get(&file.incarnation()) else { continue };
         let reader = file.reader()?;
         for idx in 0..file.n_blocks() {
@@ -110,9 +148,11 @@ pub(super) fn rebuild(
                 }
             };
             for face in faces.into_iter().filter(|face| !erased.contains(&collection.row(face.number))) {
+                let row = collection.row(face.number);
                 match rows_of(keys, collection, face) {
                     Ok(Some(writes)) => {
                         found.n_faces += 1;
+                        restored.insert(row);
                         new.add(writes);
                         new.commit_some()?;
                     }
@@ -125,11 +165,32 @@ pub(super) fn rebuild(
             }
         }
     }
+    if let Ok(old) = Engine::open(&engine_dir, settings, keys) {
+        found.n_blobs = add_blobs(&old, &mut new)?;
+        add_requests(&old, &mut new)?;
+        for collection in collections.values() {
+            for face in readable(&old, Table::FaceVectors, collection.prefix()) {
+                let (row, vector) = face;
+                let Some((_, number)) = parse_row_key(&row) else { continue };
+                if erased.contains(&row) || restored.contains(&row) {
+                    continue;
+                }
+                let facts = old.get(Table::Faces, &row).ok().flatten().unwrap_or_default();
+                // A broken seal: the face was deleted, or the row is damaged.
+                if let Ok(Some(writes)) = rows_of(keys, collection, SegmentFace { number, facts, vector }) {
+                    found.n_faces += 1;
+                    new.add(writes);
+                    new.commit_some()?;
+                }
+            }
+        }
+    }
     new.commit(Vec::new())?;
     let sequence = new.close()?;
     let damaged_dir = free_name(dir).map_err(io)?;
     let notice = found.notice(&damage, &damaged_dir, &dir.join(NOTICE_FILE), extent.map(|extent| extent.n_vectors));
-    write_notice(dir, &notice).map_err(io)?;
+    let under_way = dir.join(UNDER_WAY_FILE);
+    write_complete(&under_way, 0o600, |file| file.write_all_at(format!("{notice}\n").as_bytes(), 0)).map_err(io)?;
     // Between the two renames there is no engine of the usual name: see `finish`.
     fs::rename(&engine_dir, &damaged_dir).map_err(io)?;
     sync_dir(dir).map_err(io)?;
@@ -139,23 +200,85 @@ pub(super) fn rebuild(
 
 /// Ends a recovery that was interrupted after the damaged engine got another name.
 pub(super) fn finish(dir: &Path) -> io::Result<()> {
-    let (engine_dir, next_dir) = (dir.join(ENGINE_DIR), dir.join(NEXT_DIR));
-    let is_interrupted = !engine_dir.try_exists()? && next_dir.try_exists()? && !damaged_dirs(dir)?.is_empty();
-    if !is_interrupted {
+    let (engine_dir, next_dir, under_way) = (dir.join(ENGINE_DIR), dir.join(NEXT_DIR), dir.join(UNDER_WAY_FILE));
+    if !under_way.try_exists()? {
         return Ok(());
     }
-    fs::rename(&next_dir, &engine_dir)?;
+    if !engine_dir.try_exists()? && next_dir.try_exists()? && !damaged_dirs(dir)?.is_empty() {
+        // Only a complete engine waits while the other has no name.
+        fs::rename(&next_dir, &engine_dir)?;
+        sync_dir(dir)?;
+    }
+    // It has the notice since the new engine was complete.
+    if engine_dir.try_exists()? && !next_dir.try_exists()? && fs::metadata(&under_way)?.len() > 0 {
+        fs::rename(&under_way, dir.join(NOTICE_FILE))?;
+    }
     sync_dir(dir)
+}
+
+/// Ends a recovery that turned out not to be needed, because the engine could be opened later.
+pub(super) fn forget(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(UNDER_WAY_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Copies the blobs of which the old engine still has every chunk; returns their number.
+fn add_blobs(old: &Engine, new: &mut Growth) -> Result<u64, StoreError> {
+    let mut n_chunks: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+    for (key, value) in readable(old, Table::BlobChunks, Vec::new()) {
+        if let Some(digest) = key.first_chunk::<DIGEST_BYTES>() {
+            *n_chunks.entry(digest.to_vec()).or_default() += 1;
+        }
+        new.add(vec![Write::Put(Table::BlobChunks, key, value)]);
+        new.commit_some()?;
+    }
+    let mut n_blobs = 0;
+    for (key, value) in readable(old, Table::Blobs, Vec::new()) {
+        // Whoever reads a blob verifies its digest. Without the record, a blob can be written again.
+        let record = decode_record::<BlobRecord>(Table::Blobs, &key, &value);
+        if record.is_ok_and(|record| n_chunks.get(&key).is_some_and(|n| *n == record.n_chunks)) {
+            n_blobs += 1;
+            new.add(vec![Write::Put(Table::Blobs, key, value)]);
+        }
+    }
+    Ok(n_blobs)
+}
+
+/// Copies the remembered request ids that the old engine still has.
+fn add_requests(old: &Engine, new: &mut Growth) -> Result<(), StoreError> {
+    for (key, value) in readable(old, Table::Requests, Vec::new()) {
+        if record_payload(Table::Requests, &key, &value).is_ok() {
+            new.add(vec![Write::Put(Table::Requests, key, value)]);
+            new.commit_some()?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the rows of a table before the first page that cannot be read, and after the last from the other end.
+fn readable(old: &Engine, table: Table, prefix: Vec<u8>) -> impl Iterator<Item = Entry> {
+    let range = Range { prefix, ..Range::default() };
+    let from_end = Range { descending: true, ..range.clone() };
+    let mut last = None;
+    let mut has_ended = false;
+    let forwards: Vec<Entry> =
+        old.entries(table, range).inspect(|row| has_ended |= row.is_err()).map_while(Result::ok).collect();
+    if let Some((key, _)) = forwards.last() {
+        last = Some(key.clone());
+    }
+    let backwards = has_ended.then(|| {
+        old.entries(table, from_end)
+            .map_while(Result::ok)
+            .take_while(move |(key, _)| last.as_ref().is_none_or(|last| key > last))
+    });
+    forwards.into_iter().chain(backwards.into_iter().flatten().collect::<Vec<_>>())
 }
 
 /// Returns what the notice of a recovery says, as long as there is one.
 pub(super) fn notice(dir: &Path) -> Option<String> {
     fs::read_to_string(dir.join(NOTICE_FILE)).ok().map(|text| text.trim_end().to_owned())
-}
-
-fn write_notice(dir: &Path, notice: &str) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    write_complete(&dir.join(NOTICE_FILE), 0o600, |file| file.write_all_at(format!("{notice}\n").as_bytes(), 0))
 }
 
 fn damaged_dirs(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -221,11 +344,13 @@ impl Found {
         let small = EXACT.iter().filter(|table| **table != Table::Meta);
         let small: Vec<String> = small.map(|table| format!("{} {table:?}", n_of(*table))).collect();
         format!(
-            "the engine could not be opened ({damage}) and was built again from the copies beside it: {faces}, and {}. {} \
-             blocks and {} single faces of segment files could not be read. Lost are the faces that were enrolled last, \
-             remembered request ids, and weights but the published ones: import those again. The damaged engine is in {}. \
-             Once the loss is dealt with, remove that folder and the file {}",
+            "the engine could not be opened ({damage}) and was built again from the copies beside it: {faces}, {}, and {} \
+             blobs. {} blocks and {} single faces of segment files could not be read. Lost are the other faces, which \
+             were enrolled last, remembered request ids, and weights of which a version now says that they are missing: \
+             import those again. The damaged engine is in {}. Once the loss is dealt with, remove that folder and the \
+             file {}",
             small.join(", "),
+            self.n_blobs,
             self.n_blocks_lost,
             self.n_unreadable,
             damaged_dir.display(),

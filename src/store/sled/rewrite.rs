@@ -256,7 +256,7 @@ impl Growth {
 }
 
 /// Both engines are on the disk until the new one is complete.
-fn require_room(dir: &Path, settings: &SledSettings, n_bytes: u64, n_there: u64) -> Result<(), StoreError> {
+pub(super) fn require_room(dir: &Path, settings: &SledSettings, n_bytes: u64, n_there: u64) -> Result<(), StoreError> {
     let free_bytes = free_bytes(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
     // sled needs up to a third more while it writes than in the end.
     let needed = (n_bytes + n_bytes / 3).saturating_sub(n_there);

@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["config", "store"]),
     ("nn", &["digest", "error", "mapped"]),
     ("vision", &["error"]),
-    ("similarity", &["error", "names", "proto", "store", "threads"]),
+    ("similarity", &["error", "names", "proto", "store", "threads", "wiping"]),
     ("training", &["error", "nn", "proto", "vision"]),
     ("registry", &["digest", "error", "names", "nn", "proto", "store", "vision"]),
     ("serving", &["error", "names", "nn", "threads", "vision"]),
