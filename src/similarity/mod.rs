@@ -1,7 +1,7 @@
 //! Collections of faces, and searches for similar ones.
 //!
 //! The store is the truth; memory is a cache of it: every face is stored before it can be found, and hidden before it
-//! is deleted. Vectors are compared by cosine, only within one embedding space. Only `graph.rs` names `hnsw_rs`; the
+//! is deleted. A segment is a block of faces in memory; a segment file has copies of rows and knows nothing of segments. Vectors are compared by cosine, only within one embedding space. Only `graph.rs` names `hnsw_rs`; the
 //! exact scan is the oracle of every test. Knows no networks and no transport.
 
 mod collection;

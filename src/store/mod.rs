@@ -4,7 +4,8 @@
 //! of no other record, except in `doctor`, and no transport. A [`Store`]
 //! holds ordered tables of byte keys and values. `Records` adds protobuf messages with a format version and a checksum.
 //! [`Blobs`] keeps large values by their SHA-256, in chunks of the store, with mapped files in front. `SledStore` is a
-//! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled/` names the engine.
+//! server's store, `MemoryStore` that of small tests; both pass one test suite. Only `sled/` names the engine. [`Segments`]
+//! are files with copies of faces' rows, from which a start reads and a damaged engine is built again.
 
 mod answers;
 mod blobs;
