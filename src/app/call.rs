@@ -12,7 +12,7 @@ use crate::serving::Priority;
 pub(crate) struct Caller {
     /// The caller's name, set by the edge.
     pub id: String,
-    /// The connection of the call. Callers without credentials have one name, so turns are taken by connection.
+    /// The connection of the call. It tells callers without credentials apart when they compete for cores.
     pub connection: Option<SocketAddr>,
 }
 

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     AppError, Call, Caller, Idempotent, Models, Page, Paged, Photos, Wants, blocking,
+    fair_semaphore::FairSemaphore,
     idempotency::Answer,
     models::Pin,
     photos::{Outcome, Reading, notes_to_proto, proto_duration},
-    turns::Turns,
 };
 use crate::{
     names::{EmbeddingSpace, ModelRef, SpaceRef},
@@ -37,8 +37,8 @@ pub(crate) struct Faces {
     index: Arc<SimilarityIndex>,
     models: Models,
     photos: Photos,
-    /// Limits concurrent searches to the number of cores; more would only compete for them. Callers take turns.
-    searches: Turns<Caller>,
+    /// Limits concurrent searches to the number of cores; more would only compete for them.
+    searches: FairSemaphore<Caller>,
     /// Keeps the versions of the collections' spaces loaded.
     pins: Arc<Mutex<HashMap<CollectionId, Pin>>>,
 }
@@ -94,7 +94,7 @@ impl Faces {
             (id, pin)
         };
         let pins = Arc::new(Mutex::new(index.spaces().into_iter().map(pin).collect()));
-        Self { store, index, models, photos, searches: Turns::new(n_cores), pins }
+        Self { store, index, models, photos, searches: FairSemaphore::new(n_cores), pins }
     }
 
     /// The number of damaged faces met so far.
@@ -314,13 +314,13 @@ impl Faces {
         };
         let index = Arc::clone(&self.index);
         let id = collection.clone();
-        let turn = self.searches.take(call.caller.clone()).await;
+        let permit = self.searches.acquire(call.caller.clone()).await;
         let of_call = call.clone();
         let caller_left = CancellationToken::new();
         // If the caller leaves, this future is dropped, and the search must not hold its core any longer.
         let _guard = caller_left.clone().drop_guard();
         let found = blocking(move || {
-            let _turn = turn;
+            let _permit = permit;
             let is_late = || of_call.time_left().is_some_and(|left| left.is_zero());
             if is_late() {
                 return Err(AppError::DeadlineExceeded { during: "the wait for a search" });

@@ -8,6 +8,7 @@ mod call;
 mod compare;
 mod error;
 mod faces;
+mod fair_semaphore;
 mod health;
 mod idempotency;
 mod import;
@@ -20,7 +21,6 @@ mod published;
 mod registering;
 mod runs;
 mod thresholds;
-mod turns;
 
 use std::{
     sync::Arc,

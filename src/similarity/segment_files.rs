@@ -184,7 +184,7 @@ impl SegmentFiles {
         };
         let mut state = self.0.lock();
         state.files.extend(written.map(|file| Counted { file, n_erased: 0, is_damaged: false }));
-        // Without the limit, all that were counted at the beginning are copied or erased.
+        // If no limit ended the copy, every face that was counted before it is in the file or erased.
         state.n_new = state.n_new.saturating_sub(if rows.is_full() { n_copied } else { n_new });
         if rows.is_full() {
             state.n_new = state.n_new.max(1);

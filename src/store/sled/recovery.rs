@@ -34,13 +34,13 @@ use crate::{
     },
 };
 
-/// The prefix of the folders of damaged engines.
+/// Folders of damaged engines have names with this prefix.
 const DAMAGED_PREFIX: &str = "damaged-";
 
-/// The file that tells of a recovery.
+/// This file says what a recovery has lost.
 const NOTICE_FILE: &str = "recovered";
 
-/// The file that exists while a recovery is under way, and becomes the notice.
+/// This file exists while a recovery is under way, and becomes the notice.
 const UNDER_WAY_FILE: &str = "recovering";
 
 /// The bytes of a blob's digest, with which the keys of its chunks begin.
