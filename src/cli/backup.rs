@@ -77,7 +77,14 @@ pub(super) fn export(args: &ExportArgs, config: Option<&Path>) -> anyhow::Result
     partial.persist_noclobber(&args.file).with_context(named)?;
     let n_bytes = fs::metadata(&args.file).with_context(named)?.len();
     transferred(&store_folder, n_records, n_bytes, "exported to", &args.file)?;
-    Ok(true)
+    let damage = store.state().borrow().damage.to_vec();
+    for (table, what) in &damage {
+        eprintln!("warning: {table:?}: {what}");
+    }
+    if !damage.is_empty() {
+        eprintln!("warning: the export lacks what is lost: keep the earlier ones");
+    }
+    Ok(damage.is_empty())
 }
 
 /// Imports into an empty data folder.

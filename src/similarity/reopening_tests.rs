@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     proto::store::ErasureRecord,
-    store::{Batch, Range, SledSettings, SlotKeys as _, Store, StoreError, Table, Write, examine, incarnation_of},
+    store::{
+        Batch, Range, SledSettings, SledStore, SlotKeys as _, Store, StoreError, Table, Write, examine, incarnation_of,
+    },
 };
 
 fn open_store(dir: &Path) -> Arc<dyn Store> {
@@ -336,4 +338,28 @@ fn a_store_that_is_incomplete_is_not_built_again() {
     let store = open_store(dir.path());
     assert!(store.keys().get(0).unwrap().is_some());
     assert_eq!(names(&open(&store)).len(), 300);
+}
+
+/// An engine that fails to open may cut its log. That takes away no recovery, whoever opened it first.
+#[test]
+fn a_failed_opening_leaves_a_recovery_possible() {
+    let dir = tempfile::tempdir().unwrap();
+    closed(dir.path(), &clustered(&mut ChaCha8Rng::seed_from_u64(13), 300));
+    let log = dir.path().join("db").join("db");
+    fs::write(&log, vec![0; fs::metadata(&log).unwrap().len() as usize]).unwrap();
+    let examined = SledStore::open_to_examine(dir.path(), &SledSettings::default());
+    assert!(matches!(examined.map(drop), Err(StoreError::Corrupt { .. })));
+    // No room for a second engine.
+    let full = SledSettings { reserve_bytes: 1 << 60, ..SledSettings::default() };
+    let refused = crate::store::open(dir.path(), &full).map(drop).unwrap_err();
+    assert!(matches!(refused, StoreError::NoRoom { .. }), "{refused}");
+    let store = open_store(dir.path());
+    assert_eq!(names(&open(&store)).len(), 300);
+    drop(store);
+    // A second loss, before the first is dealt with.
+    fs::write(&log, vec![0; fs::metadata(&log).unwrap().len() as usize]).unwrap();
+    let refused = crate::store::open(dir.path(), &SledSettings::default()).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("recovered"), "{refused}");
+    fs::remove_file(dir.path().join("recovered")).unwrap();
+    assert_eq!(names(&open(&open_store(dir.path()))).len(), 300);
 }

@@ -118,10 +118,11 @@ impl SledStore {
         let started = Instant::now();
         let (sidecar, acknowledged) = open_sidecar(dir)?;
         let keys = open_keys(dir, settings)?;
-        // Now, because an engine that fails to open may change its log.
-        let is_cut_short = recovery::is_cut_short(dir);
         let opened = match open_past_leftovers(dir, settings, &keys, acknowledged) {
-            Err(damage @ StoreError::Corrupt { .. }) if !is_cut_short && !recovery::is_pending(dir) => {
+            Err(damage @ StoreError::Corrupt { .. }) if recovery::is_allowed(dir) => {
+                if let Some(refused) = recovery::refusal(dir, &damage) {
+                    return Err(refused);
+                }
                 let acknowledged = recovery::rebuild(dir, settings, &keys, acknowledged, damage)?;
                 Engine::open_whole(&dir.join(ENGINE_DIR), settings, &keys, acknowledged)?
             }
@@ -133,7 +134,6 @@ impl SledStore {
         // The names of what opening has made must be on the disk, too.
         sync_dir(dir).map_err(io)?;
         sidecar.write(tally.sequence)?;
-        recovery::forget(dir).map_err(io)?;
         for (_, error) in &damage {
             tracing::error!(%error, "a part of the store is damaged; everything else is served");
         }
@@ -173,7 +173,14 @@ impl SledStore {
         let engine = match open_past_leftovers(dir, settings, &keys, acknowledged) {
             Ok(opened) => opened.engine,
             Err(locked @ StoreError::Locked { .. }) => return Err(locked),
-            Err(_) => Engine::open(&dir.join(ENGINE_DIR), settings, &keys)?,
+            Err(damage) => {
+                let engine = Engine::open(&dir.join(ENGINE_DIR), settings, &keys)?;
+                if acknowledged > 0 && engine.tally()?.sequence == 0 {
+                    // Nothing is left in it.
+                    return Err(damage);
+                }
+                engine
+            }
         };
         require_keys(dir, &engine)?;
         let mut store = Self::of(dir, settings, engine, StoreState::default());
@@ -314,6 +321,18 @@ fn create_dir(dir: &Path) -> io::Result<()> {
 /// Opens the engine, if necessary without the leftovers of its interrupted housekeeping, so that a store counts as
 /// damaged only if records are missing. A copy without the leftovers is tried first, because opening changes the log.
 fn open_past_leftovers(
+    dir: &Path,
+    settings: &SledSettings,
+    keys: &Arc<Keys>,
+    acknowledged: u64,
+) -> Result<Opened, StoreError> {
+    recovery::prepare(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    let opened = open_or_try_without_leftovers(dir, settings, keys, acknowledged)?;
+    recovery::forget(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+    Ok(opened)
+}
+
+fn open_or_try_without_leftovers(
     dir: &Path,
     settings: &SledSettings,
     keys: &Arc<Keys>,

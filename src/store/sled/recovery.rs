@@ -40,7 +40,7 @@ const DAMAGED_PREFIX: &str = "damaged-";
 /// This file says what a recovery has lost.
 const NOTICE_FILE: &str = "recovered";
 
-/// This file exists while a recovery is under way, and becomes the notice.
+/// This empty file exists while an engine is opened. In a recovery it gets the notice, and then its name.
 const UNDER_WAY_FILE: &str = "recovering";
 
 /// The bytes of a blob's digest, with which the keys of its chunks begin.
@@ -66,18 +66,40 @@ struct Found {
     n_unreadable: u64,
 }
 
-/// Returns true if an earlier recovery has not been dealt with: another one could lose what the first has left.
-pub(super) fn is_pending(dir: &Path) -> bool {
-    !dir.join(UNDER_WAY_FILE).exists() && damaged_dirs(dir).is_ok_and(|dirs| !dirs.is_empty())
+/// Prepares for opening an engine, which may cut its log when it fails. What is noted here allows a recovery then, now or
+/// at a later start; [`forget`] ends it once the engine is open. A log that is shorter than it was allows none, because the
+/// disk or a copy of the folder is incomplete, and a whole one may exist.
+pub(super) fn prepare(dir: &Path) -> io::Result<()> {
+    let under_way = dir.join(UNDER_WAY_FILE);
+    if under_way.try_exists()? || is_cut_short(dir) {
+        return Ok(());
+    }
+    write_complete(&under_way, 0o600, |_| Ok(()))
 }
 
-/// Returns true if the log is shorter than it was. Then the disk or a copy of the folder is incomplete, and a whole one may
-/// exist: the engine must not be built again. While a recovery is under way this says nothing, because an engine that
-/// fails to open may cut its log.
-pub(super) fn is_cut_short(dir: &Path) -> bool {
-    if dir.join(UNDER_WAY_FILE).exists() {
-        return false;
+/// Returns why an engine that cannot be opened is not built again; `None` when it may be.
+pub(super) fn refusal(dir: &Path, damage: &StoreError) -> Option<StoreError> {
+    if notice(dir).is_some() {
+        let StoreError::Corrupt { what, affects } = damage else { return None };
+        let file = dir.join(NOTICE_FILE);
+        return Some(StoreError::Corrupt {
+            what: what.clone(),
+            affects: format!(
+                "{affects}; an earlier loss is not dealt with: once {} and the folder of the damaged engine beside it are \
+                 removed, the engine is built again from the copies beside it",
+                file.display()
+            ),
+        });
     }
+    None
+}
+
+/// Returns true if a recovery is allowed: see [`prepare`].
+pub(super) fn is_allowed(dir: &Path) -> bool {
+    dir.join(UNDER_WAY_FILE).exists()
+}
+
+fn is_cut_short(dir: &Path) -> bool {
     let n_log_bytes = fs::metadata(dir.join(ENGINE_DIR).join(LOG_FILE)).map_or(0, |found| found.len());
     copies::read_extent(dir).is_none_or(|extent| n_log_bytes < extent.n_log_bytes)
 }
@@ -101,7 +123,6 @@ pub(super) fn rebuild(
     let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
     let files = files_without_overlap(segments.all()?);
     require_room(dir, settings, 2 * files.iter().map(SegmentFile::n_bytes).sum::<u64>(), 0)?;
-    write_complete(&dir.join(UNDER_WAY_FILE), 0o600, |_| Ok(())).map_err(io)?;
     let next_dir = dir.join(NEXT_DIR);
     match fs::remove_dir_all(&next_dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
@@ -216,7 +237,7 @@ pub(super) fn finish(dir: &Path) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Ends a recovery that turned out not to be needed, because the engine could be opened later.
+/// Ends what [`prepare`] began: the engine is open.
 pub(super) fn forget(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(UNDER_WAY_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
