@@ -105,7 +105,9 @@ impl Segments {
     pub(super) fn all(&self) -> Result<Vec<Result<SegmentFile, StoreError>>, StoreError> {
         let mut found = Vec::new();
         for dir in entries(&self.dir)?.iter().filter(|dir| dir.is_dir()) {
-            found.extend(entries(dir)?.iter().map(|path| SegmentFile::open(path)));
+            // Others are unfinished, or not ours.
+            let paths = entries(dir)?.into_iter().filter(|path| last_in_name(path).is_some());
+            found.extend(paths.map(|path| SegmentFile::open(&path)));
         }
         Ok(found)
     }
@@ -117,7 +119,10 @@ impl Segments {
             Ok(reader) => (0..file.n_blocks()).filter_map(|idx| reader.block(idx).err()).collect(),
             Err(error) => vec![error],
         };
-        all.into_iter().flat_map(|file| file.map_or_else(|error| vec![error], damage)).collect()
+        // A file that another replaces meanwhile is not missed.
+        let is_gone = |error: &StoreError| matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        let found = all.into_iter().flat_map(|file| file.map_or_else(|error| vec![error], damage));
+        found.filter(|error| !is_gone(error)).collect()
     }
 
     /// The highest number that a file covers; no later face has it.
