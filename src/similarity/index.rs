@@ -21,7 +21,10 @@ use super::{
 use crate::{
     names::EmbeddingSpace,
     proto::store::{CollectionRecord, FaceFacts, FaceIdRecord, FaceVector},
-    store::{Batch, CollectionKey, FaceKey, Range, Store, StoreError, StoreExt, Table, decode_record, encode_record},
+    store::{
+        Batch, CollectionKey, FaceKey, LOST_NUMBERS, Range, Store, StoreError, StoreExt, Table, decode_record,
+        encode_record,
+    },
     threads::yield_to_calls,
 };
 
@@ -91,11 +94,10 @@ struct Shared {
     collections: RwLock<HashMap<CollectionId, Arc<Collection>>>,
     /// Held while a collection is created or deleted, so that neither sees the other half done.
     changing: Mutex<()>,
-    work: Mutex<Work>,
-    wake: Condvar,
-    /// The same of the thread that writes segment files, which must not wait for graphs.
-    files_work: Mutex<Work>,
-    files_wake: Condvar,
+    /// Passes of the thread that removes rows, merges segments and builds graphs.
+    passes: Passes,
+    /// Passes of the thread that writes segment files, which must not wait for graphs.
+    file_passes: Passes,
     /// Ends background work early.
     stopping: AtomicBool,
     /// Damaged faces met so far, at the opening or by a search.
@@ -115,8 +117,47 @@ struct Deleted {
     has_keys: bool,
 }
 
-/// The state of the background thread.
-#[derive(Default)]
+/// Starts the passes of a background thread.
+struct Passes {
+    work: Mutex<Work>,
+    wake: Condvar,
+}
+
+impl Passes {
+    /// The first pass is requested at once.
+    fn new() -> Self {
+        Self { work: Mutex::new(Work { is_waiting: true, is_running: false }), wake: Condvar::new() }
+    }
+
+    /// Requests a pass.
+    fn request(&self) {
+        self.work.lock().is_waiting = true;
+        self.wake.notify_all();
+    }
+
+    /// Ends a pass, and begins the next as soon as it is requested or the time `due` has come.
+    fn next(&self, due: impl Fn() -> Option<Instant>) {
+        let mut work = self.work.lock();
+        work.is_running = false;
+        while !work.is_waiting {
+            match due() {
+                None => self.wake.wait(&mut work),
+                Some(due) if self.wake.wait_until(&mut work, due).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        // A change during the pass sets it again.
+        *work = Work { is_waiting: false, is_running: true };
+    }
+
+    #[cfg(test)]
+    fn are_over(&self) -> bool {
+        let work = self.work.lock();
+        !work.is_waiting && !work.is_running
+    }
+}
+
+/// The state of a background thread.
 struct Work {
     /// Set by every change that may need background work, cleared before the pass that looks for it.
     is_waiting: bool,
@@ -168,7 +209,7 @@ impl SimilarityIndex {
         let collections = collections.into_iter().map(|(id, collection)| (id, Arc::new(collection))).collect();
         if loading.n_damaged > 0 {
             // Lost faces may have had higher numbers than those that are there.
-            last_number.fetch_add(removal::MARGIN, Ordering::Relaxed);
+            last_number.fetch_add(LOST_NUMBERS, Ordering::Relaxed);
         }
         let deleted = Mutex::new(deleted);
         let shared = Arc::new(Shared {
@@ -176,10 +217,8 @@ impl SimilarityIndex {
             settings,
             collections: RwLock::new(collections),
             changing: Mutex::default(),
-            work: Mutex::new(Work { is_waiting: true, is_running: false }),
-            wake: Condvar::new(),
-            files_work: Mutex::new(Work { is_waiting: true, is_running: false }),
-            files_wake: Condvar::new(),
+            passes: Passes::new(),
+            file_passes: Passes::new(),
             stopping: AtomicBool::new(false),
             n_damaged: AtomicUsize::new(loading.n_damaged),
             last_number,
@@ -296,7 +335,7 @@ impl SimilarityIndex {
         self.shared.collections.write().remove(id);
         collection.faces.wipe();
         self.shared.deleted.lock().push(Deleted { incarnation, loaded: Some(collection), has_keys: true });
-        self.shared.wake();
+        self.shared.passes.request();
         Ok(wiped?)
     }
 
@@ -365,10 +404,10 @@ impl SimilarityIndex {
         }
         let is_full = collection.faces.insert(number, embedding.values(), &self.shared.settings);
         if is_full {
-            self.shared.wake();
+            self.shared.passes.request();
         }
         if collection.files.add() {
-            self.shared.wake_files();
+            self.shared.file_passes.request();
         }
         Ok(facts)
     }
@@ -540,8 +579,8 @@ impl SimilarityIndex {
                 let wiped = store.keys().wipe(stored.key_slot);
                 collection.faces.forget(number);
                 collection.files.erase(number);
-                self.shared.wake();
-                self.shared.wake_files();
+                self.shared.passes.request();
+                self.shared.file_passes.request();
                 Ok(wiped?)
             }
             // The whole collection was deleted meanwhile.
@@ -625,14 +664,8 @@ impl SimilarityIndex {
     #[cfg(test)]
     pub(crate) fn settle(&self) {
         loop {
-            {
-                let is_idle = |work: &Mutex<Work>| {
-                    let work = work.lock();
-                    !work.is_waiting && !work.is_running
-                };
-                if is_idle(&self.shared.work) && is_idle(&self.shared.files_work) {
-                    return;
-                }
+            if self.shared.passes.are_over() && self.shared.file_passes.are_over() {
+                return;
             }
             thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -642,8 +675,8 @@ impl SimilarityIndex {
 impl Drop for SimilarityIndex {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
-        self.shared.wake();
-        self.shared.wake_files();
+        self.shared.passes.request();
+        self.shared.file_passes.request();
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
@@ -651,31 +684,14 @@ impl Drop for SimilarityIndex {
 }
 
 impl Shared {
-    fn wake(&self) {
-        self.work.lock().is_waiting = true;
-        self.wake.notify_all();
-    }
-
-    fn wake_files(&self) {
-        self.files_work.lock().is_waiting = true;
-        self.files_wake.notify_all();
-    }
-
     /// Runs the background thread: sleeps until woken, then works until nothing is left.
     fn maintain(&self) {
         yield_to_calls("building graphs");
         loop {
-            let mut work = self.work.lock();
-            work.is_running = false;
-            while !work.is_waiting {
-                self.wake.wait(&mut work);
-            }
+            self.passes.next(|| None);
             if self.stopping.load(Ordering::Relaxed) {
                 return;
             }
-            // A change during the pass sets it again.
-            *work = Work { is_waiting: false, is_running: true };
-            drop(work);
             let collections: Vec<_> = {
                 let collections = self.collections.read();
                 collections.values().cloned().collect()
@@ -686,7 +702,7 @@ impl Shared {
                 is_work_left |= collection.faces.maintain(&self.settings, &self.stopping);
             }
             if is_work_left {
-                self.work.lock().is_waiting = true;
+                self.passes.request();
             }
         }
     }
@@ -701,28 +717,17 @@ impl Shared {
     fn write_files(&self) {
         yield_to_calls("writing segment files");
         loop {
-            let mut work = self.files_work.lock();
-            work.is_running = false;
-            while !work.is_waiting {
-                match self.files_due() {
-                    None => self.files_wake.wait(&mut work),
-                    Some(due) if self.files_wake.wait_until(&mut work, due).timed_out() => break,
-                    Some(_) => {}
-                }
-            }
+            self.file_passes.next(|| self.files_due());
             if self.stopping.load(Ordering::Relaxed) {
-                drop(work);
                 return self.write_last_files();
             }
-            *work = Work { is_waiting: false, is_running: true };
-            drop(work);
             let collections: Vec<_> = self.collections.read().values().cloned().collect();
             let mut is_work_left = false;
             for collection in &collections {
                 is_work_left |= self.maintain_files(collection, When::Due, &self.stopping);
             }
             if is_work_left {
-                self.files_work.lock().is_waiting = true;
+                self.file_passes.request();
             }
         }
     }

@@ -220,7 +220,7 @@ pub(super) struct Loading {
     set_aside: HashSet<Vec<u8>>,
 }
 
-/// Where faces are read.
+/// The source from which faces are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     /// In segment files, and in the rows of those that are in no file.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::SystemTime};
 use crate::{
     proto::store::{CollectionRecord, ErasureRecord, FaceIdRecord, SealedRecord},
     store::{
-        Batch, Entry, Range, Segments, Store, StoreError, StoreExt, Table, decode_record, incarnation_of,
+        Batch, Entry, LOST_NUMBERS, Range, Segments, Store, StoreError, StoreExt, Table, decode_record, incarnation_of,
         incarnation_prefix, parse_row_key, reserved_numbers, row_key,
     },
 };
@@ -15,9 +15,6 @@ const TABLES: [Table; 3] = [Table::FaceVectors, Table::Faces, Table::FaceIds];
 
 /// Rows that are removed with one commit.
 const PIECE: usize = 512;
-
-/// Numbers that are left out when rows may be lost, because theirs must not be used again.
-pub(super) const MARGIN: u64 = 1 << 32;
 
 /// Returns the incarnations that have rows in the tables of faces.
 pub(super) fn incarnations(store: &dyn Store) -> Result<BTreeSet<u64>, StoreError> {
@@ -70,7 +67,7 @@ pub(super) fn highest_number(store: &dyn Store) -> Result<u64, StoreError> {
     }
     last = last.max(store.segments().map_or(0, Segments::last_number));
     let floor = reserved_numbers(store)?;
-    Ok(last.max(floor) + if may_be_lost { MARGIN } else { 0 })
+    Ok(last.max(floor) + if may_be_lost { LOST_NUMBERS } else { 0 })
 }
 
 /// Removes the record of a collection whose key was wiped.

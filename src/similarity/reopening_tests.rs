@@ -221,7 +221,7 @@ fn files_of_a_deleted_collection_are_removed() {
     assert_eq!(left.iter().map(|(key, _)| incarnation_of(key)).collect::<Vec<_>>(), []);
 }
 
-/// What a disk makes of a sector that it has lost.
+/// Turns a sector into what a disk may return when it has lost it.
 fn lost(rng: &mut ChaCha8Rng, sector: &mut [u8]) {
     if rng.random() { sector.fill(0) } else { rng.fill(sector) }
 }

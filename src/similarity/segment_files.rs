@@ -1,4 +1,4 @@
-//! Which of a collection's faces are in segment files, and how the others get there.
+//! Tracks which of a collection's faces are in segment files, and writes the others there.
 //!
 //! The files have all faces up to some number. In the background, the rows of later ones are copied from the store into
 //! a new file, neighbours of similar size become one, and files that are damaged or have many erased faces are written
@@ -77,7 +77,7 @@ pub(super) enum When {
     Now,
 }
 
-/// What is to be done next.
+/// The next piece of background work.
 enum Task {
     /// Copy later faces from the store.
     Copy,
@@ -85,7 +85,7 @@ enum Task {
     Merge(Range<usize>),
 }
 
-/// What a collection's files are written from.
+/// A collection's files are written from these.
 pub(super) struct Sources<'a> {
     pub(super) store: &'a dyn Store,
     pub(super) incarnation: u64,
@@ -113,7 +113,7 @@ impl SegmentFiles {
     /// Counts a face that was erased.
     pub(super) fn erase(&self, number: u64) {
         let mut state = self.0.lock();
-        let idx = state.files.partition_point(|counted| counted.file.last() < number);
+        let idx = state.file_of(number);
         if let Some(counted) = state.files.get_mut(idx) {
             counted.n_erased += 1;
         }
@@ -126,8 +126,7 @@ impl SegmentFiles {
     pub(super) fn face(&self, number: u64) -> Result<Option<SegmentFace>, StoreError> {
         let file = {
             let state = self.0.lock();
-            let idx = state.files.partition_point(|counted| counted.file.last() < number);
-            state.files.get(idx).map(|counted| counted.file.clone())
+            state.files.get(state.file_of(number)).map(|counted| counted.file.clone())
         };
         let Some(file) = file else { return Ok(None) };
         let reader = file.reader()?;
@@ -221,7 +220,7 @@ impl SegmentFiles {
         let file = segments.write(sources.incarnation, numbers, n_bytes, faces, &old)?;
         let mut state = self.0.lock();
         let n_now: usize = state.files[range.clone()].iter().map(|counted| counted.n_erased).sum();
-        // Those that were erased meanwhile may still be in it.
+        // Faces that were erased meanwhile may still be in the new file.
         let merged = Counted { file, n_erased: n_now.saturating_sub(n_erased), is_damaged: false };
         state.files.splice(range, [merged]);
         Ok(())
@@ -229,6 +228,11 @@ impl SegmentFiles {
 }
 
 impl State {
+    /// Returns the position of the file that covers a number; beyond the last if none does.
+    fn file_of(&self, number: u64) -> usize {
+        self.files.partition_point(|counted| counted.file.last() < number)
+    }
+
     fn next_task(&self, when: When) -> Option<Task> {
         let now = Instant::now();
         if self.retry_at.is_some_and(|retry_at| retry_at > now) {

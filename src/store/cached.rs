@@ -11,14 +11,14 @@ use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Blobs, Digest, StoreError, SweepReport};
+use super::{Blobs, Digest, StoreError, SweepReport, files::remove_file};
 use crate::mapped;
 
 /// Smaller blobs are read from the store: opening and mapping a file takes as long as reading a few chunks.
@@ -170,14 +170,6 @@ fn checksum(digest: &Digest, bytes: &[u8]) -> [u8; 4] {
     hasher.update(digest.as_bytes());
     hasher.update(bytes);
     hasher.finalize().to_be_bytes()
-}
-
-/// Removes a file that may be absent.
-fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

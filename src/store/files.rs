@@ -29,10 +29,7 @@ pub(super) fn overwrite(file: &File) -> io::Result<()> {
 /// Creates a file with these permissions, which replaces any of its name. Only the complete and synced file has the name.
 pub(super) fn write_complete(path: &Path, mode: u32, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let unfinished = path.with_extension("unfinished");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_file(&unfinished)?;
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
     let written = fill(&file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&unfinished, path));
     if let Err(error) = written {
@@ -42,6 +39,15 @@ pub(super) fn write_complete(path: &Path, mode: u32, fill: impl FnOnce(&File) ->
     }
     // A bare name has an empty parent.
     sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
+}
+
+/// Removes a file that may be absent; returns true if it was there.
+pub(super) fn remove_file(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns the free bytes of the disk of a folder.

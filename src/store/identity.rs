@@ -9,6 +9,9 @@ pub(super) const FIRST_SEALED_FORMAT: u32 = 2;
 /// The key of `StoreRecord`.
 pub(super) const STORE_KEY: &[u8] = b"store";
 
+/// The numbers that new collections and faces do not get when rows are lost, because lost ones may have had them.
+pub(crate) const LOST_NUMBERS: u64 = 1 << 32;
+
 /// The key of `SecretsRecord`.
 pub(crate) const SECRETS_KEY: &[u8] = b"secrets";
 

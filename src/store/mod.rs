@@ -51,7 +51,7 @@ pub(crate) use export::{ENCRYPTED_MAGIC, export, import, verify_export};
 pub(crate) use face_rows::{
     CollectionKey, FaceKey, Unsealed, incarnation_of, incarnation_prefix, parse_row_key, row_key,
 };
-pub(crate) use identity::{SECRETS_KEY, reserved_numbers};
+pub(crate) use identity::{LOST_NUMBERS, SECRETS_KEY, reserved_numbers};
 pub(crate) use keys::{Keys, SlotKey, SlotKeys};
 #[cfg(test)]
 pub(crate) use memory::MemoryStore;
@@ -146,7 +146,7 @@ pub(crate) struct StoreState {
     pub writes_refused: Option<Arc<str>>,
     /// The damage found when the store was opened and since, by table. Everything else is served.
     pub damage: Arc<[(Table, String)]>,
-    /// Whether the tables that are verified after the opening have been, so that their damage is known.
+    /// True once the tables that are verified after the opening have been read, so that their damage is known.
     pub is_checked: bool,
 }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::proto::store::{SegmentBlock, SegmentFace, SegmentHeader};
 
 /// The beginning of every segment file.
-pub(super) const MAGIC: &[u8; 8] = b"VISAGES1";
+const MAGIC: &[u8; 8] = b"VISAGES1";
 
 const HEADER_BYTES: usize = 4096;
 
@@ -119,16 +119,16 @@ impl Segments {
             Ok(reader) => (0..file.n_blocks()).filter_map(|idx| reader.block(idx).err()).collect(),
             Err(error) => vec![error],
         };
-        // A file that another replaces meanwhile is not missed.
-        let is_gone = |error: &StoreError| matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
         let found = all.into_iter().flat_map(|file| file.map_or_else(|error| vec![error], damage));
-        found.filter(|error| !is_gone(error)).collect()
+        // A file that another replaces meanwhile is not missed.
+        found.filter(|error| !is_missing(error)).collect()
     }
 
-    /// The highest number that a file covers; no later face has it.
+    /// The highest number that a file covers, by the files' names; no later face has it.
     pub(crate) fn last_number(&self) -> u64 {
-        let files = self.all().unwrap_or_default();
-        files.iter().flatten().map(SegmentFile::last).max().unwrap_or(0)
+        let dirs = entries(&self.dir).unwrap_or_default();
+        let paths = dirs.iter().filter(|dir| dir.is_dir()).flat_map(|dir| entries(dir).unwrap_or_default());
+        paths.filter_map(|path| last_in_name(&path)).max().unwrap_or(0)
     }
 
     /// Writes the faces of the numbers from `first` to `last`, in order, and removes the files that this one replaces.
@@ -309,6 +309,10 @@ impl SegmentReader<'_> {
         let block = read.ok().and_then(|()| unframe::<SegmentBlock>(idx as u64 + 1, &bytes));
         Ok(block.ok_or_else(|| damaged(path, &format!("its block {idx}")))?.faces)
     }
+}
+
+fn is_missing(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// Returns the last number that a file covers, by its name; `None` for other names.

@@ -1,5 +1,6 @@
 use std::{
     io::Write,
+    path::Path,
     sync::{Arc, Mutex as StdMutex},
 };
 

@@ -1,4 +1,4 @@
-//! What is kept beside the engine, so that it can be built again when it cannot be opened.
+//! Keeps files beside the engine from which it can be built again when it cannot be opened.
 //!
 //! Faces are in segment files and erasures in the journal. Two more files are written here: a copy of the small tables,
 //! and how much the engine held last. The copy is removed before a batch changes one of [`EXACT`] tables and written
@@ -18,7 +18,7 @@ use crate::{
     proto::store::{ExportEntry, ExtentRecord, TablesCopy},
     store::{
         Entry, Range, StoreError, StoreExt, Table, encode_record,
-        files::{sync_dir, write_complete},
+        files::{remove_file, sync_dir, write_complete},
         leftovers::LOG_FILE,
         record_payload,
     },
@@ -57,21 +57,15 @@ impl Copies {
     ///
     /// # Errors
     /// When the copy cannot be removed.
-    pub(super) fn begin<'a>(&mut self, mut rows: impl Iterator<Item = &'a Vec<u8>>) -> io::Result<bool> {
+    pub(super) fn begin<'a>(&mut self, rows: impl Iterator<Item = &'a Vec<u8>>) -> io::Result<bool> {
         let is_in = |tables: &[Table], row: &Vec<u8>| tables.iter().any(|table| row.first() == Some(&(*table as u8)));
         let mut is_exact = false;
-        for row in rows.by_ref() {
+        for row in rows {
             is_exact |= is_in(&EXACT, row);
             self.is_behind |= is_in(&OLDER, row);
         }
-        if is_exact {
-            match fs::remove_file(self.dir.join(TABLES_FILE)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => {
-                    removed?;
-                    sync_dir(&self.dir)?;
-                }
-            }
+        if is_exact && remove_file(&self.dir.join(TABLES_FILE))? {
+            sync_dir(&self.dir)?;
         }
         Ok(is_exact)
     }

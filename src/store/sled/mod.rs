@@ -120,9 +120,6 @@ impl SledStore {
         let keys = open_keys(dir, settings)?;
         let opened = match open_past_leftovers(dir, settings, &keys, acknowledged) {
             Err(damage @ StoreError::Corrupt { .. }) if recovery::is_allowed(dir) => {
-                if let Some(refused) = recovery::refusal(dir, &damage) {
-                    return Err(refused);
-                }
                 let acknowledged = recovery::rebuild(dir, settings, &keys, acknowledged, damage)?;
                 Engine::open_whole(&dir.join(ENGINE_DIR), settings, &keys, acknowledged)?
             }

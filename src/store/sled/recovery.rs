@@ -18,15 +18,15 @@ use super::{
     ENGINE_DIR, JOURNAL_FILE, SEGMENTS_DIR, SledSettings,
     copies::{self, EXACT},
     engine::Engine,
-    rewrite::{Growth, NEXT_DIR, require_room},
+    rewrite::{self, Growth, NEXT_DIR, require_room},
 };
 use crate::{
     proto::store::{BlobRecord, CollectionRecord, FaceFacts, FaceIdRecord, FaceVector, SegmentFace, StoreRecord},
     store::{
         CollectionKey, Entry, Keys, Range, Segments, Store, StoreError, StoreExt, Table, Unsealed, Write,
         decode_record, encode_record, erasures,
-        files::{sync_dir, write_complete},
-        identity::STORE_KEY,
+        files::{remove_file, sync_dir, write_complete},
+        identity::{LOST_NUMBERS, STORE_KEY},
         leftovers::LOG_FILE,
         parse_row_key, record_payload,
         segments::SegmentFile,
@@ -49,10 +49,7 @@ const DIGEST_BYTES: usize = 32;
 /// The name of this kind of rewriting.
 const NAME: &str = "recovery";
 
-/// Numbers that new faces do not get after a recovery, because lost ones may have had them.
-const MARGIN: u64 = 1 << 32;
-
-/// What was found beside the engine, and what was not.
+/// Counts what a recovery has found, and what it has not.
 #[derive(Debug, Default)]
 struct Found {
     /// Rows of the small tables, by table.
@@ -77,21 +74,19 @@ pub(super) fn prepare(dir: &Path) -> io::Result<()> {
     write_complete(&under_way, 0o600, |_| Ok(()))
 }
 
-/// Returns why an engine that cannot be opened is not built again; `None` when it may be.
-pub(super) fn refusal(dir: &Path, damage: &StoreError) -> Option<StoreError> {
-    if notice(dir).is_some() {
-        let StoreError::Corrupt { what, affects } = damage else { return None };
-        let file = dir.join(NOTICE_FILE);
-        return Some(StoreError::Corrupt {
-            what: what.clone(),
+/// Adds to the error of an engine that an earlier loss has to be dealt with first.
+fn pending(damage: StoreError, notice_file: &Path) -> StoreError {
+    match damage {
+        StoreError::Corrupt { what, affects } => StoreError::Corrupt {
+            what,
             affects: format!(
                 "{affects}; an earlier loss is not dealt with: once {} and the folder of the damaged engine beside it are \
                  removed, the engine is built again from the copies beside it",
-                file.display()
+                notice_file.display()
             ),
-        });
+        },
+        other => other,
     }
-    None
 }
 
 /// Returns true if a recovery is allowed: see [`prepare`].
@@ -107,7 +102,7 @@ fn is_cut_short(dir: &Path) -> bool {
 /// Builds the engine of a store again.
 ///
 /// # Errors
-/// Returns `damage` when there is nothing to build it from.
+/// Returns `damage` when there is nothing to build it from, or when an earlier recovery is not dealt with.
 pub(super) fn rebuild(
     dir: &Path,
     settings: &SledSettings,
@@ -117,18 +112,17 @@ pub(super) fn rebuild(
 ) -> Result<u64, StoreError> {
     let io = |source| StoreError::Io { path: dir.to_owned(), source };
     let engine_dir = dir.join(ENGINE_DIR);
+    if notice(dir).is_some() {
+        return Err(pending(damage, &dir.join(NOTICE_FILE)));
+    }
     let extent = copies::read_extent(dir);
     let Some(rows) = copies::read_tables(dir) else { return Err(damage) };
     tracing::error!(%damage, "the engine cannot be opened: it is built again from what is kept beside it");
     let segments = Segments::in_dir(dir.join(SEGMENTS_DIR), settings.reserve_bytes);
     let files = files_without_overlap(segments.all()?);
     require_room(dir, settings, 2 * files.iter().map(SegmentFile::n_bytes).sum::<u64>(), 0)?;
-    let next_dir = dir.join(NEXT_DIR);
-    match fs::remove_dir_all(&next_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
-    let mut new = Growth::open(&next_dir, settings, keys, NAME, &Tally::empty(acknowledged))?;
+    rewrite::abandon(dir).map_err(io)?;
+    let mut new = Growth::open(&dir.join(NEXT_DIR), settings, keys, NAME, &Tally::empty(acknowledged))?;
     let mut found = Found::default();
     let mut collections = BTreeMap::new();
     for (table, (key, value)) in rows {
@@ -141,18 +135,16 @@ pub(super) fn rebuild(
         let value = if (table, key.as_slice()) == (Table::Meta, STORE_KEY) {
             let record: StoreRecord = decode_record(table, &key, &value)?;
             let last = files.iter().map(SegmentFile::last).max().unwrap_or(0).max(record.reserved_up_to);
-            encode_record(&StoreRecord { reserved_up_to: last + MARGIN, ..record })
+            encode_record(&StoreRecord { reserved_up_to: last + LOST_NUMBERS, ..record })
         } else {
             value
         };
         *found.n_rows.entry(table).or_default() += 1;
-        new.add(vec![Write::Put(table, key, value)]);
-        new.commit_some()?;
+        new.write(vec![Write::Put(table, key, value)])?;
     }
     let mut erased = HashSet::new();
     for (key, record) in erasures::read_rows(&dir.join(JOURNAL_FILE)) {
-        new.add(vec![Write::Put(Table::Erasures, key.clone(), encode_record(&record))]);
-        new.commit_some()?;
+        new.write(vec![Write::Put(Table::Erasures, key.clone(), encode_record(&record))])?;
         erased.insert(key);
     }
     let mut restored = HashSet::new();
@@ -174,8 +166,7 @@ pub(super) fn rebuild(
                     Ok(Some(writes)) => {
                         found.n_faces += 1;
                         restored.insert(row);
-                        new.add(writes);
-                        new.commit_some()?;
+                        new.write(writes)?;
                     }
                     Ok(None) => {}
                     Err(error) => {
@@ -190,8 +181,7 @@ pub(super) fn rebuild(
         found.n_blobs = add_blobs(&old, &mut new)?;
         add_requests(&old, &mut new)?;
         for collection in collections.values() {
-            for face in readable(&old, Table::FaceVectors, collection.prefix()) {
-                let (row, vector) = face;
+            for (row, vector) in readable(&old, Table::FaceVectors, collection.prefix()) {
                 let Some((_, number)) = parse_row_key(&row) else { continue };
                 if erased.contains(&row) || restored.contains(&row) {
                     continue;
@@ -200,8 +190,7 @@ pub(super) fn rebuild(
                 // A broken seal: the face was deleted, or the row is damaged.
                 if let Ok(Some(writes)) = rows_of(keys, collection, SegmentFace { number, facts, vector }) {
                     found.n_faces += 1;
-                    new.add(writes);
-                    new.commit_some()?;
+                    new.write(writes)?;
                 }
             }
         }
@@ -239,10 +228,7 @@ pub(super) fn finish(dir: &Path) -> io::Result<()> {
 
 /// Ends what [`prepare`] began: the engine is open.
 pub(super) fn forget(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(UNDER_WAY_FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_file(&dir.join(UNDER_WAY_FILE)).map(drop)
 }
 
 /// Copies the blobs of which the old engine still has every chunk; returns their number.
@@ -252,8 +238,7 @@ fn add_blobs(old: &Engine, new: &mut Growth) -> Result<u64, StoreError> {
         if let Some(digest) = key.first_chunk::<DIGEST_BYTES>() {
             *n_chunks.entry(digest.to_vec()).or_default() += 1;
         }
-        new.add(vec![Write::Put(Table::BlobChunks, key, value)]);
-        new.commit_some()?;
+        new.write(vec![Write::Put(Table::BlobChunks, key, value)])?;
     }
     let mut n_blobs = 0;
     for (key, value) in readable(old, Table::Blobs, Vec::new()) {
@@ -271,8 +256,7 @@ fn add_blobs(old: &Engine, new: &mut Growth) -> Result<u64, StoreError> {
 fn add_requests(old: &Engine, new: &mut Growth) -> Result<(), StoreError> {
     for (key, value) in readable(old, Table::Requests, Vec::new()) {
         if record_payload(Table::Requests, &key, &value).is_ok() {
-            new.add(vec![Write::Put(Table::Requests, key, value)]);
-            new.commit_some()?;
+            new.write(vec![Write::Put(Table::Requests, key, value)])?;
         }
     }
     Ok(())

@@ -161,7 +161,7 @@ pub(in crate::store) fn rewrite(
 
 /// The new engine.
 pub(super) struct Growth {
-    pub(super) engine: Engine,
+    engine: Engine,
     cursor: CursorRecord,
     tally: Tally,
     batch: sled::Batch,
@@ -223,11 +223,12 @@ impl Growth {
         self.cursor.n_rows_in_table += 1;
     }
 
-    /// Commits once enough was added.
+    /// Adds the writes of one row, and commits once enough was added.
     ///
     /// # Errors
     /// When the disk fails.
-    pub(super) fn commit_some(&mut self) -> Result<(), StoreError> {
+    pub(super) fn write(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.add(writes);
         if self.n_bytes >= BATCH_BYTES { self.commit(Vec::new()) } else { Ok(()) }
     }
 
